@@ -1,0 +1,86 @@
+"""Progress of long work: live bars on a terminal, one line each elsewhere."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+Callback = Callable[[str, int, int], None]
+
+
+@contextmanager
+def progress_bar(console: Console | None = None) -> Iterator[Callback]:
+    """Shows the progress of labelled pieces of work while the context is open.
+
+    On a terminal each label has a live bar with its rate and the time left. Elsewhere
+    (a log file, a notebook) each label prints one line, when it is finished.
+
+    Args:
+      console: where to show it; by default the standard error.
+
+    Yields:
+      ``callback(label, done, total)``, to call after every piece. Calling it with
+      ``done=0`` first starts the clock. A label may come again after it is finished.
+    """
+    console = console or Console(stderr=True)
+    if not console.is_terminal:
+        yield _lines(console)
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _Rate(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as progress:
+        yield _bars(progress)
+
+
+class _Rate(ProgressColumn):
+    """Pieces a second, of the running bar or over a finished one's whole time."""
+
+    def render(self, task: Task) -> Text:
+        rate = task.finished_speed or task.speed
+        return Text("" if rate is None else f"{rate:.3g}/s")
+
+
+def _bars(progress: Progress) -> Callback:
+    """Makes a callback that draws one bar a label."""
+    running: dict[str, TaskID] = {}
+
+    def callback(label: str, done: int, total: int) -> None:
+        if label not in running:
+            running[label] = progress.add_task(label, total=total)
+        progress.update(running[label], completed=done, total=total)
+        if done >= total:
+            del running[label]
+
+    return callback
+
+
+def _lines(console: Console) -> Callback:
+    """Makes a callback that prints one line a finished label."""
+    started: dict[str, float] = {}
+
+    def callback(label: str, done: int, total: int) -> None:
+        start = started.setdefault(label, time.monotonic())
+        if done >= total:
+            del started[label]
+            seconds = time.monotonic() - start
+            line = f"{label}: {total} in {seconds:.1f} s"
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    return callback

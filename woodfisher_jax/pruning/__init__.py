@@ -1,0 +1,1 @@
+"""Pure functions: arrays and pytrees in, arrays and NamedTuples out."""

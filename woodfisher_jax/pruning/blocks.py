@@ -1,0 +1,181 @@
+"""Layouts: which weight sits in which block, and the way back.
+
+The prunable weights are read as one flat vector of length d, tensor after tensor. A
+layout is a tuple of groups; a group is an int32 array [num_blocks, width] of indices
+into the flat vector, and all its blocks share one compiled function. The index d means
+padding: a column of zeros, which decouples from the rest of its block.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Layout = tuple[np.ndarray, ...]
+AxisOrder = Callable[[str, int], tuple[int, ...]]
+
+
+class FlatOrder(NamedTuple):
+    """The order in which tensors and their entries follow one another.
+
+    Attributes:
+        paths: The tensors, in order.
+        shapes: Their shapes.
+        axes: The order in which each tensor's axes are read, slowest first.
+        offsets: Where each tensor starts, and last the length d of the whole vector.
+    """
+
+    paths: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    axes: tuple[tuple[int, ...], ...]
+    offsets: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """Length d of the flat vector."""
+        return self.offsets[-1]
+
+
+def output_major(path: str, ndim: int) -> tuple[int, ...]:
+    """Reads a Flax ``kernel`` as (out, in, ...) and any other array in its own order.
+
+    A chunk then holds the weights into a few outputs, whose gradients go together, and
+    a Flax model has the same blocks as its PyTorch counterpart.
+
+    Args:
+        path: The tensor's path.
+        ndim: Its number of dimensions.
+
+    Returns:
+        The axes, slowest first.
+    """
+    if path.split("/")[-1] == "kernel" and ndim >= 2:
+        return (ndim - 1, ndim - 2, *range(ndim - 2))
+    return tuple(range(ndim))
+
+
+def flat_order(
+    tensors: Mapping[str, jax.Array], axis_order: AxisOrder = output_major
+) -> FlatOrder:
+    """Fixes the flat order of the prunable tensors.
+
+    Args:
+        tensors: From path to array (masks will do); their order is kept.
+        axis_order: From (path, ndim) to the axes, slowest first; default
+            :func:`output_major`.
+    """
+    shapes = tuple(tuple(tensor.shape) for tensor in tensors.values())
+    sizes = [int(np.prod(shape, dtype=np.int64)) for shape in shapes]
+    return FlatOrder(
+        paths=tuple(tensors),
+        shapes=shapes,
+        axes=tuple(axis_order(path, len(s)) for path, s in zip(tensors, shapes)),
+        offsets=(0, *np.cumsum(sizes).tolist()),
+    )
+
+
+def flatten(order: FlatOrder, tensors: Mapping[str, jax.Array]) -> jax.Array:
+    """Lays tensors out as flat vectors.
+
+    Args:
+        order: Their flat order.
+        tensors: From path to array; leading axes beyond the tensor's own (samples, for
+            instance) are kept in front.
+
+    Returns:
+        Array [..., d].
+    """
+    parts = []
+    for path, shape, axes in zip(order.paths, order.shapes, order.axes):
+        tensor = tensors[path]
+        lead = tensor.ndim - len(shape)
+        moved = jnp.transpose(tensor, (*range(lead), *(lead + a for a in axes)))
+        parts.append(moved.reshape(*tensor.shape[:lead], -1))
+    return jnp.concatenate(parts, axis=-1)
+
+
+def unflatten(order: FlatOrder, vector: jax.Array) -> dict[str, jax.Array]:
+    """Cuts a flat vector [d] into tensors of their own shape; inverse of ``flatten``."""
+    tensors = {}
+    for i, (path, shape, axes) in enumerate(
+        zip(order.paths, order.shapes, order.axes)
+    ):
+        part = vector[order.offsets[i] : order.offsets[i + 1]]
+        moved = part.reshape([shape[a] for a in axes])
+        tensors[path] = jnp.transpose(moved, np.argsort(axes))
+    return tensors
+
+
+def _chunks(start: int, stop: int, width: int, padding: int) -> np.ndarray:
+    """Indices [ceil((stop - start) / width), width] of contiguous chunks."""
+    number = -(-(stop - start) // width)
+    indices = start + np.arange(number * width, dtype=np.int32)
+    indices[stop - start :] = padding
+    return indices.reshape(number, width)
+
+
+def within_tensors(order: FlatOrder, block_size: int | None) -> Layout:
+    """Chunks of ``block_size`` consecutive weights; no block crosses a tensor border.
+
+    Args:
+        order: The flat order.
+        block_size: Width c of a block; None makes each tensor one block.
+
+    Returns:
+        With a block size one group whose last chunks are padded; without one, a group
+        for each distinct tensor size.
+    """
+    by_width: dict[int, list[np.ndarray]] = {}
+    sizes = np.diff(order.offsets).tolist()
+    for start, size in zip(order.offsets, sizes):
+        width = min(block_size, max(sizes)) if block_size else size
+        chunks = _chunks(start, start + size, width, order.size)
+        by_width.setdefault(width, []).append(chunks)
+    return tuple(np.concatenate(chunks) for chunks in by_width.values())
+
+
+def full_matrix(order: FlatOrder, block_size: int | None = None) -> Layout:
+    """One block over all tensors, with the terms that cross them.
+
+    Raises:
+        ValueError: If a block size is given, which contradicts one block.
+    """
+    if block_size is not None:
+        raise ValueError(
+            f"block_size={block_size} with the full matrix over all tensors; omit it, "
+            "or choose method='woodfisherblock'"
+        )
+    return (np.arange(order.size, dtype=np.int32)[None],)
+
+
+def gather(vectors: jax.Array, group: jax.Array) -> jax.Array:
+    """Reads blocks out of flat vectors, zeros where the block is padded.
+
+    Args:
+        vectors: [..., d].
+        group: Indices [num_blocks, width].
+
+    Returns:
+        Array [..., num_blocks, width].
+    """
+    padded = jnp.concatenate([vectors, jnp.zeros_like(vectors[..., :1])], axis=-1)
+    return jnp.take(padded, group, axis=-1)
+
+
+def scatter(layout: Layout, blocks: tuple[jax.Array, ...], size: int) -> jax.Array:
+    """Writes blocks back into one flat vector; weights in no block stay zero.
+
+    Args:
+        layout: The groups of indices.
+        blocks: For each group an array [num_blocks, width].
+        size: Length d of the vector.
+
+    Returns:
+        Array [d]; padding falls off the end.
+    """
+    vector = jnp.zeros(size + 1, blocks[0].dtype)
+    for group, values in zip(layout, blocks):
+        vector = vector.at[group].set(values)
+    return vector[:size]

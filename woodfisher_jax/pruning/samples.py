@@ -1,0 +1,112 @@
+"""Examples as users have them, regrouped into batches of the size that is needed."""
+
+from collections.abc import Iterable, Iterator
+from itertools import pairwise
+from typing import Any
+
+import jax
+import numpy as np
+
+Batch = Any
+"""A pytree of arrays that share their leading axis, one entry an example."""
+
+
+def _is_batch(samples: Any) -> bool:
+    """Whether this is one batch: arrays, in tuples or dicts, but not in a list."""
+    if isinstance(samples, (list, Iterator)):
+        return False
+    leaves = jax.tree.leaves(samples)
+    return bool(leaves) and all(hasattr(leaf, "shape") for leaf in leaves)
+
+
+def batch_length(batch: Batch) -> int:
+    """Number of examples in a batch.
+
+    Raises:
+        ValueError: If its arrays disagree on it, or have no leading axis.
+    """
+    shapes = [np.shape(leaf) for leaf in jax.tree.leaves(batch)]
+    if not shapes or any(not shape for shape in shapes):
+        raise ValueError(
+            "samples: a batch must be a pytree of arrays with a leading axis of "
+            f"examples; got shapes {shapes}"
+        )
+    if len({shape[0] for shape in shapes}) > 1:
+        raise ValueError(
+            "samples: the arrays of a batch must agree on the number of examples "
+            f"(their first axis); got shapes {shapes}"
+        )
+    return shapes[0][0]
+
+
+def num_examples(samples: Any) -> int | None:
+    """Number of examples, or None if only reading them all would tell.
+
+    Args:
+        samples: One batch (array, tuple or dict of arrays), a list of batches, or any
+            iterable of batches.
+    """
+    if _is_batch(samples):
+        return batch_length(samples)
+    if isinstance(samples, list):
+        return sum(batch_length(batch) for batch in samples)
+    return None
+
+
+def _batches(samples: Any) -> Iterator[Batch]:
+    if _is_batch(samples):
+        yield samples
+    elif isinstance(samples, Iterable) and not isinstance(samples, (str, dict)):
+        yield from samples
+    else:
+        raise TypeError(
+            "samples must be one batch (array, tuple or dict of arrays) or an iterable "
+            f"of batches; got {type(samples).__name__}"
+        )
+
+
+def _join(parts: list[Batch]) -> Batch:
+    if len(parts) == 1:
+        return jax.tree.map(np.asarray, parts[0])
+    for first, second in pairwise(parts):
+        if jax.tree.structure(first) != jax.tree.structure(second):
+            raise ValueError(
+                "samples: all batches must have the same structure; got "
+                f"{jax.tree.structure(first)} and {jax.tree.structure(second)}. One "
+                "batch of several arrays is a tuple or dict, not a list"
+            )
+    try:
+        return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+    except ValueError as error:
+        raise ValueError(
+            "samples: the batches do not fit together; beyond the first axis all must "
+            f"have equal shapes. One batch of several arrays is a tuple or dict, not a "
+            f"list ({error})"
+        ) from error
+
+
+def regroup(samples: Any, size: int) -> Iterator[Batch]:
+    """Cuts a stream of batches anew into batches of ``size`` examples.
+
+    Args:
+        samples: One batch, or an iterable of batches of any sizes.
+        size: Examples a batch.
+
+    Yields:
+        NumPy batches in the order of the stream; the last may be shorter.
+    """
+    held: list[Batch] = []
+    length = 0
+    for batch in _batches(samples):
+        held.append(batch)
+        length += batch_length(batch)
+        if length < size:
+            continue
+        whole = _join(held)
+        for start in range(0, length - size + 1, size):
+            yield jax.tree.map(lambda a, s=start: a[s : s + size], whole)
+        length %= size
+        held = [jax.tree.map(lambda a, n=length: a[len(a) - n :], whole)]
+        held = held if length else []
+    if held:
+        yield _join(held)

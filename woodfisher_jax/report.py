@@ -1,0 +1,270 @@
+"""What a run leaves behind: results, metrics, TensorBoard events, console tables.
+
+A *row* is what the run logs at one moment: ``event`` (``dense``, ``prune`` or
+``train``), ``epoch`` (epochs completed), ``step`` (optimizer steps taken), numbers
+such as ``loss``, ``top1`` and ``top5`` in percent, ``sparsity`` as a fraction,
+``learning_rate``, ``seconds``, and ``sparsity/<path>`` for each tensor. A value may be
+None. The *results* are one object that sums up the run; `print_table` reads it.
+"""
+
+import csv
+import importlib.metadata
+import io
+import json
+import math
+import os
+import platform
+import resource
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from tensorboardX import SummaryWriter
+
+PathLike = str | os.PathLike[str]
+Row = Mapping[str, Any]
+
+# The distributions whose versions decide what a run computes.
+PACKAGES = (
+    "woodfisher-jax",
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "numpy",
+)
+
+
+def write_results(workdir: PathLike, results: Mapping[str, Any]) -> None:
+    """Writes ``results.json``; the file is replaced whole or not at all.
+
+    Args:
+      workdir: the run's folder, created where absent.
+      results: anything JSON can hold, and NumPy or JAX numbers and arrays. NaN and
+        infinities, which JSON does not know, become null.
+
+    Raises:
+      TypeError: a value has no JSON form.
+    """
+    text = json.dumps(_plain(results), indent=2, allow_nan=False)
+    _replace(Path(workdir) / "results.json", text + "\n")
+
+
+def write_metrics(workdir: PathLike, rows: Iterable[Row]) -> None:
+    """Writes all rows of a run to ``metrics.csv`` and ``metrics.jsonl``.
+
+    The files are written anew from the whole history, which lives in the checkpoint:
+    a resumed run neither repeats a row nor loses one.
+
+    Args:
+      workdir: the run's folder, created where absent.
+      rows: the history, oldest first. The columns are the union of the keys in order
+        of first appearance; what a row lacks is an empty cell.
+
+    Raises:
+      TypeError: a value has no JSON form.
+    """
+    plain = [_plain(row) for row in rows]
+    columns = list(dict.fromkeys(key for row in plain for key in row))
+    table = io.StringIO()
+    writer = csv.DictWriter(table, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(plain)
+    lines = [json.dumps(row, allow_nan=False) + "\n" for row in plain]
+    _replace(Path(workdir) / "metrics.csv", table.getvalue())
+    _replace(Path(workdir) / "metrics.jsonl", "".join(lines))
+
+
+class EventWriter:
+    """Writes the numbers of rows as TensorBoard scalars; close it, or use ``with``."""
+
+    def __init__(self, folder: PathLike, history: Iterable[Row] = ()):
+        """Opens a new event file and hides what the folder held before.
+
+        Args:
+          folder: where TensorBoard looks, created where absent.
+          history: rows of the run so far, written again. An exact purge would need
+            more than a step: a prune and the end of an epoch can share one.
+        """
+        self._writer = SummaryWriter(logdir=str(folder), purge_step=0)
+        for row in history:
+            self.write(row)
+
+    def write(self, row: Row) -> None:
+        """Writes each finite number of a row at the row's ``step``."""
+        for key, value in _plain(row).items():
+            if key not in ("step", "epoch") and isinstance(value, int | float):
+                self._writer.add_scalar(key, value, global_step=row["step"])
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Writes what is pending and closes the file."""
+        self._writer.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def environment() -> dict[str, Any]:
+    """Describes where a run takes place.
+
+    Returns:
+      ``device`` with ``platform``, ``kind`` and ``count``, over all processes; and
+      ``versions`` of Python and the packages that matter, None for one that runs
+      without being installed.
+    """
+    devices = jax.devices()
+    device = {
+        "platform": devices[0].platform,
+        "kind": devices[0].device_kind,
+        "count": len(devices),
+    }
+    versions: dict[str, str | None] = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = None
+    return {"device": device, "versions": versions}
+
+
+def peak_rss_bytes() -> int:
+    """Returns the most memory this process has held so far, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in kB.
+
+
+def print_table(results: Mapping[str, Any], console: Console | None = None) -> None:
+    """Prints how a run went: dense, each pruning step, final.
+
+    Args:
+      results: the content of ``results.json``: ``method``, ``target_sparsity``;
+        ``dense`` and ``final`` with ``top1`` in percent; ``stages``, a list of
+        ``epoch``, ``step``, ``target_sparsity``, ``sparsity``, ``top1_before``,
+        ``top1_after``, ``seconds``; ``sparsity``, ``nonzero``, ``prunable``,
+        ``seconds_total``, ``peak_rss_bytes``, ``device``. Sparsities are fractions.
+      console: where to print; by default the standard output.
+    """
+    target = _number(_times_100(results["target_sparsity"]))
+    table = Table(title=f"{results['method']}, target sparsity {target} %")
+    table.add_column("")
+    for column in (
+        "epoch",
+        "step",
+        "target %",
+        "sparsity %",
+        "top-1 before",
+        "after",
+        "seconds",
+    ):
+        table.add_column(column, justify="right")
+    table.add_row("dense", "", "", "", "", "", _number(results["dense"]["top1"]), "")
+    for number, stage in enumerate(results["stages"], 1):
+        table.add_row(
+            f"prune {number}",
+            str(stage["epoch"]),
+            str(stage["step"]),
+            _number(_times_100(stage["target_sparsity"])),
+            _number(_times_100(stage["sparsity"])),
+            _number(stage["top1_before"]),
+            _number(stage["top1_after"]),
+            _number(stage["seconds"], 1),
+        )
+    table.add_row(
+        "final",
+        "",
+        "",
+        "",
+        _number(_times_100(results["sparsity"])),
+        "",
+        _number(results["final"]["top1"]),
+        _number(results["seconds_total"], 1),
+        style="bold",
+    )
+    device = results["device"]
+    table.caption = (
+        f"{results['nonzero']:,} of {results['prunable']:,} prunable weights left; "
+        f"peak memory {results['peak_rss_bytes'] / 1e9:.2f} GB; "
+        f"{device['count']} x {device['kind']}"
+    )
+    (console or Console()).print(table)
+
+
+def print_comparison(
+    runs: Mapping[str, Mapping[str, Any]], console: Console | None = None
+) -> None:
+    """Prints several runs side by side, one line each.
+
+    Args:
+      runs: name of the run to its results, as in `print_table`.
+      console: where to print; by default the standard output.
+    """
+    table = Table()
+    table.add_column("run")
+    table.add_column("method")
+    for column in ("sparsity %", "dense top-1", "pruned", "final", "seconds"):
+        table.add_column(column, justify="right")
+    for name, results in runs.items():
+        stages = results["stages"]
+        table.add_row(
+            name,
+            results["method"],
+            _number(_times_100(results["sparsity"])),
+            _number(results["dense"]["top1"]),
+            _number(stages[-1]["top1_after"] if stages else None),
+            _number(results["final"]["top1"]),
+            _number(results["seconds_total"], 1),
+        )
+    (console or Console()).print(table)
+
+
+def _plain(value: Any) -> Any:
+    """Turns a value into what JSON knows: NumPy and JAX away, non-finite to None."""
+    if isinstance(value, np.generic | np.ndarray | jax.Array):
+        value = np.asarray(value).tolist()
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _replace(path: Path, text: str) -> None:
+    """Writes a file so that at any moment the old or the new one is there whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".tmp")
+    try:
+        with partial.open("w", encoding="utf-8", newline="") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())  # Else a power cut can leave the new name empty.
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _times_100(fraction: float | None) -> float | None:
+    """Turns a fraction into percent."""
+    return None if fraction is None else 100 * fraction
+
+
+def _number(value: float | None, digits: int = 2) -> str:
+    """Writes a number for a table cell; a dash where there is none."""
+    return "-" if value is None or math.isnan(value) else f"{value:.{digits}f}"

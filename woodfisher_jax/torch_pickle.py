@@ -1,0 +1,236 @@
+"""The pickles inside PyTorch files, read without executing them.
+
+A pickle is a program: it names functions and calls them. Here a name is looked up in a
+small table and nowhere else. Tensors become references to bytes that are read later,
+dictionaries stay dictionaries, and what holds no weights (optimizers, devices, dtypes,
+NumPy scalars) becomes a stand-in that keeps nothing. Any other name is refused.
+"""
+
+import io
+import math
+import pickle
+import pickletools
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+
+class UnsafePickleError(ValueError):
+    """A pickle asks for something that no file of weights needs."""
+
+
+class StorageRef(NamedTuple):
+    """The bytes of one or more tensors, not yet read.
+
+    Attributes:
+        key: Its name in the file.
+        dtype: Its elements' type.
+        numel: Its number of elements, as the pickle says.
+    """
+
+    key: str
+    dtype: np.dtype
+    numel: int
+
+
+class TensorRef(NamedTuple):
+    """A strided view into a storage, checked to lie inside it.
+
+    Attributes:
+        storage: The storage.
+        offset: Of the first element, in elements.
+        shape: The tensor's shape.
+        strides: In elements, one for each dimension.
+    """
+
+    storage: StorageRef
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+    def read(self, buffer: bytes | memoryview) -> np.ndarray:
+        """Copies the tensor out of its storage's bytes, into row-major order."""
+        dtype = self.storage.dtype
+        if len(buffer) != self.storage.numel * dtype.itemsize:
+            raise ValueError(
+                f"storage {self.storage.key!r}: expected {self.storage.numel} elements "
+                f"of {dtype}, got {len(buffer)} bytes"
+            )
+        if not math.prod(self.shape):
+            return np.empty(self.shape, dtype)
+        view: np.ndarray = np.ndarray(
+            self.shape,
+            dtype,
+            buffer=buffer,
+            offset=self.offset * dtype.itemsize,
+            strides=[stride * dtype.itemsize for stride in self.strides],
+        )
+        return np.array(view, order="C")
+
+
+def load(stream: io.BytesIO) -> tuple[Any, dict[str, StorageRef]]:
+    """Loads the next pickle of a PyTorch file.
+
+    Args:
+        stream: Where the pickle begins; left where it ends.
+
+    Returns:
+        The object, its tensors as `TensorRef`; and every storage it mentions, by key.
+
+    Raises:
+        UnsafePickleError: The pickle names a class or function that is not in the table.
+        Exception: Whatever a malformed pickle runs into.
+    """
+    begin = stream.tell()
+    # The C unpickler allocates a memo as long as the largest index it meets, so that
+    # one flipped byte could ask for all memory.
+    limit = stream.getbuffer().nbytes
+    for opcode, argument, _ in pickletools.genops(stream):
+        if opcode.name.endswith("PUT") and int(argument) > limit:
+            raise ValueError(f"the pickle's memo index {argument} is too large")
+    end = stream.tell()
+    pickled = stream.getvalue()[begin:end]
+    unpickler = _Unpickler(io.BytesIO(pickled))
+    return unpickler.load(), unpickler.storages
+
+
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, stream: io.BytesIO) -> None:
+        super().__init__(stream, encoding="utf-8")
+        self.storages: dict[str, StorageRef] = {}
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module == "torch" and name in _STORAGE_DTYPES:
+            return name
+        if (module, name) in _BUILDERS:
+            build = _BUILDERS[module, name]
+            # A new function each time, since a pickle may set a function's attributes.
+            return lambda *arguments: build(*arguments)
+        if name in _WITHOUT_WEIGHTS.get(module, ()) or module.startswith(
+            "torch.optim."
+        ):
+            return _StandIn
+        raise UnsafePickleError(
+            f"the pickle refers to {module}.{name}, which a file of weights does not "
+            "need; it was not executed. If you trust the file, load it with PyTorch "
+            "and save only its state_dict(), or convert it to .npz or .safetensors"
+        )
+
+    def persistent_load(self, pid: Any) -> StorageRef:
+        kind, storage_type, key, _, numel, *view = pid
+        if kind != "storage" or storage_type not in _STORAGE_DTYPES:
+            raise ValueError(
+                f"expected the reference of a typed storage, got {pid!r:.80}"
+            )
+        if any(part is not None for part in view):
+            raise ValueError("views of storages were written before PyTorch 0.4 only")
+        if not isinstance(key, str) or not _are_sizes((numel,)):
+            raise ValueError(
+                f"expected a storage's key and size, got {key!r}, {numel!r}"
+            )
+        ref = StorageRef(key, np.dtype(_STORAGE_DTYPES[storage_type]), numel)
+        if self.storages.setdefault(key, ref) != ref:
+            raise ValueError(f"storage {key!r} is described in two ways")
+        return ref
+
+
+class _StandIn:
+    """Takes whatever a pickle does to an object, and keeps nothing."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> "_StandIn":
+        return super().__new__(cls)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        pass
+
+    def append(self, item: Any) -> None:
+        pass
+
+    def extend(self, items: Any) -> None:
+        pass
+
+
+def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> TensorRef:
+    """Stands for ``_rebuild_tensor_v2``; gradients and hooks do not matter."""
+    if not isinstance(storage, StorageRef):
+        raise ValueError(f"expected a tensor's storage, got {storage!r:.80}")
+    shape, strides = tuple(shape), tuple(strides)
+    if not _are_sizes((offset, *shape, *strides)) or len(shape) != len(strides):
+        raise ValueError(
+            "expected a tensor's offset, shape and strides, got "
+            f"{offset!r:.80}, {shape!r:.80} and {strides!r:.80}"
+        )
+    last = offset + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
+    if math.prod(shape) and last >= storage.numel:
+        raise ValueError(
+            f"a tensor of shape {shape}, strides {strides} and offset {offset} "
+            f"leaves its storage of {storage.numel} elements"
+        )
+    return TensorRef(storage, offset, shape, strides)
+
+
+def _parameter(tensor: Any, *_: Any) -> Any:
+    """Stands for ``_rebuild_parameter``: a parameter is its tensor."""
+    return tensor
+
+
+def _default_dict(*_: Any) -> dict:
+    """Stands for ``defaultdict``, whose factory is dropped."""
+    return {}
+
+
+def _are_sizes(values: tuple) -> bool:
+    return all(type(v) is int and 0 <= v < 2**62 for v in values)
+
+
+_STORAGE_DTYPES: dict[str, Any] = {
+    "FloatStorage": np.float32,
+    "HalfStorage": np.float16,
+    "BFloat16Storage": ml_dtypes.bfloat16,
+    "DoubleStorage": np.float64,
+    "ByteStorage": np.uint8,
+    "CharStorage": np.int8,
+    "ShortStorage": np.int16,
+    "IntStorage": np.int32,
+    "LongStorage": np.int64,
+    "BoolStorage": np.bool_,
+}
+
+_BUILDERS: dict[tuple[str, str], Callable[..., Any]] = {
+    ("torch._utils", "_rebuild_tensor"): _tensor,
+    ("torch._utils", "_rebuild_tensor_v2"): _tensor,
+    ("torch._utils", "_rebuild_parameter"): _parameter,
+    ("torch._utils", "_rebuild_parameter_with_state"): _parameter,
+    ("torch", "Size"): tuple,
+    ("collections", "OrderedDict"): OrderedDict,
+    ("collections", "defaultdict"): _default_dict,
+}
+
+_BUILTINS = "bool bytearray complex dict float frozenset int list set str tuple".split()
+_NUMPY_BUILDERS = ["_reconstruct", "scalar"]
+
+# Python 2 and 3 and NumPy 1 and 2 have different names for the same module.
+_WITHOUT_WEIGHTS: dict[str, list[str]] = {
+    "torch": [
+        *"device float half double float16 float32 float64 bfloat16 bool".split(),
+        *"uint8 int8 short int long int16 int32 int64".split(),
+    ],
+    "numpy": ["dtype", "ndarray"],
+    "numpy.core.multiarray": _NUMPY_BUILDERS,
+    "numpy._core.multiarray": _NUMPY_BUILDERS,
+    "builtins": _BUILTINS,
+    "__builtin__": _BUILTINS,
+    "_codecs": ["encode"],
+    "argparse": ["Namespace"],
+    "collections": ["Counter"],
+    "pathlib": ["PosixPath", "WindowsPath"],
+}
