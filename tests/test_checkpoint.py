@@ -5,18 +5,21 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 
 from woodfisher_jax import checkpoint
 
 
-def make_arrays(seed=0, shape=(5, 4)):
+def make_arrays(seed: int = 0, shape: tuple[int, ...] = (5, 4)) -> dict[str, Any]:
     """A small network's state after two momentum steps, halfway pruned."""
     rng = np.random.default_rng(seed)
     params = {
@@ -38,30 +41,36 @@ def make_arrays(seed=0, shape=(5, 4)):
     }
 
 
-def abstract(tree):
+def abstract(tree: Any) -> Any:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
 
 
-def assert_same(actual, expected):
-    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+def assert_same(actual: Any, expected: Any) -> None:
     assert abstract(actual) == abstract(expected)
     jax.tree.map(np.testing.assert_array_equal, actual, expected)
 
 
-def save(manager, event, arrays=None, stage=0, top1=50.0, **meta):
+def save(
+    manager: ocp.CheckpointManager,
+    event: int,
+    arrays: dict[str, Any] | None = None,
+    stage: int = 0,
+    top1: float = 50.0,
+    **meta: Any,
+) -> None:
     arrays = make_arrays(event) if arrays is None else arrays
     checkpoint.save(manager, event, arrays, meta, {"stage": stage, "top1": top1})
 
 
 @pytest.fixture
-def saved(tmp_path):
+def saved(tmp_path: Path) -> Path:
     """A folder with one save, event 3, of `make_arrays(3)`."""
     with checkpoint.open_manager(tmp_path / "saves") as manager:
         save(manager, 3, epoch=1)
     return tmp_path / "saves"
 
 
-def test_round_trip_keeps_values_dtypes_and_containers(saved):
+def test_round_trip_keeps_values_dtypes_and_containers(saved: Path) -> None:
     expected = make_arrays(3)
     with checkpoint.open_manager(saved) as manager:
         for target in (expected, abstract(expected)):
@@ -74,7 +83,7 @@ def test_round_trip_keeps_values_dtypes_and_containers(saved):
     assert arrays["masks"].keys() == {"layer1/block0/conv1/kernel"}
 
 
-def test_numpy_arrays_come_back_as_jax_arrays(tmp_path):
+def test_numpy_arrays_come_back_as_jax_arrays(tmp_path: Path) -> None:
     with checkpoint.open_manager(tmp_path) as manager:
         tree = {"a": np.arange(3, dtype=np.int32), "step": np.int32(7), "b": None}
         save(manager, 1, {"counters": tree})
@@ -84,7 +93,7 @@ def test_numpy_arrays_come_back_as_jax_arrays(tmp_path):
     assert arrays["counters"]["b"] is None
 
 
-def test_restore_takes_the_sharding_of_the_target(saved):
+def test_restore_takes_the_sharding_of_the_target(saved: Path) -> None:
     mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     params = jax.device_put(make_arrays(3)["params"], sharding)
@@ -93,7 +102,7 @@ def test_restore_takes_the_sharding_of_the_target(saved):
     assert all(x.sharding == sharding for x in jax.tree.leaves(arrays))
 
 
-def test_parts_can_be_restored_alone(saved):
+def test_parts_can_be_restored_alone(saved: Path) -> None:
     expected = make_arrays(3)
     parts = {name: expected[name] for name in ("params", "batch_stats")}
     with checkpoint.open_manager(saved) as manager:
@@ -104,7 +113,9 @@ def test_parts_can_be_restored_alone(saved):
     assert nothing == {"batch_stats": {}}
 
 
-def test_latest_and_best_survive(tmp_path, monkeypatch):
+def test_latest_and_best_survive(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The best save is the best of the highest stage, dense accuracy aside."""
     monkeypatch.chdir(tmp_path)
     history = [(0, 99.0), (1, 50.0), (1, 60.0), (2, 30.0), (2, 40.0), (2, 35.0)]
@@ -122,7 +133,7 @@ def test_latest_and_best_survive(tmp_path, monkeypatch):
     assert latest["x"][0] == 5
 
 
-def test_empty_folder(tmp_path):
+def test_empty_folder(tmp_path: Path) -> None:
     with checkpoint.open_manager(tmp_path) as manager:
         assert checkpoint.latest_event(manager) is None
         assert checkpoint.best_event(manager) is None
@@ -131,7 +142,7 @@ def test_empty_folder(tmp_path):
 
 
 @pytest.mark.parametrize("event", [2, 3])
-def test_an_event_is_saved_once_and_in_order(saved, event):
+def test_an_event_is_saved_once_and_in_order(saved: Path, event: int) -> None:
     with (
         checkpoint.open_manager(saved) as manager,
         pytest.raises(ValueError, match=f"expected more than 3.*got {event}"),
@@ -139,14 +150,16 @@ def test_an_event_is_saved_once_and_in_order(saved, event):
         save(manager, event)
 
 
-def test_a_save_that_orbax_skips_raises(saved, monkeypatch):
+def test_a_save_that_orbax_skips_raises(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with checkpoint.open_manager(saved) as manager:
         monkeypatch.setattr(manager, "save", lambda *args, **kwargs: False)
         with pytest.raises(RuntimeError, match="skipped the save of event 4"):
             save(manager, 4)
 
 
-def test_unknown_event_lists_the_saves(saved):
+def test_unknown_event_lists_the_saves(saved: Path) -> None:
     with (
         checkpoint.open_manager(saved) as manager,
         pytest.raises(ValueError, match=r"expected one of the saves \[3\].*got 7"),
@@ -173,7 +186,7 @@ def test_unknown_event_lists_the_saves(saved):
         ({str(i): {"a": jnp.zeros(1)} for i in range(9)}, "and 8 more"),
     ],
 )
-def test_a_target_that_differs_is_named(saved, params, message):
+def test_a_target_that_differs_is_named(saved: Path, params: Any, message: str) -> None:
     with (
         checkpoint.open_manager(saved) as manager,
         pytest.raises(ValueError, match=message),
@@ -181,7 +194,7 @@ def test_a_target_that_differs_is_named(saved, params, message):
         checkpoint.restore(manager, 3, {"params": params})
 
 
-def test_a_name_that_was_not_saved(saved):
+def test_a_name_that_was_not_saved(saved: Path) -> None:
     with (
         checkpoint.open_manager(saved) as manager,
         pytest.raises(ValueError, match="ema was not saved"),
@@ -206,7 +219,9 @@ def test_a_name_that_was_not_saved(saved):
         ({}, {"stage": None}, ValueError, "finite"),
     ],
 )
-def test_what_cannot_be_saved(tmp_path, arrays, metrics, error, message):
+def test_what_cannot_be_saved(
+    tmp_path: Path, arrays: Any, metrics: Any, error: type[Exception], message: str
+) -> None:
     metrics = {"stage": 0, "top1": 1.0} | metrics
     with (
         checkpoint.open_manager(tmp_path) as manager,
@@ -218,7 +233,15 @@ def test_what_cannot_be_saved(tmp_path, arrays, metrics, error, message):
     assert not (tmp_path / "1").exists()
 
 
-def test_half_written_save_is_ignored_and_overwritten(saved):
+def test_meta_that_is_not_json(saved: Path) -> None:
+    with checkpoint.open_manager(saved) as manager:
+        with pytest.raises(TypeError, match=r"meta: .*float32"):
+            save(manager, 4, top1_history=[np.float32(1)])
+        save(manager, 4, top1_history=[1.0])
+        assert checkpoint.read_meta(manager, 4) == {"top1_history": [1.0]}
+
+
+def test_half_written_save_is_ignored_and_overwritten(saved: Path) -> None:
     partial = saved / "4.orbax-checkpoint-tmp"
     (partial / "params").mkdir(parents=True)
     with checkpoint.open_manager(saved) as manager:
@@ -229,22 +252,24 @@ def test_half_written_save_is_ignored_and_overwritten(saved):
     assert not partial.exists()
 
 
-def largest_file(folder):
+def largest_file(folder: Path) -> Path:
     return max(folder.rglob("ocdbt.process_0/d/*"), key=lambda p: p.stat().st_size)
 
 
-def truncate(path):
+def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-def flip_a_bit(path):
+def flip_a_bit(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
 
 
 @pytest.mark.parametrize("damage", [truncate, flip_a_bit, Path.unlink])
-def test_damaged_arrays_name_the_folder_and_the_way_out(tmp_path, damage):
+def test_damaged_arrays_name_the_folder_and_the_way_out(
+    tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
     arrays = {"x": jax.random.normal(jax.random.key(0), (100, 100))}
     with checkpoint.open_manager(tmp_path) as manager:
         save(manager, 1, arrays, stage=1)
@@ -257,7 +282,7 @@ def test_damaged_arrays_name_the_folder_and_the_way_out(tmp_path, damage):
     assert_same(restored, arrays)
 
 
-def test_damaged_meta_names_the_folder(saved):
+def test_damaged_meta_names_the_folder(saved: Path) -> None:
     truncate(saved / "3" / "meta" / "metadata")
     with (
         checkpoint.open_manager(saved) as manager,
@@ -266,7 +291,7 @@ def test_damaged_meta_names_the_folder(saved):
         checkpoint.restore(manager, None, {})
 
 
-def test_damaged_metrics_name_the_folder(saved):
+def test_damaged_metrics_name_the_folder(saved: Path) -> None:
     truncate(saved / "3" / "metrics" / "metrics")
     with pytest.raises(ValueError, match=r"cannot open the saves in .*saves"):
         checkpoint.open_manager(saved)
@@ -286,7 +311,7 @@ with checkpoint.open_manager(sys.argv[1]) as manager:
 """
 
 
-def test_kill_in_the_middle_of_a_save_leaves_the_previous_one(tmp_path):
+def test_kill_in_the_middle_of_a_save_leaves_the_previous_one(tmp_path: Path) -> None:
     environment = os.environ | {"JAX_PLATFORMS": "cpu"}
     child = subprocess.Popen(
         [sys.executable, "-c", INTERRUPTED, str(tmp_path)],

@@ -10,6 +10,7 @@ of a save can be restored alone. An item is written flat, from path
 what is on disk does not depend on how optax nests its states.
 """
 
+import json
 import math
 import os
 import zlib
@@ -89,7 +90,7 @@ def save(
     Raises:
       ValueError: the event is not new, a name is taken, two leaves share a path, or
         a metric is missing or not finite.
-      TypeError: a leaf is not an array.
+      TypeError: a leaf is not an array, or ``meta`` not JSON.
     """
     latest = manager.latest_step()
     if latest is not None and event <= latest:
@@ -104,6 +105,10 @@ def save(
         raise ValueError(
             f"metrics: expected finite numbers 'stage' and 'top1', got {metrics}"
         )
+    try:
+        json.dumps(meta)  # Failing within Orbax, it would spoil the next save as well.
+    except TypeError as error:
+        raise TypeError(f"meta: {error}; make NumPy numbers Python's own") from error
     flat = {name: _flatten(name, tree) for name, tree in arrays.items()}
     layout = {
         name: {

@@ -339,9 +339,7 @@ def _check_prune(prune: PruneConfig) -> None:
     )
     for field in ("num_samples", "batch_size", "microbatch_size", "block_size"):
         value = getattr(prune, field)
-        _require(
-            value is None or value >= 1, f"prune.{field}", value, "1 or more"
-        )
+        _require(value is None or value >= 1, f"prune.{field}", value, "1 or more")
     _require(
         0 < prune.damping < float("inf"),
         "prune.damping",
@@ -356,6 +354,4 @@ def _check_prune(prune: PruneConfig) -> None:
             "None with method='woodfisher' (one block); or choose woodfisherblock",
         )
     solvers = ["auto", *SOLVERS]
-    _require(
-        prune.solver in solvers, "prune.solver", prune.solver, f"one of {solvers}"
-    )
+    _require(prune.solver in solvers, "prune.solver", prune.solver, f"one of {solvers}")

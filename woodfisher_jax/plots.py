@@ -13,6 +13,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 PathLike = str | os.PathLike[str]
@@ -24,6 +25,7 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#00
 DASHES: tuple[Any, ...] = ("-", "--", "-.", ":")
 DENSE = "#B0B0B0"
 STYLE: dict[Any, Any] = {
+    "figure.dpi": 150,
     "font.size": 11,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -101,17 +103,20 @@ def compare_layer_sparsity(
     layers = _layers(list(runs.values()))
     with matplotlib.rc_context(STYLE):
         figure, axes = _layer_axes(layers, title)
+        axes.grid(axis="y")
         for number, (name, sparsities) in enumerate(runs.items()):
             axes.plot(
                 [100 * value for value in sparsities.values()],
                 [layers.index(layer) for layer in sparsities],
                 linestyle="",
                 marker="osD^vP*"[number % 7],
+                markerfacecolor="none",  # Equal values show as two shapes in one.
+                markeredgewidth=1.8,
                 color=COLORS[number % len(COLORS)],
                 label=name,
                 clip_on=False,  # A dot at 0 or 100 % stays whole.
             )
-        figure.legend(loc="outside lower center", ncols=min(len(runs), 4))
+        figure.legend(loc="outside lower center", ncols=3)
         _write(figure, path)
 
 
@@ -168,6 +173,11 @@ def _accuracy_bars(runs: Mapping[str, Rows]) -> Figure:
     axes.set_xlim(-0.6, len(runs) - 0.4)
     axes.set_ylim(0, 105)
     axes.set_ylabel("top-1 accuracy (%)")
+    if any(rows[0]["event"] == "dense" for rows in runs.values()):
+        swatches = [Patch(color=DENSE), Patch(color=COLORS[0])]
+        figure.legend(
+            swatches, ["dense", "pruned"], loc="outside upper center", ncols=2
+        )
     return figure
 
 

@@ -39,7 +39,7 @@ def progress_bar(console: Console | None = None) -> Iterator[Callback]:
         yield _lines(console)
         return
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         _Rate(),

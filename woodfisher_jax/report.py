@@ -1,10 +1,11 @@
 """What a run leaves behind: results, metrics, TensorBoard events, console tables.
 
 A *row* is what the run logs at one moment: ``event`` (``dense``, ``prune`` or
-``train``), ``epoch`` (epochs completed), ``step`` (optimizer steps taken), numbers
-such as ``loss``, ``top1`` and ``top5`` in percent, ``sparsity`` as a fraction,
-``learning_rate``, ``seconds``, and ``sparsity/<path>`` for each tensor. A value may be
-None. The *results* are one object that sums up the run; `print_table` reads it.
+``train``), ``epoch`` (epochs completed, whole or not), ``step`` (optimizer steps
+taken), numbers such as ``loss``, ``top1`` and ``top5`` in percent, ``sparsity`` as a
+fraction, ``learning_rate``, ``seconds``, and ``sparsity/<path>`` for each tensor. A
+value may be None. The *results* are one object that sums up the run; `print_table`
+reads it.
 """
 
 import csv
@@ -25,6 +26,7 @@ import jax
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from tensorboardX import SummaryWriter
 
 PathLike = str | os.PathLike[str]
@@ -80,6 +82,12 @@ def write_metrics(workdir: PathLike, rows: Iterable[Row]) -> None:
     lines = [json.dumps(row, allow_nan=False) + "\n" for row in plain]
     _replace(Path(workdir) / "metrics.csv", table.getvalue())
     _replace(Path(workdir) / "metrics.jsonl", "".join(lines))
+
+
+def read_metrics(workdir: PathLike) -> list[dict[str, Any]]:
+    """Reads the rows of a run back from ``metrics.jsonl``, oldest first."""
+    lines = (Path(workdir) / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
 
 
 class EventWriter:
@@ -161,7 +169,7 @@ def print_table(results: Mapping[str, Any], console: Console | None = None) -> N
       console: where to print; by default the standard output.
     """
     target = _number(_times_100(results["target_sparsity"]))
-    table = Table(title=f"{results['method']}, target sparsity {target} %")
+    table = Table(title=Text(f"{results['method']}, target sparsity {target} %"))
     table.add_column("")
     for column in (
         "epoch",
@@ -177,7 +185,7 @@ def print_table(results: Mapping[str, Any], console: Console | None = None) -> N
     for number, stage in enumerate(results["stages"], 1):
         table.add_row(
             f"prune {number}",
-            str(stage["epoch"]),
+            f"{stage['epoch']:g}",
             str(stage["step"]),
             _number(_times_100(stage["target_sparsity"])),
             _number(_times_100(stage["sparsity"])),
@@ -222,8 +230,8 @@ def print_comparison(
     for name, results in runs.items():
         stages = results["stages"]
         table.add_row(
-            name,
-            results["method"],
+            Text(name),  # A plain string with [brackets] would be taken for markup.
+            Text(results["method"]),
             _number(_times_100(results["sparsity"])),
             _number(results["dense"]["top1"]),
             _number(stages[-1]["top1_after"] if stages else None),

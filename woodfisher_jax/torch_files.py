@@ -63,8 +63,8 @@ def read_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
     # Foreign parsers on broken bytes raise anything; to the caller it is one thing.
     except Exception as error:
         raise TorchFileError(
-            f"{path}: looks like {name}, but is cut short or corrupt "
-            f"({type(error).__name__}: {error}). Fetch or save it again"
+            f"{path}: looks like {name}, but cannot be read: {type(error).__name__}: "
+            f"{error}. If it is cut short or corrupt, fetch or save it again"
         ) from error
     _check_dtypes(path, state_dict)
     if not state_dict:
@@ -161,9 +161,10 @@ def _tensors_of(root: Any) -> dict[str, TensorRef]:
         return {}
     for candidate in (*(root.get(key) for key in _STATE_DICT_KEYS), root):
         if isinstance(candidate, Mapping):
-            refs = {k: v for k, v in candidate.items() if isinstance(v, TensorRef)}
-            if refs:
-                return refs
+            named = {k: v for k, v in candidate.items() if isinstance(k, str)}
+            tensors = {k: v for k, v in named.items() if isinstance(v, TensorRef)}
+            if tensors:
+                return tensors
     return {}
 
 
@@ -171,7 +172,7 @@ def _check_dtypes(path: Path, state_dict: Mapping[str, np.ndarray]) -> None:
     for key, array in state_dict.items():
         if array.dtype.kind not in "biuf" and array.dtype != ml_dtypes.bfloat16:
             raise TorchFileError(
-                f"{path}: {key!r} has dtype {array.dtype}, expected floats, integers or "
-                "booleans. (An .npz file forgets that an array was bfloat16; a "
+                f"{path}: {key!r} has dtype {array.dtype}, expected floats, integers "
+                "or booleans. (An .npz file forgets that an array was bfloat16; a "
                 ".safetensors file does not)"
             )

@@ -81,7 +81,7 @@ def load(stream: io.BytesIO) -> tuple[Any, dict[str, StorageRef]]:
         The object, its tensors as `TensorRef`; and every storage it mentions, by key.
 
     Raises:
-        UnsafePickleError: The pickle names a class or function that is not in the table.
+        UnsafePickleError: The pickle names something that is not in the table.
         Exception: Whatever a malformed pickle runs into.
     """
     begin = stream.tell()
@@ -89,7 +89,7 @@ def load(stream: io.BytesIO) -> tuple[Any, dict[str, StorageRef]]:
     # one flipped byte could ask for all memory.
     limit = stream.getbuffer().nbytes
     for opcode, argument, _ in pickletools.genops(stream):
-        if opcode.name.endswith("PUT") and int(argument) > limit:
+        if opcode.name.endswith("PUT") and argument is not None and argument > limit:
             raise ValueError(f"the pickle's memo index {argument} is too large")
     end = stream.tell()
     pickled = stream.getvalue()[begin:end]
@@ -109,9 +109,8 @@ class _Unpickler(pickle.Unpickler):
             build = _BUILDERS[module, name]
             # A new function each time, since a pickle may set a function's attributes.
             return lambda *arguments: build(*arguments)
-        if name in _WITHOUT_WEIGHTS.get(module, ()) or module.startswith(
-            "torch.optim."
-        ):
+        inert = _WITHOUT_WEIGHTS.get(module, ())
+        if name in inert or module.startswith("torch.optim."):
             return _StandIn
         raise UnsafePickleError(
             f"the pickle refers to {module}.{name}, which a file of weights does not "
@@ -215,15 +214,15 @@ _BUILDERS: dict[tuple[str, str], Callable[..., Any]] = {
     ("collections", "defaultdict"): _default_dict,
 }
 
-_BUILTINS = "bool bytearray complex dict float frozenset int list set str tuple".split()
+_DTYPES = ["float16", "float32", "float64", "bfloat16", "half", "float", "double"]
+_DTYPES += ["uint8", "int8", "int16", "int32", "int64", "short", "int", "long", "bool"]
+_BUILTINS = ["bool", "bytearray", "complex", "dict", "float", "int", "list", "str"]
+_BUILTINS += ["frozenset", "set", "tuple"]
 _NUMPY_BUILDERS = ["_reconstruct", "scalar"]
 
 # Python 2 and 3 and NumPy 1 and 2 have different names for the same module.
 _WITHOUT_WEIGHTS: dict[str, list[str]] = {
-    "torch": [
-        *"device float half double float16 float32 float64 bfloat16 bool".split(),
-        *"uint8 int8 short int long int16 int32 int64".split(),
-    ],
+    "torch": ["device", *_DTYPES],
     "numpy": ["dtype", "ndarray"],
     "numpy.core.multiarray": _NUMPY_BUILDERS,
     "numpy._core.multiarray": _NUMPY_BUILDERS,

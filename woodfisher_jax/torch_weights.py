@@ -119,8 +119,8 @@ def to_state_dict(variables: Any) -> dict[str, np.ndarray]:
         variables: The model's ``{"params": ..., "batch_stats": ...}``.
 
     Returns:
-        Key to array in PyTorch's names and layout; `to_variables` undoes it bit for bit.
-        There is no ``num_batches_tracked``, which PyTorch does without.
+        Key to array in PyTorch's names and layout, which `to_variables` undoes bit
+        for bit. There is no ``num_batches_tracked``, which PyTorch does without.
 
     Raises:
         ValueError: A variable is none that a layer has in PyTorch.
@@ -187,7 +187,7 @@ def _refuse_mismatch(
             rest = len(keys) - _MOST_KEYS_LISTED
             more = f" and {rest} more" if rest > 0 else ""
             listed = ", ".join(keys[:_MOST_KEYS_LISTED])
-            parts.append(f"{len(keys)} keys {what}: {listed}{more}")
+            parts.append(f"{what} ({len(keys)}): {listed}{more}")
     if parts:
         raise StateDictMismatchError(
             "state_dict: expected the keys and shapes of the model; "

@@ -5,7 +5,6 @@ TensorFlow is not needed. Example i of a split is record i of `tfds.data_source`
 
 import io
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,10 @@ import numpy as np
 from woodfisher_jax.data.dataset import Progress, Split
 
 _CHUNK = 5_000  # records between two calls of progress; about half a second
+_ELSEWHERE = (
+    "If it lies elsewhere, name the folder that holds it with --config.data.dir or "
+    "the environment variable TFDS_DATA_DIR."
+)
 
 
 class DataMissingError(FileNotFoundError):
@@ -73,28 +76,43 @@ def open_builder(name: str, root: Path) -> Any:
         DataMissingError: the data set was not prepared there, or a file is missing.
     """
     import tensorflow_datasets as tfds
+    from google.protobuf.json_format import ParseError  # type: ignore[import-untyped]
 
     # `tfds.data_source` would start a download here; a run never does that.
-    builder = tfds.builder(name, data_dir=root, file_format="array_record")
-    if not builder.is_prepared():
+    try:
+        builder = tfds.builder(name, data_dir=root, file_format="array_record")
+    except (ParseError, ValueError) as error:
+        raise _damaged(name, root / name, root, str(error)) from error
+    if not builder.data_path.exists():
         raise DataMissingError(
-            f"{name} is not prepared: looked for {builder.data_path}. "
-            + _advice(name, root)
+            f"{name} is not prepared: {builder.data_path} does not exist. Prepare it "
+            f"with: {prepare_command(name, root)}\n{_ELSEWHERE}"
         )
-    absent = [
-        os.fspath(path)
-        for split in ("train", "test")
-        for path in _shards(builder, split)
-        if not path.exists()
-    ]
-    if absent:
-        raise _damaged(builder, root, "missing " + ", ".join(absent))
+    if not builder.is_prepared():
+        reason = "it has no dataset_info.json"
+        raise _damaged(name, builder.data_path, root, reason)
+    for split in ("train", "test"):
+        for path in builder.info.splits[split].filepaths:
+            if not path.exists():
+                reason = f"{path.name} is missing"
+                raise _damaged(name, builder.data_path, root, reason)
     return builder
 
 
-def _shards(builder: Any, split: str) -> list[Any]:
-    """Paths of the record files of a split."""
-    return builder.info.splits[split].filepaths
+def prepare_command(name: str, root: Path) -> str:
+    """Returns the command that downloads and prepares a data set in `root`."""
+    return f"python -m woodfisher_jax.data.prepare {name} --data_dir={root}"
+
+
+def _damaged(
+    name: str, folder: os.PathLike[str], root: Path, reason: str
+) -> DataMissingError:
+    """The error for a folder that exists and does not serve."""
+    # TFDS leaves a folder that exists as it is, hence "delete".
+    return DataMissingError(
+        f"{name} in {os.fspath(folder)} cannot be used: {reason}. Delete that folder "
+        f"and prepare it again with: {prepare_command(name, root)}\n{_ELSEWHERE}"
+    )
 
 
 def _read_split(
@@ -105,9 +123,7 @@ def _read_split(
 
     # Records are deserialised by TFDS and decoded here: TFDS takes thrice the time.
     # Threads make it slower still, since most of the work holds the interpreter lock.
-    records = builder.as_data_source(
-        split, decoders={"image": decode.SkipDecoding()}
-    )
+    records = builder.as_data_source(split, decoders={"image": decode.SkipDecoding()})
     total = len(records)
     images = np.empty((total, *builder.info.features["image"].shape), np.uint8)
     labels = np.empty(total, np.int32)
@@ -120,7 +136,15 @@ def _read_split(
                 labels[index] = record["label"]
         except (RuntimeError, OSError, ValueError) as error:
             reason = f"cannot read records {start} to {stop - 1} of {split}: {error}"
-            raise _damaged(builder, root, reason) from error
+            raise _damaged(builder.name, builder.data_path, root, reason) from error
         if progress is not None:
             progress(f"{builder.name} {split}", stop, total)
     return Split(images, labels)
+
+
+def _decode(png: bytes, shape: tuple[int, ...]) -> np.ndarray:
+    """Decodes one PNG to uint8 [h, w, c]; Pillow leaves out a single channel's axis."""
+    from PIL import Image
+
+    with Image.open(io.BytesIO(png), formats=("PNG",)) as image:
+        return np.asarray(image).reshape(shape)

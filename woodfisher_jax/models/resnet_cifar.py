@@ -12,7 +12,7 @@ import jax
 DEPTHS = (20, 32, 44, 56, 110)
 """The depths of the paper; each is 6n + 2."""
 
-# Flax counts what is kept of the running mean, PyTorch what is new: its 0.1 is 0.9 here.
+# Flax's momentum is the share of the old mean, PyTorch's (0.1) that of the new one.
 _batch_norm = partial(nn.BatchNorm, momentum=0.9, epsilon=1e-5)
 
 # Normal with standard deviation sqrt(2 / (kernel height * kernel width * out)).

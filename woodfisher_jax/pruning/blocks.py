@@ -71,7 +71,9 @@ def flat_order(
     return FlatOrder(
         paths=tuple(tensors),
         shapes=shapes,
-        axes=tuple(axis_order(path, len(s)) for path, s in zip(tensors, shapes)),
+        axes=tuple(
+            axis_order(path, len(s)) for path, s in zip(tensors, shapes, strict=True)
+        ),
         offsets=(0, *np.cumsum(sizes).tolist()),
     )
 
@@ -88,7 +90,7 @@ def flatten(order: FlatOrder, tensors: Mapping[str, jax.Array]) -> jax.Array:
         Array [..., d].
     """
     parts = []
-    for path, shape, axes in zip(order.paths, order.shapes, order.axes):
+    for path, shape, axes in zip(order.paths, order.shapes, order.axes, strict=True):
         tensor = tensors[path]
         lead = tensor.ndim - len(shape)
         moved = jnp.transpose(tensor, (*range(lead), *(lead + a for a in axes)))
@@ -97,14 +99,14 @@ def flatten(order: FlatOrder, tensors: Mapping[str, jax.Array]) -> jax.Array:
 
 
 def unflatten(order: FlatOrder, vector: jax.Array) -> dict[str, jax.Array]:
-    """Cuts a flat vector [d] into tensors of their own shape; inverse of ``flatten``."""
+    """Cuts a flat vector [d] into the tensors it was made of: undoes ``flatten``."""
     tensors = {}
     for i, (path, shape, axes) in enumerate(
-        zip(order.paths, order.shapes, order.axes)
+        zip(order.paths, order.shapes, order.axes, strict=True)
     ):
         part = vector[order.offsets[i] : order.offsets[i + 1]]
         moved = part.reshape([shape[a] for a in axes])
-        tensors[path] = jnp.transpose(moved, np.argsort(axes))
+        tensors[path] = jnp.transpose(moved, np.argsort(axes).tolist())
     return tensors
 
 
@@ -129,7 +131,7 @@ def within_tensors(order: FlatOrder, block_size: int | None) -> Layout:
     """
     by_width: dict[int, list[np.ndarray]] = {}
     sizes = np.diff(order.offsets).tolist()
-    for start, size in zip(order.offsets, sizes):
+    for start, size in zip(order.offsets[:-1], sizes, strict=True):
         width = min(block_size, max(sizes)) if block_size else size
         chunks = _chunks(start, start + size, width, order.size)
         by_width.setdefault(width, []).append(chunks)
@@ -150,7 +152,7 @@ def full_matrix(order: FlatOrder, block_size: int | None = None) -> Layout:
     return (np.arange(order.size, dtype=np.int32)[None],)
 
 
-def gather(vectors: jax.Array, group: jax.Array) -> jax.Array:
+def gather(vectors: jax.Array, group: jax.Array | np.ndarray) -> jax.Array:
     """Reads blocks out of flat vectors, zeros where the block is padded.
 
     Args:
@@ -176,6 +178,6 @@ def scatter(layout: Layout, blocks: tuple[jax.Array, ...], size: int) -> jax.Arr
         Array [d]; padding falls off the end.
     """
     vector = jnp.zeros(size + 1, blocks[0].dtype)
-    for group, values in zip(layout, blocks):
+    for group, values in zip(layout, blocks, strict=True):
         vector = vector.at[group].set(values)
     return vector[:size]

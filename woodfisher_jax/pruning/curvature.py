@@ -22,7 +22,8 @@ times too small, so that results are good to 1e-3 with a margin."""
 SLICE_BYTES = 256 * 2**20
 """Working memory for the blocks that are computed together."""
 
-Progress = Callable[[str, int, int], None]
+Advance = Callable[[int], None]
+"""Called with the number of blocks that have just been finished."""
 
 
 class CurvatureError(ArithmeticError):
@@ -86,7 +87,7 @@ def _in_slices(
     compute: Callable[..., tuple[jax.Array, jax.Array]],
     arrays: tuple[jax.Array, ...],
     size: int,
-    advance: Callable[[int], None],
+    advance: Advance,
 ) -> tuple[jax.Array, jax.Array]:
     """Runs ``compute`` over slices of the leading axis and joins the results."""
     results = []
@@ -94,7 +95,7 @@ def _in_slices(
         part = tuple(array[start : start + size] for array in arrays)
         results.append(compute(*part))
         advance(part[0].shape[0])
-    values, errors = zip(*results)
+    values, errors = zip(*results, strict=True)
     return jnp.concatenate(values), jnp.concatenate(errors)
 
 
@@ -103,21 +104,10 @@ def _checked(
     arrays: tuple[jax.Array, ...],
     solver: str,
     names: Sequence[str],
-    what: str,
-    progress: Progress | None,
+    advance: Advance,
 ) -> jax.Array:
     """Computes in float32, repeats doubtful blocks in float64, or raises."""
     num_blocks, num_samples, width = arrays[0].shape
-    done = 0
-
-    def advance(blocks: int) -> None:
-        nonlocal done
-        done += blocks
-        if progress is not None:
-            progress(what, min(done, num_blocks), num_blocks)
-
-    # In float32 and, for the blocks where that is not enough, in float64. A process
-    # that runs in double precision anyway starts there.
     doubtful = np.arange(num_blocks)
     values = jnp.zeros((num_blocks, width), jnp.float32)
     for dtype, itemsize in (("float32", 4), ("float64", 8)):
@@ -130,7 +120,10 @@ def _checked(
         )
         with wide:
             found, errors = _in_slices(
-                partial(compute, solver=solver, dtype=dtype), chosen, size, advance
+                partial(compute, solver=solver, dtype=dtype),
+                chosen,
+                size,
+                advance if itemsize == 4 else lambda blocks: None,
             )
         values = values.at[doubtful].set(found)
         # Written so that NaN counts as an error.
@@ -150,7 +143,7 @@ def inverse_diagonals(
     damping: float,
     solver: str,
     names: Sequence[str],
-    progress: Progress | None = None,
+    advance: Advance = lambda blocks: None,
 ) -> jax.Array:
     """diag(F⁻¹) of every block of a group.
 
@@ -159,7 +152,7 @@ def inverse_diagonals(
         damping: λ > 0.
         solver: A key of :data:`~woodfisher_jax.pruning.fisher.SOLVERS`.
         names: For each block the tensor it lies in, for errors.
-        progress: Called with (label, blocks done, blocks).
+        advance: Called with the number of blocks just finished.
 
     Returns:
         Array [num_blocks, c], float32.
@@ -173,7 +166,7 @@ def inverse_diagonals(
     ) -> tuple[jax.Array, jax.Array]:
         return _diagonals(part, jnp.asarray(damping, dtype), solver, dtype)
 
-    return _checked(compute, (gradients,), solver, names, "curvature", progress)
+    return _checked(compute, (gradients,), solver, names, advance)
 
 
 def inverse_products(
@@ -182,7 +175,7 @@ def inverse_products(
     vectors: jax.Array,
     solver: str,
     names: Sequence[str],
-    progress: Progress | None = None,
+    advance: Advance = lambda blocks: None,
 ) -> jax.Array:
     """F⁻¹v of every block of a group, v being the block's own vector.
 
@@ -192,7 +185,7 @@ def inverse_products(
         vectors: [num_blocks, c].
         solver: A key of :data:`~woodfisher_jax.pruning.fisher.SOLVERS`.
         names: For each block the tensor it lies in, for errors.
-        progress: Called with (label, blocks done, blocks).
+        advance: Called with the number of blocks just finished.
 
     Returns:
         Array [num_blocks, c], float32.
@@ -206,4 +199,4 @@ def inverse_products(
     ) -> tuple[jax.Array, jax.Array]:
         return _products(part, jnp.asarray(damping, dtype), vector, solver, dtype)
 
-    return _checked(compute, (gradients, vectors), solver, names, "update", progress)
+    return _checked(compute, (gradients, vectors), solver, names, advance)

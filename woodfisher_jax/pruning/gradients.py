@@ -7,6 +7,7 @@ new values of them do not compile anew.
 """
 
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import Any
 
 import jax
@@ -73,7 +74,7 @@ def _accumulated_gradient(
     length = batch_length(batch)
     bounds = [length * i // parts for i in range(parts + 1)]
     total: tuple[jax.Array, Gradients] | None = None
-    for start, stop in zip(bounds, bounds[1:]):
+    for start, stop in pairwise(bounds):
         part = jax.tree.map(lambda a, i=start, j=stop: a[None, i:j], batch)
         share = (stop - start) / length
         term = jax.tree.map(
@@ -95,7 +96,7 @@ def gradient_chunks(
     batch_size: int = 1,
     microbatch_size: int = 64,
 ) -> Iterator[Gradients]:
-    """Gradients of ``num_samples`` groups of ``batch_size`` examples, a chunk at a time.
+    """Gradients of ``num_samples`` groups of ``batch_size`` examples, in chunks.
 
     Args:
         loss_fn: (params, batch) -> mean loss.
@@ -141,8 +142,8 @@ def gradient_chunks(
         if done == num_samples:
             return
     raise ValueError(
-        f"samples hold {done * batch_size} usable examples, but num_samples={num_samples} "
-        f"gradients of batch_size={batch_size} need {num_samples * batch_size}; give "
+        f"samples hold {done * batch_size} usable examples, but num_samples="
+        f"{num_samples} gradients of batch_size={batch_size} need {num_samples * batch_size}; give "
         "more examples or lower one of the two"
     )
 

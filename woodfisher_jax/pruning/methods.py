@@ -77,7 +77,9 @@ def method_named(name: str) -> Method:
         return METHODS[name]
     close = difflib.get_close_matches(str(name), METHODS, n=1)
     hint = f" Did you mean {close[0]!r}?" if close else ""
-    raise ValueError(f"method={name!r} does not exist; choose from {list(METHODS)}.{hint}")
+    raise ValueError(
+        f"method={name!r} does not exist; choose from {list(METHODS)}.{hint}"
+    )
 
 
 def scope_of(name: str, scope: str | None) -> str:

@@ -1,22 +1,26 @@
-"""One pruning step: gradients, blocks, curvature, statistic, masks, update, in order."""
+"""One pruning step: gradients, blocks, curvature, statistic, masks, update."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from woodfisher_jax.pruning import blocks, curvature, masks as masks_
-from woodfisher_jax.pruning.curvature import Progress
+from woodfisher_jax.pruning import blocks, curvature
+from woodfisher_jax.pruning import masks as masks_
 from woodfisher_jax.pruning.fisher import SOLVERS, choose_solver
 from woodfisher_jax.pruning.gradients import Gradients, LossFn, gradient_chunks
 from woodfisher_jax.pruning.masks import Masks, Prunable
 from woodfisher_jax.pruning.methods import Method, method_named, scope_of
 from woodfisher_jax.pruning.paths import Params, leaves_by_path, replace_leaves
 from woodfisher_jax.pruning.samples import batch_length, num_examples, regroup
+
+Progress = Callable[[str, int, int], None]
+"""Called during long work with (label, done, total)."""
 
 
 class PruneInfo(NamedTuple):
@@ -251,7 +255,7 @@ def _store_rows(
         jax.lax.dynamic_update_slice(
             kept, jnp.moveaxis(blocks.gather(rows, group), 0, 1), (0, start, 0)
         )
-        for kept, group in zip(store, layout)
+        for kept, group in zip(store, layout, strict=True)
     )
 
 
@@ -300,6 +304,21 @@ def _solver_for(gradients: jax.Array, settings: _Settings) -> str:
     return choose_solver(*gradients.shape[1:])
 
 
+def _counter(
+    label: str, layout: blocks.Layout, progress: Progress | None
+) -> Callable[[int], None]:
+    """Adds up finished blocks over all groups and reports them."""
+    done, total = 0, sum(len(group) for group in layout)
+
+    def advance(finished: int) -> None:
+        nonlocal done
+        done += finished
+        if progress is not None:
+            progress(label, done, total)
+
+    return advance
+
+
 def _inverse_diagonal(
     gradients: tuple[jax.Array, ...],
     order: blocks.FlatOrder,
@@ -307,15 +326,16 @@ def _inverse_diagonal(
     settings: _Settings,
 ) -> jax.Array:
     """diag(F⁻¹) as one flat vector [d]."""
+    advance = _counter("curvature blocks", layout, settings.progress)
     found = tuple(
         curvature.inverse_diagonals(
             kept,
             settings.damping,
             _solver_for(kept, settings),
             _block_names(order, group),
-            settings.progress,
+            advance,
         )
-        for kept, group in zip(gradients, layout)
+        for kept, group in zip(gradients, layout, strict=True)
     )
     return blocks.scatter(layout, found, order.size)
 
@@ -328,6 +348,7 @@ def _inverse_product(
     settings: _Settings,
 ) -> jax.Array:
     """F⁻¹ times a flat vector [d]."""
+    advance = _counter("update blocks", layout, settings.progress)
     found = tuple(
         curvature.inverse_products(
             kept,
@@ -335,9 +356,9 @@ def _inverse_product(
             blocks.gather(direction, group),
             _solver_for(kept, settings),
             _block_names(order, group),
-            settings.progress,
+            advance,
         )
-        for kept, group in zip(gradients, layout)
+        for kept, group in zip(gradients, layout, strict=True)
     )
     return blocks.scatter(layout, found, order.size)
 
@@ -354,17 +375,16 @@ def _select(
         active = int(jnp.sum(old_mask))
         if kept > active:
             raise ValueError(
-                f"sparsity={settings.sparsity} is below the {1 - active / order.size:.6g} "
-                "that masks have already; a pruned weight does not come back"
+                f"sparsity={settings.sparsity} is below the "
+                f"{1 - active / order.size:.6g} that masks have already; a pruned "
+                "weight does not come back"
             )
         return masks_.keep_highest(scores, old_mask, jnp.int32(kept))
     parts = []
-    for start, stop in zip(order.offsets, order.offsets[1:]):
+    for start, stop in pairwise(order.offsets):
         kept = masks_.num_kept(stop - start, settings.sparsity)
         part = slice(start, stop)
-        parts.append(
-            masks_.keep_highest(scores[part], old_mask[part], jnp.int32(kept))
-        )
+        parts.append(masks_.keep_highest(scores[part], old_mask[part], jnp.int32(kept)))
     return jnp.concatenate(parts)
 
 
@@ -384,10 +404,10 @@ def _rebuild(
 
 def _check_params(params: Params) -> None:
     for path, leaf in leaves_by_path(params).items():
+        kind = getattr(leaf, "dtype", type(leaf).__name__)
         if not hasattr(leaf, "dtype") or not jnp.issubdtype(leaf.dtype, jnp.floating):
             raise TypeError(
-                f"params[{path!r}] has type {getattr(leaf, 'dtype', type(leaf).__name__)}"
-                "; expected floating-point arrays only. Keep counters and indices out "
+                f"params[{path!r}] has type {kind}; expected floating-point arrays only. Keep counters and indices out "
                 "of params, in the closure of loss_fn for instance"
             )
 
@@ -442,8 +462,8 @@ def _count_samples(
     wanted = total // batch_size if num_samples is None else num_samples
     if wanted < 1 or wanted * batch_size > total:
         raise ValueError(
-            f"samples hold {total} examples, but num_samples={num_samples} gradients of "
-            f"batch_size={batch_size} need {max(wanted, 1) * batch_size}; give more "
+            f"samples hold {total} examples, but num_samples={num_samples} gradients "
+            f"of batch_size={batch_size} need {max(wanted, 1) * batch_size}; give more "
             "examples or lower one of the two"
         )
     return samples, wanted
@@ -454,8 +474,8 @@ def _check_loss(loss_fn: LossFn, params: Params, samples: Any) -> None:
     shape = jax.eval_shape(loss_fn, params, example)
     if not hasattr(shape, "shape") or shape.shape != ():
         raise TypeError(
-            "loss_fn must return a scalar, the mean loss over the batch; for a batch of "
-            f"one example it returned {shape}"
+            "loss_fn must return a scalar, the mean loss over the batch; for a batch "
+            f"of one example it returned {shape}"
         )
 
 

@@ -1,7 +1,6 @@
 """Examples as users have them, regrouped into batches of the size that is needed."""
 
 from collections.abc import Iterable, Iterator
-from itertools import pairwise
 from typing import Any
 
 import jax
@@ -68,13 +67,13 @@ def _batches(samples: Any) -> Iterator[Batch]:
 def _join(parts: list[Batch]) -> Batch:
     if len(parts) == 1:
         return jax.tree.map(np.asarray, parts[0])
-    for first, second in pairwise(parts):
-        if jax.tree.structure(first) != jax.tree.structure(second):
-            raise ValueError(
-                "samples: all batches must have the same structure; got "
-                f"{jax.tree.structure(first)} and {jax.tree.structure(second)}. One "
-                "batch of several arrays is a tuple or dict, not a list"
-            )
+    structures = {str(jax.tree.structure(part)): None for part in parts}
+    if len(structures) > 1:
+        raise ValueError(
+            "samples: all batches must have the same structure; got "
+            f"{' and '.join(structures)}. One batch of several arrays is a tuple or "
+            "dict, not a list"
+        )
     try:
         return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
     except ValueError as error:

@@ -1,0 +1,51 @@
+"""ResNet-20 on CIFAR-10, pruned gradually to 90 % with WoodFisher.
+
+    python -m woodfisher_jax.main --config=configs/cifar10_resnet20.py
+
+trains the dense network first. From the original's checkpoint:
+
+    python -m woodfisher_jax.main --config=configs/cifar10_resnet20.py
+        --config.init_from=resnet20_cifar10.pth.tar
+
+Prunes the 18 convolutions of the three stages (267,264 weights); the first convolution,
+the shortcuts and the classifier stay dense, as in the original.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """Returns what differs from the defaults."""
+    config = ConfigDict()
+    config.data = ConfigDict({"name": "cifar10"})
+    config.model = ConfigDict({"name": "resnet20"})
+
+    config.dense = ConfigDict()
+    config.dense.epochs = 160
+    config.dense.batch_size = 128
+    config.dense.learning_rate = 0.1
+    config.dense.weight_decay = 1e-4
+    config.dense.schedule = "step"
+    config.dense.decay_start_epoch = 80
+    config.dense.decay_every_epochs = 40
+
+    config.train = ConfigDict()
+    config.train.epochs = 24
+    config.train.batch_size = 128
+    config.train.learning_rate = 0.01
+    config.train.weight_decay = 1e-4
+    config.train.schedule = "step"
+    config.train.decay_start_epoch = 18
+    config.train.decay_every_epochs = 3
+
+    config.prune = ConfigDict()
+    config.prune.method = "woodfisherblock"
+    config.prune.prunable = r"layer\d/block\d+/conv\d/kernel"
+    config.prune.target_sparsity = 0.9
+    config.prune.initial_sparsity = 0.2
+    config.prune.start = 0
+    config.prune.end = 16
+    config.prune.frequency = 2
+    config.prune.num_samples = 1000
+    config.prune.damping = 1e-5
+    return config

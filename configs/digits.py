@@ -1,0 +1,43 @@
+"""A small MLP on scikit-learn's handwritten digits: dense, then pruned to 95 %.
+
+    python -m woodfisher_jax.main --config=configs/digits.py
+
+No download. Prunes gradually with WoodFisher and retrains, then does the same with
+global magnitude on the same schedule.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """Returns what differs from the defaults."""
+    config = ConfigDict()
+    config.compare_with = ("globalmagni",)
+
+    config.data = ConfigDict({"name": "digits"})
+    config.model = ConfigDict({"name": "mlp", "hidden": (40, 20)})
+
+    config.dense = ConfigDict()
+    config.dense.epochs = 20
+    config.dense.batch_size = 32
+    config.dense.learning_rate = 0.05
+
+    config.train = ConfigDict()
+    config.train.epochs = 12
+    config.train.batch_size = 32
+    config.train.learning_rate = 0.02
+    config.train.schedule = "step"
+    config.train.decay_rate = 0.5
+    config.train.decay_start_epoch = 8
+    config.train.decay_every_epochs = 2
+
+    config.prune = ConfigDict()
+    config.prune.method = "woodfisher"
+    config.prune.target_sparsity = 0.95
+    config.prune.initial_sparsity = 0.3
+    config.prune.start = 0
+    config.prune.end = 8
+    config.prune.frequency = 2
+    config.prune.num_samples = 400
+    config.prune.damping = 1e-5
+    return config

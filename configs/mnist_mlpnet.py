@@ -1,0 +1,46 @@
+"""The original's MLP 784-40-20-10 on MNIST, pruned gradually to 95 % with WoodFisher.
+
+    python -m woodfisher_jax.main --config=configs/mnist_mlpnet.py
+
+trains the dense network first. From the original's checkpoint, in one shot:
+
+    python -m woodfisher_jax.main --config=configs/mnist_mlpnet.py
+        --config.init_from=mnist_25_epoch_93.97.ckpt --config.prune.one_shot=True
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """Returns what differs from the defaults."""
+    config = ConfigDict()
+    config.data = ConfigDict({"name": "mnist"})
+    config.model = ConfigDict({"name": "mlp", "hidden": (40, 20)})
+
+    config.dense = ConfigDict()
+    config.dense.epochs = 10
+    config.dense.batch_size = 64
+    config.dense.learning_rate = 0.05
+    config.dense.schedule = "step"
+    config.dense.decay_rate = 0.5
+    config.dense.decay_start_epoch = 4
+    config.dense.decay_every_epochs = 2
+
+    config.train = ConfigDict()
+    config.train.epochs = 8
+    config.train.batch_size = 64
+    config.train.learning_rate = 0.01
+    config.train.schedule = "step"
+    config.train.decay_rate = 0.5
+    config.train.decay_start_epoch = 5
+
+    config.prune = ConfigDict()
+    config.prune.method = "woodfisherblock"
+    config.prune.target_sparsity = 0.95
+    config.prune.initial_sparsity = 0.3
+    config.prune.start = 0
+    config.prune.end = 5
+    config.prune.frequency = 1
+    config.prune.num_samples = 100
+    config.prune.damping = 1e-5
+    return config

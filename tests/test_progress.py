@@ -1,0 +1,46 @@
+"""Progress shows on a terminal, and leaves readable lines in a log."""
+
+import io
+import re
+
+from rich.console import Console
+
+from woodfisher_jax.progress import progress_bar
+
+
+def run(terminal: bool, *calls: tuple[str, int, int]) -> str:
+    """Returns what the calls of the callback show."""
+    shown = io.StringIO()
+    console = Console(file=shown, force_terminal=terminal, width=100)
+    with progress_bar(console) as callback:
+        for call in calls:
+            callback(*call)
+    return shown.getvalue()
+
+
+def test_a_log_gets_one_line_a_finished_label() -> None:
+    shown = run(False, ("a [b]", 0, 4), ("c", 1, 2), ("a [b]", 2, 4), ("a [b]", 4, 4))
+    assert shown == "a [b]: 4 in 0.0 s\n"
+
+
+def test_a_label_can_come_again() -> None:
+    shown = run(False, *[("gradients", done, 2) for done in (0, 1, 2)] * 3)
+    assert shown.count("gradients: 2 in") == 3
+
+
+def test_a_terminal_gets_a_bar_a_label() -> None:
+    shown = run(
+        True, ("gradients", 0, 7), ("gradients", 7, 7), ("[a]", 1, 30), ("x", 1, 1)
+    )
+    text = re.sub(r"\x1b\[[?0-9;]*[a-zA-Z]", "", shown)  # Colours and cursor moves.
+    *_, gradients, running, other = [line.split() for line in text.splitlines() if line]
+    assert gradients[0] == "gradients"
+    assert "7/7" in gradients
+    assert running[0] == "[a]"
+    assert "1/30" in running
+    assert other[0] == "x"
+
+
+def test_a_total_of_nothing() -> None:
+    assert run(False, ("empty", 0, 0)) == "empty: 0 in 0.0 s\n"
+    assert "empty" in run(True, ("empty", 0, 0))

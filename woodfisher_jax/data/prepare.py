@@ -1,0 +1,169 @@
+"""Downloads a data set and prepares it for TFDS, without TensorFlow.
+
+    python -m woodfisher_jax.data.prepare mnist --data_dir=FOLDER
+
+TFDS itself unpacks the downloaded files and encodes the images with TensorFlow. Those
+two steps are replaced here; addresses, checksums, record order and file format remain
+those of TFDS, which then reads the result as its own. Class names are not kept.
+"""
+
+import argparse
+import gzip
+import tarfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from woodfisher_jax.data.array_records import DataMissingError, data_root, open_builder
+
+Examples = Iterator[tuple[int, dict[str, Any]]]
+"""Pairs of a key and the features of one example.
+
+TFDS derives the order of the records from the keys, so they must be its own: the
+example's position in the original files.
+"""
+
+
+def prepare(name: str, data_dir: str | None = None) -> Path:
+    """Downloads and prepares a data set, unless that has been done already.
+
+    Args:
+        name: a key of `SPLITS`.
+        data_dir: where to; see `array_records.data_root`.
+
+    Returns:
+        The folder of the prepared data set.
+
+    Raises:
+        ConnectionError: the site that has the files cannot be reached.
+        DataMissingError: a folder is there already and is incomplete.
+    """
+    root = data_root(data_dir)
+    builder = _builder_class(name)(data_dir=root, file_format="array_record")
+    if not builder.data_path.exists():
+        for address in builder.url_infos:
+            _check_reachable(name, address)
+        builder.download_and_prepare()
+    return Path(open_builder(name, root).data_path)
+
+
+def _check_reachable(name: str, address: str) -> None:
+    """Fails at once where TFDS would try, and print, for some minutes."""
+    import requests
+
+    try:
+        requests.head(address, timeout=30)
+    except requests.RequestException as error:
+        raise ConnectionError(
+            f"{name} cannot be downloaded: no connection to {address} "
+            f"({type(error).__name__}). Check the network, or prepare it on another "
+            f"machine and copy the folder {name} to here."
+        ) from error
+
+
+def _builder_class(name: str) -> Any:
+    """TFDS's builder of that name, reading and encoding without TensorFlow."""
+    import tensorflow_datasets as tfds
+
+    original: Any = tfds.builder_cls(name)
+    read_splits = SPLITS[name]
+
+    class Builder(original, skip_registration=True):  # type: ignore[call-arg]
+        name = original.name
+        url_infos = original.url_infos
+
+        def _split_generators(self, dl_manager: Any) -> dict[str, Examples]:
+            addresses = {url.rpartition("/")[2]: url for url in self.url_infos}
+            return read_splits(dl_manager.download(addresses))
+
+    return Builder
+
+
+def _mnist_splits(files: dict[str, Path]) -> dict[str, Examples]:
+    """Reads MNIST's four idx files, gzipped; a header of 16 or 8 bytes, then values."""
+
+    def examples(prefix: str) -> Examples:
+        with gzip.open(files[f"{prefix}-images-idx3-ubyte.gz"]) as file:
+            images = np.frombuffer(file.read(), np.uint8, offset=16)
+        with gzip.open(files[f"{prefix}-labels-idx1-ubyte.gz"]) as file:
+            labels = np.frombuffer(file.read(), np.uint8, offset=8)
+        for key, image in enumerate(images.reshape(len(labels), 28, 28)):
+            yield key, {"image": _pillow(image), "label": int(labels[key])}
+
+    return {"train": examples("train"), "test": examples("t10k")}
+
+
+def _cifar10_splits(files: dict[str, Path]) -> dict[str, Examples]:
+    """Reads CIFAR-10's binary archive; a record is a label and 3 planes of 32 x 32."""
+
+    def examples(split: str, members: list[str]) -> Examples:
+        content = b""
+        with tarfile.open(files["cifar-10-binary.tar.gz"]) as archive:
+            for member in members:
+                file = archive.extractfile(f"cifar-10-batches-bin/{member}.bin")
+                assert file is not None, f"{member} is not a plain file"
+                content += file.read()
+        records = np.frombuffer(content, np.uint8).reshape(-1, 1 + 3 * 32 * 32)
+        for key, record in enumerate(records):
+            image = record[1:].reshape(3, 32, 32).transpose(1, 2, 0)
+            yield (
+                key,
+                {
+                    "id": f"{split}_{key:05d}",
+                    "image": _pillow(image),
+                    "label": int(record[0]),
+                },
+            )
+
+    batches = [f"data_batch_{number}" for number in range(1, 6)]
+    return {
+        "train": examples("train", batches),
+        "test": examples("test", ["test_batch"]),
+    }
+
+
+def _pillow(image: np.ndarray) -> Any:
+    """The image as Pillow's, which TFDS encodes as PNG without TensorFlow."""
+    from PIL import Image
+
+    return Image.fromarray(image)
+
+
+SPLITS: dict[str, Callable[[dict[str, Path]], dict[str, Examples]]] = {
+    "mnist": _mnist_splits,
+    "cifar10": _cifar10_splits,
+}
+"""Name of a data set to the function that reads its downloaded files, by file name."""
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command line: a name, and where to.
+
+    Args:
+        argv: the arguments; None takes the command line's.
+
+    Raises:
+        SystemExit: with the reason, when the data set cannot be prepared.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m woodfisher_jax.data.prepare",
+        description="Downloads a data set and prepares it, without TensorFlow.",
+    )
+    parser.add_argument("name", choices=SPLITS)
+    parser.add_argument(
+        "--data_dir",
+        help="folder of prepared data sets (default: the environment variable "
+        "TFDS_DATA_DIR, or ~/tensorflow_datasets)",
+    )
+    options = parser.parse_args(argv)
+    try:
+        folder = prepare(options.name, options.data_dir)
+    except (ConnectionError, DataMissingError) as error:
+        raise SystemExit(str(error)) from error
+    print(f"{options.name} is ready in {folder}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,203 @@
+"""The command line: the only file with flags.
+
+    python -m woodfisher_jax.main --config=configs/digits.py
+
+Any field of the config is overridden by ``--config.<field>=<value>``.
+"""
+
+import dataclasses
+import logging
+import runpy
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import ml_collections
+from absl import app, flags
+from ml_collections import config_dict, config_flags
+
+from woodfisher_jax import config as config_
+from woodfisher_jax import report
+from woodfisher_jax.config import Config, ConfigError
+from woodfisher_jax.data import DataMissingError
+from woodfisher_jax.pruning.curvature import CurvatureError
+from woodfisher_jax.train import DivergedError, run
+
+WORKDIR = flags.DEFINE_string(
+    "workdir",
+    None,
+    "Folder of the run; started again with the same folder, a run resumes. "
+    "Default runs/<config name>-<time>.",
+)
+
+USAGE = """Trains, prunes and retrains a network.
+
+    python -m woodfisher_jax.main --config=configs/digits.py [--workdir=FOLDER]
+        [--config.prune.target_sparsity=0.95] [--config.seed=1] ...
+"""
+
+
+def defaults(section: type = Config) -> ml_collections.ConfigDict:
+    """The dataclass defaults as a ConfigDict; an absent value knows its type."""
+    values = ml_collections.ConfigDict()
+    for field in dataclasses.fields(section):
+        annotation = config_.field_types(section)[field.name]
+        if dataclasses.is_dataclass(annotation) and isinstance(annotation, type):
+            values[field.name] = defaults(annotation)
+        elif section is config_.ModelConfig and field.name == "settings":
+            continue
+        else:
+            expected, _ = config_.value_type(annotation)
+            default = field.default
+            values[field.name] = (
+                config_dict.placeholder(expected) if default is None else default
+            )
+    return values
+
+
+def load_config(path: str) -> ml_collections.ConfigDict:
+    """Reads a config file over the defaults.
+
+    Args:
+        path: A Python file with ``get_config()``; ``file.py:word`` calls
+            ``get_config("word")``.
+
+    Returns:
+        A locked ConfigDict with every field.
+
+    Raises:
+        ConfigError: If there is no such file or it names fields that do not exist.
+    """
+    name, _, argument = path.partition(":")
+    if not Path(name).is_file():
+        raise ConfigError(
+            f"--config={path}: there is no such file (from {Path.cwd()}); try "
+            "--config=configs/digits.py"
+        )
+    get_config = runpy.run_path(name).get("get_config")
+    if get_config is None:
+        raise ConfigError(f"--config={path}: the file must define get_config()")
+    values = get_config(argument) if argument else get_config()
+    merged = defaults()
+    _merge(merged, values, "config")
+    return merged.lock()
+
+
+def _merge(target: ml_collections.ConfigDict, values: Mapping, where: str) -> None:
+    for key, value in values.items():
+        if where != "config.model":
+            config_.check_key(key, target, where)
+        if isinstance(target.get(key), ml_collections.ConfigDict):
+            _merge(target[key], value, f"{where}.{key}")
+        elif key not in target:
+            target[key] = value
+        else:
+            try:
+                target[key] = value
+            except (TypeError, ValueError) as error:
+                raise ConfigError(f"{where}.{key}={value!r}: {error}") from error
+
+
+def check_overrides(arguments: Sequence[str], known: ml_collections.ConfigDict) -> None:
+    """Raises for an override of a field that does not exist, with the nearest one."""
+    for argument in arguments:
+        name = argument.lstrip("-").partition("=")[0]
+        if not argument.startswith("-") or not name.startswith("config."):
+            continue
+        level, where = known, "config"
+        for key in name.split(".")[1:]:
+            if not isinstance(level, ml_collections.ConfigDict):
+                raise ConfigError(f"{where} is no group of fields, so {name} is none")
+            config_.check_key(key, level, where)
+            level, where = level[key], f"{where}.{key}"
+
+
+def parse(argv: Sequence[str]) -> list[str]:
+    """Defines the config's flags from its file and parses the command line."""
+    paths = [a.partition("=")[2] for a in argv if _is_config_flag(a)]
+    rest = [a for a in argv if not _is_config_flag(a)]
+    # Orbax reports every file it writes through absl; --verbosity=0 shows that.
+    flags.FLAGS.set_default("verbosity", -1)
+    try:
+        if len(paths) == 1 and paths[0]:
+            values = load_config(paths[0])
+            check_overrides(rest[1:], values)
+            config_flags.DEFINE_config_dict("config", values, sys_argv=rest)
+            flags.DEFINE_string("config_file", paths[0], "The --config given.")
+        elif not any(a.lstrip("-").startswith("help") for a in rest):
+            raise ConfigError("give one config: --config=configs/digits.py")
+        return flags.FLAGS(rest)
+    except (ConfigError, flags.Error) as error:
+        _fail(error)
+
+
+def _is_config_flag(argument: str) -> bool:
+    return argument.lstrip("-").startswith("config=") and argument.startswith("-")
+
+
+def _fail(error: Exception) -> NoReturn:
+    print(f"error: {error}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def _default_workdir(config_file: str) -> Path:
+    name = Path(config_file.partition(":")[0]).stem
+    return Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def _log_to(workdir: Path) -> None:
+    """Sends this package's messages to the standard error and to ``log.txt``."""
+    logger = logging.getLogger("woodfisher_jax")
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    workdir.mkdir(parents=True, exist_ok=True)
+    line = logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S")
+    for handler in (logging.StreamHandler(), logging.FileHandler(workdir / "log.txt")):
+        handler.setFormatter(line)
+        logger.addHandler(handler)
+    logger.info("workdir %s", workdir)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Runs the config, then the methods to compare it with."""
+    if len(argv) > 1:
+        _fail(ConfigError(f"unexpected arguments {argv[1:]}; options start with --"))
+    try:
+        config = config_.from_dict(flags.FLAGS.config.to_dict())
+        workdir = Path(WORKDIR.value or _default_workdir(flags.FLAGS.config_file))
+        _log_to(workdir)
+        folders = {config.prune.method: workdir}
+        results = {config.prune.method: run(config, workdir)}
+        for method in config.compare_with:
+            other = dataclasses.replace(
+                config,
+                prune=dataclasses.replace(config.prune, method=method, scope=None),
+                compare_with=(),
+            )
+            folders[method] = workdir / f"compare-{method}"
+            results[method] = run(other, folders[method])
+    except (
+        ConfigError,
+        DataMissingError,
+        CurvatureError,
+        DivergedError,
+        ValueError,
+        OSError,
+    ) as error:
+        _fail(error)
+    if len(results) > 1:
+        rows = {name: report.read_metrics(folder) for name, folder in folders.items()}
+        plots.plot_accuracy(workdir / "comparison.png", rows)
+        report.print_comparison(results)
+    print(f"Results, plots and checkpoints are in {workdir}")
+
+
+def cli() -> None:
+    """Entry point of ``python -m woodfisher_jax.main``."""
+    app.run(main, flags_parser=parse)
+
+
+if __name__ == "__main__":
+    cli()

@@ -1,0 +1,657 @@
+"""The flat loop: train dense, prune on schedule, retrain, checkpoint, report.
+
+A run is a function of its config: batches and Fisher samples are drawn from (seed,
+epoch, step) and (seed, pruning step), so that a run that was killed and resumed ends
+with the same bits as one that was not.
+"""
+
+import dataclasses
+import functools
+import json
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from woodfisher_jax import (
+    checkpoint,
+    data,
+    models,
+    optimizer,
+    plots,
+    report,
+    torch_weights,
+)
+from woodfisher_jax import config as config_
+from woodfisher_jax.config import Config, ConfigError, TrainConfig
+from woodfisher_jax.data import batches
+from woodfisher_jax.evaluate import evaluate
+from woodfisher_jax.objective import cross_entropy, frozen_loss, predict, variables_of
+from woodfisher_jax.progress import progress_bar
+from woodfisher_jax.pruning import masks as masks_
+from woodfisher_jax.pruning.gradients import sample_labels
+from woodfisher_jax.pruning.masks import Masks
+from woodfisher_jax.pruning.prune import PruneInfo, prune
+from woodfisher_jax.pruning.schedules import Stage
+
+Progress = Callable[[str, int, int], None]
+logger = logging.getLogger(__name__)
+
+
+class DivergedError(ArithmeticError):
+    """The training loss is not finite any more."""
+
+
+class TrainState(NamedTuple):
+    """What a checkpoint holds in arrays.
+
+    Attributes:
+        params: Linen parameters; pruned weights are exactly zero.
+        batch_stats: Running statistics, or an empty dict.
+        masks: From parameter path to bool, True = kept.
+        opt_state: Of Optax; zero for pruned weights.
+    """
+
+    params: Any
+    batch_stats: Any
+    masks: Masks
+    opt_state: Any
+
+
+@dataclasses.dataclass
+class Log:
+    """What a checkpoint holds besides arrays: the run so far, as JSON.
+
+    Attributes:
+        step: Optimizer steps taken.
+        dense: Accuracy of the dense network, once it is known.
+        stages: A record of each pruning step done.
+        rows: A record of each epoch and pruning step.
+        seconds: Wall time spent, over all starts of the run.
+    """
+
+    step: int = 0
+    dense: dict[str, float] | None = None
+    stages: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    rows: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def event(self) -> int:
+        """Grows with everything that is saved; see :mod:`woodfisher_jax.checkpoint`."""
+        return self.step + len(self.stages) + (self.dense is not None)
+
+
+class Phase(NamedTuple):
+    """Training with one optimizer: of the dense network, or with pruning.
+
+    Attributes:
+        settings: Its section of the config.
+        first_step: Global step where it starts.
+        steps_per_epoch: Optimizer steps an epoch.
+        first_epoch: Global epoch where it starts.
+        schedule: Learning rate over its own steps.
+        tx: The optimizer.
+        tx_no_decay: The same without weight decay, with the same state.
+    """
+
+    settings: TrainConfig
+    first_step: int
+    steps_per_epoch: int
+    first_epoch: int
+    schedule: optax.Schedule
+    tx: optax.GradientTransformation
+    tx_no_decay: optax.GradientTransformation
+
+    @property
+    def last_step(self) -> int:
+        """Global step where it ends."""
+        return self.first_step + self.settings.epochs * self.steps_per_epoch
+
+    def epoch_at(self, step: int) -> float:
+        """Epochs done at a global step, counted over both phases."""
+        done = (step - self.first_step) / self.steps_per_epoch
+        return round(self.first_epoch + done, 4)
+
+
+class Plan(NamedTuple):
+    """All that a run needs and does not change.
+
+    Attributes:
+        config: The run's config.
+        dataset: Both splits, in memory.
+        model: The Linen module.
+        dense: Training of the dense network (no epochs if it was given).
+        train: Training from the first pruning step on.
+        stages: Pruning steps; ``time`` is the global step.
+        progress: Called with (label, done, total).
+    """
+
+    config: Config
+    dataset: data.DataSet
+    model: nn.Module
+    dense: Phase
+    train: Phase
+    stages: tuple[Stage, ...]
+    progress: Progress
+
+
+def run(config: Config, workdir: Path) -> dict[str, Any]:
+    """Carries a run out, or on from its last checkpoint.
+
+    Args:
+        config: Checked, from :func:`woodfisher_jax.config.from_dict`.
+        workdir: Where everything it leaves behind goes.
+
+    Returns:
+        The content of ``results.json``.
+
+    Raises:
+        ConfigError: If the config does not fit the data or the workdir.
+        DivergedError: If the loss is not finite; the last checkpoint stays.
+    """
+    started = time.perf_counter()
+    claim_workdir(workdir, config)
+    with (
+        progress_bar() as progress,
+        checkpoint.open_manager(workdir / "checkpoints") as manager,
+    ):
+        plan, given = prepare(config, progress)
+        state, log = start_or_resume(plan, given, manager)
+        spent = log.seconds
+        with report.EventWriter(workdir / "tensorboard", log.rows) as events:
+            while True:
+                rows_before = len(log.rows)
+
+                # ------------------------------------- the dense network is ready
+                if log.dense is None and log.step >= plan.dense.last_step:
+                    state = finish_dense(plan, state, log)
+
+                # ------------------------------------------------------- prune
+                elif stage := next_stage(plan, log, due_only=True):
+                    state = prune_stage(plan, state, log, stage)
+
+                elif log.step >= plan.train.last_step and log.dense is not None:
+                    break
+
+                # ------------------------------------------------------- train
+                else:
+                    try:
+                        state = train_segment(plan, state, log)
+                    except DivergedError as error:
+                        raise DivergedError(
+                            f"{error}; the last checkpoint is event "
+                            f"{checkpoint.latest_event(manager)} in {workdir}"
+                        ) from None
+
+                # ------------------------------------------ checkpoint and report
+                log.seconds = spent + time.perf_counter() - started
+                if is_due(plan, log):
+                    save(plan, state, log, manager)
+                for row in log.rows[rows_before:]:
+                    events.write(row)
+                report.write_metrics(workdir, log.rows)
+
+        results = summarize(plan, state, log)
+        write_report(workdir, results, log)
+    return results
+
+
+# ------------------------------------------------------------------------- the start
+
+
+def claim_workdir(workdir: Path, config: Config) -> None:
+    """Makes the workdir this run's own, or finds that it is so already.
+
+    Raises:
+        ConfigError: If it cannot be written, or holds the run of another config.
+    """
+    path = workdir / "config.json"
+    wanted = json.loads(json.dumps(config_.to_dict(config)))
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            path.write_text(json.dumps(wanted, indent=2) + "\n")
+            return
+        found = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"workdir={workdir} cannot be used ({error}); choose another --workdir"
+        ) from error
+    differing = _differences(found, wanted, "config")
+    if differing:
+        raise ConfigError(
+            f"workdir={workdir} holds the run of another config: "
+            f"{'; '.join(differing[:5])}. Choose another --workdir, or repeat the "
+            "overrides of that run to resume it"
+        )
+
+
+def _differences(found: Any, wanted: Any, where: str) -> list[str]:
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        keys = [*found, *(key for key in wanted if key not in found)]
+        return [
+            line
+            for key in keys
+            for line in _differences(found.get(key), wanted.get(key), f"{where}.{key}")
+        ]
+    return [] if found == wanted else [f"{where} is {found!r} there, {wanted!r} here"]
+
+
+def prepare(config: Config, progress: Progress) -> tuple[Plan, tuple[Any, Masks]]:
+    """Reads the checkpoint and the data, builds the model and the phases.
+
+    Returns:
+        The plan, and the variables and masks to start from.
+    """
+    try:
+        model = models.build_model(config.model.name, **config.model.settings)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"config.model: {error}") from error
+    state_dict = (
+        torch_weights.read_state_dict(config.init_from) if config.init_from else None
+    )
+    dataset = data.load(config.data.name, data_dir=config.data.dir, progress=progress)
+    image = np.zeros((1, *dataset.train.images.shape[1:]), np.float32)
+    variables = jax.jit(model.init)(jax.random.key(config.seed), image)
+    saved: dict[str, np.ndarray] = {}
+    if state_dict is not None:
+        variables, saved = torch_weights.to_variables(state_dict, variables)
+    plan = make_plan(config, dataset, model, progress)
+    selected = masks_.init_masks(variables["params"], config.prune.prunable)
+    masks = {path: jnp.asarray(saved.get(path, m)) for path, m in selected.items()}
+    return plan, (jax.tree.map(jnp.asarray, variables), masks)
+
+
+def make_plan(
+    config: Config, dataset: data.DataSet, model: nn.Module, progress: Progress
+) -> Plan:
+    """Lays the phases and the pruning steps out over global steps.
+
+    Raises:
+        ConfigError: If a batch or the Fisher samples exceed the training set.
+    """
+    pruning = config.prune
+    needed = pruning.num_samples * pruning.batch_size
+    available = len(dataset.train.labels)
+    if needed > available:
+        raise ConfigError(
+            f"config.prune: num_samples x batch_size = {pruning.num_samples} x "
+            f"{pruning.batch_size} = {needed} examples, but the training set of "
+            f"{dataset.name} has {available}; lower one of the two"
+        )
+    for name, settings in (("dense", config.dense), ("train", config.train)):
+        if settings.batch_size > available:
+            raise ConfigError(
+                f"config.{name}.batch_size={settings.batch_size}; expected at most the "
+                f"{available} training examples of {dataset.name}"
+            )
+    given = dataclasses.replace(config.dense, epochs=0)
+    dense = make_phase(
+        given if config.init_from else config.dense,
+        dataset,
+        first_step=0,
+        first_epoch=0,
+    )
+    once = dataclasses.replace(config.train, epochs=0)
+    train = make_phase(
+        once if pruning.one_shot else config.train,
+        dataset,
+        first_step=dense.last_step,
+        first_epoch=dense.settings.epochs,
+    )
+    unit = train.steps_per_epoch if pruning.unit == "epochs" else 1
+    stages = tuple(
+        Stage(train.first_step + stage.time * unit, stage.sparsity)
+        for stage in pruning.stages
+    )
+    if stages and stages[-1].time > train.last_step:
+        raise ConfigError(
+            f"config.prune.end={pruning.end} steps; expected at most the "
+            f"{train.last_step - train.first_step} steps of config.train"
+        )
+    return Plan(config, dataset, model, dense, train, stages, progress)
+
+
+def make_phase(
+    settings: TrainConfig, dataset: data.DataSet, *, first_step: int, first_epoch: int
+) -> Phase:
+    """Builds the optimizer of a phase."""
+    steps_per_epoch = batches.steps_per_epoch(dataset, settings.batch_size)
+    schedule = optimizer.learning_rate(
+        settings.schedule,
+        settings.learning_rate,
+        steps_per_epoch=steps_per_epoch,
+        epochs=settings.epochs,
+        decay_rate=settings.decay_rate,
+        decay_start_epoch=settings.decay_start_epoch,
+        decay_every_epochs=settings.decay_every_epochs,
+    )
+    return Phase(
+        settings,
+        first_step,
+        steps_per_epoch,
+        first_epoch,
+        schedule,
+        optimizer.sgd(schedule, settings.momentum, settings.weight_decay),
+        optimizer.sgd(schedule, settings.momentum, 0.0),
+    )
+
+
+def start_or_resume(
+    plan: Plan, given: tuple[Any, Masks], manager: Any
+) -> tuple[TrainState, Log]:
+    """The state of the latest checkpoint, or a fresh one."""
+    variables, masks = given
+    params = masks_.apply_masks(variables["params"], masks)
+    fresh = TrainState(
+        params,
+        variables.get("batch_stats", {}),
+        masks,
+        plan.dense.tx.init(params),
+    )
+    event = checkpoint.latest_event(manager)
+    if event is None:
+        return fresh, Log()
+    arrays, meta = checkpoint.restore(manager, event, fresh._asdict())
+    log = Log(**meta["log"])
+    logger.info("resumed at step %d (event %d)", log.step, event)
+    return TrainState(**arrays), log
+
+
+# ------------------------------------------------------------------------ the periods
+
+
+def finish_dense(plan: Plan, state: TrainState, log: Log) -> TrainState:
+    """Judges the dense network and starts a new optimizer for what follows."""
+    log.dense = judge(plan, state)
+    log.rows.append(
+        {
+            "event": "dense",
+            "epoch": plan.train.epoch_at(log.step),
+            "step": log.step,
+            **log.dense,
+            **_sparsities(state.masks),
+        }
+    )
+    logger.info("dense: top-1 %.2f %%", log.dense["top1"])
+    return state._replace(opt_state=plan.train.tx.init(state.params))
+
+
+def next_stage(plan: Plan, log: Log, due_only: bool = False) -> Stage | None:
+    """The next pruning step, if there is one (that is due now)."""
+    if len(log.stages) == len(plan.stages):
+        return None
+    stage = plan.stages[len(log.stages)]
+    return None if due_only and log.step < stage.time else stage
+
+
+def prune_stage(plan: Plan, state: TrainState, log: Log, stage: Stage) -> TrainState:
+    """Prunes to the level of a stage and judges the network on both sides of it."""
+    started = time.perf_counter()
+    last = log.rows[-1] if log.rows else None
+    seen = last is not None and last["step"] == log.step
+    top1_before = last["top1"] if seen and last else judge(plan, state)["top1"]
+    state, info = prune_state(plan, state, stage.sparsity, draw=len(log.stages))
+    after = judge(plan, state)
+    record = {
+        "epoch": plan.train.epoch_at(log.step),
+        "step": log.step,
+        "target_sparsity": stage.sparsity,
+        "sparsity": info.sparsity,
+        "top1_before": top1_before,
+        "top1_after": after["top1"],
+        "seconds_gradients": info.seconds_gradients,
+        "seconds_curvature": info.seconds_curvature,
+        "seconds_update": info.seconds_update,
+        "seconds": time.perf_counter() - started,
+    }
+    log.stages.append(record)
+    log.rows.append(
+        {
+            "event": "prune",
+            "epoch": record["epoch"],
+            "step": log.step,
+            **after,
+            "seconds": record["seconds"],
+            **_sparsities(state.masks),
+        }
+    )
+    logger.info(
+        "pruned to %.4f: top-1 %.2f -> %.2f %%, %.1f s",
+        info.sparsity,
+        top1_before,
+        after["top1"],
+        record["seconds"],
+    )
+    return state
+
+
+def prune_state(
+    plan: Plan, state: TrainState, sparsity: float, draw: int
+) -> tuple[TrainState, PruneInfo]:
+    """Prunes params, and the masks and optimizer state with them."""
+    settings = plan.config.prune
+    params, masks, info = prune(
+        frozen_loss(plan.model, state.batch_stats),
+        state.params,
+        fisher_batch(plan, state, draw),
+        sparsity=sparsity,
+        method=settings.method,
+        masks=state.masks,
+        scope=settings.scope,
+        damping=settings.damping,
+        num_samples=settings.num_samples,
+        batch_size=settings.batch_size,
+        microbatch_size=settings.microbatch_size,
+        block_size=settings.block_size,
+        scale_update=settings.scale_update,
+        solver=settings.solver,
+        progress=plan.progress,
+    )
+    opt_state = optimizer.mask_state(plan.train.tx, state.opt_state, params, masks)
+    return TrainState(params, state.batch_stats, masks, opt_state), info
+
+
+def fisher_batch(plan: Plan, state: TrainState, draw: int) -> dict[str, np.ndarray]:
+    """The examples of one Fisher, with labels of the data or of the model."""
+    settings, seed = plan.config.prune, plan.config.seed
+    batch = batches.fisher_samples(
+        plan.dataset,
+        seed=seed,
+        draw=draw,
+        count=settings.num_samples * settings.batch_size,
+        augment=settings.augment,
+    )
+    if settings.true_fisher:
+        variables = variables_of(state.params, state.batch_stats)
+        logits = [
+            predict(plan.model, variables, batch["image"][i : i + 1000])
+            for i in range(0, len(batch["label"]), 1000)
+        ]
+        key = jax.random.fold_in(jax.random.key(seed), draw)
+        drawn = sample_labels(key, jnp.concatenate(logits))
+        batch = {**batch, "label": np.asarray(drawn)}
+    return batch
+
+
+@functools.partial(jax.jit, static_argnames=("model", "tx", "label_smoothing"))
+def train_step(
+    state: TrainState,
+    batch: dict[str, jax.Array],
+    *,
+    model: nn.Module,
+    tx: optax.GradientTransformation,
+    label_smoothing: float,
+) -> tuple[TrainState, jax.Array]:
+    """One optimizer step; weights, gradients and momentum of pruned entries stay zero.
+
+    Returns:
+        The new state and the mean loss of the batch.
+    """
+
+    def loss(params: Any) -> tuple[jax.Array, Any]:
+        logits, updated = model.apply(
+            variables_of(params, state.batch_stats),
+            batch["image"],
+            train=True,
+            mutable=["batch_stats"],
+        )
+        losses = cross_entropy(logits, batch["label"], label_smoothing)
+        return jnp.mean(losses), updated.get("batch_stats", {})
+
+    (value, stats), gradients = jax.value_and_grad(loss, has_aux=True)(state.params)
+    gradients = masks_.apply_masks(gradients, state.masks)
+    updates, opt_state = tx.update(gradients, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    params = masks_.apply_masks(params, state.masks)
+    return TrainState(params, stats, state.masks, opt_state), value
+
+
+def train_segment(plan: Plan, state: TrainState, log: Log) -> TrainState:
+    """Trains to the next pruning step or the end of the epoch, whichever is first."""
+    started = time.perf_counter()
+    phase = plan.dense if log.step < plan.dense.last_step else plan.train
+    first = log.step
+    epoch, begun = divmod(first - phase.first_step, phase.steps_per_epoch)
+    stop = first - begun + phase.steps_per_epoch
+    stage = next_stage(plan, log)
+    if stage is not None and stage.time > first:
+        stop = min(stop, stage.time)
+    decaying = stage is not None or phase.settings.weight_decay_after_pruning
+    losses = []
+    for step in range(begun, begun + stop - first):
+        batch = batches.train_batch(
+            plan.dataset,
+            seed=plan.config.seed,
+            epoch=phase.first_epoch + epoch,
+            step=step,
+            batch_size=phase.settings.batch_size,
+            augment=plan.config.data.augment,
+        )
+        state, loss = train_step(
+            state,
+            batch,
+            model=plan.model,
+            tx=phase.tx if decaying else phase.tx_no_decay,
+            label_smoothing=phase.settings.label_smoothing,
+        )
+        losses.append(loss)
+        label = f"epoch {phase.first_epoch + epoch + 1}"
+        plan.progress(label, step - begun + 1, stop - first)
+    log.step = stop
+    train_loss = _mean_finite(losses, first)
+    epoch_ends = begun + stop - first == phase.steps_per_epoch
+    if epoch_ends:
+        log.rows.append(
+            {
+                "event": "train",
+                "epoch": phase.epoch_at(stop),
+                "step": stop,
+                **judge(plan, state),
+                "train_loss": train_loss,
+                "learning_rate": float(phase.schedule(stop - phase.first_step - 1)),
+                "seconds": time.perf_counter() - started,
+                **_sparsities(state.masks),
+            }
+        )
+        logger.info(
+            "epoch %g: top-1 %.2f %%", log.rows[-1]["epoch"], log.rows[-1]["top1"]
+        )
+    return state
+
+
+def _mean_finite(losses: list[jax.Array], first_step: int) -> float:
+    values = np.asarray(jnp.stack(losses))
+    if not np.isfinite(values).all():
+        step = int(np.argmin(np.isfinite(values)))
+        raise DivergedError(
+            f"the training loss is {values[step]} at step {first_step + step}; lower "
+            "config.train.learning_rate (or config.dense.learning_rate)"
+        )
+    return float(values.mean())
+
+
+def judge(plan: Plan, state: TrainState) -> dict[str, float]:
+    """Top-1, top-5 and loss on the test split."""
+    return evaluate(
+        plan.model,
+        state.params,
+        state.batch_stats,
+        plan.dataset,
+        batch_size=plan.config.eval_batch_size,
+    )
+
+
+def _sparsities(masks: Masks) -> dict[str, float]:
+    by_path = masks_.sparsity_by_path(masks)
+    return {
+        "sparsity": masks_.sparsity(masks),
+        **{f"sparsity/{path}": value for path, value in by_path.items()},
+    }
+
+
+# ---------------------------------------------------------------------------- the end
+
+
+def is_due(plan: Plan, log: Log) -> bool:
+    """Whether to save: after each event but epochs in between."""
+    row = log.rows[-1] if log.rows else None
+    if row is None or row["step"] != log.step:
+        return False
+    if row["event"] != "train" or log.step == plan.train.last_step:
+        return True
+    return round(row["epoch"]) % plan.config.checkpoint_every_epochs == 0
+
+
+def save(plan: Plan, state: TrainState, log: Log, manager: Any) -> None:
+    """Writes a checkpoint and waits for it."""
+    checkpoint.save(
+        manager,
+        log.event,
+        state._asdict(),
+        {"log": dataclasses.asdict(log), "config": config_.to_dict(plan.config)},
+        {"stage": len(log.stages), "top1": log.rows[-1]["top1"]},
+    )
+
+
+def summarize(plan: Plan, state: TrainState, log: Log) -> dict[str, Any]:
+    """The content of ``results.json``."""
+    kept, prunable = masks_.count(state.masks)
+    stages = plan.stages
+    return {
+        "method": plan.config.prune.method,
+        "target_sparsity": stages[-1].sparsity if stages else 0.0,
+        "sparsity": (prunable - kept) / prunable,
+        "nonzero": kept,
+        "prunable": prunable,
+        "dense": log.dense,
+        "final": {key: log.rows[-1][key] for key in ("top1", "top5", "loss")},
+        "stages": log.stages,
+        "sparsity_by_path": masks_.sparsity_by_path(state.masks),
+        "seconds_total": log.seconds,
+        "peak_rss_bytes": report.peak_rss_bytes(),
+        **report.environment(),
+        "seed": plan.config.seed,
+        "config": config_.to_dict(plan.config),
+    }
+
+
+def write_report(workdir: Path, results: dict[str, Any], log: Log) -> None:
+    """Writes results and plots, and prints the table."""
+    report.write_results(workdir, results)
+    name = results["method"]
+    plots.plot_accuracy(workdir / "accuracy.png", {name: log.rows})
+    plots.plot_layer_sparsity(
+        workdir / "sparsity.png",
+        results["sparsity_by_path"],
+        f"{name}, {100 * results['sparsity']:.2f} % sparse",
+    )
+    report.print_table(results)
