@@ -12,7 +12,7 @@ def run(terminal: bool, *calls: tuple[str, int, int]) -> str:
     """Returns what the calls of the callback show."""
     shown = io.StringIO()
     console = Console(file=shown, force_terminal=terminal, width=100)
-    with progress_bar(console) as callback:
+    with progress_bar(console, min_seconds=0) as callback:
         for call in calls:
             callback(*call)
     return shown.getvalue()
@@ -21,6 +21,14 @@ def run(terminal: bool, *calls: tuple[str, int, int]) -> str:
 def test_a_log_gets_one_line_a_finished_label() -> None:
     shown = run(False, ("a [b]", 0, 4), ("c", 1, 2), ("a [b]", 2, 4), ("a [b]", 4, 4))
     assert shown == "a [b]: 4 in 0.0 s\n"
+
+
+def test_a_log_leaves_out_quick_work() -> None:
+    shown = io.StringIO()
+    with progress_bar(Console(file=shown, force_terminal=False)) as callback:
+        callback("quick", 0, 1)
+        callback("quick", 1, 1)
+    assert shown.getvalue() == ""
 
 
 def test_a_label_can_come_again() -> None:

@@ -3,16 +3,24 @@
 python -m woodfisher_jax.evaluate --workdir=runs/digits-20260101-120000
 """
 
+import argparse
 import functools
+import json
+import sys
+from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from woodfisher_jax import checkpoint, data, models
+from woodfisher_jax import config as config_
 from woodfisher_jax.data import DataSet
 from woodfisher_jax.data.batches import test_batches
 from woodfisher_jax.objective import cross_entropy, predict, variables_of
+from woodfisher_jax.pruning import masks as masks_
 
 
 @functools.partial(jax.jit, static_argnames="model")
@@ -61,3 +69,83 @@ def evaluate(
         "top5": 100.0 * total["top5"] / total["examples"],
         "loss": total["loss"] / total["examples"],
     }
+
+
+def evaluate_run(
+    workdir: Path, which: str = "latest", data_dir: str | None = None
+) -> dict[str, Any]:
+    """Judges the network of a saved run.
+
+    Args:
+        workdir: Folder of the run.
+        which: "latest" or "best" checkpoint.
+        data_dir: Where the data set is, if no longer where the config says.
+
+    Returns:
+        ``top1``, ``top5``, ``loss``, and ``sparsity``, ``nonzero``, ``prunable`` of the
+        masks; ``step`` of the checkpoint.
+
+    Raises:
+        ValueError: If the folder holds no run or no checkpoint.
+    """
+    path = workdir / "config.json"
+    if not path.is_file():
+        raise ValueError(f"workdir={workdir}: there is no config.json, so no run here")
+    config = config_.from_dict(json.loads(path.read_text()))
+    model = models.build_model(config.model.name, **config.model.settings)
+    dataset = data.load(config.data.name, data_dir=data_dir or config.data.dir)
+    image = np.zeros((1, *dataset.train.images.shape[1:]), np.float32)
+    variables = jax.eval_shape(model.init, jax.random.key(0), image)
+    target = {
+        "params": variables["params"],
+        "batch_stats": variables.get("batch_stats", {}),
+        "masks": jax.eval_shape(
+            lambda params: masks_.init_masks(params, config.prune.prunable),
+            variables["params"],
+        ),
+    }
+    with checkpoint.open_manager(workdir / "checkpoints") as manager:
+        choose = {"latest": checkpoint.latest_event, "best": checkpoint.best_event}
+        arrays, meta = checkpoint.restore(manager, choose[which](manager), target)
+    kept, prunable = masks_.count(arrays["masks"])
+    return {
+        **evaluate(model, arrays["params"], arrays["batch_stats"], dataset),
+        "sparsity": (prunable - kept) / prunable,
+        "nonzero": kept,
+        "prunable": prunable,
+        "step": meta["log"]["step"],
+    }
+
+
+def cli() -> None:
+    """Entry point of ``python -m woodfisher_jax.evaluate``."""
+    parser = argparse.ArgumentParser(
+        prog="python -m woodfisher_jax.evaluate",
+        description="Prints top-1, top-5, loss and sparsity of a saved run.",
+    )
+    parser.add_argument("--workdir", type=Path, required=True, help="folder of the run")
+    parser.add_argument(
+        "--which",
+        choices=["latest", "best"],
+        default="latest",
+        help="which checkpoint; best is chosen on the test split (default: latest)",
+    )
+    parser.add_argument("--data_dir", help="where the data set is, if it has moved")
+    arguments = parser.parse_args()
+    try:
+        found = evaluate_run(arguments.workdir, arguments.which, arguments.data_dir)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    print(
+        f"step      {found['step']}\n"
+        f"top-1     {found['top1']:.2f} %\n"
+        f"top-5     {found['top5']:.2f} %\n"
+        f"loss      {found['loss']:.4f}\n"
+        f"sparsity  {100 * found['sparsity']:.2f} % "
+        f"({found['nonzero']:,} of {found['prunable']:,} prunable weights left)"
+    )
+
+
+if __name__ == "__main__":
+    cli()

@@ -14,16 +14,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+import absl.logging
 import ml_collections
 from absl import app, flags
 from ml_collections import config_dict, config_flags
 
 from woodfisher_jax import config as config_
-from woodfisher_jax import report
+from woodfisher_jax import plots, report
 from woodfisher_jax.config import Config, ConfigError
 from woodfisher_jax.data import DataMissingError
 from woodfisher_jax.pruning.curvature import CurvatureError
 from woodfisher_jax.train import DivergedError, run
+from woodfisher_jax.workdir import LOG_FORMAT
 
 WORKDIR = flags.DEFINE_string(
     "workdir",
@@ -118,8 +120,6 @@ def parse(argv: Sequence[str]) -> list[str]:
     """Defines the config's flags from its file and parses the command line."""
     paths = [a.partition("=")[2] for a in argv if _is_config_flag(a)]
     rest = [a for a in argv if not _is_config_flag(a)]
-    # Orbax reports every file it writes through absl; --verbosity=0 shows that.
-    flags.FLAGS.set_default("verbosity", -1)
     try:
         if len(paths) == 1 and paths[0]:
             values = load_config(paths[0])
@@ -147,17 +147,17 @@ def _default_workdir(config_file: str) -> Path:
     return Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
-def _log_to(workdir: Path) -> None:
-    """Sends this package's messages to the standard error and to ``log.txt``."""
+def _log_to_console() -> None:
+    """Sends this package's messages to the standard error, and quietens the others."""
+    if not any(argument.startswith("--verbosity") for argument in sys.argv):
+        # Orbax reports every file it writes; --verbosity=0 shows that.
+        absl.logging.set_verbosity(absl.logging.WARNING)
     logger = logging.getLogger("woodfisher_jax")
     logger.setLevel(logging.INFO)
     logger.propagate = False
-    workdir.mkdir(parents=True, exist_ok=True)
-    line = logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S")
-    for handler in (logging.StreamHandler(), logging.FileHandler(workdir / "log.txt")):
-        handler.setFormatter(line)
-        logger.addHandler(handler)
-    logger.info("workdir %s", workdir)
+    handler = logging.StreamHandler()
+    handler.setFormatter(LOG_FORMAT)
+    logger.addHandler(handler)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -167,7 +167,7 @@ def main(argv: Sequence[str]) -> None:
     try:
         config = config_.from_dict(flags.FLAGS.config.to_dict())
         workdir = Path(WORKDIR.value or _default_workdir(flags.FLAGS.config_file))
-        _log_to(workdir)
+        _log_to_console()
         folders = {config.prune.method: workdir}
         results = {config.prune.method: run(config, workdir)}
         for method in config.compare_with:

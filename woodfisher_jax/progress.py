@@ -21,14 +21,18 @@ Callback = Callable[[str, int, int], None]
 
 
 @contextmanager
-def progress_bar(console: Console | None = None) -> Iterator[Callback]:
+def progress_bar(
+    console: Console | None = None, min_seconds: float = 1.0
+) -> Iterator[Callback]:
     """Shows the progress of labelled pieces of work while the context is open.
 
     On a terminal each label has a live bar with its rate and the time left. Elsewhere
-    (a log file, a notebook) each label prints one line, when it is finished.
+    (a log file, a notebook) each label prints one line, when it is finished, unless
+    it was done in a moment.
 
     Args:
       console: where to show it; by default the standard error.
+      min_seconds: work shorter than this prints no line.
 
     Yields:
       ``callback(label, done, total)``, to call after every piece. Calling it with
@@ -36,7 +40,7 @@ def progress_bar(console: Console | None = None) -> Iterator[Callback]:
     """
     console = console or Console(stderr=True)
     if not console.is_terminal:
-        yield _lines(console)
+        yield _lines(console, min_seconds)
         return
     columns = (
         TextColumn("{task.description}", markup=False),
@@ -71,7 +75,7 @@ def _bars(progress: Progress) -> Callback:
     return callback
 
 
-def _lines(console: Console) -> Callback:
+def _lines(console: Console, min_seconds: float) -> Callback:
     """Makes a callback that prints one line a finished label."""
     started: dict[str, float] = {}
 
@@ -81,6 +85,7 @@ def _lines(console: Console) -> Callback:
             del started[label]
             seconds = time.monotonic() - start
             line = f"{label}: {total} in {seconds:.1f} s"
-            console.print(line, markup=False, highlight=False, soft_wrap=True)
+            if seconds >= min_seconds:
+                console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     return callback

@@ -7,7 +7,6 @@ with the same bits as one that was not.
 
 import dataclasses
 import functools
-import json
 import logging
 import time
 from collections.abc import Callable
@@ -22,24 +21,23 @@ import optax
 
 from woodfisher_jax import (
     checkpoint,
-    data,
-    models,
     optimizer,
     plots,
     report,
-    torch_weights,
 )
 from woodfisher_jax import config as config_
-from woodfisher_jax.config import Config, ConfigError, TrainConfig
+from woodfisher_jax.config import Config
 from woodfisher_jax.data import batches
 from woodfisher_jax.evaluate import evaluate
 from woodfisher_jax.objective import cross_entropy, frozen_loss, predict, variables_of
+from woodfisher_jax.plan import Plan, prepare
 from woodfisher_jax.progress import progress_bar
 from woodfisher_jax.pruning import masks as masks_
 from woodfisher_jax.pruning.gradients import sample_labels
 from woodfisher_jax.pruning.masks import Masks
 from woodfisher_jax.pruning.prune import PruneInfo, prune
 from woodfisher_jax.pruning.schedules import Stage
+from woodfisher_jax.workdir import claim_workdir, log_file
 
 Progress = Callable[[str, int, int], None]
 logger = logging.getLogger(__name__)
@@ -89,60 +87,6 @@ class Log:
         return self.step + len(self.stages) + (self.dense is not None)
 
 
-class Phase(NamedTuple):
-    """Training with one optimizer: of the dense network, or with pruning.
-
-    Attributes:
-        settings: Its section of the config.
-        first_step: Global step where it starts.
-        steps_per_epoch: Optimizer steps an epoch.
-        first_epoch: Global epoch where it starts.
-        schedule: Learning rate over its own steps.
-        tx: The optimizer.
-        tx_no_decay: The same without weight decay, with the same state.
-    """
-
-    settings: TrainConfig
-    first_step: int
-    steps_per_epoch: int
-    first_epoch: int
-    schedule: optax.Schedule
-    tx: optax.GradientTransformation
-    tx_no_decay: optax.GradientTransformation
-
-    @property
-    def last_step(self) -> int:
-        """Global step where it ends."""
-        return self.first_step + self.settings.epochs * self.steps_per_epoch
-
-    def epoch_at(self, step: int) -> float:
-        """Epochs done at a global step, counted over both phases."""
-        done = (step - self.first_step) / self.steps_per_epoch
-        return round(self.first_epoch + done, 4)
-
-
-class Plan(NamedTuple):
-    """All that a run needs and does not change.
-
-    Attributes:
-        config: The run's config.
-        dataset: Both splits, in memory.
-        model: The Linen module.
-        dense: Training of the dense network (no epochs if it was given).
-        train: Training from the first pruning step on.
-        stages: Pruning steps; ``time`` is the global step.
-        progress: Called with (label, done, total).
-    """
-
-    config: Config
-    dataset: data.DataSet
-    model: nn.Module
-    dense: Phase
-    train: Phase
-    stages: tuple[Stage, ...]
-    progress: Progress
-
-
 def run(config: Config, workdir: Path) -> dict[str, Any]:
     """Carries a run out, or on from its last checkpoint.
 
@@ -159,190 +103,60 @@ def run(config: Config, workdir: Path) -> dict[str, Any]:
     """
     started = time.perf_counter()
     claim_workdir(workdir, config)
-    with (
-        progress_bar() as progress,
-        checkpoint.open_manager(workdir / "checkpoints") as manager,
-    ):
+    with log_file(workdir), progress_bar() as progress:
+        logger.info("workdir %s", workdir)
         plan, given = prepare(config, progress)
-        state, log = start_or_resume(plan, given, manager)
-        spent = log.seconds
-        with report.EventWriter(workdir / "tensorboard", log.rows) as events:
-            while True:
-                rows_before = len(log.rows)
+        with checkpoint.open_manager(workdir / "checkpoints") as manager:
+            results = loop(plan, given, workdir, manager, started)
+    return results
 
-                # ------------------------------------- the dense network is ready
-                if log.dense is None and log.step >= plan.dense.last_step:
-                    state = finish_dense(plan, state, log)
 
-                # ------------------------------------------------------- prune
-                elif stage := next_stage(plan, log, due_only=True):
-                    state = prune_stage(plan, state, log, stage)
+def loop(
+    plan: Plan,
+    given: tuple[Any, Masks],
+    workdir: Path,
+    manager: Any,
+    started: float,
+) -> dict[str, Any]:
+    """The run itself: one block for each thing that can be next."""
+    state, log = start_or_resume(plan, given, manager)
+    spent = log.seconds
+    with report.EventWriter(workdir / "tensorboard", log.rows) as events:
+        while log.dense is None or log.step < plan.end or next_stage(plan, log):
+            reported = len(log.rows)
 
-                elif log.step >= plan.train.last_step and log.dense is not None:
-                    break
+            # ------------------------------------------- the dense network is ready
+            if log.dense is None and log.step >= plan.dense.last_step:
+                state = finish_dense(plan, state, log)
 
-                # ------------------------------------------------------- train
-                else:
-                    try:
-                        state = train_segment(plan, state, log)
-                    except DivergedError as error:
-                        raise DivergedError(
-                            f"{error}; the last checkpoint is event "
-                            f"{checkpoint.latest_event(manager)} in {workdir}"
-                        ) from None
+            # -------------------------------------------------------------- prune
+            elif (stage := next_stage(plan, log)) and log.step >= stage.time:
+                state = prune_stage(plan, state, log, stage)
 
-                # ------------------------------------------ checkpoint and report
-                log.seconds = spent + time.perf_counter() - started
-                if is_due(plan, log):
-                    save(plan, state, log, manager)
-                for row in log.rows[rows_before:]:
-                    events.write(row)
-                report.write_metrics(workdir, log.rows)
+            # -------------------------------------------------------------- train
+            else:
+                try:
+                    state = train_segment(plan, state, log)
+                except DivergedError as error:
+                    raise DivergedError(
+                        f"{error}. The last checkpoint, event "
+                        f"{checkpoint.latest_event(manager)}, is in {workdir}"
+                    ) from None
 
-        results = summarize(plan, state, log)
-        write_report(workdir, results, log)
+            # ------------------------------------------------ checkpoint and report
+            log.seconds = spent + time.perf_counter() - started
+            if is_due(plan, log):
+                save(plan, state, log, manager)
+            for row in log.rows[reported:]:
+                events.write(row)
+            report.write_metrics(workdir, log.rows)
+
+    results = summarize(plan, state, log)
+    write_report(workdir, results, log)
     return results
 
 
 # ------------------------------------------------------------------------- the start
-
-
-def claim_workdir(workdir: Path, config: Config) -> None:
-    """Makes the workdir this run's own, or finds that it is so already.
-
-    Raises:
-        ConfigError: If it cannot be written, or holds the run of another config.
-    """
-    path = workdir / "config.json"
-    wanted = json.loads(json.dumps(config_.to_dict(config)))
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        if not path.exists():
-            path.write_text(json.dumps(wanted, indent=2) + "\n")
-            return
-        found = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"workdir={workdir} cannot be used ({error}); choose another --workdir"
-        ) from error
-    differing = _differences(found, wanted, "config")
-    if differing:
-        raise ConfigError(
-            f"workdir={workdir} holds the run of another config: "
-            f"{'; '.join(differing[:5])}. Choose another --workdir, or repeat the "
-            "overrides of that run to resume it"
-        )
-
-
-def _differences(found: Any, wanted: Any, where: str) -> list[str]:
-    if isinstance(found, dict) and isinstance(wanted, dict):
-        keys = [*found, *(key for key in wanted if key not in found)]
-        return [
-            line
-            for key in keys
-            for line in _differences(found.get(key), wanted.get(key), f"{where}.{key}")
-        ]
-    return [] if found == wanted else [f"{where} is {found!r} there, {wanted!r} here"]
-
-
-def prepare(config: Config, progress: Progress) -> tuple[Plan, tuple[Any, Masks]]:
-    """Reads the checkpoint and the data, builds the model and the phases.
-
-    Returns:
-        The plan, and the variables and masks to start from.
-    """
-    try:
-        model = models.build_model(config.model.name, **config.model.settings)
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f"config.model: {error}") from error
-    state_dict = (
-        torch_weights.read_state_dict(config.init_from) if config.init_from else None
-    )
-    dataset = data.load(config.data.name, data_dir=config.data.dir, progress=progress)
-    image = np.zeros((1, *dataset.train.images.shape[1:]), np.float32)
-    variables = jax.jit(model.init)(jax.random.key(config.seed), image)
-    saved: dict[str, np.ndarray] = {}
-    if state_dict is not None:
-        variables, saved = torch_weights.to_variables(state_dict, variables)
-    plan = make_plan(config, dataset, model, progress)
-    selected = masks_.init_masks(variables["params"], config.prune.prunable)
-    masks = {path: jnp.asarray(saved.get(path, m)) for path, m in selected.items()}
-    return plan, (jax.tree.map(jnp.asarray, variables), masks)
-
-
-def make_plan(
-    config: Config, dataset: data.DataSet, model: nn.Module, progress: Progress
-) -> Plan:
-    """Lays the phases and the pruning steps out over global steps.
-
-    Raises:
-        ConfigError: If a batch or the Fisher samples exceed the training set.
-    """
-    pruning = config.prune
-    needed = pruning.num_samples * pruning.batch_size
-    available = len(dataset.train.labels)
-    if needed > available:
-        raise ConfigError(
-            f"config.prune: num_samples x batch_size = {pruning.num_samples} x "
-            f"{pruning.batch_size} = {needed} examples, but the training set of "
-            f"{dataset.name} has {available}; lower one of the two"
-        )
-    for name, settings in (("dense", config.dense), ("train", config.train)):
-        if settings.batch_size > available:
-            raise ConfigError(
-                f"config.{name}.batch_size={settings.batch_size}; expected at most the "
-                f"{available} training examples of {dataset.name}"
-            )
-    given = dataclasses.replace(config.dense, epochs=0)
-    dense = make_phase(
-        given if config.init_from else config.dense,
-        dataset,
-        first_step=0,
-        first_epoch=0,
-    )
-    once = dataclasses.replace(config.train, epochs=0)
-    train = make_phase(
-        once if pruning.one_shot else config.train,
-        dataset,
-        first_step=dense.last_step,
-        first_epoch=dense.settings.epochs,
-    )
-    unit = train.steps_per_epoch if pruning.unit == "epochs" else 1
-    stages = tuple(
-        Stage(train.first_step + stage.time * unit, stage.sparsity)
-        for stage in pruning.stages
-    )
-    if stages and stages[-1].time > train.last_step:
-        raise ConfigError(
-            f"config.prune.end={pruning.end} steps; expected at most the "
-            f"{train.last_step - train.first_step} steps of config.train"
-        )
-    return Plan(config, dataset, model, dense, train, stages, progress)
-
-
-def make_phase(
-    settings: TrainConfig, dataset: data.DataSet, *, first_step: int, first_epoch: int
-) -> Phase:
-    """Builds the optimizer of a phase."""
-    steps_per_epoch = batches.steps_per_epoch(dataset, settings.batch_size)
-    schedule = optimizer.learning_rate(
-        settings.schedule,
-        settings.learning_rate,
-        steps_per_epoch=steps_per_epoch,
-        epochs=settings.epochs,
-        decay_rate=settings.decay_rate,
-        decay_start_epoch=settings.decay_start_epoch,
-        decay_every_epochs=settings.decay_every_epochs,
-    )
-    return Phase(
-        settings,
-        first_step,
-        steps_per_epoch,
-        first_epoch,
-        schedule,
-        optimizer.sgd(schedule, settings.momentum, settings.weight_decay),
-        optimizer.sgd(schedule, settings.momentum, 0.0),
-    )
 
 
 def start_or_resume(
@@ -385,12 +199,10 @@ def finish_dense(plan: Plan, state: TrainState, log: Log) -> TrainState:
     return state._replace(opt_state=plan.train.tx.init(state.params))
 
 
-def next_stage(plan: Plan, log: Log, due_only: bool = False) -> Stage | None:
-    """The next pruning step, if there is one (that is due now)."""
-    if len(log.stages) == len(plan.stages):
-        return None
-    stage = plan.stages[len(log.stages)]
-    return None if due_only and log.step < stage.time else stage
+def next_stage(plan: Plan, log: Log) -> Stage | None:
+    """The next pruning step, or None when all are done."""
+    done = len(log.stages)
+    return plan.stages[done] if done < len(plan.stages) else None
 
 
 def prune_stage(plan: Plan, state: TrainState, log: Log, stage: Stage) -> TrainState:
@@ -606,7 +418,7 @@ def is_due(plan: Plan, log: Log) -> bool:
     row = log.rows[-1] if log.rows else None
     if row is None or row["step"] != log.step:
         return False
-    if row["event"] != "train" or log.step == plan.train.last_step:
+    if row["event"] != "train" or log.step == plan.end:
         return True
     return round(row["epoch"]) % plan.config.checkpoint_every_epochs == 0
 

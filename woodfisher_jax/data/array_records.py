@@ -76,7 +76,7 @@ def open_builder(name: str, root: Path) -> Any:
         DataMissingError: the data set was not prepared there, or a file is missing.
     """
     import tensorflow_datasets as tfds
-    from google.protobuf.json_format import ParseError  # type: ignore[import-untyped]
+    from google.protobuf.json_format import ParseError
 
     # `tfds.data_source` would start a download here; a run never does that.
     try:

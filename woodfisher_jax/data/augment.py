@@ -24,7 +24,7 @@ def crop_and_flip(rng: np.random.Generator, images: np.ndarray) -> np.ndarray:
     count, height, width, _ = images.shape
     places = 2 * PADDING + 1
     top, left = rng.integers(places, size=(2, count))
-    mirrored = rng.integers(2, size=count, dtype=np.uint8).astype(bool)
+    mirrored = rng.random((count, 1, 1, 1)) < 0.5
 
     border = (PADDING, PADDING)
     padded = np.pad(images, ((0, 0), border, border, (0, 0)))
@@ -32,4 +32,4 @@ def crop_and_flip(rng: np.random.Generator, images: np.ndarray) -> np.ndarray:
         padded, (height, width), axis=(1, 2)
     )  # [n, places, places, c, h, w]
     cropped = np.moveaxis(windows[np.arange(count), top, left], 1, -1)
-    return np.where(mirrored[:, None, None, None], cropped[:, :, ::-1], cropped)
+    return np.where(mirrored, cropped[:, :, ::-1], cropped)

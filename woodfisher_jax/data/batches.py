@@ -83,7 +83,7 @@ def train_batch(
         The batch of `batch_size` examples.
 
     Raises:
-        ValueError: `step` or `batch_size` is out of range.
+        ValueError: an argument is out of range.
     """
     steps = steps_per_epoch(dataset, batch_size)
     if not 0 <= step < steps:
@@ -130,8 +130,8 @@ def fisher_samples(
     Args:
         dataset: the data set.
         seed: zero or above.
-        draw: which estimate it is, such as the index of the pruning step; each draws
-            anew from all training examples.
+        draw: which estimate it is, zero or above, such as the index of the pruning
+            step; each draws anew from all training examples.
         count: number of examples, drawn without replacement.
         augment: whether to augment, where the data set says how. Default False.
 
@@ -139,7 +139,8 @@ def fisher_samples(
         The batch of `count` examples, in the order they were drawn.
 
     Raises:
-        ValueError: `count` is below one or above the number of training examples.
+        ValueError: `count` is below one or above the number of training examples, or
+            `seed` or `draw` is negative.
     """
     total = len(dataset.train.labels)
     if count < 1:
@@ -156,6 +157,11 @@ def fisher_samples(
 
 def _stream(seed: int, *place: int) -> np.random.Generator:
     """The generator of one place; no two places share one, nor do two seeds."""
+    if min(seed, *place) < 0:
+        raise ValueError(
+            "seed, epoch, draw: expected zero or above; got "
+            f"seed {seed} and epoch or draw {place[1]}"
+        )
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=place))
 
 

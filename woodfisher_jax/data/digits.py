@@ -20,7 +20,8 @@ def load(data_dir: str | None = None, progress: Progress | None = None) -> DataS
         The data set: images uint8 [n, 8, 8, 1] of 0 to 16, ten classes.
 
     Note:
-        scikit-learn has no split of its own: this one is ours.
+        The data comes without a split. This one is scikit-learn's
+        `train_test_split(test_size=0.2, random_state=0)`.
     """
     from sklearn.datasets import load_digits
 

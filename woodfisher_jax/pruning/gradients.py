@@ -143,8 +143,8 @@ def gradient_chunks(
             return
     raise ValueError(
         f"samples hold {done * batch_size} usable examples, but num_samples="
-        f"{num_samples} gradients of batch_size={batch_size} need {num_samples * batch_size}; give "
-        "more examples or lower one of the two"
+        f"{num_samples} gradients of batch_size={batch_size} need "
+        f"{num_samples * batch_size}; give more examples or lower one of the two"
     )
 
 

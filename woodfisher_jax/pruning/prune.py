@@ -235,12 +235,12 @@ def _prune_step(
 
 
 def _with_progress(chunks: Iterable[Gradients], settings: _Settings) -> Iterable:
-    done = 0
+    progress, done = settings.progress or (lambda label, done, total: None), 0
+    progress("gradients", 0, settings.num_samples)
     for chunk in chunks:
         yield chunk
         done += len(next(iter(chunk.values())))
-        if settings.progress is not None:
-            settings.progress("gradients", done, settings.num_samples)
+        progress("gradients", done, settings.num_samples)
 
 
 @partial(jax.jit, donate_argnums=0)
@@ -316,6 +316,7 @@ def _counter(
         if progress is not None:
             progress(label, done, total)
 
+    advance(0)
     return advance
 
 
@@ -407,8 +408,9 @@ def _check_params(params: Params) -> None:
         kind = getattr(leaf, "dtype", type(leaf).__name__)
         if not hasattr(leaf, "dtype") or not jnp.issubdtype(leaf.dtype, jnp.floating):
             raise TypeError(
-                f"params[{path!r}] has type {kind}; expected floating-point arrays only. Keep counters and indices out "
-                "of params, in the closure of loss_fn for instance"
+                f"params[{path!r}] has type {kind}; expected floating-point arrays "
+                "only. Keep counters and indices out of params, in the closure of "
+                "loss_fn for instance"
             )
 
 

@@ -1,0 +1,103 @@
+"""Preparing data sets from files as the original sites have them, without network."""
+
+import gzip
+import io
+import sys
+import tarfile
+
+import numpy as np
+import pytest
+import requests
+import tensorflow_datasets as tfds
+
+from woodfisher_jax.data import DataMissingError, array_records, prepare
+
+
+@pytest.fixture
+def site(monkeypatch, tmp_path):
+    """A folder whose files take the place of the downloads."""
+    folder = tmp_path / "site"
+    folder.mkdir()
+
+    def download(self, addresses):
+        return {name: folder / name for name in addresses}
+
+    monkeypatch.setattr(tfds.download.DownloadManager, "download", download)
+    monkeypatch.setattr(prepare, "_check_reachable", lambda name, address: None)
+    return folder
+
+
+def write_idx(site, prefix, images, labels):
+    with gzip.open(site / f"{prefix}-images-idx3-ubyte.gz", "wb") as file:
+        file.write(bytes(16) + images.tobytes())
+    with gzip.open(site / f"{prefix}-labels-idx1-ubyte.gz", "wb") as file:
+        file.write(bytes(8) + labels.tobytes())
+
+
+def examples(seed, count, shape):
+    rng = np.random.default_rng(seed)
+    images = rng.integers(256, size=(count, *shape), dtype=np.uint8)
+    return images, np.arange(count, dtype=np.uint8)
+
+
+def check(split, images, labels):
+    """The split holds these examples; their labels tell which is which."""
+    assert sorted(split.labels.tolist()) == labels.tolist()
+    np.testing.assert_array_equal(split.images, images[split.labels])
+
+
+def test_mnist(site, tmp_path):
+    train, test = examples(0, 10, (28, 28, 1)), examples(1, 4, (28, 28, 1))
+    write_idx(site, "train", *train)
+    write_idx(site, "t10k", *test)
+    prepare.prepare("mnist", str(tmp_path))
+    ours = array_records.read_splits("mnist", str(tmp_path), None)
+    check(ours[0], *train)
+    check(ours[1], *test)
+    assert "tensorflow" not in sys.modules
+
+
+def test_cifar10(site, tmp_path, capsys):
+    train, test = examples(0, 10, (32, 32, 3)), examples(1, 4, (32, 32, 3))
+    files = {f"data_batch_{k + 1}": slice(2 * k, 2 * k + 2) for k in range(5)}
+    with tarfile.open(site / "cifar-10-binary.tar.gz", "w:gz") as archive:
+        for name, (images, labels), part in [
+            *((name, train, part) for name, part in files.items()),
+            ("test_batch", test, slice(None)),
+        ]:
+            planes = images[part].transpose(0, 3, 1, 2).reshape(-1, 3072)
+            content = np.hstack([labels[part, None], planes]).tobytes()
+            member = tarfile.TarInfo(f"cifar-10-batches-bin/{name}.bin")
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    prepare.main(["cifar10", f"--data_dir={tmp_path}"])
+    assert "cifar10 is ready in" in capsys.readouterr().out
+    ours = array_records.read_splits("cifar10", str(tmp_path), None)
+    check(ours[0], *train)
+    check(ours[1], *test)
+    theirs = tfds.data_source("cifar10", split="train", data_dir=tmp_path)
+    assert theirs[0]["id"] == f"train_{theirs[0]['label']:05d}".encode()
+
+
+def test_what_is_prepared_is_left_alone(tfds_dir):
+    folder = prepare.prepare("mnist", str(tfds_dir))
+    assert folder.parent == tfds_dir / "mnist"
+
+
+def test_an_incomplete_folder_is_not_taken_for_a_finished_one(site, tmp_path):
+    builder = tfds.builder("mnist", data_dir=tmp_path, file_format="array_record")
+    builder.data_path.mkdir(parents=True)
+    with pytest.raises(DataMissingError, match="Delete that folder"):
+        prepare.prepare("mnist", str(tmp_path))
+
+
+def test_no_network_is_said_in_one_line(monkeypatch, tmp_path):
+    def fail(address, timeout):
+        raise requests.ConnectionError("a long story")
+
+    monkeypatch.setattr(requests, "head", fail)
+    with pytest.raises(SystemExit) as caught:
+        prepare.main(["mnist", f"--data_dir={tmp_path}"])
+    assert "mnist cannot be downloaded: no connection" in caught.value.code
+    assert "\n" not in caught.value.code
+    assert not list(tmp_path.iterdir())

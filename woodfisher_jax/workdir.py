@@ -1,0 +1,66 @@
+"""The folder of a run: whose it is, and its log."""
+
+import contextlib
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from woodfisher_jax import config as config_
+from woodfisher_jax.config import Config, ConfigError
+
+LOG_FORMAT = logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S")
+
+
+def claim_workdir(workdir: Path, config: Config) -> None:
+    """Makes the workdir this run's own, or finds that it is so already.
+
+    Raises:
+        ConfigError: If it cannot be written, or holds the run of another config.
+    """
+    path = workdir / "config.json"
+    wanted = json.loads(json.dumps(config_.to_dict(config)))
+    differing = []
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        # A run that stopped before its first checkpoint has left nothing to protect.
+        if path.exists() and any(workdir.glob("checkpoints/*")):
+            differing = _differences(json.loads(path.read_text()), wanted, "config")
+        else:
+            path.write_text(json.dumps(wanted, indent=2) + "\n")
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"workdir={workdir} cannot be used ({error}); choose another --workdir"
+        ) from error
+    if differing:
+        raise ConfigError(
+            f"workdir={workdir} holds the run of another config: "
+            f"{'; '.join(differing[:5])}. Choose another --workdir, or repeat the "
+            "overrides of that run to resume it"
+        )
+
+
+def _differences(found: Any, wanted: Any, where: str) -> list[str]:
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        keys = [*found, *(key for key in wanted if key not in found)]
+        return [
+            line
+            for key in keys
+            for line in _differences(found.get(key), wanted.get(key), f"{where}.{key}")
+        ]
+    return [] if found == wanted else [f"{where} is {found!r} there, {wanted!r} here"]
+
+
+@contextlib.contextmanager
+def log_file(workdir: Path) -> Iterator[None]:
+    """Copies this package's log messages to ``log.txt`` while the context is open."""
+    handler = logging.FileHandler(workdir / "log.txt")
+    handler.setFormatter(LOG_FORMAT)
+    logger = logging.getLogger("woodfisher_jax")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        handler.close()
