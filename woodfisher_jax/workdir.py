@@ -58,6 +58,7 @@ def log_file(workdir: Path) -> Iterator[None]:
     handler = logging.FileHandler(workdir / "log.txt")
     handler.setFormatter(LOG_FORMAT)
     logger = logging.getLogger("woodfisher_jax")
+    logger.setLevel(logging.INFO)
     logger.addHandler(handler)
     try:
         yield

@@ -1,0 +1,183 @@
+"""One pruning step of the MLP against the sequential rank-1 recursion.
+
+    python scripts/bench_pruning.py --checkpoint=mnist_25_epoch_93.97.ckpt
+
+Whole-layer blocks (31,360, 800 and 200 weights), N = 100 gradients of MNIST examples,
+damping 1e-5, to 95 % in global scope. The recursion is the original's algorithm in
+plain NumPy on the same gradients in the same process: one dense inverse a layer (3.9 GB
+for the first), updated by one gradient at a time. Prints a table and a line of JSON.
+"""
+
+import argparse
+import json
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+import woodfisher_jax as wf
+from woodfisher_jax import data, models, report, torch_weights
+from woodfisher_jax.data import batches
+from woodfisher_jax.objective import frozen_loss
+from woodfisher_jax.pruning import blocks, curvature
+from woodfisher_jax.pruning.gradients import gradient_chunks
+
+NUM_SAMPLES, DAMPING, SPARSITY, REPEATS = 100, 1e-5, 0.95, 5
+ROWS_AT_ONCE = 512
+
+
+def sequential_inverse(gradients: np.ndarray, damping: float) -> np.ndarray:
+    """The paper's recursion, one gradient at a time, float32, in place."""
+    num_samples, width = gradients.shape
+    inverse = np.zeros((width, width), np.float32)
+    np.fill_diagonal(inverse, 1 / damping)
+    for g in gradients:
+        v = inverse @ g
+        v /= np.sqrt(num_samples + g @ v)
+        for start in range(0, width, ROWS_AT_ONCE):
+            rows = slice(start, start + ROWS_AT_ONCE)
+            inverse[rows] -= np.outer(v[rows], v)
+    return inverse
+
+
+def sequential_step(
+    gradients: list[np.ndarray], weights: list[np.ndarray]
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Diagonals and updated weights by the recursion, layer after layer.
+
+    All three inverses are kept until the global mask is known, as in the original.
+    """
+    inverses = [sequential_inverse(g, DAMPING) for g in gradients]
+    diagonals = [np.diagonal(inverse).copy() for inverse in inverses]
+    scores = np.concatenate([w**2 / d for w, d in zip(weights, diagonals, strict=True)])
+    kept = round(len(scores) * (1 - SPARSITY))
+    threshold = np.sort(scores)[-kept]
+    updated = []
+    for w, d, inverse in zip(weights, diagonals, inverses, strict=True):
+        goes = w**2 / d < threshold
+        updated.append((w - inverse @ np.where(goes, w / d, 0)) * ~goes)
+    return diagonals, updated
+
+
+def exact_diagonal(gradients: np.ndarray) -> np.ndarray:
+    """diag(F⁻¹) in float64, by the sample-space form."""
+    g = gradients.astype(np.float64)
+    inner = NUM_SAMPLES * DAMPING * np.eye(NUM_SAMPLES) + g @ g.T
+    return (1 - np.einsum("nc,nc->c", g, np.linalg.solve(inner, g))) / DAMPING
+
+
+def worst(found: list[Any], expected: list[Any]) -> float:
+    """Largest relative difference."""
+    return max(
+        float(np.max(np.abs(np.asarray(a, np.float64) / b - 1)))
+        for a, b in zip(found, expected, strict=True)
+    )
+
+
+def processor() -> str:
+    """Name of this machine's processor."""
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor()
+
+
+def main() -> None:
+    """Runs both and prints the comparison."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--checkpoint", type=Path, required=True)
+    arguments = parser.parse_args()
+
+    model = models.build_model("mlp")
+    dataset = data.load("mnist")
+    image = np.zeros((1, 28, 28, 1), np.float32)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), image)
+    state_dict = torch_weights.read_state_dict(arguments.checkpoint)
+    params = torch_weights.to_variables(state_dict, shapes)[0]["params"]
+    params = jax.tree.map(jnp.asarray, params)
+    samples = batches.fisher_samples(dataset, seed=0, draw=0, count=NUM_SAMPLES)
+    loss_fn = frozen_loss(model, {})
+
+    seconds = []
+    for _ in range(1 + REPEATS):
+        start = time.perf_counter()
+        pruned, masks, _ = wf.prune(
+            loss_fn,
+            params,
+            samples,
+            sparsity=SPARSITY,
+            method="woodfisherblock",
+            damping=DAMPING,
+        )
+        jax.block_until_ready(pruned)
+        seconds.append(time.perf_counter() - start)
+    cold, warm = seconds[0], float(np.median(seconds[1:]))
+    peak = report.peak_rss_bytes()
+
+    order = blocks.flat_order(masks)
+    flat = [
+        blocks.flatten(order, chunk)
+        for chunk in gradient_chunks(
+            loss_fn, params, masks, samples, num_samples=NUM_SAMPLES
+        )
+    ]
+    cuts = order.offsets[1:-1]
+    gradients = np.split(np.concatenate(flat), cuts, axis=1)
+    exact = [exact_diagonal(g) for g in gradients]
+    ours = [
+        curvature.inverse_diagonals(jnp.asarray(g)[None], DAMPING, "sample_space", [""])
+        for g in gradients
+    ]
+    kernels = {path: params[path.split("/")[0]]["kernel"] for path in order.paths}
+    weights = np.split(np.asarray(blocks.flatten(order, kernels)), cuts)
+    start = time.perf_counter()
+    diagonals, updated = sequential_step(gradients, weights)
+    sequential = time.perf_counter() - start
+
+    kernels = {path: pruned[path.split("/")[0]]["kernel"] for path in order.paths}
+    after = np.asarray(blocks.flatten(order, kernels))
+    reference = np.concatenate(updated)
+    both = (after != 0) & (reference != 0)
+    result = {
+        "benchmark": "mlp_pruning_step",
+        "processor": processor(),
+        "seconds_cold": cold,
+        "seconds_warm": warm,
+        "seconds_sequential": sequential,
+        "speedup_warm": sequential / warm,
+        "diagonal_error": worst([o[0] for o in ours], exact),
+        "diagonal_error_sequential": worst(diagonals, exact),
+        "masks_differ": int(np.sum((after != 0) != (reference != 0))),
+        "weights_differ": float(np.max(np.abs(after - reference)[both])),
+        "peak_rss_bytes": peak,
+        **report.environment(),
+    }
+    table = Table(title=f"MLP, N = {NUM_SAMPLES}, whole layers, {processor()}")
+    table.add_column("")
+    table.add_column("sequential rank-1", justify="right")
+    table.add_column("woodfisher_jax", justify="right")
+    table.add_row("seconds, first call", "", f"{cold:.2f}")
+    table.add_row("seconds, warm", f"{sequential:.1f}", f"{warm:.3f}")
+    table.add_row("faster by", "1", f"{sequential / warm:.0f}")
+    table.add_row(
+        "diagonal, largest relative error",
+        f"{result['diagonal_error_sequential']:.1e}",
+        f"{result['diagonal_error']:.1e}",
+    )
+    table.add_row("peak memory", "", f"{peak / 1e9:.2f} GB")
+    Console().print(table)
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

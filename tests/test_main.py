@@ -1,0 +1,145 @@
+"""The command line: configs, overrides, and errors that say what to write."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from woodfisher_jax import main
+from woodfisher_jax.config import Config, ConfigError, from_dict, to_dict
+
+ROOT = Path(__file__).parents[1]
+
+
+def call(*arguments: str, folder: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "woodfisher_jax.main", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=folder,
+    )
+
+
+def test_the_defaults_are_the_dataclasses() -> None:
+    assert from_dict(main.defaults().to_dict()) == Config()
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "configs").glob("*.py")), ids=lambda p: p.stem
+)
+def test_each_config_can_be_run(path: Path) -> None:
+    config = from_dict(main.load_config(str(path)).to_dict())
+    assert config.prune.stages[-1].sparsity == config.prune.target_sparsity
+    docstring = path.read_text()
+    assert f"--config=configs/{path.name}" in docstring
+    assert to_dict(config)["model"]["name"] in ("mlp", "resnet20")
+
+
+def test_a_config_file_may_take_an_argument(tmp_path: Path) -> None:
+    path = tmp_path / "c.py"
+    path.write_text("def get_config(word='x'):\n    return {'data': {'name': word}}\n")
+    assert main.load_config(f"{path}:mnist").data.name == "mnist"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (
+            "def get_config():\n    return {'sede': 1}\n",
+            ["config.sede", "config.seed?"],
+        ),
+        (
+            "def get_config():\n    return {'prune': {'dampin': 1}}\n",
+            ["config.prune.dampin", "config.prune.damping?"],
+        ),
+        ("def get_config():\n    return {'seed': 'a'}\n", ["config.seed='a'", "int"]),
+        ("x = 1\n", ["must define get_config()"]),
+    ],
+)
+def test_a_bad_config_file_is_refused(
+    tmp_path: Path, text: str, words: list[str]
+) -> None:
+    path = tmp_path / "c.py"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        main.load_config(str(path))
+    for word in words:
+        assert word in str(caught.value)
+
+
+DIGITS = "--config=configs/digits.py"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], ["--config=configs/digits.py"]),
+        (["--config=configs/nope.py"], ["configs/nope.py", "no such file"]),
+        ([DIGITS, "--config.prune.num_sample=3"], ["did you mean", "num_samples?"]),
+        ([DIGITS, "--config.prune.num_samples=abc"], ["num_samples=abc", "int"]),
+        ([DIGITS, "--config.model.hidde=3"], ["config.model.hidde", "hidden?"]),
+        ([DIGITS, "--config.seed.x=3"], ["config.seed"]),
+        ([DIGITS, "--config.prune.target_sparsity=2"], ["target_sparsity=2.0"]),
+        ([DIGITS, "--config.model.name=resnet21"], ["resnet21", "resnet20"]),
+        ([DIGITS, "--config.init_from=pyproject.toml"], ["pyproject.toml"]),
+        ([DIGITS, "--bogus=1"], ["bogus"]),
+        ([DIGITS, "stray"], ["stray"]),
+    ],
+    ids=lambda value: " ".join(value[-1:]),
+)
+def test_an_error_is_one_line_and_exit_2(
+    tmp_path: Path, arguments: list[str], words: list[str]
+) -> None:
+    done = call(*arguments, f"--workdir={tmp_path / 'run'}")
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    for word in words:
+        assert word in done.stderr
+
+
+def test_help_names_the_command() -> None:
+    done = call("--help")
+    assert "--config=configs/digits.py" in done.stdout
+    assert "--workdir" in done.stdout
+
+
+def test_a_run_and_its_comparison(tmp_path: Path) -> None:
+    done = call(
+        DIGITS,
+        "--config.dense.epochs=2",
+        "--config.train.epochs=2",
+        "--config.prune.end=2",
+        "--config.prune.num_samples=50",
+        "--config.prune.target_sparsity=0.9",
+        "--config.model.hidden=(16,)",
+        f"--workdir={tmp_path}",
+    )
+    assert done.returncode == 0, done.stderr
+    assert "woodfisher" in done.stdout
+    assert "globalmagni" in done.stdout
+    assert str(tmp_path) in done.stdout
+    assert (tmp_path / "comparison.png").stat().st_size > 1000
+    assert (tmp_path / "compare-globalmagni" / "results.json").exists()
+    assert "workdir" in (tmp_path / "log.txt").read_text()
+    assert "orbax" not in done.stderr
+
+
+def test_the_workdir_has_a_default(tmp_path: Path) -> None:
+    config = tmp_path / "tiny.py"
+    config.write_text(
+        "def get_config():\n"
+        "    return {'dense': {'epochs': 1}, 'prune': {'one_shot': True}}\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "woodfisher_jax.main", f"--config={config}"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 0, done.stderr
+    (run,) = (tmp_path / "runs").iterdir()
+    assert run.name.startswith("tiny-")
+    assert (run / "results.json").exists()

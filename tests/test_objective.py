@@ -1,0 +1,51 @@
+"""Cross entropy against float64 NumPy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from woodfisher_jax.models import build_model
+from woodfisher_jax.objective import cross_entropy, frozen_loss
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.5])
+def test_cross_entropy_is_the_formula(smoothing: float) -> None:
+    rng = np.random.default_rng(0)
+    logits, labels = 3 * rng.standard_normal((7, 5)), rng.integers(0, 5, 7)
+    logp = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    expected = -(1 - smoothing) * logp[np.arange(7), labels] - smoothing * logp.mean(1)
+    found = cross_entropy(jnp.float32(logits), jnp.asarray(labels), smoothing)
+    np.testing.assert_allclose(found, expected, rtol=2e-6)
+
+
+def test_uniform_logits_cost_the_logarithm_of_the_classes() -> None:
+    found = cross_entropy(jnp.zeros((2, 8)), jnp.array([0, 7]), 0.3)
+    np.testing.assert_allclose(found, np.log(8), rtol=1e-6)
+
+
+def test_a_constant_added_to_logits_changes_nothing() -> None:
+    logits, labels = jnp.array([[1.0, -2.0, 0.5]]), jnp.array([1])
+    np.testing.assert_allclose(
+        cross_entropy(logits + 40.0, labels), cross_entropy(logits, labels), rtol=1e-5
+    )
+
+
+def test_new_batch_statistics_do_not_compile_anew() -> None:
+    model = build_model("resnet20")
+    image = jnp.zeros((2, 8, 8, 3))
+    variables = jax.eval_shape(model.init, jax.random.key(0), image)
+    params = jax.tree.map(lambda a: jnp.full(a.shape, 0.01), variables["params"])
+    stats = jax.tree.map(lambda a: jnp.ones(a.shape), variables["batch_stats"])
+    other = jax.tree.map(lambda a: 2 * a, stats)
+    batch = {"image": image + 1.0, "label": jnp.array([0, 1])}
+    traces = []
+
+    @jax.jit
+    def value(loss_fn, params, batch):
+        traces.append(None)
+        return loss_fn(params, batch)
+
+    value(frozen_loss(model, stats), params, batch)
+    value(frozen_loss(model, other), params, batch)
+    assert len(traces) == 1

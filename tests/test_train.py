@@ -1,0 +1,320 @@
+"""The loop end to end on real digits: what it leaves, resumes and refuses."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+import pytest
+from small_runs import small
+
+from woodfisher_jax import checkpoint, train
+from woodfisher_jax.config import Config, ConfigError, to_dict
+from woodfisher_jax.plan import make_plan, prepare
+
+
+def quiet(label: str, done: int, total: int) -> None:
+    """Shows no progress."""
+
+
+def saved(workdir: Path, config: Config) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The arrays and the log of the latest checkpoint."""
+    plan, (variables, masks) = prepare(config, quiet)
+    params = variables["params"]
+    target = {
+        "params": params,
+        "masks": masks,
+        "opt_state": plan.train.tx.init(params),
+        "batch_stats": {},
+    }
+    with checkpoint.open_manager(workdir / "checkpoints") as manager:
+        arrays, meta = checkpoint.restore(manager, None, target)
+    return arrays, meta["log"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """A run that nobody interrupted."""
+    workdir = tmp_path_factory.mktemp("run") / "nested" / "workdir"
+    return workdir, train.run(small(), workdir)
+
+
+def test_results_keep_the_contract(finished: tuple[Path, dict]) -> None:
+    workdir, returned = finished
+    results = json.loads((workdir / "results.json").read_text())
+    assert results["method"] == "woodfisherblock"
+    assert results["target_sparsity"] == 0.8
+    prunable = 64 * 16 + 16 * 10
+    assert results["prunable"] == prunable
+    assert results["nonzero"] == prunable * 2 // 10
+    assert 0.8 <= results["sparsity"] < 0.8 + 1 / prunable
+    for side in ("dense", "final"):
+        assert 50 < results[side]["top1"] <= results[side]["top5"] <= 100
+        assert results[side]["loss"] > 0
+    assert [s["epoch"] for s in results["stages"]] == [2, 3, 4]
+    levels = [0.3, 0.8 - 0.5 / 8, 0.8]
+    np.testing.assert_allclose(
+        [s["target_sparsity"] for s in results["stages"]], levels
+    )
+    for stage in results["stages"]:
+        parts = [stage[f"seconds_{p}"] for p in ("gradients", "curvature", "update")]
+        assert all(part > 0 for part in parts)
+        assert sum(parts) <= stage["seconds"]
+        assert {"step", "sparsity", "top1_before", "top1_after"} <= stage.keys()
+    assert results["peak_rss_bytes"] > 1e8
+    assert results["device"]["platform"] == jax.default_backend()
+    assert "jax" in results["versions"]
+    assert results["seed"] == 0
+    assert results["config"] == json.loads((workdir / "config.json").read_text())
+    assert results["seconds_total"] > 0
+    assert returned["final"] == results["final"]
+
+
+def test_everything_is_in_the_workdir(finished: tuple[Path, dict]) -> None:
+    workdir, _ = finished
+    for name in ("accuracy.png", "sparsity.png", "metrics.csv", "log.txt"):
+        assert (workdir / name).stat().st_size > 100, name
+    assert list((workdir / "tensorboard").iterdir())
+    rows = [
+        json.loads(line)
+        for line in (workdir / "metrics.jsonl").read_text().split("\n")[:-1]
+    ]
+    assert [(r["event"], r["epoch"]) for r in rows] == [
+        ("train", 1),
+        ("train", 2),
+        ("dense", 2),
+        ("prune", 2),
+        ("train", 3),
+        ("prune", 3),
+        ("train", 4),
+        ("prune", 4),
+        ("train", 5),
+    ]
+    assert rows[-1]["sparsity/fc1/kernel"] > 0.5
+
+
+def test_pruned_entries_stay_zero_in_weights_and_momentum(
+    finished: tuple[Path, dict],
+) -> None:
+    arrays, _ = saved(finished[0], small())
+    momenta = [
+        s.trace
+        for s in jax.tree.leaves(
+            arrays["opt_state"], is_leaf=lambda s: isinstance(s, optax.TraceState)
+        )
+        if isinstance(s, optax.TraceState)
+    ]
+    assert len(momenta) == 1
+    for path, mask in arrays["masks"].items():
+        layer, leaf = path.split("/")
+        pruned = ~np.asarray(mask)
+        assert pruned.any()
+        assert (np.asarray(arrays["params"][layer][leaf])[pruned] == 0).all()
+        assert (np.asarray(momenta[0][layer][leaf])[pruned] == 0).all()
+        assert (np.asarray(arrays["params"][layer][leaf])[~pruned] != 0).all()
+
+
+def same_bits(one: Any, other: Any) -> None:
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+
+
+def test_a_killed_run_resumes_to_the_same_bits(
+    finished: tuple[Path, dict], tmp_path: Path
+) -> None:
+    workdir = tmp_path / "killed"
+    code = (
+        "import json, sys\nfrom pathlib import Path\n"
+        "from woodfisher_jax import config, train\n"
+        "values = json.loads(sys.argv[1])\n"
+        "train.run(config.from_dict(values), Path(sys.argv[2]))\n"
+    )
+    command = [sys.executable, "-c", code, json.dumps(to_dict(small())), str(workdir)]
+    # The parent's import path, so that this works in an installed tree and outside.
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
+    }
+    child = subprocess.Popen(
+        command, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 120
+    while child.poll() is None and time.monotonic() < deadline:
+        done = [p.name for p in workdir.glob("checkpoints/[0-9]*") if p.name.isdigit()]
+        # 2 epochs of 22 steps, the dense network and the first pruning step.
+        if done and max(map(int, done)) >= 46:
+            break
+        time.sleep(0.002)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    assert child.returncode == -signal.SIGKILL, "the run ended before it was killed"
+    assert not (workdir / "results.json").exists()
+    results = train.run(small(), workdir)
+    same_bits(saved(workdir, small())[0], saved(finished[0], small())[0])
+    assert results["final"] == finished[1]["final"]
+    rows = (workdir / "metrics.jsonl").read_text().split("\n")
+    assert len(rows) == len((finished[0] / "metrics.jsonl").read_text().split("\n"))
+
+
+@pytest.mark.parametrize("stop_after", [1, 2, 3, 5])
+def test_an_exception_at_any_point_loses_nothing(
+    finished: tuple[Path, dict],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stop_after: int,
+) -> None:
+    saves = []
+
+    def interrupted(*arguments: Any) -> None:
+        if len(saves) == stop_after:
+            raise KeyboardInterrupt
+        saves.append(None)
+        checkpoint_save(*arguments)
+
+    checkpoint_save = checkpoint.save
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train.run(small(), tmp_path)
+    train.run(small(), tmp_path)
+    same_bits(saved(tmp_path, small())[0], saved(finished[0], small())[0])
+
+
+def test_a_finished_run_started_again_changes_nothing(
+    finished: tuple[Path, dict],
+) -> None:
+    workdir, results = finished
+    before = (workdir / "metrics.csv").read_text()
+    again = train.run(small(), workdir)
+    assert again["final"] == results["final"]
+    assert (workdir / "metrics.csv").read_text() == before
+
+
+def test_a_workdir_of_another_config_is_refused(finished: tuple[Path, dict]) -> None:
+    workdir, _ = finished
+    before = (workdir / "config.json").read_text()
+    with pytest.raises(ConfigError, match=r"config\.seed is 0 there, 7 here"):
+        train.run(small(seed=7), workdir)
+    assert (workdir / "config.json").read_text() == before
+
+
+def test_one_shot_prunes_once_and_does_not_retrain(tmp_path: Path) -> None:
+    results = train.run(small(prune__one_shot=True), tmp_path)
+    assert [s["target_sparsity"] for s in results["stages"]] == [0.8]
+    assert results["final"]["top1"] == results["stages"][0]["top1_after"]
+    assert results["dense"]["top1"] == results["stages"][0]["top1_before"]
+
+
+def test_a_schedule_in_steps_may_prune_within_an_epoch(tmp_path: Path) -> None:
+    config = small(
+        prune__unit="steps", prune__start=5, prune__end=30, prune__frequency=10
+    )
+    results = train.run(config, tmp_path)
+    first = 2 * 22
+    assert [s["step"] - first for s in results["stages"]] == [5, 15, 25, 30]
+    assert results["sparsity"] == pytest.approx(0.8, abs=1e-3)
+
+
+@pytest.mark.parametrize("method", ["woodfisher", "diagfisher", "globalmagni", "magni"])
+def test_each_method_runs(tmp_path: Path, method: str) -> None:
+    config = small(prune__method=method, dense__epochs=1, train__epochs=0, prune__end=0)
+    results = train.run(config, tmp_path)
+    assert results["sparsity"] == pytest.approx(0.8, abs=1e-3)
+
+
+def test_true_fisher_draws_other_labels(tmp_path: Path) -> None:
+    config = small(prune__true_fisher=True, dense__epochs=0)
+    plan, (variables, masks) = prepare(config, quiet)
+    state = train.TrainState(variables["params"], {}, masks, ())
+    drawn = train.fisher_batch(plan, state, 0)
+    given = train.fisher_batch(plan._replace(config=small()), state, 0)
+    np.testing.assert_array_equal(drawn["image"], given["image"])
+    assert (drawn["label"] != given["label"]).any()
+    again = train.fisher_batch(plan, state, 0)
+    np.testing.assert_array_equal(drawn["label"], again["label"])
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
+    # 1 is saved after the first epoch of 22 steps; the second phase explodes.
+    config = small(train__learning_rate=1e30, dense__epochs=1)
+    with pytest.raises(train.DivergedError) as caught:
+        train.run(config, tmp_path)
+    message = str(caught.value)
+    assert "training loss is" in message
+    assert "at step 2" in message
+    assert "learning_rate" in message
+    assert "event 24" in message
+    assert str(tmp_path) in message
+    assert checkpoint_events(tmp_path)[-1] == 24
+
+
+def checkpoint_events(workdir: Path) -> list[int]:
+    return sorted(int(p.name) for p in (workdir / "checkpoints").iterdir())
+
+
+def test_weight_decay_goes_off_after_the_last_pruning_step() -> None:
+    config = small(train__weight_decay_after_pruning=False)
+    plan, (variables, masks) = prepare(config, quiet)
+    params = variables["params"]
+    seen = []
+
+    def step(state: Any, batch: Any, *, tx: Any, **rest: Any) -> Any:
+        seen.append(tx is plan.train.tx)
+        return state, np.float32(1.0)
+
+    log = train.Log(step=plan.train.first_step)
+    state = train.TrainState(params, {}, masks, plan.train.tx.init(params))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "train_step", step)
+        log.stages = [{}]
+        train.train_segment(plan, state, log)
+        assert all(seen)
+        seen.clear()
+        log.stages = [{}] * 3
+        train.train_segment(plan, state, log)
+        assert not any(seen)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"prune__num_samples": 2000}, ["num_samples", "2000", "1437"]),
+        (
+            {"prune__num_samples": 100, "prune__batch_size": 15},
+            ["100 x 15 = 1500", "1437"],
+        ),
+        ({"train__batch_size": 1438}, ["config.train.batch_size=1438", "1437"]),
+        ({"dense__batch_size": 1438}, ["config.dense.batch_size=1438", "1437"]),
+        ({"prune__unit": "steps", "prune__end": 67}, ["end=67", "66 steps"]),
+    ],
+    ids=str,
+)
+def test_what_the_data_cannot_give_is_refused(
+    changes: dict[str, Any], words: list[str]
+) -> None:
+    config = small()
+    plan, _ = prepare(config, quiet)
+    with pytest.raises(ConfigError) as caught:
+        make_plan(small(**changes), plan.dataset, plan.model, quiet)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_a_predicate_that_selects_nothing_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"selects none.*fc1/kernel"):
+        train.run(small(prune__prunable="nothing"), tmp_path)
+    # The folder is not taken: the corrected config may use it.
+    train.run(small(prune__one_shot=True, dense__epochs=1), tmp_path)
+
+
+def test_an_unwritable_workdir_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"workdir=.*file/run cannot be used"):
+        train.run(small(), tmp_path / "file" / "run")
