@@ -16,6 +16,7 @@ LEVELS = [
     {"pruning.paths", "pruning.fisher", "pruning.obs", "pruning.schedules"},
     {"pruning.masks", "pruning.blocks", "pruning.samples", "pruning.curvature"},
     {"pruning.gradients", "pruning.methods"},
+    {"pruning.settings", "pruning.store"},
     {"pruning.prune"},
     {"", "models", "data", "checkpoint", "report", "plots", "progress", "torch_pickle"},
     {"torch_files", "objective", "optimizer", "config"},

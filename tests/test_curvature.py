@@ -190,19 +190,18 @@ def test_the_chosen_solver_refuses_nothing_that_is_within_reach(count) -> None:
     assert not refused, "\n".join(refused)
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_an_error_confined_to_one_weight_is_noticed(seed) -> None:
-    # Two nearly equal gradients, large and spread over all weights, that differ in
-    # one. In float32 their difference drowns in the Gram matrix; it shows in the
-    # diagonal at that weight only, which is neither among the largest nor smallest.
-    random = np.random.default_rng(seed)
+@pytest.mark.parametrize("size", [1, 12, 20])
+def test_an_error_confined_to_one_weight_is_noticed(size) -> None:
+    # Two gradients, spread over all weights, that differ in one weight only. In
+    # float32 the difference drowns in the Gram matrix. It shows in the diagonal at
+    # that weight alone, whose entry is then neither among the largest nor smallest.
     damping, width = 1e-5, 300
-    common = 3 + random.random(width)
-    rows = np.stack([common, common])
-    rows[1, width // 2] += np.sqrt(2 * damping)
-    error, product_error = errors(rows.astype(np.float32), damping, "sample_space")
-    assert error is None or error <= ACCURACY
-    assert product_error is None or product_error <= ACCURACY
+    for seed in range(4):
+        random = np.random.default_rng(seed)
+        rows = np.stack([size * (1 + 0.3 * random.standard_normal(width))] * 2)
+        rows[1, width // 2] += np.sqrt(2 * damping)
+        for error in errors(rows.astype(np.float32), damping, "sample_space"):
+            assert error is None or error <= ACCURACY
 
 
 # --------------------------------------------------------------------- real gradients
@@ -234,34 +233,34 @@ def mnist_gradients(tfds_dir: Path, checkpoints_dir: Path) -> dict[str, np.ndarr
     return {name: rows.astype(np.float32) for name, rows in found.items()}
 
 
-@pytest.mark.parametrize("count", [100, 300])
 @pytest.mark.parametrize(
-    ("layer", "solver"),
+    ("layer", "solver", "count"),
     [
-        ("fc1", "sample_space"),
-        ("fc2", "sample_space"),
-        ("fc3", "sample_space"),
-        ("fc3", "dense"),
-        ("fc3", "recursion"),
+        ("fc1", "sample_space", 100),
+        ("fc1", "sample_space", 300),
+        ("fc2", "sample_space", 100),
+        ("fc2", "sample_space", 300),
+        ("fc3", "sample_space", 100),
+        ("fc3", "dense", 300),
+        ("fc3", "recursion", 300),
     ],
 )
 def test_real_gradients_over_every_damping(
     mnist_gradients, layer, solver, count
 ) -> None:
     wrong = []
-    for scale in (1.0, 1e3):
-        for damping in (1e-8, 1e-5, 1e-2):
-            rows = scale * mnist_gradients[layer][:count]
-            found = errors(rows, damping, solver)
-            if not all(error is None or error <= ACCURACY for error in found):
-                wrong.append(f"{scale=} {damping=}: {found}")
-            # The published setting must work, not just not be wrong.
-            if scale == 1 and damping >= 1e-5 and solver == "sample_space":
-                assert None not in found
+    for scale, damping in ((1.0, 1e-8), (1.0, 1e-5), (1.0, 1e-2), (1e3, 1e-5)):
+        rows = scale * mnist_gradients[layer][:count]
+        found = errors(rows, damping, solver)
+        if not all(error is None or error <= ACCURACY for error in found):
+            wrong.append(f"{scale=} {damping=}: {found}")
+        # The published setting must work, not just not be wrong.
+        if scale == 1 and damping >= 1e-5 and solver == "sample_space":
+            assert None not in found
     assert not wrong, "\n".join(wrong)
 
 
-# ------------------------------------------------------------------- many blocks at once
+# ------------------------------------------------------------------ many blocks at once
 
 
 def blocks_of(number: int, count: int = 8, scale: float = 1.0) -> np.ndarray:

@@ -18,7 +18,7 @@ from woodfisher_jax.pruning.paths import leaves_by_path, replace_leaves
 
 SHAPES = {"fc1/kernel": (5, 4), "fc2/w": (3, 6), "out": (2, 2, 3)}
 EXAMPLES = 30
-DAMPING = 1e-2
+DAMPING = 0.1
 RANDOM = np.random.default_rng(0)
 WEIGHTS = {
     path: RANDOM.standard_normal(shape).astype(np.float32)
@@ -60,6 +60,8 @@ def inner_product(params, batch):
 
 def run(params=None, samples=SAMPLES, loss_fn=inner_product, **options):
     options = {"sparsity": 0.6, "damping": DAMPING} | options
+    if options.get("method", "woodfisherblock") == "woodfisherblock":
+        options.setdefault("block_size", 7)
     return prune(loss_fn, params_of() if params is None else params, samples, **options)
 
 
@@ -78,8 +80,8 @@ def flat(tensors: dict, lead: int = 0) -> np.ndarray:
 
 
 def exactly(scores: np.ndarray, active: np.ndarray, sparsity: float) -> np.ndarray:
-    """Oracle: the mask that keeps the best round(n (1 - s)) of the active."""
-    kept = int(np.floor(len(scores) * (1 - sparsity) + 0.5))
+    """Oracle: the mask that keeps the best floor(n (1 - s)) of the active."""
+    kept = int(np.floor(round(len(scores) * (1 - sparsity), 9)))
     ranked = sorted(np.flatnonzero(active), key=lambda i: (-scores[i], i))
     if kept < len(ranked):
         first, last = scores[ranked[kept]], scores[ranked[kept - 1]]
@@ -97,7 +99,7 @@ def expected_step(
     weights=WEIGHTS,
     masks=None,
     batch_size: int = 1,
-    block_size: int | None = None,
+    block_size: int | None = 7,
     scale_update: float = 1.0,
     num_samples: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -175,7 +177,7 @@ def test_a_step_from_a_pruned_network(method, scope) -> None:
     assert not (flat(found[1]) & ~flat(OLD_MASKS)).any()
 
 
-@pytest.mark.parametrize("block_size", [1, 7, 18, 10**6])
+@pytest.mark.parametrize("block_size", [None, 1, 12, 10**6])
 def test_block_sizes_that_divide_or_not(block_size) -> None:
     found = run(block_size=block_size)
     expected = expected_step("woodfisherblock", "global", 0.6, block_size=block_size)
@@ -200,7 +202,7 @@ def test_every_solver_does_the_same(method, solver) -> None:
     assert_step(run(method=method, solver=solver), expected_step(method, "global", 0.6))
 
 
-@pytest.mark.parametrize("sparsity", [0.0, 0.02, 0.97])
+@pytest.mark.parametrize("sparsity", [0.0, 0.02, 0.96])
 def test_every_sparsity_from_none_to_nearly_all(sparsity) -> None:
     found = run(sparsity=sparsity)
     assert_step(found, expected_step("woodfisherblock", "global", sparsity))
@@ -254,7 +256,7 @@ def test_without_gradients_it_is_magnitude_pruning(method) -> None:
 
 def test_one_block_over_a_single_tensor_is_the_full_matrix() -> None:
     only = {"prunable": "fc2"}
-    block = run(method="woodfisherblock", **only)
+    block = run(method="woodfisherblock", block_size=None, **only)
     full = run(method="woodfisher", **only)
     np.testing.assert_array_equal(block[0]["fc2"]["w"], full[0]["fc2"]["w"])
 
@@ -287,7 +289,7 @@ def test_masks_are_nested_over_a_gradual_schedule(method, scope) -> None:
         if masks is not None:
             assert not (flat(new_masks) & ~flat(masks)).any()
         total = sum(
-            int(np.floor(size * (1 - sparsity) + 0.5))
+            int(np.floor(round(size * (1 - sparsity), 9)))
             for size in (
                 [50]
                 if scope == "global"
@@ -368,9 +370,9 @@ def test_samples_may_be_a_tuple_or_an_array() -> None:
     found = run(samples=arrays, loss_fn=as_tuple)
     assert_step(found, expected_step("woodfisherblock", "global", 0.6))
     only = lambda params, batch: inner_product(params, {"out": batch})  # noqa: E731
-    (_, masks, info) = run(samples=SAMPLES["out"], loss_fn=only, prunable="out")
+    _, masks, info = run(samples=SAMPLES["out"], loss_fn=only, prunable="out")
     assert info.num_samples == EXAMPLES
-    assert int(masks["out"].sum()) == 5
+    assert int(masks["out"].sum()) == 4
 
 
 def test_an_endless_stream_will_do_where_the_number_is_given() -> None:
@@ -428,7 +430,7 @@ def test_half_precision_parameters_keep_their_dtype(method) -> None:
     scope = METHODS[method].scopes[0]
     found = {p: np.asarray(leaves_by_path(new_params)[p], np.float64) for p in SHAPES}
     kept = flat(new_masks)
-    assert kept.sum() == 20
+    assert kept.sum() == (19 if scope == "layer" else 20)
     assert (flat(found)[~kept] == 0).all()
     if method in ("globalmagni", "magni"):
         mask = np.abs(flat(as_float)) * kept
@@ -535,13 +537,9 @@ def test_numbers_that_must_be_whole_and_positive(name, value) -> None:
     "name", ["num_samples", "batch_size", "microbatch_size", "block_size"]
 )
 def test_a_whole_number_may_be_a_float(name) -> None:
-    # ... as config files have them; or it is refused by name.
-    try:
-        found = run(**{name: 4.0})
-    except (TypeError, ValueError) as error:
-        assert f"{name}=4.0" in str(error)
-    else:
-        np.testing.assert_array_equal(flat(found[1]), flat(run(**{name: 4})[1]))
+    # as config files have them
+    found = run(**{name: 4.0})
+    np.testing.assert_array_equal(flat(found[1]), flat(run(**{name: 4})[1]))
 
 
 @pytest.mark.parametrize("value", [NAN, INF])
@@ -551,19 +549,11 @@ def test_scale_update_must_be_finite(value) -> None:
 
 @pytest.mark.parametrize("scope", ["global", "layer"])
 def test_sparsity_below_what_masks_have(scope) -> None:
-    masks = {
-        p: jnp.asarray(np.arange(m.size).reshape(m.shape) % 10 == 0)
-        for p, m in OLD_MASKS.items()
-    }
-    refused(
-        ValueError,
-        "sparsity=0.5",
-        "masks",
-        "0.9",
-        masks=masks,
-        sparsity=0.5,
-        scope=scope,
-    )
+    masks = {path: np.zeros(shape, bool) for path, shape in SHAPES.items()}
+    for mask in masks.values():
+        mask.flat[:2] = True
+    parts = ["sparsity=0.5", "masks"] + ["0.88"] * (scope == "global")
+    refused(ValueError, *parts, masks=masks, sparsity=0.5, scope=scope)
 
 
 @pytest.mark.parametrize("samples", [lambda: SAMPLES, pieces, lambda: iter(pieces())])
@@ -728,7 +718,7 @@ def test_weights_that_are_not_finite_but_pruned_already_are_harmless(method) -> 
 
 
 def test_a_fisher_that_cannot_be_inverted_says_so_and_names_the_tensor() -> None:
-    refused(CurvatureError, "raise damping", "fc1/kernel", damping=1e-30)
+    refused(CurvatureError, "raise damping", "fc1/kernel", damping=1e-30, num_samples=4)
 
 
 def test_a_parameter_without_entries_is_passed_over() -> None:

@@ -90,8 +90,13 @@ def _in_slices(
     advance: Advance,
 ) -> tuple[jax.Array, jax.Array]:
     """Runs ``compute`` over slices of the leading axis and joins the results."""
+    total = arrays[0].shape[0]
+    if total <= size:
+        result = compute(*arrays)
+        advance(total)
+        return result
     results = []
-    for start in range(0, arrays[0].shape[0], size):
+    for start in range(0, total, size):
         part = tuple(array[start : start + size] for array in arrays)
         results.append(compute(*part))
         advance(part[0].shape[0])
@@ -109,7 +114,7 @@ def _checked(
     """Computes in float32, repeats doubtful blocks in float64, or raises."""
     num_blocks, num_samples, width = arrays[0].shape
     doubtful = np.arange(num_blocks)
-    values = jnp.zeros((num_blocks, width), jnp.float32)
+    values: jax.Array | None = None
     for dtype, itemsize in (("float32", 4), ("float64", 8)):
         size = blocks_at_once(num_samples, width, solver, itemsize)
         wide = jax.enable_x64(True) if itemsize == 8 else contextlib.nullcontext()
@@ -125,7 +130,7 @@ def _checked(
                 size,
                 advance if itemsize == 4 else lambda blocks: None,
             )
-        values = values.at[doubtful].set(found)
+        values = found if values is None else values.at[doubtful].set(found)
         # Written so that NaN counts as an error.
         doubtful = doubtful[~(np.asarray(errors) <= TOLERANCE)]
         if not len(doubtful):
@@ -164,7 +169,7 @@ def inverse_diagonals(
     def compute(
         part: jax.Array, solver: str, dtype: str
     ) -> tuple[jax.Array, jax.Array]:
-        return _diagonals(part, jnp.asarray(damping, dtype), solver, dtype)
+        return _diagonals(part, np.asarray(damping, dtype), solver, dtype)
 
     return _checked(compute, (gradients,), solver, names, advance)
 
@@ -197,6 +202,6 @@ def inverse_products(
     def compute(
         part: jax.Array, vector: jax.Array, solver: str, dtype: str
     ) -> tuple[jax.Array, jax.Array]:
-        return _products(part, jnp.asarray(damping, dtype), vector, solver, dtype)
+        return _products(part, np.asarray(damping, dtype), vector, solver, dtype)
 
     return _checked(compute, (gradients, vectors), solver, names, advance)

@@ -116,7 +116,9 @@ def gradient_chunks(
             finite; the message names the examples and the parameter.
     """
     loss_fn = as_partial(loss_fn)
-    groups = max(1, min(microbatch_size // batch_size, num_samples))
+    most = max(1, min(microbatch_size // batch_size, num_samples))
+    # Chunks of one length, as far as possible, so that one compilation serves all.
+    groups = -(-num_samples // -(-num_samples // most))
     parts = -(-batch_size // microbatch_size)
     done = 0
     for batch in regroup(samples, groups * batch_size):
@@ -135,8 +137,9 @@ def gradient_chunks(
                 batch,
             )
             losses, found = _grouped_gradients(loss_fn, params, masks, grouped)
-        found = {path: g[:wanted] for path, g in found.items()}
-        _check_finite(losses[:wanted], found, done * batch_size, batch_size)
+        if wanted < groups:
+            losses, found = losses[:wanted], {p: g[:wanted] for p, g in found.items()}
+        _check_finite(losses, found, done * batch_size, batch_size)
         yield found
         done += wanted
         if done == num_samples:
@@ -158,13 +161,18 @@ def _check_finite(
             f"loss_fn returned {float(losses[np.argmin(finite)])} at example {example} "
             f"of samples (batch of {batch_size}); it must be finite at the given params"
         )
-    for path, gradient in gradients.items():
-        if not bool(jnp.all(jnp.isfinite(gradient))):
+    for path, all_finite in _all_finite(gradients).items():
+        if not all_finite:
             raise ValueError(
                 f"the gradient of {path!r} is not finite for some of the examples "
                 f"{first} to {first + len(finite) * batch_size - 1} of samples, though "
                 "their loss is; look for a square root or a division at zero in loss_fn"
             )
+
+
+@jax.jit
+def _all_finite(gradients: Gradients) -> dict[str, jax.Array]:
+    return {path: jnp.all(jnp.isfinite(g)) for path, g in gradients.items()}
 
 
 def sample_labels(key: jax.Array, logits: jax.Array) -> jax.Array:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from woodfisher_jax.pruning.paths import Params, leaves_by_path, replace_leaves
 
@@ -40,7 +41,7 @@ def init_masks(params: Params, prunable: Prunable = None) -> Masks:
     leaves = leaves_by_path(params)
     selects = _predicate(prunable)
     masks = {
-        path: jnp.ones(leaf.shape, bool)
+        path: jnp.asarray(np.ones(leaf.shape, bool))
         for path, leaf in leaves.items()
         if selects(path, leaf)
     }
@@ -119,8 +120,13 @@ def count(masks: Mapping[str, jax.Array]) -> tuple[int, int]:
     Returns:
         ``(kept, prunable)``.
     """
-    kept = sum(int(jnp.sum(mask)) for mask in masks.values())
+    kept = sum(int(n) for n in _kept(dict(masks)).values())
     return kept, sum(mask.size for mask in masks.values())
+
+
+@jax.jit
+def _kept(masks: Masks) -> dict[str, jax.Array]:
+    return {path: jnp.sum(mask) for path, mask in masks.items()}
 
 
 def sparsity(masks: Mapping[str, jax.Array]) -> float:
@@ -131,7 +137,10 @@ def sparsity(masks: Mapping[str, jax.Array]) -> float:
 
 def sparsity_by_path(masks: Mapping[str, jax.Array]) -> dict[str, float]:
     """Sparsity of each prunable parameter."""
-    return {path: sparsity({path: mask}) for path, mask in masks.items()}
+    return {
+        path: (masks[path].size - int(kept)) / masks[path].size
+        for path, kept in _kept(dict(masks)).items()
+    }
 
 
 def num_kept(num_weights: int, target_sparsity: float) -> int:
