@@ -66,10 +66,6 @@ def test_an_integer_is_a_float_where_one_is_expected() -> None:
         ),
         ({"compare_with": ["x"]}, ["method='x'", "globalmagni"]),
         ({"prune": {"method": "magni", "scope": "global"}}, ["scope='global'"]),
-        (
-            {"prune": {"method": "woodfisher", "block_size": 9}},
-            ["block_size=9", "woodfisherblock"],
-        ),
         ({"prune": {"solver": "lu"}}, ["solver='lu'", "sample_space"]),
         ({"prune": {"unit": "days"}}, ["unit='days'", "epochs or steps"]),
         ({"prune": {"end": 5}}, ["prune.end=5", "train.epochs=0"]),

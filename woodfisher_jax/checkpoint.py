@@ -37,13 +37,13 @@ def open_manager(directory: str | os.PathLike[str]) -> ocp.CheckpointManager:
     comes to the same event again.
 
     Args:
-      directory: the folder; relative paths are taken from the working directory.
+        directory: the folder; relative paths are taken from the working directory.
 
     Returns:
-      A manager for the functions of this module. Close it, or use it in a ``with``.
+        A manager for the functions of this module. Close it, or use it in a ``with``.
 
     Raises:
-      ValueError: a save in the folder is damaged.
+        ValueError: a save in the folder is damaged.
     """
     # Orbax accepts absolute paths only. Without `best_fn` it writes no metrics; without
     # the policy it would delete the newest save when that is not among the best.
@@ -79,18 +79,18 @@ def save(
     """Writes one save and returns when it is complete on disk.
 
     Args:
-      manager: from `open_manager`.
-      event: number of the save, greater than all earlier ones.
-      arrays: name to pytree of arrays, for example ``params``, ``masks``,
-        ``opt_state``. A tree may be empty.
-      meta: whatever else the run needs, as JSON.
-      metrics: ``stage``, the number of pruning steps done, and ``top1`` in percent;
-        they decide which save is the best.
+        manager: from `open_manager`.
+        event: number of the save, greater than all earlier ones.
+        arrays: name to pytree of arrays, for example ``params``, ``masks``,
+            ``opt_state``. A tree may be empty.
+        meta: whatever else the run needs, as JSON.
+        metrics: ``stage``, the number of pruning steps done, and ``top1`` in percent;
+            they decide which save is the best.
 
     Raises:
-      ValueError: the event is not new, a name is taken, two leaves share a path, or
-        a metric is missing or not finite.
-      TypeError: a leaf is not an array, or ``meta`` not JSON.
+        ValueError: the event is not new, a name is taken, two leaves share a path, or
+            a metric is missing or not finite.
+        TypeError: a leaf is not an array, or ``meta`` not JSON.
     """
     latest = manager.latest_step()
     if latest is not None and event <= latest:
@@ -142,18 +142,18 @@ def restore(
     """Reads a save, or parts of one, into the containers of a target.
 
     Args:
-      manager: from `open_manager`.
-      event: number of the save; None for the latest.
-      target: name to pytree of arrays or `jax.ShapeDtypeStruct` with the shapes and
-        dtypes to expect. Names that are absent are not read. A leaf with a sharding is
-        restored with it, any other onto the first local device.
+        manager: from `open_manager`.
+        event: number of the save; None for the latest.
+        target: name to pytree of arrays or `jax.ShapeDtypeStruct` with the shapes and
+            dtypes to expect. Names that are absent are not read. A leaf with a sharding
+            is restored with it, any other onto the first local device.
 
     Returns:
-      The arrays by name, in the target's containers, and the save's ``meta``.
+        The arrays by name, in the target's containers, and the save's ``meta``.
 
     Raises:
-      ValueError: there is no such save, it is damaged, or it differs from the target
-        in a name, a path, a shape or a dtype.
+        ValueError: there is no such save, it is damaged, or it differs from the target
+            in a name, a path, a shape or a dtype.
     """
     event = _existing(manager, event)
     folder = manager.directory / str(event)

@@ -346,12 +346,5 @@ def _check_prune(prune: PruneConfig) -> None:
         prune.damping,
         "a positive number, such as 1e-5",
     )
-    if prune.method == "woodfisher":
-        _require(
-            prune.block_size is None,
-            "prune.block_size",
-            prune.block_size,
-            "None with method='woodfisher' (one block); or choose woodfisherblock",
-        )
     solvers = ["auto", *SOLVERS]
     _require(prune.solver in solvers, "prune.solver", prune.solver, f"one of {solvers}")

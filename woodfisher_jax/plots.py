@@ -41,13 +41,13 @@ def plot_accuracy(path: PathLike, runs: Mapping[str, Rows]) -> None:
     """Plots top-1 and sparsity over the epochs; bars if no run was trained.
 
     Args:
-      path: the PNG to write; its folder is created where absent.
-      runs: name of a run or method to its rows (see `report`): ``event``, ``epoch``,
-        ``top1`` in percent, ``sparsity`` as a fraction. A row without a ``top1`` is
-        left out.
+        path: the PNG to write; its folder is created where absent.
+        runs: name of a run or method to its rows (see `report`): ``event``, ``epoch``,
+            ``top1`` in percent, ``sparsity`` as a fraction. A row without a ``top1`` is
+            left out.
 
     Raises:
-      ValueError: no row has a ``top1``.
+        ValueError: no row has a ``top1``.
     """
     runs = {
         name: [row for row in rows if row.get("top1") is not None]
@@ -70,13 +70,13 @@ def plot_layer_sparsity(
     """Plots the sparsity of each layer of one network as horizontal bars.
 
     Args:
-      path: the PNG to write; its folder is created where absent.
-      sparsity_by_path: parameter path to the fraction of its weights that is zero;
-        the first comes on top.
-      title: stands above the figure.
+        path: the PNG to write; its folder is created where absent.
+        sparsity_by_path: parameter path to the fraction of its weights that is zero;
+            the first comes on top.
+        title: stands above the figure.
 
     Raises:
-      ValueError: there is no layer.
+        ValueError: there is no layer.
     """
     layers = _layers([sparsity_by_path])
     with matplotlib.rc_context(STYLE):
@@ -93,12 +93,12 @@ def compare_layer_sparsity(
     """Plots the sparsity of each layer for several methods, one dot each.
 
     Args:
-      path: the PNG to write; its folder is created where absent.
-      runs: name of a method to its ``sparsity_by_path`` (see `plot_layer_sparsity`).
-      title: stands above the figure.
+        path: the PNG to write; its folder is created where absent.
+        runs: name of a method to its ``sparsity_by_path`` (see `plot_layer_sparsity`).
+        title: stands above the figure.
 
     Raises:
-      ValueError: there is no layer.
+        ValueError: there is no layer.
     """
     layers = _layers(list(runs.values()))
     with matplotlib.rc_context(STYLE):

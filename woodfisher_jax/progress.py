@@ -31,12 +31,12 @@ def progress_bar(
     it was done in a moment.
 
     Args:
-      console: where to show it; by default the standard error.
-      min_seconds: work shorter than this prints no line.
+        console: where to show it; by default the standard error.
+        min_seconds: work shorter than this prints no line.
 
     Yields:
-      ``callback(label, done, total)``, to call after every piece. Calling it with
-      ``done=0`` first starts the clock. A label may come again after it is finished.
+        ``callback(label, done, total)``, to call after every piece. Calling it with
+        ``done=0`` first starts the clock. A label may come again after it is finished.
     """
     console = console or Console(stderr=True)
     if not console.is_terminal:

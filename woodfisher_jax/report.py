@@ -48,12 +48,12 @@ def write_results(workdir: PathLike, results: Mapping[str, Any]) -> None:
     """Writes ``results.json``; the file is replaced whole or not at all.
 
     Args:
-      workdir: the run's folder, created where absent.
-      results: anything JSON can hold, and NumPy or JAX numbers and arrays. NaN and
-        infinities, which JSON does not know, become null.
+        workdir: the run's folder, created where absent.
+        results: anything JSON can hold, and NumPy or JAX numbers and arrays. NaN and
+            infinities, which JSON does not know, become null.
 
     Raises:
-      TypeError: a value has no JSON form.
+        TypeError: a value has no JSON form.
     """
     text = json.dumps(_plain(results), indent=2, allow_nan=False)
     _replace(Path(workdir) / "results.json", text + "\n")
@@ -66,12 +66,12 @@ def write_metrics(workdir: PathLike, rows: Iterable[Row]) -> None:
     a resumed run neither repeats a row nor loses one.
 
     Args:
-      workdir: the run's folder, created where absent.
-      rows: the history, oldest first. The columns are the union of the keys in order
-        of first appearance; what a row lacks is an empty cell.
+        workdir: the run's folder, created where absent.
+        rows: the history, oldest first. The columns are the union of the keys in order
+            of first appearance; what a row lacks is an empty cell.
 
     Raises:
-      TypeError: a value has no JSON form.
+        TypeError: a value has no JSON form.
     """
     plain = [_plain(row) for row in rows]
     columns = list(dict.fromkeys(key for row in plain for key in row))
@@ -97,9 +97,9 @@ class EventWriter:
         """Opens a new event file and hides what the folder held before.
 
         Args:
-          folder: where TensorBoard looks, created where absent.
-          history: rows of the run so far, written again. An exact purge would need
-            more than a step: a prune and the end of an epoch can share one.
+            folder: where TensorBoard looks, created where absent.
+            history: rows of the run so far, written again. An exact purge would need
+                more than a step: a prune and the end of an epoch can share one.
         """
         self._writer = SummaryWriter(logdir=str(folder), purge_step=0)
         for row in history:
@@ -132,9 +132,9 @@ def environment() -> dict[str, Any]:
     """Describes where a run takes place.
 
     Returns:
-      ``device`` with ``platform``, ``kind`` and ``count``, over all processes; and
-      ``versions`` of Python and the packages that matter, None for one that runs
-      without being installed.
+        ``device`` with ``platform``, ``kind`` and ``count``, over all processes; and
+        ``versions`` of Python and the packages that matter, None for one that runs
+        without being installed.
     """
     devices = jax.devices()
     device = {
@@ -161,12 +161,12 @@ def print_table(results: Mapping[str, Any], console: Console | None = None) -> N
     """Prints how a run went: dense, each pruning step, final.
 
     Args:
-      results: the content of ``results.json``: ``method``, ``target_sparsity``;
-        ``dense`` and ``final`` with ``top1`` in percent; ``stages``, a list of
-        ``epoch``, ``step``, ``target_sparsity``, ``sparsity``, ``top1_before``,
-        ``top1_after``, ``seconds``; ``sparsity``, ``nonzero``, ``prunable``,
-        ``seconds_total``, ``peak_rss_bytes``, ``device``. Sparsities are fractions.
-      console: where to print; by default the standard output.
+        results: the content of ``results.json``: ``method``, ``target_sparsity``;
+            ``dense`` and ``final`` with ``top1`` in percent; ``stages``, a list of
+            ``epoch``, ``step``, ``target_sparsity``, ``sparsity``, ``top1_before``,
+            ``top1_after``, ``seconds``; ``sparsity``, ``nonzero``, ``prunable``,
+            ``seconds_total``, ``peak_rss_bytes``, ``device``. Sparsities are fractions.
+        console: where to print; by default the standard output.
     """
     target = _number(_times_100(results["target_sparsity"]))
     table = Table(title=Text(f"{results['method']}, target sparsity {target} %"))
@@ -219,8 +219,8 @@ def print_comparison(
     """Prints several runs side by side, one line each.
 
     Args:
-      runs: name of the run to its results, as in `print_table`.
-      console: where to print; by default the standard output.
+        runs: name of the run to its results, as in `print_table`.
+        console: where to print; by default the standard output.
     """
     table = Table()
     table.add_column("run")

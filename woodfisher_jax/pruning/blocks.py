@@ -141,14 +141,16 @@ def within_tensors(order: FlatOrder, block_size: int | None) -> Layout:
 def full_matrix(order: FlatOrder, block_size: int | None = None) -> Layout:
     """One block over all tensors, with the terms that cross them.
 
-    Raises:
-        ValueError: If a block size is given, which contradicts one block.
+    Args:
+        order: The flat order.
+        block_size: If given, the full matrix is cut at tensor borders and every
+            ``block_size`` weights, which is :func:`within_tensors`.
+
+    Returns:
+        One group of one block, or the chunks.
     """
     if block_size is not None:
-        raise ValueError(
-            f"block_size={block_size} with the full matrix over all tensors; omit it, "
-            "or choose method='woodfisherblock'"
-        )
+        return within_tensors(order, block_size)
     return (np.arange(order.size, dtype=np.int32)[None],)
 
 

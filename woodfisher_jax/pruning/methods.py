@@ -39,7 +39,7 @@ class Method(NamedTuple):
 
 METHODS = {
     "woodfisher": Method(
-        "OBS with the inverse Fisher over all prunable weights",
+        "OBS with the inverse Fisher over all prunable weights at once",
         obs.obs_saliency,
         ("global", "layer"),
         "inverse",

@@ -96,7 +96,8 @@ def prune(
         num_samples: N, gradients in the Fisher; default as many as samples give.
         batch_size: m, examples each gradient is the mean over; default 1.
         microbatch_size: Most examples whose gradients are formed at once; default 64.
-        block_size: c, weights a block; default whole tensors.
+        block_size: c, weights a block; default whole tensors, or for "woodfisher" all
+            tensors in one block.
         scale_update: Factor on δw; 0 leaves the other weights where they are.
         solver: "auto", or a key of :data:`~woodfisher_jax.pruning.fisher.SOLVERS`.
         axis_order: How the entries of a tensor follow one another in blocks.

@@ -1,0 +1,132 @@
+"""A config becomes phases and pruning steps, or is refused before anything starts."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from small_runs import small
+
+from woodfisher_jax.config import ConfigError, from_dict
+from woodfisher_jax.plan import make_plan, prepare
+from woodfisher_jax.torch_weights import StateDictMismatchError, to_state_dict
+
+STEPS_PER_EPOCH = 1437 // 64
+
+
+def quiet(label: str, done: int, total: int) -> None:
+    """Shows no progress."""
+
+
+def test_pruning_steps_lie_after_the_dense_epochs() -> None:
+    plan, _ = prepare(small(), quiet)
+    assert plan.dense.last_step == plan.train.first_step == 2 * STEPS_PER_EPOCH
+    assert plan.end == 5 * STEPS_PER_EPOCH
+    epochs = [stage.time / STEPS_PER_EPOCH for stage in plan.stages]
+    assert epochs == [2, 3, 4]
+    assert plan.train.epoch_at(plan.end) == 5
+
+
+def test_steps_count_from_the_start_of_train() -> None:
+    plan, _ = prepare(small(prune__unit="steps", prune__start=7, prune__end=9), quiet)
+    assert [s.time - plan.train.first_step for s in plan.stages] == [7, 8, 9]
+
+
+def test_one_shot_has_no_training_after_it() -> None:
+    plan, _ = prepare(small(prune__one_shot=True), quiet)
+    assert plan.end == plan.train.first_step == plan.stages[0].time
+
+
+def test_the_seed_decides_the_first_weights() -> None:
+    one, other, again = (
+        prepare(small(seed=seed), quiet)[1][0]["params"]["fc1"]["kernel"]
+        for seed in (0, 1, 0)
+    )
+    assert (np.asarray(one) != np.asarray(other)).any()
+    np.testing.assert_array_equal(one, again)
+
+
+@pytest.fixture
+def dense_file(tmp_path: Path) -> Path:
+    """A checkpoint of the small network, half of its first layer masked."""
+    _, (variables, _) = prepare(small(seed=5), quiet)
+    arrays = to_state_dict(variables)
+    mask = np.arange(arrays["fc1.weight"].size).reshape(arrays["fc1.weight"].shape) % 2
+    path = tmp_path / "dense.npz"
+    np.savez(path, **arrays, **{"fc1._weight_mask": mask.astype(np.float32)})
+    return path
+
+
+def test_a_given_network_is_not_trained_first(dense_file: Path) -> None:
+    plan, (variables, masks) = prepare(small(init_from=str(dense_file)), quiet)
+    assert plan.dense.last_step == 0
+    assert plan.stages[0].time == 0
+    with np.load(dense_file) as saved:
+        kept = saved["fc1._weight_mask"].T.astype(bool)
+        weights = saved["fc1.weight"].T
+    np.testing.assert_array_equal(masks["fc1/kernel"], kept)
+    kernel = np.asarray(variables["params"]["fc1"]["kernel"])
+    np.testing.assert_array_equal(kernel, np.where(kept, weights, 0))
+    assert np.asarray(masks["fc2/kernel"]).all()
+
+
+def test_a_network_of_another_shape_is_refused(dense_file: Path) -> None:
+    config = small(init_from=str(dense_file), model={"name": "mlp", "hidden": (16, 8)})
+    with pytest.raises(StateDictMismatchError) as caught:
+        prepare(config, quiet)
+    message = str(caught.value)
+    assert "fc3.weight" in message
+    assert "fc2.weight" in message
+    assert "(10, 16)" in message
+    assert "(8, 16)" in message
+
+
+@pytest.mark.parametrize("keep", [0, 10, 700])
+def test_a_truncated_checkpoint_is_refused(
+    dense_file: Path, tmp_path: Path, keep: int
+) -> None:
+    path = tmp_path / "short.npz"
+    path.write_bytes(dense_file.read_bytes()[:keep])
+    with pytest.raises(ValueError, match=r"short\.npz"):
+        prepare(small(init_from=str(path)), quiet)
+
+
+def test_the_originals_checkpoint_is_read(
+    checkpoints_dir: Path, tfds_dir: Path
+) -> None:
+    config = from_dict(
+        {
+            "init_from": str(checkpoints_dir / "mnist_25_epoch_93.97.ckpt"),
+            "data": {"name": "mnist", "dir": str(tfds_dir)},
+            "model": {"name": "mlp"},
+        }
+    )
+    _, (variables, masks) = prepare(config, quiet)
+    assert sum(leaf.size for leaf in jax.tree.leaves(variables)) == 32_360
+    assert all(np.asarray(mask).all() for mask in masks.values())
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"prune__num_samples": 2000}, ["num_samples", "2000", "1437"]),
+        (
+            {"prune__num_samples": 100, "prune__batch_size": 15},
+            ["100 x 15 = 1500", "1437"],
+        ),
+        ({"train__batch_size": 1438}, ["config.train.batch_size=1438", "1437"]),
+        ({"dense__batch_size": 1438}, ["config.dense.batch_size=1438", "1437"]),
+        ({"prune__unit": "steps", "prune__end": 67}, ["end=67", "66 steps"]),
+    ],
+    ids=str,
+)
+def test_what_the_data_cannot_give_is_refused(
+    changes: dict[str, Any], words: list[str]
+) -> None:
+    config = small()
+    plan, _ = prepare(config, quiet)
+    with pytest.raises(ConfigError) as caught:
+        make_plan(small(**changes), plan.dataset, plan.model, quiet)
+    for word in words:
+        assert word in str(caught.value)

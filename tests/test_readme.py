@@ -1,0 +1,43 @@
+"""The README's lines of Python run as they stand."""
+
+import re
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from woodfisher_jax import data
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+
+
+def test_the_ten_lines_run() -> None:
+    (block,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    digits = data.load("digits").train
+    x = jnp.asarray(digits.images.reshape(-1, 64)[:300] / 16, jnp.float32)
+    one, other = jax.random.split(jax.random.key(0))
+    names = {
+        "samples": (x, jnp.asarray(digits.labels[:300])),
+        "params": {
+            "hidden": 0.1 * jax.random.normal(one, (64, 12)),
+            "out": 0.1 * jax.random.normal(other, (12, 10)),
+        },
+    }
+    exec(block, names)
+    assert set(names["masks"]) == {"hidden", "out"}
+    kept = sum(np.count_nonzero(leaf) for leaf in names["params"].values())
+    assert kept == names["info"].nonzero == 888 // 10
+
+
+def test_each_linked_page_exists() -> None:
+    for target in re.findall(r"\]\((?!http)([^)]+)\)", README):
+        assert (Path(__file__).parents[1] / target).exists(), target
+
+
+def test_each_method_of_the_table_is_named() -> None:
+    import woodfisher_jax as wf
+
+    for page in (README, (Path(__file__).parents[1] / "docs/methods.md").read_text()):
+        for name in wf.METHODS:
+            assert f"`{name}`" in page, name
