@@ -186,10 +186,11 @@ def test_the_full_matrix_is_one_block_over_all_tensors() -> None:
     np.testing.assert_array_equal(group, np.arange(10)[None])
 
 
-def test_the_full_matrix_refuses_a_block_size() -> None:
-    order = flat_order({"a": jnp.ones(6)})
-    with pytest.raises(ValueError, match=r"block_size=3.*woodfisherblock"):
-        full_matrix(order, 3)
+@pytest.mark.parametrize("block_size", [1, 3, 100])
+def test_the_full_matrix_with_a_block_size_is_cut_within_tensors(block_size) -> None:
+    order = flat_order({"a": jnp.ones(6), "b": jnp.ones(4)})
+    found, expected = full_matrix(order, block_size), within_tensors(order, block_size)
+    assert [g.tolist() for g in found] == [g.tolist() for g in expected]
 
 
 def test_a_tensor_without_entries_has_no_blocks() -> None:

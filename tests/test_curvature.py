@@ -229,7 +229,9 @@ def mnist_gradients(tfds_dir: Path, checkpoints_dir: Path) -> dict[str, np.ndarr
     d1 = (d2 @ w2) * (h1 > 0)
     outer = lambda d, a: np.einsum("no,ni->noi", d, a).reshape(300, -1)  # noqa: E731
     found = {"fc1": outer(d1, inputs), "fc2": outer(d2, h1), "fc3": outer(d3, h2)}
-    found["fc1"] = found["fc1"][:, 2000:2800]  # as wide as fc2: one compilation
+    # Chunks of one width, to compile once; those of fc1 from the middle of the image.
+    found["fc1"] = found["fc1"][:, 2000:2400]
+    found["fc2"] = found["fc2"][:, :400]
     return {name: rows.astype(np.float32) for name, rows in found.items()}
 
 
@@ -249,7 +251,7 @@ def test_real_gradients_over_every_damping(
     mnist_gradients, layer, solver, count
 ) -> None:
     wrong = []
-    for scale, damping in ((1.0, 1e-8), (1.0, 1e-5), (1.0, 1e-2), (1e3, 1e-5)):
+    for scale, damping in ((1.0, 1e-8), (1.0, 1e-5), (1e3, 1e-5)):
         rows = scale * mnist_gradients[layer][:count]
         found = errors(rows, damping, solver)
         if not all(error is None or error <= ACCURACY for error in found):

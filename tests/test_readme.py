@@ -13,7 +13,7 @@ README = (Path(__file__).parents[1] / "README.md").read_text()
 
 
 def test_the_ten_lines_run() -> None:
-    (block,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    ten_lines, steps = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     digits = data.load("digits").train
     x = jnp.asarray(digits.images.reshape(-1, 64)[:300] / 16, jnp.float32)
     one, other = jax.random.split(jax.random.key(0))
@@ -24,10 +24,24 @@ def test_the_ten_lines_run() -> None:
             "out": 0.1 * jax.random.normal(other, (12, 10)),
         },
     }
-    exec(block, names)
+    exec(ten_lines, names)
     assert set(names["masks"]) == {"hidden", "out"}
     kept = sum(np.count_nonzero(leaf) for leaf in names["params"].values())
     assert kept == names["info"].nonzero == 888 // 10
+    # The steps, on a block of 30 weights that are all still there.
+    rng = np.random.default_rng(0)
+    names |= {
+        "batch": names["samples"],
+        "gradients": jnp.float32(rng.standard_normal((20, 30))),
+        "damping": 1e-3,
+        "weights": jnp.float32(rng.standard_normal(30)),
+        "kept": 7,
+    }
+    masks, names["mask"] = names["masks"], jnp.ones(30, bool)
+    exec(steps, names)
+    assert int(names["mask"].sum()) == 7
+    assert names["g"][1].keys() == masks.keys()
+    assert names["levels"][-1].sparsity == 0.9
 
 
 def test_each_linked_page_exists() -> None:

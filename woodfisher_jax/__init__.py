@@ -1,5 +1,19 @@
-"""Prune neural networks with second-order information (WoodFisher) in JAX."""
+"""Prune neural networks with second-order information (WoodFisher) in JAX.
 
+``prune`` does it in one call. Its steps are pure functions in ``gradients``, ``blocks``,
+``fisher`` (one block), ``curvature`` (many), ``obs`` (statistics and updates), ``masks``
+and ``schedules``.
+"""
+
+from woodfisher_jax.pruning import (
+    blocks,
+    curvature,
+    fisher,
+    gradients,
+    masks,
+    obs,
+    schedules,
+)
 from woodfisher_jax.pruning.curvature import CurvatureError
 from woodfisher_jax.pruning.masks import (
     apply_masks,
@@ -15,8 +29,15 @@ __all__ = [
     "CurvatureError",
     "PruneInfo",
     "apply_masks",
+    "blocks",
+    "curvature",
+    "fisher",
+    "gradients",
     "init_masks",
+    "masks",
+    "obs",
     "prune",
+    "schedules",
     "sparsity",
     "sparsity_by_path",
 ]
