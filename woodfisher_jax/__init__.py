@@ -1,8 +1,8 @@
 """Prune neural networks with second-order information (WoodFisher) in JAX.
 
-``prune`` does it in one call. Its steps are pure functions in ``gradients``, ``blocks``,
-``fisher`` (one block), ``curvature`` (many), ``obs`` (statistics and updates), ``masks``
-and ``schedules``.
+``prune`` does it in one call. Its steps are pure functions in ``gradients``,
+``blocks``, ``fisher`` (one block), ``curvature`` (many), ``obs`` (statistics and
+updates), ``masks`` and ``schedules``.
 """
 
 from woodfisher_jax.pruning import (
