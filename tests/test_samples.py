@@ -119,7 +119,7 @@ def test_batches_of_different_structure_are_an_error() -> None:
 
 
 def test_batches_of_different_shapes_are_an_error() -> None:
-    with pytest.raises(ValueError, match=r"samples.*equal shapes"):
+    with pytest.raises(ValueError, match=r"samples.*same shapes"):
         list(regroup([np.ones((2, 3)), np.ones((2, 4))], 3))
 
 

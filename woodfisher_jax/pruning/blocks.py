@@ -51,7 +51,8 @@ def output_major(path: str, ndim: int) -> tuple[int, ...]:
     Returns:
         The axes, slowest first.
     """
-    if path.split("/")[-1] == "kernel" and ndim >= 2:
+    # NNX states end in "kernel/value".
+    if path.removesuffix("/value").split("/")[-1] == "kernel" and ndim >= 2:
         return (ndim - 1, ndim - 2, *range(ndim - 2))
     return tuple(range(ndim))
 
@@ -132,6 +133,8 @@ def within_tensors(order: FlatOrder, block_size: int | None) -> Layout:
     by_width: dict[int, list[np.ndarray]] = {}
     sizes = np.diff(order.offsets).tolist()
     for start, size in zip(order.offsets[:-1], sizes, strict=True):
+        if size == 0:
+            continue
         width = min(block_size, max(sizes)) if block_size else size
         chunks = _chunks(start, start + size, width, order.size)
         by_width.setdefault(width, []).append(chunks)

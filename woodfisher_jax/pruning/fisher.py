@@ -7,6 +7,11 @@ With G the gradients [N, c] of one block and λ the damping,
 Only diag(F⁻¹) and products F⁻¹v are ever needed. Each solver is a :class:`Solver` of
 three pure functions, written for one block; the caller vmaps. They compute in the
 dtype of the gradients, with matrix products at full precision on every platform.
+
+Several vectors are solved for as the columns of one matrix, one after the other in the
+program and never side by side: up to jaxlib 0.10, a triangular solve on the CPU waits
+inside a thread of the pool that is to do its work, and as many of them at a time as the
+pool has threads wait for ever.
 """
 
 from collections.abc import Callable
@@ -31,7 +36,8 @@ class Solver(NamedTuple):
     Attributes:
         factorize: (gradients [N, c], damping) -> what the other two need.
         diagonal: (factor, gradients, damping) -> diag(F⁻¹) [c].
-        product: (factor, gradients, damping, vector [c]) -> F⁻¹ vector [c].
+        product: (factor, gradients, damping, v) -> F⁻¹ v, for a vector v [c] or the
+            columns of a matrix [c, k].
     """
 
     factorize: Callable[[jax.Array, jax.Array], jax.Array]
@@ -42,20 +48,20 @@ class Solver(NamedTuple):
 def fisher_product(
     gradients: jax.Array, damping: jax.Array, vector: jax.Array
 ) -> jax.Array:
-    """Multiplies a vector by the damped Fisher without forming it: F v.
+    """Multiplies vectors by the damped Fisher without forming it: F v.
 
     ``λ v + Gᵀ(G v) / N``
 
     Args:
         gradients: G, [N, c].
         damping: λ > 0.
-        vector: v, [c].
+        vector: v, [c], or several as columns [c, k].
 
     Returns:
-        Array [c].
+        Array of the shape of ``vector``.
     """
     along_samples = matmul(gradients, vector) / gradients.shape[0]
-    return damping * vector + matmul(along_samples, gradients)
+    return damping * vector + matmul(gradients.T, along_samples)
 
 
 def fisher_diagonal(gradients: jax.Array) -> jax.Array:
@@ -99,7 +105,7 @@ def _sample_space_product(
     factor: jax.Array, gradients: jax.Array, damping: jax.Array, vector: jax.Array
 ) -> jax.Array:
     coefficients = cho_solve((factor, True), matmul(gradients, vector))
-    return (vector - matmul(coefficients, gradients)) / damping
+    return (vector - matmul(gradients.T, coefficients)) / damping
 
 
 SAMPLE_SPACE = Solver(
@@ -112,10 +118,15 @@ SAMPLE_SPACE = Solver(
 
 
 def _dense_factorize(gradients: jax.Array, damping: jax.Array) -> jax.Array:
-    """Cholesky factor L [c, c] of F."""
+    """Cholesky factor L [c, c] of F; NaN where F has lost its damping to rounding."""
     num_samples, width = gradients.shape
     fisher = matmul(gradients.T, gradients) / num_samples
-    return jnp.linalg.cholesky(fisher + damping * jnp.eye(width, dtype=fisher.dtype))
+    factor = jnp.linalg.cholesky(fisher + damping * jnp.eye(width, dtype=fisher.dtype))
+    if num_samples >= width:
+        return factor
+    # GᵀG is singular, and only the damping tells the weights in its null space apart.
+    rounding = jnp.finfo(fisher.dtype).eps * jnp.max(jnp.diagonal(fisher))
+    return jnp.where(rounding < 0.1 * damping, factor, jnp.nan)
 
 
 def _dense_diagonal(
@@ -217,6 +228,31 @@ def choose_solver(num_samples: int, width: int) -> str:
     return "sample_space" if sample_space <= dense else "dense"
 
 
+class _Refined(NamedTuple):
+    """F⁻¹ V after two steps of refinement, and the corrections of each, [c, k]."""
+
+    result: jax.Array
+    first: jax.Array
+    second: jax.Array
+
+
+def _refine(
+    solver: Solver,
+    factor: jax.Array,
+    gradients: jax.Array,
+    damping: jax.Array,
+    vectors: jax.Array,
+) -> _Refined:
+    def correction(result: jax.Array) -> jax.Array:
+        residual = vectors - fisher_product(gradients, damping, result)
+        return solver.product(factor, gradients, damping, residual)
+
+    result = solver.product(factor, gradients, damping, vectors)
+    first = correction(result)
+    second = correction(result + first)
+    return _Refined(result + first + second, first, second)
+
+
 def refined_product(
     solver: Solver,
     factor: jax.Array,
@@ -224,10 +260,10 @@ def refined_product(
     damping: jax.Array,
     vector: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """F⁻¹ v with one step of iterative refinement, and how much that step changed.
+    """F⁻¹ v with two steps of iterative refinement, and an estimate of its error.
 
-    ``x₁ = x₀ + F⁻¹ (v - F x₀)``. It costs as little as a product and removes most of
-    the rounding error of the factorization.
+    ``x <- x + F⁻¹ (v - F x)``. The first step takes out what the factorization lost.
+    The second finds what rounding in ``F x`` leaves, and its size is the estimate.
 
     Args:
         solver: A row of :data:`SOLVERS`.
@@ -237,15 +273,13 @@ def refined_product(
         vector: v, [c].
 
     Returns:
-        F⁻¹ v [c], and the size of the correction relative to the result (scalar).
+        F⁻¹ v [c], and the largest entry of the last correction relative to the largest
+        entry of the result (scalar).
     """
-    first = solver.product(factor, gradients, damping, vector)
-    residual = vector - fisher_product(gradients, damping, first)
-    correction = solver.product(factor, gradients, damping, residual)
-    result = first + correction
-    largest = jnp.max(jnp.abs(result))
-    change = jnp.max(jnp.abs(correction)) / jnp.where(largest > 0, largest, 1.0)
-    return result, change
+    refined = _refine(solver, factor, gradients, damping, vector)
+    largest = jnp.max(jnp.abs(refined.result))
+    change = jnp.max(jnp.abs(refined.second)) / jnp.where(largest > 0, largest, 1.0)
+    return refined.result, change
 
 
 def diagonal_error(
@@ -256,11 +290,12 @@ def diagonal_error(
     diagonal: jax.Array,
     num_probes: int = 4,
 ) -> jax.Array:
-    """Estimates the relative rounding error of diag(F⁻¹) where it is worst.
+    """Estimates the largest relative rounding error of diag(F⁻¹).
 
-    Cancellation hits the smallest entries, ill conditioning the largest. For the
-    ``num_probes`` smallest and as many largest, the column F⁻¹ eᵢ is solved for and
-    refined against F itself; its i-th entry is an independent value of the same number.
+    With X the inverse as it was computed, X (z - F X z) is the error of X times z. Two
+    kinds of z are tried: unit vectors at the smallest entries, where cancellation is
+    worst, and at the largest, where ill conditioning is; and random signs, which no
+    error is orthogonal to and which see errors confined to entries in between.
 
     Args:
         solver: A row of :data:`SOLVERS`.
@@ -268,21 +303,30 @@ def diagonal_error(
         gradients: G, [N, c].
         damping: λ > 0.
         diagonal: The diagonal in question [c].
-        num_probes: Entries checked at either end.
+        num_probes: Vectors of each kind.
 
     Returns:
-        The largest relative difference (scalar); inf if anything is not finite or not
+        The estimate (scalar), not a bound; inf if anything is not finite or not
         positive.
     """
-    num_probes = min(num_probes, diagonal.shape[0])
-    _, smallest = jax.lax.top_k(-diagonal, num_probes)
-    _, largest = jax.lax.top_k(diagonal, num_probes)
+    width = diagonal.shape[0]
+    some = min(num_probes, width)
+    _, smallest = jax.lax.top_k(-diagonal, some)
+    _, largest = jax.lax.top_k(diagonal, some)
+    entries = jnp.concatenate([smallest, largest])
+    units = jax.nn.one_hot(entries, width, axis=0, dtype=diagonal.dtype)
+    # A fixed key: the same gradients always give the same estimate.
+    signs = jax.random.rademacher(jax.random.key(0), (width, num_probes))
+    probes = jnp.concatenate([units, signs.astype(diagonal.dtype)], axis=1)
+    refined = _refine(solver, factor, gradients, damping, probes)
 
-    def error(index: jax.Array) -> jax.Array:
-        unit = jnp.zeros_like(diagonal).at[index].set(1.0)
-        column, change = refined_product(solver, factor, gradients, damping, unit)
-        return jnp.abs(diagonal[index] - column[index]) / column[index] + change**2
-
+    columns, changes = refined.result[:, : 2 * some], refined.second[:, : 2 * some]
+    exact = columns[entries, jnp.arange(2 * some)]
+    left = jnp.max(jnp.abs(changes), axis=0) / jnp.max(jnp.abs(columns), axis=0)
+    at_ends = jnp.max(jnp.abs(diagonal[entries] - exact) / exact + left**2)
+    # A row of the error times random signs is about its norm; the diagonal's own error
+    # is one entry of the row.
+    rows = jnp.max(jnp.abs(refined.first[:, 2 * some :]), axis=1)
+    estimate = jnp.maximum(at_ends, 0.3 * jnp.max(rows / diagonal))
     sound = jnp.all(jnp.isfinite(diagonal)) & jnp.all(diagonal > 0)
-    estimate = jnp.max(jax.vmap(error)(jnp.concatenate([smallest, largest])))
     return jnp.where(sound & (estimate >= 0), estimate, jnp.inf)

@@ -43,7 +43,7 @@ def init_masks(params: Params, prunable: Prunable = None) -> Masks:
     masks = {
         path: jnp.asarray(np.ones(leaf.shape, bool))
         for path, leaf in leaves.items()
-        if selects(path, leaf)
+        if leaf.size and selects(path, leaf)
     }
     if not masks:
         shown = ", ".join(f"{path} {leaf.shape}" for path, leaf in leaves.items())
@@ -59,6 +59,11 @@ def _predicate(prunable: Prunable) -> Callable[[str, jax.Array], bool]:
         return is_kernel
     if callable(prunable):
         return prunable
+    if not isinstance(prunable, str):
+        raise TypeError(
+            f"prunable={prunable!r}; expected a predicate on (path, array) or a "
+            "regular expression"
+        )
     try:
         pattern = re.compile(prunable)
     except re.error as error:
@@ -85,6 +90,13 @@ def check_masks(params: Params, masks: Mapping[str, jax.Array]) -> None:
                 f"masks names {path!r}, which is not in params; there are "
                 f"{list(leaves)}"
             )
+        if not hasattr(mask, "shape") or not hasattr(mask, "dtype"):
+            raise TypeError(
+                f"masks[{path!r}] is of type {type(mask).__name__}; expected a boolean "
+                "array"
+            )
+        if mask.size == 0:
+            raise ValueError(f"masks[{path!r}] has no entries; leave it out of masks")
         if mask.shape != leaves[path].shape:
             raise ValueError(
                 f"masks[{path!r}] has shape {mask.shape} but the parameter has "
@@ -137,9 +149,10 @@ def sparsity(masks: Mapping[str, jax.Array]) -> float:
 
 def sparsity_by_path(masks: Mapping[str, jax.Array]) -> dict[str, float]:
     """Sparsity of each prunable parameter."""
+    # jit sorts dicts by key; the order of the masks is kept.
+    kept = _kept(dict(masks))
     return {
-        path: (masks[path].size - int(kept)) / masks[path].size
-        for path, kept in _kept(dict(masks)).items()
+        path: (mask.size - int(kept[path])) / mask.size for path, mask in masks.items()
     }
 
 

@@ -21,9 +21,20 @@ def leaves_by_path(params: Params) -> dict[str, jax.Array]:
 
     Returns:
         A dict from path to leaf, in the tree's own order.
+
+    Raises:
+        ValueError: If two leaves have the same path, as in {"a/b": x, "a": {"b": y}}.
     """
     leaves, _ = jax.tree_util.tree_flatten_with_path(params)
-    return {_name(path): leaf for path, leaf in leaves}
+    named = {_name(path): leaf for path, leaf in leaves}
+    if len(named) < len(leaves):
+        names = [_name(path) for path, _ in leaves]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(
+            f"params has two leaves with the path {twice!r}; rename a key that holds "
+            "a slash"
+        )
+    return named
 
 
 def replace_leaves(params: Params, leaves: Mapping[str, Any]) -> Params:

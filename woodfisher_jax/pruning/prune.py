@@ -131,6 +131,11 @@ def prune(
     )
     if masks is None:
         masks = masks_.init_masks(params, prunable)
+    elif prunable is not None:
+        raise ValueError(
+            f"prunable={prunable!r} together with masks, which say already what is "
+            "prunable; give one of the two"
+        )
     masks_.check_masks(params, masks)
     order = blocks.flat_order(masks, axis_order)
     kept = _num_kept(masks, order, settings)
@@ -140,6 +145,7 @@ def prune(
 
     # 1 and 2: gradients, laid out by block as they arrive.
     params, weights, old_mask = _flat(params, masks, order)
+    _check_weights(params)
     store: Store = ()
     diagonal = None
     if row.curvature is not None:
@@ -171,6 +177,7 @@ def prune(
         weights = _moved(weights, steps, layout, settings.scale_update)
         _check_finite(weights, order, "the updated weights of", "the update")
     new_params, new_masks = _unflat(params, weights, new_mask, order)
+    new_masks = {path: new_masks[path] for path in order.paths}  # jit sorts dicts
     jax.block_until_ready(new_params)
     clock.append(time.perf_counter())
     return new_params, new_masks, _info(new_masks, settings, clock)
@@ -182,20 +189,21 @@ def _num_kept(
     """How many weights stay: one number in all, or one for each tensor.
 
     Raises:
-        ValueError: If the masks keep fewer already.
+        ValueError: If the masks keep fewer already, in layer scope in every tensor.
     """
     if settings.scope == "layer":
         sizes = np.diff(order.offsets).tolist()
-        return tuple(masks_.num_kept(size, settings.sparsity) for size in sizes)
-    kept = masks_.num_kept(order.size, settings.sparsity)
-    active, _ = masks_.count(masks)
-    if kept > active:
+        active = [masks_.count({path: masks[path]})[0] for path in order.paths]
+    else:
+        sizes, active = [order.size], [masks_.count(masks)[0]]
+    kept = [masks_.num_kept(size, settings.sparsity) for size in sizes]
+    if all(k > a for k, a in zip(kept, active, strict=True)):
         raise ValueError(
             f"sparsity={settings.sparsity} is below the "
-            f"{1 - active / order.size:.6g} that masks have already; a pruned weight "
-            "does not come back"
+            f"{1 - sum(active) / order.size:.6g} that masks have already; a pruned "
+            "weight does not come back"
         )
-    return (kept,)
+    return tuple(kept)
 
 
 def _info(masks: Masks, settings: Settings, clock: list[float]) -> PruneInfo:
@@ -238,6 +246,20 @@ def _unflat(
         for path, tensor in blocks.unflatten(order, weights).items()
     }
     return masks_.apply_masks(replace_leaves(params, new), masks), masks
+
+
+@jax.jit
+def _finite(params: Params) -> dict[str, jax.Array]:
+    return {p: jnp.all(jnp.isfinite(a)) for p, a in leaves_by_path(params).items()}
+
+
+def _check_weights(params: Params) -> None:
+    for path, finite in _finite(params).items():
+        if not finite:
+            raise ValueError(
+                f"params[{path!r}] holds nan or inf where it is not masked; expected "
+                "finite weights"
+            )
 
 
 def _check_finite(

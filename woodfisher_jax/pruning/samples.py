@@ -48,6 +48,7 @@ def num_examples(samples: Any) -> int | None:
     if _is_batch(samples):
         return batch_length(samples)
     if isinstance(samples, list):
+        _check_alike(samples)
         return sum(batch_length(batch) for batch in samples)
     return None
 
@@ -56,7 +57,9 @@ def _batches(samples: Any) -> Iterator[Batch]:
     if _is_batch(samples):
         yield samples
     elif isinstance(samples, Iterable) and not isinstance(samples, (str, dict)):
-        yield from samples
+        # Not `yield from`, which would close the user's generator with this one.
+        for batch in samples:  # noqa: UP028
+            yield batch
     else:
         raise TypeError(
             "samples must be one batch (array, tuple or dict of arrays) or an iterable "
@@ -64,24 +67,26 @@ def _batches(samples: Any) -> Iterator[Batch]:
         )
 
 
+def _check_alike(parts: list[Batch]) -> None:
+    """Raises unless batches have one structure and equal shapes but for the length."""
+    kinds = {
+        str(jax.tree.map(lambda leaf: ("any", *np.shape(leaf)[1:]), part)): None
+        for part in parts
+    }
+    if len(kinds) > 1:
+        first, second, *_ = kinds
+        raise ValueError(
+            "samples: all batches must have the same structure and, beyond their first "
+            f"axis, the same shapes; got {first} and {second}. One batch of several "
+            "arrays is a tuple or dict, not a list"
+        )
+
+
 def _join(parts: list[Batch]) -> Batch:
+    _check_alike(parts)
     if len(parts) == 1:
         return jax.tree.map(np.asarray, parts[0])
-    structures = {str(jax.tree.structure(part)): None for part in parts}
-    if len(structures) > 1:
-        raise ValueError(
-            "samples: all batches must have the same structure; got "
-            f"{' and '.join(structures)}. One batch of several arrays is a tuple or "
-            "dict, not a list"
-        )
-    try:
-        return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
-    except ValueError as error:
-        raise ValueError(
-            "samples: the batches do not fit together; beyond the first axis all must "
-            f"have equal shapes. One batch of several arrays is a tuple or dict, not a "
-            f"list ({error})"
-        ) from error
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
 
 
 def regroup(samples: Any, size: int) -> Iterator[Batch]:

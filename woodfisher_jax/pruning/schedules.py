@@ -41,7 +41,9 @@ def polynomial_sparsity(
     """
     if time >= end:
         return target
-    left = 1.0 - max(time - start, 0.0) / (end - start)
+    if time <= start:
+        return initial
+    left = 1.0 - (time - start) / (end - start)
     return target + (initial - target) * left**degree
 
 
@@ -84,7 +86,7 @@ def gradual(
         raise ValueError(
             f"initial={initial}, target={target}; expected 0 <= initial <= target < 1"
         )
-    if degree <= 0:
+    if not degree > 0:
         raise ValueError(f"degree={degree}; expected a positive number")
     times = sorted({*range(start, end + 1, frequency), end})
     stages = (

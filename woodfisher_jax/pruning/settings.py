@@ -73,12 +73,20 @@ def check_settings(
     """
     row = method_named(method)
     scope = scope_of(method, scope)
+    real = {"sparsity": sparsity, "damping": damping, "scale_update": scale_update}
+    for name, value in real.items():
+        if not isinstance(value, numbers.Real):
+            raise TypeError(f"{name}={value!r}; expected a number")
     if not 0 <= sparsity < 1:
         raise ValueError(
             f"sparsity={sparsity}; expected a fraction in [0, 1), such as 0.9"
         )
-    if not 0 < damping < float("inf"):
-        raise ValueError(f"damping={damping}; expected a positive number, such as 1e-5")
+    # Within float32, with room for its inverse.
+    if not 1e-30 <= damping <= 1e30:
+        raise ValueError(
+            f"damping={damping}; expected a positive number, such as 1e-5 "
+            "(from 1e-30 to 1e30)"
+        )
     if not abs(scale_update) < float("inf"):
         raise ValueError(
             f"scale_update={scale_update}; expected a number, 1 for the whole update "
@@ -88,17 +96,17 @@ def check_settings(
         raise ValueError(
             f"solver={solver!r}; expected 'auto' or one of {list(SOLVERS)}"
         )
-    whole = {
+    integers = {
         "num_samples": num_samples,
         "batch_size": batch_size,
         "microbatch_size": microbatch_size,
         "block_size": block_size,
     }
-    for name, value in whole.items():
-        if value is None and name in ("num_samples", "block_size"):
+    for name, number in integers.items():
+        if number is None and name in ("num_samples", "block_size"):
             continue
-        if not isinstance(value, numbers.Integral) or value < 1:
-            raise ValueError(f"{name}={value}; expected a whole number, 1 or more")
+        if not isinstance(number, numbers.Integral) or number < 1:
+            raise ValueError(f"{name}={number}; expected a whole number, 1 or more")
     if row.curvature is None:
         samples, count = None, 0
     else:

@@ -25,7 +25,9 @@ def _write(
     rows = blocks.flatten(order, chunk)
     return tuple(
         jax.lax.dynamic_update_slice(
-            kept, jnp.moveaxis(blocks.gather(rows, group), 0, 1), (0, start, 0)
+            kept,
+            jnp.moveaxis(blocks.gather(rows, group), 0, 1),
+            (jnp.int32(0), start, jnp.int32(0)),
         )
         for kept, group in zip(store, layout, strict=True)
     )
