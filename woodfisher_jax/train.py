@@ -35,6 +35,7 @@ from woodfisher_jax.progress import progress_bar
 from woodfisher_jax.pruning import masks as masks_
 from woodfisher_jax.pruning.gradients import sample_labels
 from woodfisher_jax.pruning.masks import Masks
+from woodfisher_jax.pruning.methods import METHODS
 from woodfisher_jax.pruning.prune import PruneInfo, prune
 from woodfisher_jax.pruning.schedules import Stage
 from woodfisher_jax.workdir import claim_workdir, log_file
@@ -254,7 +255,7 @@ def prune_state(
     params, masks, info = prune(
         frozen_loss(plan.model, state.batch_stats),
         state.params,
-        fisher_batch(plan, state, draw),
+        fisher_batch(plan, state, draw) if METHODS[settings.method].curvature else None,
         sparsity=sparsity,
         method=settings.method,
         masks=state.masks,

@@ -137,6 +137,8 @@ def prune(
             "prunable; give one of the two"
         )
     masks_.check_masks(params, masks)
+    # The tree's own order, whatever jit or a checkpoint has made of the dict's.
+    masks = {path: masks[path] for path in leaves_by_path(params) if path in masks}
     order = blocks.flat_order(masks, axis_order)
     kept = _num_kept(masks, order, settings)
     row = settings.method
