@@ -20,7 +20,7 @@ LEVELS = [
     {"pruning.prune"},
     {"", "models", "data", "checkpoint", "report", "plots", "progress", "torch_pickle"},
     {"torch_files", "objective", "optimizer", "config"},
-    {"torch_weights", "workdir", "evaluate"},
+    {"torch_weights", "workdir", "evaluate", "train_step"},
     {"plan"},
     {"train"},
     {"main"},

@@ -6,18 +6,15 @@ with the same bits as one that was not.
 """
 
 import dataclasses
-import functools
 import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from woodfisher_jax import (
     checkpoint,
@@ -29,7 +26,7 @@ from woodfisher_jax import config as config_
 from woodfisher_jax.config import Config
 from woodfisher_jax.data import batches
 from woodfisher_jax.evaluate import evaluate
-from woodfisher_jax.objective import cross_entropy, frozen_loss, predict, variables_of
+from woodfisher_jax.objective import frozen_loss, predict, variables_of
 from woodfisher_jax.plan import Plan, prepare
 from woodfisher_jax.progress import progress_bar
 from woodfisher_jax.pruning import masks as masks_
@@ -38,6 +35,7 @@ from woodfisher_jax.pruning.masks import Masks
 from woodfisher_jax.pruning.methods import METHODS
 from woodfisher_jax.pruning.prune import PruneInfo, prune
 from woodfisher_jax.pruning.schedules import Stage
+from woodfisher_jax.train_step import TrainState, train_step
 from woodfisher_jax.workdir import claim_workdir, log_file
 
 Progress = Callable[[str, int, int], None]
@@ -46,22 +44,6 @@ logger = logging.getLogger(__name__)
 
 class DivergedError(ArithmeticError):
     """The training loss is not finite any more."""
-
-
-class TrainState(NamedTuple):
-    """What a checkpoint holds in arrays.
-
-    Attributes:
-        params: Linen parameters; pruned weights are exactly zero.
-        batch_stats: Running statistics, or an empty dict.
-        masks: From parameter path to bool, True = kept.
-        opt_state: Of Optax; zero for pruned weights.
-    """
-
-    params: Any
-    batch_stats: Any
-    masks: Masks
-    opt_state: Any
 
 
 @dataclasses.dataclass
@@ -293,39 +275,6 @@ def fisher_batch(plan: Plan, state: TrainState, draw: int) -> dict[str, np.ndarr
         drawn = sample_labels(key, jnp.concatenate(logits))
         batch = {**batch, "label": np.asarray(drawn)}
     return batch
-
-
-@functools.partial(jax.jit, static_argnames=("model", "tx", "label_smoothing"))
-def train_step(
-    state: TrainState,
-    batch: dict[str, jax.Array],
-    *,
-    model: nn.Module,
-    tx: optax.GradientTransformation,
-    label_smoothing: float,
-) -> tuple[TrainState, jax.Array]:
-    """One optimizer step; weights, gradients and momentum of pruned entries stay zero.
-
-    Returns:
-        The new state and the mean loss of the batch.
-    """
-
-    def loss(params: Any) -> tuple[jax.Array, Any]:
-        logits, updated = model.apply(
-            variables_of(params, state.batch_stats),
-            batch["image"],
-            train=True,
-            mutable=["batch_stats"],
-        )
-        losses = cross_entropy(logits, batch["label"], label_smoothing)
-        return jnp.mean(losses), updated.get("batch_stats", {})
-
-    (value, stats), gradients = jax.value_and_grad(loss, has_aux=True)(state.params)
-    gradients = masks_.apply_masks(gradients, state.masks)
-    updates, opt_state = tx.update(gradients, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    params = masks_.apply_masks(params, state.masks)
-    return TrainState(params, stats, state.masks, opt_state), value
 
 
 def train_segment(plan: Plan, state: TrainState, log: Log) -> TrainState:

@@ -1,6 +1,6 @@
 """CIFAR-10: 50,000 training and 10,000 test images of 32 x 32 colour pixels."""
 
-from woodfisher_jax.data import array_records
+from woodfisher_jax.data.array_records import read_splits
 from woodfisher_jax.data.augment import crop_and_flip
 from woodfisher_jax.data.dataset import DataSet, Progress
 
@@ -25,7 +25,7 @@ def load(data_dir: str | None = None, progress: Progress | None = None) -> DataS
         (0.2023, 0.1994, 0.2010), which give that checkpoint 53.52 % on the test
         images; these give it 91.43 %.
     """
-    train, test = array_records.read_splits("cifar10", data_dir, progress)
+    train, test = read_splits("cifar10", data_dir, progress)
     return DataSet(
         name="cifar10",
         train=train,

@@ -1,6 +1,6 @@
 """MNIST: 60,000 training and 10,000 test images of 28 x 28 grey pixels."""
 
-from woodfisher_jax.data import array_records
+from woodfisher_jax.data.array_records import read_splits
 from woodfisher_jax.data.dataset import DataSet, Progress
 
 
@@ -17,7 +17,7 @@ def load(data_dir: str | None = None, progress: Progress | None = None) -> DataS
     Raises:
         DataMissingError: the data is absent, incomplete or damaged.
     """
-    train, test = array_records.read_splits("mnist", data_dir, progress)
+    train, test = read_splits("mnist", data_dir, progress)
     return DataSet(
         name="mnist",
         train=train,

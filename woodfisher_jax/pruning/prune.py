@@ -140,6 +140,18 @@ def prune(
     # The tree's own order, whatever jit or a checkpoint has made of the dict's.
     masks = {path: masks[path] for path in leaves_by_path(params) if path in masks}
     order = blocks.flat_order(masks, axis_order)
+    return _prune(loss_fn, params, masks, samples, order, settings)
+
+
+def _prune(
+    loss_fn: LossFn,
+    params: Params,
+    masks: Masks,
+    samples: Any,
+    order: blocks.FlatOrder,
+    settings: Settings,
+) -> tuple[Params, Masks, PruneInfo]:
+    """The six steps, on checked arguments."""
     kept = _num_kept(masks, order, settings)
     row = settings.method
     layout = row.layout(order, settings.block_size) if row.layout else ()
