@@ -8,7 +8,8 @@ trains the dense network first. From the original's checkpoint:
         --config.init_from=resnet20_cifar10.pth.tar
 
 Prunes the 18 convolutions of the three stages (267,264 weights); the first convolution,
-the shortcuts and the classifier stay dense, as in the original.
+the shortcuts and the classifier stay dense, as in the original. On 2 CPU cores an epoch
+takes about 8 minutes and a pruning step up to one; dense 91.43 % from the checkpoint.
 """
 
 from ml_collections import ConfigDict

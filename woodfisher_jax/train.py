@@ -191,9 +191,18 @@ def next_stage(plan: Plan, log: Log) -> Stage | None:
 def prune_stage(plan: Plan, state: TrainState, log: Log, stage: Stage) -> TrainState:
     """Prunes to the level of a stage and judges the network on both sides of it."""
     started = time.perf_counter()
-    last = log.rows[-1] if log.rows else None
-    seen = last is not None and last["step"] == log.step
-    top1_before = last["top1"] if seen and last else judge(plan, state)["top1"]
+    if not log.rows or log.rows[-1]["step"] != log.step:
+        # Within an epoch: what pruning starts from belongs in the history.
+        log.rows.append(
+            {
+                "event": "train",
+                "epoch": plan.train.epoch_at(log.step),
+                "step": log.step,
+                **judge(plan, state),
+                **_sparsities(state.masks),
+            }
+        )
+    top1_before = log.rows[-1]["top1"]
     state, info = prune_state(plan, state, stage.sparsity, draw=len(log.stages))
     after = judge(plan, state)
     record = {

@@ -281,7 +281,8 @@ def _check_finite(
 ) -> None:
     finite = np.isfinite(np.asarray(vector))
     if not finite.all():
-        tensor = np.searchsorted(order.offsets, np.argmin(finite), side="right") - 1
+        entry = int(np.argmin(finite))
+        tensor = int(np.searchsorted(order.offsets, entry, side="right")) - 1
         raise ValueError(
             f"{what} {order.paths[tensor]!r} is not finite: {cause} overflows float32 "
             "or is nan. Look for weights that are nan, raise damping or scale the loss"
