@@ -9,7 +9,8 @@ trains the dense network first. From the original's checkpoint:
 
 Prunes the 18 convolutions of the three stages (267,264 weights); the first convolution,
 the shortcuts and the classifier stay dense, as in the original. On 2 CPU cores an epoch
-takes about 8 minutes and a pruning step up to one; dense 91.43 % from the checkpoint.
+takes 8 minutes beside another job, a pruning step one to two; dense 91.43 % from the
+checkpoint.
 """
 
 from ml_collections import ConfigDict
