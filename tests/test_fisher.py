@@ -9,7 +9,6 @@ from woodfisher_jax.pruning.fisher import (
     SOLVERS,
     choose_solver,
     diagonal_error,
-    fisher_diagonal,
     fisher_product,
     recursive_inverse,
     refined_product,
@@ -117,12 +116,6 @@ def test_fisher_product_is_multiplication_by_the_fisher(count) -> None:
     found = fisher_product(jnp.asarray(g), jnp.float32(0.3), jnp.asarray(v))
     expected = fisher(g, np.float32(0.3)) @ v
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
-
-
-def test_fisher_diagonal_is_the_mean_square_without_damping() -> None:
-    g = gradients_of(40)
-    expected = np.mean(np.asarray(g, np.float64) ** 2, axis=0)
-    np.testing.assert_allclose(fisher_diagonal(jnp.asarray(g)), expected, rtol=1e-6)
 
 
 # ------------------------------------------------------------------ known special cases

@@ -1,7 +1,6 @@
 """A config made into a plan: data, model, phases of training, pruning steps."""
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -12,12 +11,10 @@ import optax
 
 from woodfisher_jax import data, models, optimizer, torch_weights
 from woodfisher_jax.config import Config, ConfigError, TrainConfig
-from woodfisher_jax.data import batches
+from woodfisher_jax.data import Progress, batches
 from woodfisher_jax.pruning import masks as masks_
 from woodfisher_jax.pruning.masks import Masks
 from woodfisher_jax.pruning.schedules import Stage
-
-Progress = Callable[[str, int, int], None]
 
 
 class Phase(NamedTuple):

@@ -8,7 +8,6 @@ with the same bits as one that was not.
 import dataclasses
 import logging
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +37,6 @@ from woodfisher_jax.pruning.schedules import Stage
 from woodfisher_jax.train_step import TrainState, train_step
 from woodfisher_jax.workdir import claim_workdir, log_file
 
-Progress = Callable[[str, int, int], None]
 logger = logging.getLogger(__name__)
 
 

@@ -64,18 +64,6 @@ def fisher_product(
     return damping * vector + matmul(gradients.T, along_samples)
 
 
-def fisher_diagonal(gradients: jax.Array) -> jax.Array:
-    """Diagonal of the undamped empirical Fisher: the mean of squared gradients.
-
-    Args:
-        gradients: G, [N, c].
-
-    Returns:
-        Array [c].
-    """
-    return jnp.mean(gradients * gradients, axis=0)
-
-
 def _significant(remainder: jax.Array) -> jax.Array:
     """NaN where 1 - leverage, λ diag(F⁻¹), has lost all but two digits or so."""
     return jnp.where(
