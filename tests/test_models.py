@@ -1,10 +1,14 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.errors import InvalidRngError
+from numpy_layers import convolve, relu, torch_batch_norm, torch_convolution
 
 from woodfisher_jax.models import MODELS, build_model, num_parameters
-from woodfisher_jax.models.resnet_cifar import BasicBlock
+from woodfisher_jax.models.resnet import BasicBlock
 from woodfisher_jax.pruning.paths import leaves_by_path
 from woodfisher_jax.torch_weights import read_state_dict, to_variables
 
@@ -12,12 +16,52 @@ MNIST_SHAPE = (28, 28, 1)
 CIFAR_SHAPE = (32, 32, 3)
 
 
+# Trainable parameters, as torchvision, timm and the original count them.
+PARAMETERS = {
+    "mlp": 32_360,
+    "logistic_regression": 7_850,
+    "cifarnet": 3 * 32 * 25 + 32 * 32 * 25 + 32 * 64 * 25 + 128 + 576 * 64 + 64 + 650,
+    "resnet20": 272_474,
+    "resnet18": 11_689_512,
+    "resnet34": 21_797_672,
+    "resnet50": 25_557_032,
+    "resnet101": 44_549_160,
+    "resnet152": 60_192_808,
+    "wide_resnet50_2": 68_883_240,
+    "mobilenet_v1": 4_231_976,
+    "mobilenet_v2": 3_504_872,
+    "vgg11_bn": 132_868_840,
+    "vgg13_bn": 133_053_736,
+    "vgg16_bn": 138_365_992,
+    "vgg19_bn": 143_678_248,
+    "deit_tiny": 5_717_416,
+    "deit_small": 22_050_664,
+    "deit_base": 86_567_656,
+}
+
+# One network of each form: the others only have other numbers.
+FORMS = [
+    *["mlp", "logistic_regression", "cifarnet", "resnet20", "resnet18", "resnet50"],
+    *["mobilenet_v1", "mobilenet_v2", "vgg11_bn", "deit_tiny"],
+]
+
+
+def image_shape_of(name):
+    """Images on which the layers have the sizes that the parameters are counted for."""
+    if name in ("mlp", "logistic_regression"):
+        return MNIST_SHAPE
+    return (224, 224, 3) if name.startswith("deit") else CIFAR_SHAPE
+
+
 def shapes(model, image_shape):
     return jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *image_shape)))
 
 
-def test_mlp_has_the_papers_number_of_weights():
-    assert num_parameters(shapes(build_model("mlp"), MNIST_SHAPE)) == 32_360
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_number_of_parameters(name):
+    variables = shapes(build_model(name), image_shape_of(name))
+    assert num_parameters(variables["params"]) == PARAMETERS[name]
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
 
 
 def resnet_parameters(depth, num_classes=10):
@@ -38,8 +82,6 @@ def resnet_parameters(depth, num_classes=10):
 def test_resnets_have_the_parameters_of_their_depth(depth):
     variables = shapes(build_model(f"resnet{depth}"), CIFAR_SHAPE)
     assert num_parameters(variables["params"]) == resnet_parameters(depth)
-    if depth == 20:
-        assert num_parameters(variables["params"]) == 272_474
 
 
 def test_mlp_names_and_shapes():
@@ -69,14 +111,66 @@ def test_resnet_names():
     assert not any(p.endswith("conv1/bias") for p in variables)
 
 
-@pytest.mark.parametrize(
-    ("name", "image_shape"), [("mlp", MNIST_SHAPE), ("resnet20", CIFAR_SHAPE)]
-)
-def test_logits_have_one_row_an_image(name, image_shape):
+@pytest.mark.parametrize("name", FORMS)
+def test_logits_have_one_row_an_image(name):
     model = build_model(name, num_classes=7)
-    x = jax.ShapeDtypeStruct((2, *image_shape), jnp.float32)
-    logits = jax.eval_shape(model.apply, shapes(model, image_shape), x)
+    x = jax.ShapeDtypeStruct((2, *image_shape_of(name)), jnp.float32)
+    logits = jax.eval_shape(model.apply, shapes(model, image_shape_of(name)), x)
     assert (logits.shape, logits.dtype) == ((2, 7), jnp.float32)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["cifarnet", "resnet20", "resnet50", "mobilenet_v1", "vgg11_bn", "deit_tiny"],
+)
+def test_mixed_precision_computes_all_but_the_logits_in_it(name):
+    model = build_model(name, dtype="bfloat16")
+    variables = shapes(model, image_shape_of(name))
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+
+    apply = partial(model.apply, train=True, capture_intermediates=True, mutable=True)
+    logits, updated = jax.eval_shape(
+        apply, variables, jnp.zeros((2, *image_shape_of(name)))
+    )
+
+    assert logits.dtype == jnp.float32
+    results = leaves_by_path(updated.pop("intermediates"))
+    in_float32 = [p for p, leaf in results.items() if leaf.dtype != jnp.bfloat16]
+    # The last layer's and the whole network's.
+    assert len(in_float32) == 2
+    assert len(results) > 3
+    for leaf in jax.tree.leaves(updated):
+        assert leaf.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v2", "vgg11_bn"])
+def test_dropout_needs_a_key_in_training_only(name):
+    x = jnp.zeros((2, *CIFAR_SHAPE))
+    model = build_model(name, dropout_rate=0.5)
+    variables = shapes(model, CIFAR_SHAPE)
+    apply = partial(model.apply, mutable=["batch_stats"])
+    jax.eval_shape(apply, variables, x)
+    train = partial(apply, train=True)
+    with pytest.raises(InvalidRngError, match="dropout"):
+        jax.eval_shape(train, variables, x)
+    rngs = {"dropout": jax.random.key(0)}
+    jax.eval_shape(partial(train, rngs=rngs), variables, x)
+
+
+@pytest.mark.parametrize("name", ["resnet20", "resnet50"])
+def test_zero_init_residual_zeroes_the_last_norm_of_each_block(name):
+    model = build_model(name, zero_init_residual=True)
+    ones_and_zeros = jax.jit(
+        lambda key: scales(model.init(key, jnp.zeros((1, 32, 32, 3))))
+    )
+    for path, scale in ones_and_zeros(jax.random.key(0)).items():
+        last = "bn3" if name == "resnet50" else "bn2"
+        assert np.all(scale == (0 if f"/{last}/" in path else 1)), path
+
+
+def scales(variables):
+    leaves = leaves_by_path(variables["params"])
+    return {path: leaf for path, leaf in leaves.items() if path.endswith("/scale")}
 
 
 def random_variables(model, image_shape, seed=0):
@@ -122,7 +216,7 @@ def test_every_row_of_the_table_builds():
 
 def test_unknown_model_lists_the_models_and_the_nearest():
     with pytest.raises(
-        ValueError, match=r"mlp, resnet20.*'resnet200'.*mean 'resnet20'"
+        ValueError, match=r"mlp, .*resnet20, .*'resnet200'.*mean 'resnet20'"
     ):
         build_model("resnet200")
 
@@ -147,30 +241,7 @@ def test_depth_must_be_one_of_the_papers(depth):
         shapes(model, CIFAR_SHAPE)
 
 
-# An independent forward pass, in float64 and in PyTorch's names and layouts except that
-# images are channels last.
-
-
-def convolve(x, kernel, stride, padding):
-    """Cross-correlates [B, H, W, I] with [h, w, I, O]."""
-    x = np.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
-    size = kernel.shape[:2]
-    patches = np.lib.stride_tricks.sliding_window_view(x, size, axis=(1, 2))
-    return np.einsum("bhwiyx,yxio->bhwo", patches[:, ::stride, ::stride], kernel)
-
-
-def torch_convolution(x, state, name, stride, padding):
-    return convolve(x, state[f"{name}.weight"].transpose(2, 3, 1, 0), stride, padding)
-
-
-def torch_batch_norm(x, state, name):
-    mean, var = state[f"{name}.running_mean"], state[f"{name}.running_var"]
-    scale, bias = state[f"{name}.weight"], state[f"{name}.bias"]
-    return (x - mean) / np.sqrt(var + 1e-5) * scale + bias
-
-
-def relu(x):
-    return np.maximum(x, 0)
+# An independent forward pass, in float64 and in PyTorch's names and layouts.
 
 
 def mlp_reference(state, x):

@@ -52,13 +52,28 @@ def assert_bits_equal(actual, expected):
             "layer2.0.downsample.1.running_var",
         ),
         ("batch_stats/bn1/mean", "bn1.running_mean"),
+        ("params/model0/conv_0/kernel", "model.0.0.weight"),
+        ("params/model13/pointwise_3/kernel", "model.13.3.weight"),
+        ("batch_stats/model13/bn_4/mean", "model.13.4.running_mean"),
+        (
+            "params/features12/conv/expand_0/conv_0/kernel",
+            "features.12.conv.0.0.weight",
+        ),
+        ("params/features12/conv/project_2/kernel", "features.12.conv.2.weight"),
+        ("params/features0/bias", "features.0.bias"),
+        ("params/classifier6/kernel", "classifier.6.weight"),
+        ("params/cls_token", "cls_token"),
+        ("params/pos_embed", "pos_embed"),
+        ("params/patch_embed_proj/bias", "patch_embed.proj.bias"),
+        ("params/blocks10/attn/qkv/kernel", "blocks.10.attn.qkv.weight"),
+        ("params/blocks0/norm1/scale", "blocks.0.norm1.weight"),
     ],
 )
 def test_names(path, name):
     assert torch_name(path) == name
 
 
-@pytest.mark.parametrize("name", ["mlp", "resnet20", "resnet110"])
+@pytest.mark.parametrize("name", ["mlp", "resnet50", "resnet110", "vgg11_bn"])
 def test_names_map_one_to_one(name):
     paths = leaves_by_path(shapes_of(name))
     assert len({torch_name(path) for path in paths}) == len(paths)
@@ -117,7 +132,13 @@ def test_mlp_checkpoint_has_masks_in_our_layout(checkpoints_dir):
     )
 
 
-@pytest.mark.parametrize("name", ["mlp", "resnet20"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *["mlp", "logistic_regression", "cifarnet", "resnet20", "resnet18"],
+        *["mobilenet_v1", "mobilenet_v2", "deit_tiny"],
+    ],
+)
 def test_round_trip_is_bit_exact(name):
     variables = random_like(shapes_of(name))
     back, masks = to_variables(to_state_dict(variables), shapes_of(name))
@@ -177,6 +198,49 @@ def test_wrapped_names_with_masks():
     for path, leaf in leaves_by_path(back["params"]).items():
         assert masks[path].dtype == bool
         np.testing.assert_array_equal(leaf, np.where(masks[path], weights[path], 0))
+
+
+def with_1x1_classifier(state_dict):
+    """As in STR's checkpoints: the classifier is a convolution, without a bias."""
+    state_dict = dict(state_dict)
+    state_dict["fc.weight"] = state_dict["fc.weight"][:, :, None, None]
+    del state_dict["fc.bias"]
+    counts = {"model.0.1.num_batches_tracked": np.array(7)}
+    return {f"module.{key}": array for key, array in (state_dict | counts).items()}
+
+
+def test_classifier_stored_as_a_1x1_convolution():
+    variables = random_like(shapes_of("mobilenet_v1"))
+    state_dict = with_1x1_classifier(to_state_dict(variables))
+    assert state_dict["module.fc.weight"].shape == (1000, 1024, 1, 1)
+    back, masks = to_variables(state_dict, shapes_of("mobilenet_v1"))
+    assert masks == {}
+    variables["params"]["fc"]["bias"] = np.zeros(1000, np.float32)
+    assert_bits_equal(back, variables)
+
+
+def test_masked_classifier_stored_as_a_1x1_convolution():
+    shapes = shapes_of("logistic_regression")
+    state_dict = to_state_dict(random_like(shapes))
+    mask = np.random.default_rng(0).integers(0, 2, state_dict["fc.weight"].shape)
+    stored = {
+        "fc._layer.weight": state_dict["fc.weight"][:, :, None, None],
+        "fc._layer.bias": state_dict["fc.bias"],
+        "fc._weight_mask": mask[:, :, None, None],
+    }
+    back, masks = to_variables(stored, shapes)
+    np.testing.assert_array_equal(masks["fc/kernel"], mask.T == 1)
+    np.testing.assert_array_equal(
+        back["params"]["fc"]["kernel"], (state_dict["fc.weight"] * mask).T
+    )
+    np.testing.assert_array_equal(back["params"]["fc"]["bias"], state_dict["fc.bias"])
+
+
+def test_a_missing_bias_is_missing_where_the_layer_is_dense():
+    state_dict = to_state_dict(random_like(shapes_of("logistic_regression")))
+    del state_dict["fc.bias"]
+    with pytest.raises(StateDictMismatchError, match=r"missing \(1\): fc\.bias"):
+        to_variables(state_dict, shapes_of("logistic_regression"))
 
 
 def test_masks_are_zeros_and_ones():

@@ -5,6 +5,8 @@ The names map one to one, so that a variable's path says what it is called in Py
     params/layer2/block0/downsample_conv/kernel     layer2.0.downsample.0.weight
     params/layer2/block0/bn1/scale                  layer2.0.bn1.weight
     batch_stats/layer2/block0/bn1/mean              layer2.0.bn1.running_mean
+    params/model1/depthwise_0/kernel                model.1.0.weight
+    params/blocks0/attn/qkv/kernel                  blocks.0.attn.qkv.weight
 
 Kernels are stored as [..., in, out] here and as [out, in, ...] there.
 """
@@ -35,12 +37,18 @@ _LEAVES = {
     "bias": "bias",
     "mean": "running_mean",
     "var": "running_var",
+    "cls_token": "cls_token",
+    "pos_embed": "pos_embed",
 }
 
 _SEGMENTS = (
     (re.compile(r"block(\d+)"), r"\1"),
+    (re.compile(r"(model|features|classifier|blocks)(\d+)"), r"\1.\2"),
+    # PyTorch has the place in a sequence only, and not what the layer is.
+    (re.compile(r"(?:conv|bn|depthwise|pointwise|expand|project)_(\d+)"), r"\1"),
     (re.compile(r"downsample_conv"), "downsample.0"),
     (re.compile(r"downsample_bn"), "downsample.1"),
+    (re.compile(r"patch_embed_proj"), "patch_embed.proj"),
 )
 
 _MOST_KEYS_LISTED = 10
@@ -78,7 +86,8 @@ def to_variables(
     Args:
         state_dict: Key to array. A leading ``module.`` and the original's wrapped names
             (``fc1._layer.weight``, ``fc1._weight_mask``) are understood;
-            ``num_batches_tracked`` is ignored.
+            ``num_batches_tracked`` is ignored. A dense layer may be stored as a
+            1 x 1 convolution; if that has no bias, zeros stand for it.
         variables: The model's ``{"params": ..., "batch_stats": ...}``, arrays or
             shapes: what ``model.init`` returns, or ``jax.eval_shape`` of it.
 
@@ -90,10 +99,17 @@ def to_variables(
     Raises:
         StateDictMismatchError: A key is missing, unexpected or of another shape.
         ValueError: A mask has values other than 0 and 1.
+
+    Note:
+        The dense checkpoints of STR, from which the paper prunes, end in a 1 x 1
+        convolution without a bias. The original then leaves the bias of its own
+        classifier at random values; here it is zero, which is what STR trained.
     """
     targets = leaves_by_path(variables)
     paths = {torch_name(path): path for path in targets}
     weights, masks, unexpected = _assign(state_dict, paths)
+    weights |= _zero_biases(weights, targets)
+    weights, masks = _as_dense(weights, targets), _as_dense(masks, targets)
     missing = [name for name, path in paths.items() if path not in weights]
     misshaped = _misshaped(weights, targets) + _misshaped(masks, targets)
     _refuse_mismatch(missing, unexpected, misshaped)
@@ -163,6 +179,35 @@ def _assign(
         else:
             entries[path] = _Entry(key, array)
     return weights, masks, unexpected
+
+
+def _is_convolution_for_dense(array: np.ndarray, target: Any) -> bool:
+    return len(target.shape) == 2 and array.shape[2:] == (1, 1)
+
+
+def _zero_biases(
+    weights: Mapping[str, _Entry], targets: Mapping[str, Any]
+) -> dict[str, _Entry]:
+    """Biases that dense layers lack when stored as 1 x 1 convolutions: zeros."""
+    biases = {}
+    for path, (key, array) in weights.items():
+        bias = path.removesuffix("kernel") + "bias"
+        absent = bias in targets and bias not in weights
+        if absent and _is_convolution_for_dense(array, targets[path]):
+            biases[bias] = _Entry(key, np.zeros(targets[bias].shape, array.dtype))
+    return biases
+
+
+def _as_dense(
+    entries: Mapping[str, _Entry], targets: Mapping[str, Any]
+) -> dict[str, _Entry]:
+    """Reads 1 x 1 convolutions that stand for dense layers as such."""
+    return {
+        path: _Entry(key, array[..., 0, 0])
+        if _is_convolution_for_dense(array, targets[path])
+        else _Entry(key, array)
+        for path, (key, array) in entries.items()
+    }
 
 
 def _misshaped(entries: Mapping[str, _Entry], targets: Mapping[str, Any]) -> list[str]:

@@ -9,14 +9,43 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from woodfisher_jax.models.mlp import MLP
-from woodfisher_jax.models.resnet_cifar import DEPTHS, CifarResNet
+from woodfisher_jax.models import resnet, resnet_cifar, vgg
+from woodfisher_jax.models.cifarnet import CifarNet
+from woodfisher_jax.models.mlp import MLP, LogisticRegression
+from woodfisher_jax.models.mobilenet import MobileNetV1, MobileNetV2
+from woodfisher_jax.models.resnet import ResNet
+from woodfisher_jax.models.resnet_cifar import CifarResNet
+from woodfisher_jax.models.vgg import VGG
+from woodfisher_jax.models.vit import VisionTransformer
 
-__all__ = ["MLP", "MODELS", "CifarResNet", "build_model", "num_parameters"]
+__all__ = [
+    "MLP",
+    "MODELS",
+    "VGG",
+    "CifarNet",
+    "CifarResNet",
+    "LogisticRegression",
+    "MobileNetV1",
+    "MobileNetV2",
+    "ResNet",
+    "VisionTransformer",
+    "build_model",
+    "num_parameters",
+]
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "mlp": MLP,
-    **{f"resnet{depth}": partial(CifarResNet, depth=depth) for depth in DEPTHS},
+    "logistic_regression": LogisticRegression,
+    "cifarnet": CifarNet,
+    **{f"resnet{d}": partial(CifarResNet, depth=d) for d in resnet_cifar.DEPTHS},
+    **{f"resnet{d}": partial(ResNet, depth=d, widening=1) for d in resnet.DEPTHS},
+    "wide_resnet50_2": partial(ResNet, depth=50, widening=2),
+    "mobilenet_v1": MobileNetV1,
+    "mobilenet_v2": MobileNetV2,
+    **{f"vgg{d}_bn": partial(VGG, depth=d) for d in vgg.DEPTHS},
+    "deit_tiny": partial(VisionTransformer, width=192, num_heads=3),
+    "deit_small": partial(VisionTransformer, width=384, num_heads=6),
+    "deit_base": partial(VisionTransformer, width=768, num_heads=12),
 }
 """Model name to the function that builds it from its settings."""
 

@@ -1,4 +1,4 @@
-"""The multilayer perceptron of the MNIST experiments."""
+"""The multilayer perceptron of the MNIST experiments, and logistic regression."""
 
 import flax.linen as nn
 import jax
@@ -37,3 +37,30 @@ class MLP(nn.Module):
             x = nn.relu(nn.Dense(width, self.use_bias, name=f"fc{number}")(x))
         last = f"fc{len(self.hidden) + 1}"
         return nn.Dense(self.num_classes, self.use_bias, name=last)(x)
+
+
+class LogisticRegression(nn.Module):
+    """One dense layer, ``fc``.
+
+    Attributes:
+        num_classes: Number of logits.
+        use_bias: Whether the layer has a bias.
+    """
+
+    num_classes: int = 10
+    use_bias: bool = True
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        """Returns the logits.
+
+        Args:
+            x: Batch of inputs [B, ...], flattened row by row to [B, features].
+            train: Ignored, as no layer behaves differently in training; here so that
+                every model is called alike.
+
+        Returns:
+            Logits [B, num_classes].
+        """
+        x = x.reshape(x.shape[0], -1)
+        return nn.Dense(self.num_classes, self.use_bias, name="fc")(x)
