@@ -14,9 +14,12 @@ PACKAGE = ROOT / "woodfisher_jax"
 # do not import each other, but for those of one folder.
 LEVELS = [
     {"pruning.paths", "pruning.fisher", "pruning.obs", "pruning.schedules"},
+    {"pruning.memory", "pruning.sharding"},
     {"pruning.masks", "pruning.blocks", "pruning.samples", "pruning.curvature"},
-    {"pruning.gradients", "pruning.methods"},
-    {"pruning.settings", "pruning.store"},
+    {"pruning.gradients", "pruning.methods", "pruning.panels", "pruning.layers"},
+    {"pruning.settings", "pruning.disk", "pruning.capture", "pruning.flops"},
+    {"pruning.resources", "pruning.store", "pruning.kfac", "pruning.hessian"},
+    {"pruning.inverse"},
     {"pruning.prune"},
     {"", "models", "data", "checkpoint", "report", "plots", "progress", "torch_pickle"},
     {"torch_files", "objective", "optimizer", "config"},

@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from woodfisher_jax.pruning import curvature
 from woodfisher_jax.pruning.curvature import (
     CurvatureError,
-    blocks_at_once,
+    block_bytes,
+    factor_bytes,
     inverse_diagonals,
     inverse_products,
 )
@@ -41,7 +41,7 @@ def svd_inverse(gradients: np.ndarray, damping: float) -> np.ndarray:
 
 
 def diagonal_of(gradients, damping, solver) -> np.ndarray:
-    found = inverse_diagonals(jnp.asarray(gradients[None]), damping, solver, ["w"])
+    found, _ = inverse_diagonals(jnp.asarray(gradients[None]), damping, solver, ["w"])
     assert found.dtype == jnp.float32
     return np.asarray(found[0], np.float64)
 
@@ -275,7 +275,7 @@ def test_each_block_has_its_own_inverse(solver) -> None:
     gradients = blocks_of(5, count=40)
     vectors = blocks_of(1, count=5)[0]
     names = ["w"] * 5
-    diagonals = inverse_diagonals(jnp.asarray(gradients), 1e-2, solver, names)
+    diagonals, _ = inverse_diagonals(jnp.asarray(gradients), 1e-2, solver, names)
     products = inverse_products(
         jnp.asarray(gradients), 1e-2, jnp.asarray(vectors), solver, names
     )
@@ -288,41 +288,35 @@ def test_each_block_has_its_own_inverse(solver) -> None:
         np.testing.assert_allclose(product, expected, atol=1e-4 * abs(expected).max())
 
 
-def test_slices_change_nothing_and_every_block_is_counted(monkeypatch) -> None:
-    gradients = jnp.asarray(blocks_of(5))
-    vectors = jnp.asarray(blocks_of(1, count=5)[0])
-    whole = inverse_diagonals(gradients, 1e-2, "sample_space", ["w"] * 5)
-    whole_products = inverse_products(
-        gradients, 1e-2, vectors, "sample_space", ["w"] * 5
-    )
-    assert blocks_at_once(8, WIDTH, "sample_space", 4) >= 5
-    per_block = curvature.SLICE_BYTES // blocks_at_once(8, WIDTH, "sample_space", 4)
-    monkeypatch.setattr(curvature, "SLICE_BYTES", 2 * per_block + 2)
-    assert blocks_at_once(8, WIDTH, "sample_space", 4) == 2
-    counted: list[int] = []
-    sliced = inverse_diagonals(
-        gradients, 1e-2, "sample_space", ["w"] * 5, counted.append
-    )
-    assert counted == [2, 2, 1]
-    np.testing.assert_allclose(sliced, whole, rtol=1e-5)
-    sliced = inverse_products(gradients, 1e-2, vectors, "sample_space", ["w"] * 5)
-    np.testing.assert_allclose(sliced, whole_products, rtol=1e-4, atol=1e-3)
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_factors_that_were_kept_serve_the_products(solver) -> None:
+    gradients = jnp.asarray(blocks_of(3))
+    vectors = jnp.asarray(blocks_of(1, count=3)[0])
+    names = ["w"] * 3
+    plain, nothing = inverse_diagonals(gradients, 1e-2, solver, names)
+    assert nothing is None
+    diagonals, factors = inverse_diagonals(gradients, 1e-2, solver, names, keep=True)
+    np.testing.assert_array_equal(diagonals, plain)
+    assert factors.size * 4 == 3 * factor_bytes(8, WIDTH, solver)
+    anew = inverse_products(gradients, 1e-2, vectors, solver, names)
+    kept = inverse_products(gradients, 1e-2, vectors, solver, names, factors=factors)
+    np.testing.assert_allclose(kept, anew, rtol=1e-5, atol=1e-5 * abs(anew).max())
 
 
-def test_at_least_one_block_is_computed_at_a_time(monkeypatch) -> None:
-    monkeypatch.setattr(curvature, "SLICE_BYTES", 1)
-    for solver in SOLVERS:
-        assert blocks_at_once(100, 31_360, solver, 8) == 1
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_working_memory_grows_with_what_it_holds(solver) -> None:
+    small = block_bytes(10, 20, solver)
+    assert small >= 4 * 10 * 20
+    assert block_bytes(10, 20, solver, 8) == 2 * small
+    assert block_bytes(20, 20, solver) > small < block_bytes(10, 40, solver)
 
 
 def test_a_doubtful_block_is_repeated_and_the_others_kept() -> None:
     gradients = blocks_of(4)
     gradients[2] *= 300  # too ill conditioned for float32 at this damping
-    counted: list[int] = []
-    found = inverse_diagonals(
-        jnp.asarray(gradients), 1e-3, "sample_space", ["w"] * 4, counted.append
+    found, _ = inverse_diagonals(
+        jnp.asarray(gradients), 1e-3, "sample_space", ["w"] * 4
     )
-    assert sum(counted) == 4
     assert found.dtype == jnp.float32
     for block, diagonal in zip(gradients, found, strict=True):
         expected = np.diag(svd_inverse(block, 1e-3))

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from woodfisher_jax.pruning.blocks import flat_order, full_matrix, within_tensors
-from woodfisher_jax.pruning.store import gradients_by_block, mean_square
+from woodfisher_jax.pruning.panels import whole
+from woodfisher_jax.pruning.store import collect, mean_square, new_store
 
 SHAPES = {"a": (3, 5), "b/kernel": (4, 2)}
 LENGTHS = (4, 4, 2)
@@ -33,6 +34,14 @@ def flat(gradients: dict[str, np.ndarray]) -> np.ndarray:
     return np.concatenate([a, kernel], axis=1)
 
 
+def stored(gradients: dict[str, np.ndarray], order, layout) -> np.ndarray:
+    """The blocks of a layout of one group [num_blocks, N, width]."""
+    part = whole(order, layout, 10)
+    store = new_store("device", part, 10, "float32")
+    collect(chunks(gradients), part, store, "float32")
+    return np.concatenate(list(store.panels(part.panels)))
+
+
 def test_mean_square_is_the_diagonal_of_the_undamped_fisher(gradients) -> None:
     found = mean_square(chunks(gradients), 10)
     for path, g in gradients.items():
@@ -43,14 +52,14 @@ def test_mean_square_is_the_diagonal_of_the_undamped_fisher(gradients) -> None:
 
 def test_the_full_matrix_holds_all_tensors_in_order(gradients) -> None:
     order = flat_order({p: np.zeros(s) for p, s in SHAPES.items()})
-    (store,) = gradients_by_block(chunks(gradients), order, full_matrix(order), 10)
+    store = stored(gradients, order, full_matrix(order))
     np.testing.assert_array_equal(store, np.float32(flat(gradients))[None])
 
 
 def test_chunks_of_a_tensor_are_padded_with_zeros(gradients) -> None:
     order = flat_order({p: np.zeros(s) for p, s in SHAPES.items()})
     layout = within_tensors(order, 6)
-    (store,) = gradients_by_block(chunks(gradients), order, layout, 10)
+    store = stored(gradients, order, layout)
     g = np.float32(flat(gradients))
     bounds = [(0, 6), (6, 12), (12, 15), (15, 21), (21, 23)]
     assert store.shape == (5, 10, 6)

@@ -167,22 +167,20 @@ def gather(vectors: jax.Array, group: jax.Array | np.ndarray) -> jax.Array:
     Returns:
         Array [..., num_blocks, width].
     """
-    padded = jnp.concatenate([vectors, jnp.zeros_like(vectors[..., :1])], axis=-1)
-    return jnp.take(padded, group, axis=-1)
+    return jnp.take(vectors, group, axis=-1, mode="fill", fill_value=0)
 
 
-def scatter(layout: Layout, blocks: tuple[jax.Array, ...], size: int) -> jax.Array:
-    """Writes blocks back into one flat vector; weights in no block stay zero.
+def scatter(
+    vector: jax.Array, group: jax.Array | np.ndarray, values: jax.Array
+) -> jax.Array:
+    """Writes blocks back into a flat vector.
 
     Args:
-        layout: The groups of indices.
-        blocks: For each group an array [num_blocks, width].
-        size: Length d of the vector.
+        vector: [d].
+        group: Indices [num_blocks, width].
+        values: Of the blocks [num_blocks, width].
 
     Returns:
-        Array [d]; padding falls off the end.
+        The vector with those entries replaced; padding falls off the end.
     """
-    vector = jnp.zeros(size + 1, blocks[0].dtype)
-    for group, values in zip(layout, blocks, strict=True):
-        vector = vector.at[group].set(values)
-    return vector[:size]
+    return vector.at[group].set(values, mode="drop")

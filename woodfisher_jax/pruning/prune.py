@@ -2,20 +2,29 @@
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
-from woodfisher_jax.pruning import blocks, curvature
+from woodfisher_jax.pruning import blocks, resources
 from woodfisher_jax.pruning import masks as masks_
-from woodfisher_jax.pruning.fisher import choose_solver
-from woodfisher_jax.pruning.gradients import Gradients, LossFn, gradient_chunks
+from woodfisher_jax.pruning.gradients import (
+    Gradients,
+    LossFn,
+    as_partial,
+    gradient_chunks,
+)
+from woodfisher_jax.pruning.inverse import InverseFisher
 from woodfisher_jax.pruning.masks import Masks, Prunable
 from woodfisher_jax.pruning.paths import Params, leaves_by_path, replace_leaves
+from woodfisher_jax.pruning.resources import Needs
 from woodfisher_jax.pruning.settings import (
     Progress,
     Settings,
@@ -23,7 +32,8 @@ from woodfisher_jax.pruning.settings import (
     check_params,
     check_settings,
 )
-from woodfisher_jax.pruning.store import Store, gradients_by_block, mean_square
+from woodfisher_jax.pruning.sharding import replicate
+from woodfisher_jax.pruning.store import mean_square
 
 
 class PruneInfo(NamedTuple):
@@ -39,6 +49,7 @@ class PruneInfo(NamedTuple):
         seconds_gradients: Wall time of the gradients.
         seconds_curvature: Wall time of the curvature's diagonal, scores and masks.
         seconds_update: Wall time of the update of the remaining weights.
+        needs: What the step was planned to take; None without gradients.
     """
 
     sparsity: float
@@ -49,10 +60,11 @@ class PruneInfo(NamedTuple):
     seconds_gradients: float
     seconds_curvature: float
     seconds_update: float
+    needs: Needs | None = None
 
 
 def prune(
-    loss_fn: LossFn,
+    loss_fn: LossFn | None,
     params: Params,
     samples: Any = None,
     *,
@@ -64,10 +76,15 @@ def prune(
     damping: float = 1e-5,
     num_samples: int | None = None,
     batch_size: int = 1,
-    microbatch_size: int = 64,
+    microbatch_size: int | None = None,
     block_size: int | None = None,
     scale_update: float = 1.0,
     solver: str = "auto",
+    store: str = "auto",
+    store_dtype: str = "float32",
+    store_dir: str | Path | None = None,
+    memory_limit: float | None = None,
+    mesh: Mesh | None = None,
     axis_order: blocks.AxisOrder = blocks.output_major,
     progress: Progress | None = None,
 ) -> tuple[Params, Masks, PruneInfo]:
@@ -81,6 +98,7 @@ def prune(
     Args:
         loss_fn: (params, batch) -> scalar, the mean loss over the batch. Use
             ``jax.tree_util.Partial(loss, arrays)`` where it depends on more arrays.
+            None will do for methods by magnitude.
         params: Any pytree of floating-point arrays.
         samples: One batch (array, tuple or dict of arrays with a leading axis of
             examples), or an iterable of batches. Methods by magnitude need none.
@@ -95,11 +113,22 @@ def prune(
         damping: λ, added to the Fisher's diagonal; default 1e-5.
         num_samples: N, gradients in the Fisher; default as many as samples give.
         batch_size: m, examples each gradient is the mean over; default 1.
-        microbatch_size: Most examples whose gradients are formed at once; default 64.
+        microbatch_size: Most examples whose gradients a device forms at once; default
+            64, or as many as fit.
         block_size: c, weights a block; default whole tensors, or for "woodfisher" all
             tensors in one block.
         scale_update: Factor on δw; 0 leaves the other weights where they are.
         solver: "auto", or a key of :data:`~woodfisher_jax.pruning.fisher.SOLVERS`.
+        store: Where gradients wait between statistic and update: "device", "host",
+            "disk", or "recompute" (nowhere: they are formed twice, for a part of the
+            weights at a time); default the first that fits.
+        store_dtype: "float32" or "bfloat16", which halves the room and rounds the
+            gradients to three digits; default "float32".
+        store_dir: Parent of the folder for gradients on disk; default the system's
+            folder for temporary files.
+        memory_limit: Most bytes of memory to take; default what is free.
+        mesh: Devices to spread samples and blocks over, the same in every process;
+            default one.
         axis_order: How the entries of a tensor follow one another in blocks.
         progress: Called with (label, done, total) during long work.
 
@@ -110,6 +139,8 @@ def prune(
         ValueError: If an argument is out of range or samples are too few.
         TypeError: If params are not floating point or loss_fn does not return a scalar.
         CurvatureError: If the Fisher is too ill conditioned; nothing is changed then.
+        MemoryLimitError: If the step cannot fit in memory; it says what would.
+        StoreError: If the disk cannot hold the gradients.
 
     References:
         Singh & Alistarh, WoodFisher, NeurIPS 2020, arXiv:2004.14340.
@@ -127,6 +158,11 @@ def prune(
         block_size=block_size,
         scale_update=scale_update,
         solver=solver,
+        store=store,
+        store_dtype=store_dtype,
+        store_dir=store_dir,
+        memory_limit=memory_limit,
+        mesh=mesh,
         progress=progress,
     )
     if masks is None:
@@ -144,7 +180,7 @@ def prune(
 
 
 def _prune(
-    loss_fn: LossFn,
+    loss_fn: LossFn | None,
     params: Params,
     masks: Masks,
     samples: Any,
@@ -153,48 +189,60 @@ def _prune(
 ) -> tuple[Params, Masks, PruneInfo]:
     """The six steps, on checked arguments."""
     kept = _num_kept(masks, order, settings)
-    row = settings.method
-    layout = row.layout(order, settings.block_size) if row.layout else ()
-    clock = [time.perf_counter()]
-
-    # 1 and 2: gradients, laid out by block as they arrive.
+    row, needs = settings.method, None
+    clock = _Clock()
+    params, masks = replicate((params, masks), settings.mesh)
     params, weights, old_mask = _flat(params, masks, order)
     _check_weights(params)
-    store: Store = ()
-    diagonal = None
-    if row.curvature is not None:
-        check_loss(loss_fn, params, samples)
-        chunks = _gradients(loss_fn, params, masks, samples, settings)
-        if row.curvature == "inverse":
-            store = gradients_by_block(chunks, order, layout, settings.num_samples)
-        else:
-            squares = mean_square(chunks, settings.num_samples)
-            diagonal = blocks.flatten(order, squares)
-    jax.block_until_ready((store, diagonal))
-    clock.append(time.perf_counter())
+    with ExitStack() as stack:
+        # 1 and 2: gradients, laid out by block as they arrive.
+        inverse = diagonal = None
+        if row.curvature is not None:
+            assert loss_fn is not None
+            check_loss(loss_fn, params, samples)
+            loss = replicate(as_partial(loss_fn), settings.mesh)
+            layout = row.layout(order, settings.block_size) if row.layout else ()
+            needs, storage = resources.plan(
+                loss, params, masks, samples, order, layout, settings
+            )
+            gradients = partial(
+                _gradients,
+                loss,
+                params,
+                masks,
+                samples,
+                settings,
+                needs.microbatch_size,
+            )
+            if storage is not None:
+                inverse = stack.enter_context(
+                    InverseFisher(gradients, storage, settings)
+                )
+            else:
+                squares = mean_square(gradients(order), settings.num_samples)
+                diagonal = blocks.flatten(order, squares)
+        jax.block_until_ready(diagonal)
+        clock.mark(inverse)
 
-    # 3 to 5: curvature, statistic, masks.
-    if row.curvature == "inverse":
-        diagonal = _inverse_diagonal(store, order, layout, settings)
-    new_mask, scores = _select(
-        weights, diagonal, old_mask, kept, order, row.statistic, settings.scope
-    )
-    _check_finite(scores, order, "the saliency of", "its weights or its curvature")
-    clock.append(time.perf_counter())
-
-    # 6: the others make up for the newly pruned.
-    if row.direction is not None and settings.scale_update != 0:
-        directions = _directions(
-            weights, diagonal, old_mask, new_mask, layout, row.direction
+        # 3 to 5: curvature, statistic, masks.
+        if inverse is not None:
+            diagonal = inverse.diagonal()
+        new_mask, scores = _select(
+            weights, diagonal, old_mask, kept, order, row.statistic, settings.scope
         )
-        steps = _inverse_products(store, directions, order, layout, settings)
-        weights = _moved(weights, steps, layout, settings.scale_update)
-        _check_finite(weights, order, "the updated weights of", "the update")
+        _check_finite(scores, order, "the saliency of", "its weights or its curvature")
+        clock.mark(inverse)
+
+        # 6: the others make up for the newly pruned.
+        if inverse is not None and row.direction and settings.scale_update != 0:
+            direction = _direction(weights, diagonal, old_mask, new_mask, row.direction)
+            weights = weights + settings.scale_update * inverse.product(direction)
+            _check_finite(weights, order, "the updated weights of", "the update")
     new_params, new_masks = _unflat(params, weights, new_mask, order)
     new_masks = {path: new_masks[path] for path in order.paths}  # jit sorts dicts
     jax.block_until_ready(new_params)
-    clock.append(time.perf_counter())
-    return new_params, new_masks, _info(new_masks, settings, clock)
+    clock.mark(inverse)
+    return new_params, new_masks, _info(new_masks, settings, clock, needs)
 
 
 def _num_kept(
@@ -220,9 +268,29 @@ def _num_kept(
     return tuple(kept)
 
 
-def _info(masks: Masks, settings: Settings, clock: list[float]) -> PruneInfo:
+class _Clock:
+    """Wall time of the phases; gradients formed within another count as gradients."""
+
+    def __init__(self) -> None:
+        self.marks = [(time.perf_counter(), 0.0)]
+
+    def mark(self, inverse: InverseFisher | None) -> None:
+        """Ends a phase."""
+        forming = inverse.seconds_gradients if inverse else 0.0
+        self.marks.append((time.perf_counter(), forming))
+
+    def phases(self) -> tuple[float, float, float]:
+        """Seconds for gradients, curvature and update."""
+        seconds, forming = np.diff(np.asarray(self.marks), axis=0).T
+        first, second, third = seconds - [0, *forming[1:]]
+        return float(first + forming[1:].sum()), float(second), float(third)
+
+
+def _info(
+    masks: Masks, settings: Settings, clock: _Clock, needs: Needs | None
+) -> PruneInfo:
     nonzero, prunable = masks_.count(masks)
-    gradients, curvature_, update = np.diff(clock).tolist()
+    gradients, curvature_, update = clock.phases()
     return PruneInfo(
         sparsity=(prunable - nonzero) / prunable,
         nonzero=nonzero,
@@ -232,6 +300,7 @@ def _info(masks: Masks, settings: Settings, clock: list[float]) -> PruneInfo:
         seconds_gradients=gradients,
         seconds_curvature=curvature_,
         seconds_update=update,
+        needs=needs,
     )
 
 
@@ -298,16 +367,19 @@ def _gradients(
     masks: Masks,
     samples: Any,
     settings: Settings,
+    microbatch_size: int,
+    order: blocks.FlatOrder,
 ) -> Iterator[Gradients]:
-    """Gradient chunks, with progress."""
+    """Gradient chunks of some tensors, with progress."""
     chunks = gradient_chunks(
         loss_fn,
         params,
-        masks,
+        {path: masks[path] for path in order.paths},
         samples,
         num_samples=settings.num_samples,
         batch_size=settings.batch_size,
-        microbatch_size=settings.microbatch_size,
+        microbatch_size=microbatch_size,
+        mesh=settings.mesh,
     )
     done = 0
     settings.progress("gradients", 0, settings.num_samples)
@@ -320,101 +392,16 @@ def _gradients(
 # ------------------------------------------------------------------- steps 3 to 6
 
 
-def _block_names(order: blocks.FlatOrder, group: np.ndarray) -> list[str]:
-    tensors = np.searchsorted(order.offsets, group[:, 0], side="right") - 1
-    return [order.paths[i] for i in tensors]
-
-
-def _solver_for(gradients: jax.Array, settings: Settings) -> str:
-    if settings.solver != "auto":
-        return settings.solver
-    return choose_solver(*gradients.shape[1:])
-
-
-def _counter(
-    label: str, layout: blocks.Layout, progress: Progress
-) -> Callable[[int], None]:
-    """Adds up finished blocks over all groups and reports them."""
-    done, total = 0, sum(len(group) for group in layout)
-
-    def advance(finished: int) -> None:
-        nonlocal done
-        done += finished
-        progress(label, done, total)
-
-    advance(0)
-    return advance
-
-
-def _inverse_diagonal(
-    store: Store,
-    order: blocks.FlatOrder,
-    layout: blocks.Layout,
-    settings: Settings,
-) -> jax.Array:
-    """diag(F⁻¹) as one flat vector [d]."""
-    advance = _counter("curvature blocks", layout, settings.progress)
-    found = tuple(
-        curvature.inverse_diagonals(
-            gradients,
-            settings.damping,
-            _solver_for(gradients, settings),
-            _block_names(order, group),
-            advance,
-        )
-        for gradients, group in zip(store, layout, strict=True)
-    )
-    return _scatter(layout, found, order.size)
-
-
-def _inverse_products(
-    store: Store,
-    vectors: tuple[jax.Array, ...],
-    order: blocks.FlatOrder,
-    layout: blocks.Layout,
-    settings: Settings,
-) -> tuple[jax.Array, ...]:
-    """F⁻¹ times a vector in blocks, for each group [num_blocks, c]."""
-    advance = _counter("update blocks", layout, settings.progress)
-    return tuple(
-        curvature.inverse_products(
-            gradients,
-            settings.damping,
-            vector,
-            _solver_for(gradients, settings),
-            _block_names(order, group),
-            advance,
-        )
-        for gradients, vector, group in zip(store, vectors, layout, strict=True)
-    )
-
-
 @partial(jax.jit, static_argnames="direction")
-def _directions(
+def _direction(
     weights: jax.Array,
     diagonal: jax.Array,
     old_mask: jax.Array,
     new_mask: jax.Array,
-    layout: blocks.Layout,
     direction: Callable[..., jax.Array],
-) -> tuple[jax.Array, ...]:
-    """The vector b of the update, cut into blocks."""
-    vector = direction(weights, diagonal, old_mask & ~new_mask)
-    return tuple(blocks.gather(vector, group) for group in layout)
-
-
-@jax.jit
-def _moved(
-    weights: jax.Array,
-    steps: tuple[jax.Array, ...],
-    layout: blocks.Layout,
-    scale: jax.Array,
 ) -> jax.Array:
-    """Weights [d] after the scaled update."""
-    return weights + scale * blocks.scatter(layout, steps, weights.shape[0])
-
-
-_scatter = jax.jit(blocks.scatter, static_argnames="size")
+    """The vector b of the update [d]."""
+    return direction(weights, diagonal, old_mask & ~new_mask)
 
 
 @partial(jax.jit, static_argnames=("order", "statistic", "scope"))

@@ -2,16 +2,25 @@
 
 import numbers
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from woodfisher_jax.pruning.fisher import SOLVERS
 from woodfisher_jax.pruning.gradients import LossFn
 from woodfisher_jax.pruning.methods import Method, method_named, scope_of
 from woodfisher_jax.pruning.paths import Params, leaves_by_path
 from woodfisher_jax.pruning.samples import batch_length, num_examples, regroup
+from woodfisher_jax.pruning.sharding import one_axis
+
+STORES = ("device", "host", "disk", "recompute")
+"""Where gradients wait between the statistic and the update, the fastest first."""
+
+STORE_DTYPES = ("float32", "bfloat16")
+"""How they are kept; products are in float32 either way."""
 
 Progress = Callable[[str, int, int], None]
 """Called during long work with (label, done, total)."""
@@ -27,10 +36,16 @@ class Settings(NamedTuple):
         damping: λ > 0.
         num_samples: N; 0 for methods without gradients.
         batch_size: m.
-        microbatch_size: Most examples whose gradients are formed at once.
+        microbatch_size: Most examples whose gradients are formed at once, or None for
+            as many as fit.
         block_size: c, or None for whole tensors.
         scale_update: Factor on δw.
         solver: "auto" or a key of SOLVERS.
+        store: "auto" or one of STORES.
+        store_dtype: "float32" or "bfloat16".
+        store_dir: Parent of the folder for gradients on disk; default the system's.
+        memory_limit: Bytes that this process may take, or None for what is free.
+        mesh: All devices in one axis, or None for one device.
         progress: Called with (label, done, total).
     """
 
@@ -40,10 +55,15 @@ class Settings(NamedTuple):
     damping: float
     num_samples: int
     batch_size: int
-    microbatch_size: int
+    microbatch_size: int | None
     block_size: int | None
     scale_update: float
     solver: str
+    store: str
+    store_dtype: str
+    store_dir: Path | None
+    memory_limit: int | None
+    mesh: Mesh | None
     progress: Progress
 
 
@@ -56,10 +76,15 @@ def check_settings(
     damping: float,
     num_samples: int | None,
     batch_size: int,
-    microbatch_size: int,
+    microbatch_size: int | None,
     block_size: int | None,
     scale_update: float,
     solver: str,
+    store: str,
+    store_dtype: str,
+    store_dir: str | Path | None,
+    memory_limit: float | None,
+    mesh: Mesh | None,
     progress: Progress | None,
 ) -> tuple[Settings, Any]:
     """Checks the arguments of :func:`woodfisher_jax.prune`.
@@ -96,6 +121,16 @@ def check_settings(
         raise ValueError(
             f"solver={solver!r}; expected 'auto' or one of {list(SOLVERS)}"
         )
+    if store not in ("auto", *STORES):
+        raise ValueError(f"store={store!r}; expected 'auto' or one of {list(STORES)}")
+    if store_dtype not in STORE_DTYPES:
+        raise ValueError(
+            f"store_dtype={store_dtype!r}; expected one of {list(STORE_DTYPES)}"
+        )
+    if memory_limit is not None and not memory_limit > 0:
+        raise ValueError(
+            f"memory_limit={memory_limit}; expected a number of bytes, such as 10e9"
+        )
     integers = {
         "num_samples": num_samples,
         "batch_size": batch_size,
@@ -103,7 +138,7 @@ def check_settings(
         "block_size": block_size,
     }
     for name, number in integers.items():
-        if number is None and name in ("num_samples", "block_size"):
+        if number is None and name != "batch_size":
             continue
         if not isinstance(number, numbers.Integral) or number < 1:
             raise ValueError(f"{name}={number}; expected a whole number, 1 or more")
@@ -118,10 +153,15 @@ def check_settings(
         damping=float(damping),
         num_samples=count,
         batch_size=int(batch_size),
-        microbatch_size=int(microbatch_size),
+        microbatch_size=None if microbatch_size is None else int(microbatch_size),
         block_size=None if block_size is None else int(block_size),
         scale_update=float(scale_update),
         solver=solver,
+        store=store,
+        store_dtype=store_dtype,
+        store_dir=None if store_dir is None else Path(store_dir),
+        memory_limit=None if memory_limit is None else int(memory_limit),
+        mesh=one_axis(mesh),
         progress=progress or (lambda label, done, total: None),
     )
     return settings, samples

@@ -1,0 +1,199 @@
+"""The inverse Fisher of all blocks: its diagonal and its products, panel by panel.
+
+Gradients are formed once and stored, or formed again for every use, a part of the
+blocks at a time. Either way they pass through the devices panel by panel.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from woodfisher_jax.pruning import blocks, curvature
+from woodfisher_jax.pruning.blocks import FlatOrder
+from woodfisher_jax.pruning.disk import locked_folder
+from woodfisher_jax.pruning.fisher import choose_solver
+from woodfisher_jax.pruning.gradients import Gradients
+from woodfisher_jax.pruning.panels import Panel, Part, block_names
+from woodfisher_jax.pruning.resources import Storage
+from woodfisher_jax.pruning.settings import Settings
+from woodfisher_jax.pruning.sharding import AXIS, held, replicate
+from woodfisher_jax.pruning.store import Store, collect, new_store
+
+
+class InverseFisher:
+    """F⁻¹ of all blocks, as an operator on flat vectors.
+
+    Attributes:
+        seconds_gradients: Wall time of forming and storing gradients so far.
+    """
+
+    def __init__(
+        self,
+        gradients: Callable[[FlatOrder], Iterator[Gradients]],
+        storage: Storage,
+        settings: Settings,
+    ):
+        """Lays the work out; nothing is computed yet.
+
+        Args:
+            gradients: Forms those of some tensors, for all samples, in chunks.
+            storage: How the blocks are laid out and where their gradients wait.
+            settings: Damping, solver, devices and so on.
+        """
+        self._gradients = gradients
+        self._storage = storage
+        self._settings = settings
+        self._factors: dict[int, jax.Array | None] = {}
+        self._stack = ExitStack()
+        self._folder: Path | None = None
+        self._store: Store | None = None
+        self.seconds_gradients = 0.0
+
+    def __enter__(self) -> "InverseFisher":
+        """Forms the gradients, if they are to be stored."""
+        place, parts = self._storage.store, self._storage.parts
+        if place == "disk":
+            folder = locked_folder(self._settings.store_dir)
+            self._folder = self._stack.enter_context(folder)
+        if place != "recompute":
+            (part,) = parts
+            self._store = self._collected(part)
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        """Gives the store's room back."""
+        if self._store is not None:
+            self._store.close()
+        self._store = None
+        self._factors = {}
+        self._stack.close()
+
+    def diagonal(self) -> jax.Array:
+        """diag(F⁻¹) as one flat vector [d]; zero for weights in no block.
+
+        Raises:
+            CurvatureError: If a block is not accurate even in float64.
+        """
+        settings = self._settings
+        vector = self._zeros()
+        for part, panel, gradients in self._panels("curvature blocks"):
+            found, factors = curvature.inverse_diagonals(
+                gradients,
+                settings.damping,
+                self._solver(panel),
+                block_names(part, panel),
+                mesh=settings.mesh,
+                keep=self._storage.keep_factors,
+            )
+            self._factors[part.first + panel.start] = factors
+            vector = self._put(vector, found, part, panel)
+        return vector
+
+    def product(self, vector: jax.Array) -> jax.Array:
+        """F⁻¹v for a flat vector v [d].
+
+        Raises:
+            CurvatureError: If a block is not accurate even in float64.
+        """
+        settings = self._settings
+        result = self._zeros()
+        for part, panel, gradients in self._panels("update blocks"):
+            found = curvature.inverse_products(
+                gradients,
+                settings.damping,
+                self._take(vector, part, panel),
+                self._solver(panel),
+                block_names(part, panel),
+                mesh=settings.mesh,
+                factors=self._factors.get(part.first + panel.start),
+            )
+            result = self._put(result, found, part, panel)
+        return result
+
+    # ------------------------------------------------------------- gradients by panels
+
+    def _collected(self, part: Part) -> Store:
+        started = time.perf_counter()
+        settings, place = self._settings, self._storage.store
+        store = new_store(
+            "device" if place == "recompute" else place,
+            part,
+            settings.num_samples,
+            settings.store_dtype,
+            settings.mesh,
+            self._folder,
+        )
+        try:
+            chunks = self._gradients(part.order)
+            collect(chunks, part, store, settings.store_dtype, settings.mesh)
+        except BaseException:
+            store.close()
+            raise
+        self.seconds_gradients += time.perf_counter() - started
+        return store
+
+    def _panels(self, label: str) -> Iterator[tuple[Part, Panel, jax.Array]]:
+        """Every panel with its gradients [blocks, N, c], and progress after it."""
+        sizes = [
+            panel.num_blocks * len(part.indices)
+            for part in self._storage.parts
+            for panel in part.panels
+        ]
+        done, total = 0, sum(sizes)
+        self._settings.progress(label, done, total)
+        for part in self._storage.parts:
+            store = self._store or self._collected(part)
+            try:
+                for panel, gradients in zip(
+                    part.panels, store.panels(part.panels), strict=True
+                ):
+                    yield part, panel, gradients
+                    done += panel.num_blocks * len(part.indices)
+                    self._settings.progress(label, done, total)
+            finally:
+                if store is not self._store:
+                    store.close()
+
+    # -------------------------------------------------- between panels and flat vectors
+
+    def _solver(self, panel: Panel) -> str:
+        if self._settings.solver != "auto":
+            return self._settings.solver
+        return choose_solver(self._settings.num_samples, panel.width)
+
+    def _index(self, part: Part, panel: Panel) -> np.ndarray:
+        """Where the panel's weights stand in the flat vector [blocks, c]."""
+        columns = slice(part.first + panel.start, part.first + panel.stop)
+        return self._storage.whole.indices[:, columns].reshape(-1, panel.width)
+
+    def _zeros(self) -> jax.Array:
+        zeros = jnp.zeros(self._storage.whole.order.size, jnp.float32)
+        return replicate(zeros, self._settings.mesh)
+
+    def _put(
+        self, vector: jax.Array, values: jax.Array, part: Part, panel: Panel
+    ) -> jax.Array:
+        return _put(vector, values, self._index(part, panel), self._settings.mesh)
+
+    def _take(self, vector: jax.Array, part: Part, panel: Panel) -> jax.Array:
+        return _take(vector, self._index(part, panel), self._settings.mesh)
+
+
+@partial(jax.jit, static_argnames="mesh", donate_argnames="vector")
+def _put(
+    vector: jax.Array, values: jax.Array, index: jax.Array, mesh: Mesh | None
+) -> jax.Array:
+    return blocks.scatter(vector, index, held(values, mesh))
+
+
+@partial(jax.jit, static_argnames="mesh")
+def _take(vector: jax.Array, index: jax.Array, mesh: Mesh | None) -> jax.Array:
+    return held(blocks.gather(vector, index), mesh, AXIS)

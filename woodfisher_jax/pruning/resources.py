@@ -1,0 +1,460 @@
+"""What a pruning step needs, before it starts: memory, traffic, arithmetic.
+
+From that follows where gradients wait between the statistic and the update, how many
+are formed at once, and whether the step can be carried out at all.
+"""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple, NoReturn
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.tree_util import Partial
+
+from woodfisher_jax.pruning import memory
+from woodfisher_jax.pruning.blocks import FlatOrder, Layout
+from woodfisher_jax.pruning.curvature import BATCH_BYTES, block_bytes, factor_bytes
+from woodfisher_jax.pruning.disk import free_bytes
+from woodfisher_jax.pruning.fisher import choose_solver, solver_flops
+from woodfisher_jax.pruning.gradients import chunk_length, compile_gradients
+from woodfisher_jax.pruning.masks import Masks
+from woodfisher_jax.pruning.panels import Panel, Part, split, whole
+from woodfisher_jax.pruning.paths import Params
+from woodfisher_jax.pruning.samples import regroup
+from woodfisher_jax.pruning.settings import STORES, Settings
+from woodfisher_jax.pruning.sharding import local_devices, num_devices
+
+MICROBATCH_SIZE = 64
+"""Examples at once, where they fit; more is no faster."""
+
+VECTOR_BYTES = 44
+"""For each prunable weight: weights, diagonal, scores and direction, what sorting the
+scores takes, masks, indices."""
+
+
+class MemoryLimitError(MemoryError):
+    """A pruning step that does not fit; the message says what would."""
+
+
+class Phase(NamedTuple):
+    """One phase of a step.
+
+    Attributes:
+        name: "gradients", "curvature" or "update".
+        flops: Floating-point operations, a multiply-add being two, over all devices.
+        bytes_moved: Gradients written to the store or read from it, over all devices.
+        peak_bytes: Most memory of this process in this phase; with accelerators, of one
+            of them.
+    """
+
+    name: str
+    flops: float
+    bytes_moved: int
+    peak_bytes: int
+
+
+class Needs(NamedTuple):
+    """What a step takes, as planned.
+
+    Attributes:
+        store: Where gradients wait: a key of STORES, or "" where none are kept.
+        store_dtype: How.
+        store_bytes: Room for all of them, over all devices.
+        passes: How many times all examples are gone through for one use of the
+            gradients: more than one only for "recompute".
+        keep_factors: Whether the factors of the diagonal are kept for the update.
+        microbatch_size: Examples whose gradients a device forms at once.
+        num_weights: d, prunable weights.
+        num_samples: N.
+        batch_size: m.
+        blocks: (width, number of blocks, solver) of each group.
+        phases: See :class:`Phase`.
+        limit_bytes: Memory that this process may take (an accelerator: has).
+    """
+
+    store: str
+    store_dtype: str
+    store_bytes: int
+    passes: int
+    keep_factors: bool
+    microbatch_size: int
+    num_weights: int
+    num_samples: int
+    batch_size: int
+    blocks: tuple[tuple[int, int, str], ...]
+    phases: tuple[Phase, ...]
+    limit_bytes: int
+
+    @property
+    def peak_bytes(self) -> int:
+        """The largest of the phases."""
+        return max(phase.peak_bytes for phase in self.phases)
+
+
+class Storage(NamedTuple):
+    """How the blocks are laid out and where their gradients wait.
+
+    Attributes:
+        store: A key of STORES.
+        whole: All blocks.
+        parts: Portions of them whose gradients are formed together.
+        keep_factors: Whether the factors of the diagonal are kept for the update.
+    """
+
+    store: str
+    whole: Part
+    parts: tuple[Part, ...]
+    keep_factors: bool
+
+
+def plan(
+    loss_fn: Partial,
+    params: Params,
+    masks: Masks,
+    samples: Any,
+    order: FlatOrder,
+    layout: Layout,
+    settings: Settings,
+) -> tuple[Needs, Storage | None]:
+    """Plans a step: chooses what is open in the settings, or says that it cannot be.
+
+    Compiles the gradients of one chunk, which the step itself then uses, and computes
+    nothing. ``params``, ``masks`` and ``samples`` may be shapes.
+
+    Args:
+        loss_fn: (params, batch) -> mean loss.
+        params: Any pytree.
+        masks: From path to bool.
+        samples: As for :func:`woodfisher_jax.prune`.
+        order: The flat order of the prunable tensors.
+        layout: Which weight sits in which block; () if no gradient is kept.
+        settings: Of the step.
+
+    Returns:
+        The needs, and where the gradients go; None if none are kept.
+
+    Raises:
+        MemoryLimitError: If it does not fit in memory or on the disk.
+    """
+    budget = _budget(settings)
+    example = next(regroup(samples, 1))
+    work = _gradient_work(loss_fn, params, masks, example, order, settings, budget)
+    if not layout:
+        needs = _needs(work, None, settings, budget)
+        if needs.peak_bytes > budget.limit:
+            _refuse(needs, work, settings, budget)
+        return needs, None
+    part = whole(order, layout, settings.num_samples, num_devices(settings.mesh))
+    for storage in _candidates(part, work, settings, budget):
+        needs = _needs(work, storage, settings, budget)
+        if _fits(needs, storage, budget):
+            return needs, storage
+    _refuse(needs, work, settings, budget)
+
+
+# --------------------------------------------------------------------- what there is
+
+
+class _Budget(NamedTuple):
+    """Bytes there are, for the arrays of a device and for this process.
+
+    On a CPU both are the same memory. In a run of several processes these are the
+    smallest of all, so that all decide alike.
+    """
+
+    used: int
+    limit: int
+    host_used: int
+    host_limit: int
+    disk: int
+    shared: bool
+    devices: int
+
+
+def _budget(settings: Settings) -> _Budget:
+    mesh = settings.mesh
+    local = local_devices(mesh) or jax.local_devices()[:1]
+    host_used = memory.resident()
+    host_limit = settings.memory_limit or memory.host_limit()
+    used, limit = host_used, memory.device_limit(local[0])
+    if limit is not None:
+        used = memory.device_used(local[0])
+    found = np.asarray(
+        [
+            used,
+            -(host_limit if limit is None else limit),
+            host_used,
+            -host_limit,
+            -free_bytes(settings.store_dir),
+        ],
+        np.float32 if jax.process_count() > 1 else np.int64,
+    )
+    if mesh is not None and len(local) < mesh.size:
+        found = np.max(np.asarray(multihost_utils.process_allgather(found)), axis=0)
+    used, limit_, host_used, host_limit, disk = np.abs(found.astype(np.int64)).tolist()
+    return _Budget(
+        used=used,
+        limit=limit_,
+        host_used=host_used,
+        host_limit=host_limit,
+        disk=disk,
+        shared=limit is None,
+        devices=len(local),
+    )
+
+
+# ------------------------------------------------------------------------- gradients
+
+
+class _GradientWork(NamedTuple):
+    """Forming the gradients of all samples.
+
+    Attributes:
+        order: The flat order of the prunable tensors.
+        microbatch_size: Examples at once on a device.
+        samples: Gradients at once on a device.
+        bytes: Memory of a device for that, results included.
+        flops: Over all samples and devices.
+    """
+
+    order: FlatOrder
+    microbatch_size: int
+    samples: int
+    bytes: int
+    flops: float
+
+
+def _gradient_work(
+    loss_fn: Partial,
+    params: Params,
+    masks: Masks,
+    example: Any,
+    order: FlatOrder,
+    settings: Settings,
+    budget: _Budget,
+) -> _GradientWork:
+    """Compiles the gradients of a chunk; a smaller one if the first does not fit."""
+    room = (budget.limit - budget.used - _vectors(order, budget)) // budget.devices
+    devices = num_devices(settings.mesh)
+
+    def work(microbatch_size: int) -> _GradientWork:
+        found = compile_gradients(
+            loss_fn,
+            params,
+            masks,
+            example,
+            num_samples=settings.num_samples,
+            batch_size=settings.batch_size,
+            microbatch_size=microbatch_size,
+            mesh=settings.mesh,
+        )
+        n = chunk_length(
+            settings.num_samples, settings.batch_size, microbatch_size, devices
+        )
+        chunks = -(-settings.num_samples // (n * devices))
+        size = found.temporary_bytes + _rows_bytes(order, n)
+        return _GradientWork(order, microbatch_size, n, size, chunks * found.flops)
+
+    if settings.microbatch_size is not None:
+        return work(settings.microbatch_size)
+    # A first guess by the results alone; what lies between is known when compiled.
+    most = MICROBATCH_SIZE
+    while most > 1 and _rows_bytes(order, -(-most // settings.batch_size)) > room / 3:
+        most //= 2
+    found = work(most)
+    while found.bytes > room / 2 and found.microbatch_size > 1:
+        share = room / 2 / found.bytes
+        found = work(max(1, min(most // 2, int(share * found.microbatch_size))))
+        most = found.microbatch_size
+    return found
+
+
+def _rows_bytes(order: FlatOrder, samples: int) -> int:
+    """A chunk of gradients: by tensor, as flat rows, by block, and the one before."""
+    return 4 * 4 * order.size * samples
+
+
+def _vectors(order: FlatOrder, budget: _Budget) -> int:
+    return VECTOR_BYTES * order.size * (budget.devices if budget.shared else 1)
+
+
+# --------------------------------------------------------------------------- storage
+
+
+def _candidates(
+    part: Part, work: _GradientWork, settings: Settings, budget: _Budget
+) -> Iterator[Storage]:
+    """What the settings leave open, the best first."""
+    if settings.store != "auto":
+        stores: tuple[str, ...] = (settings.store,)
+    elif budget.shared:
+        stores = tuple(store for store in STORES if store != "host")
+    else:
+        stores = STORES
+    for store in stores:
+        parts: tuple[Part, ...] = (part,)
+        if store == "recompute":
+            taken = _vectors(work.order, budget) + budget.devices * work.bytes
+            room = (budget.limit - budget.used - taken) // budget.devices
+            parts = split(part, int(0.8 * room) // _row_bytes(1, settings))
+        for keep_factors in (True, False):
+            yield Storage(store, part, parts, keep_factors)
+
+
+def _row_bytes(columns: int, settings: Settings) -> int:
+    """So many columns of all samples on one device."""
+    item = jnp.dtype(settings.store_dtype).itemsize
+    return settings.num_samples * columns * item
+
+
+def _solver(panel: Panel, settings: Settings) -> str:
+    if settings.solver != "auto":
+        return settings.solver
+    return choose_solver(settings.num_samples, panel.width)
+
+
+def _needs(
+    work: _GradientWork,
+    storage: Storage | None,
+    settings: Settings,
+    budget: _Budget,
+) -> Needs:
+    """What a step takes with this storage."""
+    many = budget.devices if budget.shared else 1
+    static = budget.used + _vectors(work.order, budget)
+    devices, n = num_devices(settings.mesh), settings.num_samples
+    panels = storage.whole.panels if storage else ()
+    columns = storage.whole.columns if storage else 0
+    stored = devices * _row_bytes(columns, settings)
+    passes = len(storage.parts) if storage else 1
+    place = storage.store if storage else ""
+    if storage and place in ("device", "host", "recompute"):
+        kept = _row_bytes(max(p.columns for p in storage.parts), settings)
+        static += many * kept if place != "host" or budget.shared else 0
+    solvers = [(panel, _solver(panel, settings)) for panel in panels]
+    factors = sum(
+        devices * p.num_blocks * factor_bytes(n, p.width, solver)
+        for p, solver in solvers
+    )
+    keep = storage is not None and storage.keep_factors
+    computing = many * max(
+        (_panel_bytes(p, solver, settings, budget) for p, solver in solvers), default=0
+    ) + (factors // devices * many if keep else 0)
+    flops = np.zeros(2)
+    for p, solver in solvers:
+        flops += devices * p.num_blocks * np.asarray(solver_flops(n, p.width, solver))
+    forming = passes * work.flops
+    again = place == "recompute"
+    gradients = Phase("gradients", forming, stored, static + many * work.bytes)
+    curvature = Phase("curvature", float(flops.sum()), stored, static + computing)
+    update = Phase(
+        "update",
+        float(0 if keep else flops[0]) + (forming if again else 0),
+        stored,
+        static + computing,
+    )
+    return Needs(
+        store=place,
+        store_dtype=settings.store_dtype,
+        store_bytes=stored,
+        passes=passes,
+        keep_factors=keep,
+        microbatch_size=work.microbatch_size,
+        num_weights=work.order.size,
+        num_samples=n,
+        batch_size=settings.batch_size,
+        blocks=_block_counts(solvers, devices),
+        phases=(gradients, curvature, update) if storage else (gradients,),
+        limit_bytes=budget.limit,
+    )
+
+
+def _panel_bytes(panel: Panel, solver: str, settings: Settings, budget: _Budget) -> int:
+    """A panel being fetched, as columns, as blocks, and the one before; its work."""
+    held = 4 * _row_bytes(panel.stop - panel.start, settings)
+    one = block_bytes(settings.num_samples, panel.width, solver)
+    return held + (one if budget.shared else max(one, BATCH_BYTES))
+
+
+def _block_counts(
+    solvers: list[tuple[Panel, str]], devices: int
+) -> tuple[tuple[int, int, str], ...]:
+    counts: dict[tuple[int, str], int] = {}
+    for panel, solver in solvers:
+        key = (panel.width, solver)
+        counts[key] = counts.get(key, 0) + devices * panel.num_blocks
+    return tuple((width, n, solver) for (width, solver), n in counts.items())
+
+
+def _fits(needs: Needs, storage: Storage, budget: _Budget) -> bool:
+    here = needs.store_bytes * budget.devices // max(1, len(storage.whole.indices))
+    if storage.store == "disk" and here > budget.disk:
+        return False
+    if storage.store == "host" and budget.host_used + here > budget.host_limit:
+        return False
+    return needs.peak_bytes <= budget.limit
+
+
+# ------------------------------------------------------------------------------ refusal
+
+
+def _refuse(
+    needs: Needs, work: _GradientWork, settings: Settings, budget: _Budget
+) -> NoReturn:
+    worst = max(needs.phases, key=lambda phase: phase.peak_bytes)
+    where = "the memory limit" if budget.shared else "the memory of the device"
+    widest = max((width for width, _, _ in needs.blocks), default=0)
+    room = (
+        f"{needs.peak_bytes / 1e9:.3g} GB of memory for its {worst.name}, and "
+        f"{where} is {budget.limit / 1e9:.3g} GB"
+        if needs.peak_bytes > budget.limit
+        else f"{needs.store_bytes / 1e9:.3g} GB for its gradients, and "
+        f"{budget.disk / 1e9:.3g} GB of disk are free"
+    )
+    ways = _ways_out(widest, work, settings, budget)
+    raise MemoryLimitError(
+        f"this pruning step needs {room} ({needs.num_weights:,} weights, num_samples="
+        f"{needs.num_samples}, blocks of up to {widest:,}, store={needs.store!r}, "
+        f"microbatch_size={needs.microbatch_size}). "
+        + (f"It fits with {' or '.join(ways)}" if ways else "Take a larger machine")
+    )
+
+
+def _ways_out(
+    widest: int, work: _GradientWork, settings: Settings, budget: _Budget
+) -> list[str]:
+    """For each setting that could make it fit, the nearest value found that does."""
+
+    def fits(changed: Settings) -> bool:
+        method = changed.method
+        if method.layout is None:
+            return False
+        layout = method.layout(work.order, changed.block_size)
+        devices = num_devices(changed.mesh)
+        part = whole(work.order, layout, changed.num_samples, devices)
+        return any(
+            _fits(_needs(work, storage, changed, budget), storage, budget)
+            for storage in _candidates(part, work, changed, budget)
+        )
+
+    found = []
+    if settings.store != "auto" and fits(settings._replace(store="auto")):
+        found.append("store='auto'")
+    for width in _halvings(widest, 64):
+        if fits(settings._replace(block_size=width)):
+            found.append(f"block_size={width}")
+            break
+    for number in _halvings(settings.num_samples, 8):
+        if fits(settings._replace(num_samples=number)):
+            found.append(f"num_samples={number}")
+            break
+    return found
+
+
+def _halvings(start: int, least: int) -> Iterator[int]:
+    value = start // 2
+    while value >= least:
+        yield value
+        value //= 2

@@ -1,0 +1,86 @@
+"""Several devices: samples spread over them for gradients, blocks for curvature.
+
+A mesh has one axis here, over all devices. What both need is replicated: parameters,
+masks, scores. Gradients never are.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+AXIS = "devices"
+
+
+def one_axis(mesh: Mesh | None) -> Mesh | None:
+    """The same devices in one row; None for a single device without a mesh."""
+    if mesh is None:
+        return None
+    return Mesh(mesh.devices.reshape(-1), (AXIS,), axis_types=(AxisType.Auto,))
+
+
+def num_devices(mesh: Mesh | None) -> int:
+    """How many devices share the work."""
+    return 1 if mesh is None else mesh.size
+
+
+def local_devices(mesh: Mesh | None) -> list[jax.Device]:
+    """This process's devices of the mesh, in its order; empty without a mesh."""
+    here = jax.process_index()
+    return [d for d in mesh.devices.flat if d.process_index == here] if mesh else []
+
+
+def placed(mesh: Mesh | None, *spec: str | None) -> NamedSharding | None:
+    """The sharding of an array over the mesh, or None without one."""
+    return None if mesh is None else NamedSharding(mesh, PartitionSpec(*spec))
+
+
+def held(array: jax.Array, mesh: Mesh | None, *spec: str | None) -> jax.Array:
+    """Inside jit: asks for an array to be spread so; without a mesh, does nothing."""
+    if mesh is None:
+        return array
+    return jax.lax.with_sharding_constraint(array, placed(mesh, *spec))
+
+
+def on_each_device(
+    function: Callable[..., Any], mesh: Mesh | None, in_specs: Any, out_specs: Any
+) -> Callable[..., Any]:
+    """Runs a function on every device's own share of the arguments.
+
+    The devices run one and the same program on shares of one shape, so that a result
+    does not depend on how many there are.
+
+    Args:
+        function: Of local arrays.
+        mesh: The devices; None calls the function as it is.
+        in_specs: Partition specs of the arguments.
+        out_specs: Partition specs of the results.
+    """
+    if mesh is None:
+        return function
+    # With check_vma, jax.grad of replicated parameters sums over devices by itself,
+    # and per-sample gradients come back wrong without an error.
+    return jax.shard_map(
+        function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
+    )
+
+
+def replicate(tree: Any, mesh: Mesh | None) -> Any:
+    """Puts a copy of every array on each device; without a mesh, does nothing."""
+    return tree if mesh is None else jax.device_put(tree, placed(mesh))
+
+
+def shard_rows(tree: Any, mesh: Mesh | None) -> Any:
+    """Spreads NumPy arrays, the same in every process, over devices by leading axis."""
+    rows = placed(mesh, AXIS)
+    if rows is None:
+        return tree
+
+    def spread(array: np.ndarray) -> jax.Array:
+        return jax.make_array_from_callback(
+            np.shape(array), rows, lambda index: array[index]
+        )
+
+    return jax.tree.map(spread, tree)
