@@ -25,6 +25,7 @@ LEVELS = [
     {"torch_files", "objective", "optimizer", "config"},
     {"torch_weights", "workdir", "evaluate", "train_step"},
     {"plan"},
+    {"pruning_step"},
     {"train"},
     {"main"},
 ]

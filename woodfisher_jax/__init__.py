@@ -15,6 +15,7 @@ from woodfisher_jax.pruning import (
     schedules,
 )
 from woodfisher_jax.pruning.curvature import CurvatureError
+from woodfisher_jax.pruning.disk import StoreError
 from woodfisher_jax.pruning.masks import (
     apply_masks,
     init_masks,
@@ -22,12 +23,16 @@ from woodfisher_jax.pruning.masks import (
     sparsity_by_path,
 )
 from woodfisher_jax.pruning.methods import METHODS
-from woodfisher_jax.pruning.prune import PruneInfo, prune
+from woodfisher_jax.pruning.prune import PruneInfo, plan_pruning, prune
+from woodfisher_jax.pruning.resources import MemoryLimitError, Needs
 
 __all__ = [
     "METHODS",
     "CurvatureError",
+    "MemoryLimitError",
+    "Needs",
     "PruneInfo",
+    "StoreError",
     "apply_masks",
     "blocks",
     "curvature",
@@ -36,6 +41,7 @@ __all__ = [
     "init_masks",
     "masks",
     "obs",
+    "plan_pruning",
     "prune",
     "schedules",
     "sparsity",

@@ -14,6 +14,7 @@ from typing import Any
 from woodfisher_jax.pruning.fisher import SOLVERS
 from woodfisher_jax.pruning.methods import METHODS, method_named, scope_of
 from woodfisher_jax.pruning.schedules import Stage, gradual, one_shot
+from woodfisher_jax.pruning.settings import STORE_DTYPES, STORES
 
 LR_SCHEDULES = ("constant", "step", "exponential", "cosine")
 
@@ -101,12 +102,20 @@ class PruneConfig:
         degree: Exponent of the schedule; 3 is the paper's.
         num_samples: N, gradients in the Fisher.
         batch_size: m, examples each gradient is the mean over.
-        microbatch_size: Most examples whose gradients are formed at once.
+        microbatch_size: Most examples whose gradients a device forms at once; default
+            64, or as many as fit.
         damping: λ on the Fisher's diagonal.
         block_size: c, weights a block; default whole tensors.
         scope: global or layer; default the method's own.
         scale_update: Factor on the update of the remaining weights; 0 for none.
         solver: auto, sample_space, dense or recursion.
+        store: Where gradients wait between statistic and update: auto, device, host,
+            disk or recompute.
+        store_dtype: float32 or bfloat16.
+        store_dir: Parent of the folder for gradients on disk; default the system's
+            folder for temporary files.
+        memory_limit_gb: Most memory for a pruning step to take, in 1e9 bytes; default
+            what is free.
         prunable: Regular expression on parameter paths; default arrays of two or more
             dimensions.
         true_fisher: Draw the labels of Fisher samples from the model.
@@ -124,12 +133,16 @@ class PruneConfig:
     degree: float = 3.0
     num_samples: int = 100
     batch_size: int = 1
-    microbatch_size: int = 64
+    microbatch_size: int | None = None
     damping: float = 1e-5
     block_size: int | None = None
     scope: str | None = None
     scale_update: float = 1.0
     solver: str = "auto"
+    store: str = "auto"
+    store_dtype: str = "float32"
+    store_dir: str | None = None
+    memory_limit_gb: float | None = None
     prunable: str | None = None
     true_fisher: bool = False
     augment: bool = False
@@ -346,5 +359,16 @@ def _check_prune(prune: PruneConfig) -> None:
         prune.damping,
         "a positive number, such as 1e-5",
     )
-    solvers = ["auto", *SOLVERS]
-    _require(prune.solver in solvers, "prune.solver", prune.solver, f"one of {solvers}")
+    for field, choices in (
+        ("solver", ["auto", *SOLVERS]),
+        ("store", ["auto", *STORES]),
+        ("store_dtype", list(STORE_DTYPES)),
+    ):
+        value = getattr(prune, field)
+        _require(value in choices, f"prune.{field}", value, f"one of {choices}")
+    _require(
+        prune.memory_limit_gb is None or prune.memory_limit_gb > 0,
+        "prune.memory_limit_gb",
+        prune.memory_limit_gb,
+        "a positive number, such as 10",
+    )

@@ -23,7 +23,11 @@ from woodfisher_jax import config as config_
 from woodfisher_jax import plots, report
 from woodfisher_jax.config import Config, ConfigError
 from woodfisher_jax.data import DataMissingError
+from woodfisher_jax.plan import prepare
+from woodfisher_jax.progress import progress_bar
 from woodfisher_jax.pruning.curvature import CurvatureError
+from woodfisher_jax.pruning.resources import MemoryLimitError
+from woodfisher_jax.pruning_step import forecast
 from woodfisher_jax.train import DivergedError, run
 from woodfisher_jax.workdir import LOG_FORMAT
 
@@ -34,10 +38,16 @@ WORKDIR = flags.DEFINE_string(
     "Default runs/<config name>-<time>.",
 )
 
+PLAN = flags.DEFINE_bool(
+    "plan",
+    False,
+    "Print what a pruning step needs (memory, traffic, arithmetic) and run nothing.",
+)
+
 USAGE = """Trains, prunes and retrains a network.
 
     python -m woodfisher_jax.main --config=configs/digits.py [--workdir=FOLDER]
-        [--config.prune.target_sparsity=0.95] [--config.seed=1] ...
+        [--config.prune.target_sparsity=0.95] [--config.seed=1] ... [--plan]
 """
 
 
@@ -160,6 +170,17 @@ def _log_to_console() -> None:
     logger.addHandler(handler)
 
 
+def print_plan(config: Config) -> None:
+    """Prints what a pruning step of the run needs; nothing is run or written."""
+    with progress_bar() as progress:
+        plan, given = prepare(config, progress)
+        needs = forecast(plan, *given)
+    if needs is None:
+        print(f"method {config.prune.method!r} forms no gradients: nothing to plan")
+    else:
+        report.print_needs(needs)
+
+
 def main(argv: Sequence[str]) -> None:
     """Runs the config, then the methods to compare it with."""
     if len(argv) > 1:
@@ -168,6 +189,9 @@ def main(argv: Sequence[str]) -> None:
         config = config_.from_dict(flags.FLAGS.config.to_dict())
         workdir = Path(WORKDIR.value or _default_workdir(flags.FLAGS.config_file))
         _log_to_console()
+        if PLAN.value:
+            print_plan(config)
+            return
         folders = {config.prune.method: workdir}
         results = {config.prune.method: run(config, workdir)}
         for method in config.compare_with:
@@ -183,6 +207,7 @@ def main(argv: Sequence[str]) -> None:
         DataMissingError,
         CurvatureError,
         DivergedError,
+        MemoryLimitError,
         ValueError,
         OSError,
     ) as error:

@@ -29,6 +29,8 @@ from rich.table import Table
 from rich.text import Text
 from tensorboardX import SummaryWriter
 
+from woodfisher_jax.pruning.resources import Needs
+
 PathLike = str | os.PathLike[str]
 Row = Mapping[str, Any]
 
@@ -211,6 +213,73 @@ def print_table(results: Mapping[str, Any], console: Console | None = None) -> N
         f"{device['count']} x {device['kind']}"
     )
     (console or Console()).print(table)
+
+
+def needs_record(needs: Needs | None) -> dict[str, Any]:
+    """What a pruning step was planned to take, for its record in the results."""
+    if needs is None:
+        return {}
+    return {
+        "store": needs.store,
+        "store_dtype": needs.store_dtype,
+        "store_bytes": needs.store_bytes,
+        "passes": needs.passes,
+        "microbatch_size": needs.microbatch_size,
+        "peak_bytes_planned": needs.peak_bytes,
+        "limit_bytes": needs.limit_bytes,
+    }
+
+
+def needs_line(needs: Needs) -> str:
+    """The choices of a plan and its peak, in one line."""
+    where = {
+        "": "not kept",
+        "device": "on the device",
+        "host": "in host memory",
+        "disk": "on disk",
+        "recompute": f"formed twice, in {needs.passes} passes",
+    }[needs.store]
+    solvers = dict.fromkeys(solver for _, _, solver in needs.blocks)
+    counts = {s: sum(n for _, n, t in needs.blocks if t == s) for s in solvers}
+    return "; ".join(
+        [
+            f"a pruning step: {needs.num_samples} gradients of {needs.num_weights:,} "
+            f"weights {where} ({_giga(needs.store_bytes)} GB {needs.store_dtype})",
+            *(f"{number:,} blocks by {solver}" for solver, number in counts.items()),
+            f"peak {_giga(needs.peak_bytes)} of {_giga(needs.limit_bytes)} GB",
+        ]
+    )
+
+
+def print_needs(needs: Needs, console: Console | None = None) -> None:
+    """Prints what each phase of a pruning step takes.
+
+    Args:
+        needs: From :func:`woodfisher_jax.plan_pruning`.
+        console: where to print; by default the standard output.
+    """
+    console = console or Console()
+    table = Table(title="one pruning step")
+    table.add_column("phase")
+    for heading in ("TFLOP", "gradients moved, GB", "peak memory, GB"):
+        table.add_column(heading, justify="right")
+    for phase in needs.phases:
+        table.add_row(
+            phase.name,
+            f"{phase.flops / 1e12:.3g}",
+            _giga(phase.bytes_moved),
+            _giga(phase.peak_bytes),
+        )
+    console.print(table)
+    console.print(
+        f"{needs_line(needs)}; microbatches of {needs.microbatch_size}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _giga(number: float) -> str:
+    return f"{number / 1e9:.3g}"
 
 
 def print_comparison(

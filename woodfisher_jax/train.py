@@ -17,7 +17,6 @@ import numpy as np
 
 from woodfisher_jax import (
     checkpoint,
-    optimizer,
     plots,
     report,
 )
@@ -25,15 +24,12 @@ from woodfisher_jax import config as config_
 from woodfisher_jax.config import Config
 from woodfisher_jax.data import batches
 from woodfisher_jax.evaluate import evaluate
-from woodfisher_jax.objective import frozen_loss, predict, variables_of
 from woodfisher_jax.plan import Plan, prepare
 from woodfisher_jax.progress import progress_bar
 from woodfisher_jax.pruning import masks as masks_
-from woodfisher_jax.pruning.gradients import sample_labels
 from woodfisher_jax.pruning.masks import Masks
-from woodfisher_jax.pruning.methods import METHODS
-from woodfisher_jax.pruning.prune import PruneInfo, prune
 from woodfisher_jax.pruning.schedules import Stage
+from woodfisher_jax.pruning_step import forecast, prune_state
 from woodfisher_jax.train_step import TrainState, train_step
 from woodfisher_jax.workdir import claim_workdir, log_file
 
@@ -81,12 +77,15 @@ def run(config: Config, workdir: Path) -> dict[str, Any]:
     Raises:
         ConfigError: If the config does not fit the data or the workdir.
         DivergedError: If the loss is not finite; the last checkpoint stays.
+        MemoryLimitError: If a pruning step does not fit; before anything has started.
     """
     started = time.perf_counter()
     claim_workdir(workdir, config)
     with log_file(workdir), progress_bar() as progress:
         logger.info("workdir %s", workdir)
         plan, given = prepare(config, progress)
+        if plan.stages and (needs := forecast(plan, *given)):
+            logger.info(report.needs_line(needs))
         with checkpoint.open_manager(workdir / "checkpoints") as manager:
             results = loop(plan, given, workdir, manager, started)
     return results
@@ -213,6 +212,7 @@ def prune_stage(plan: Plan, state: TrainState, log: Log, stage: Stage) -> TrainS
         "seconds_gradients": info.seconds_gradients,
         "seconds_curvature": info.seconds_curvature,
         "seconds_update": info.seconds_update,
+        **report.needs_record(info.needs),
         "seconds": time.perf_counter() - started,
     }
     log.stages.append(record)
@@ -234,54 +234,6 @@ def prune_stage(plan: Plan, state: TrainState, log: Log, stage: Stage) -> TrainS
         record["seconds"],
     )
     return state
-
-
-def prune_state(
-    plan: Plan, state: TrainState, sparsity: float, draw: int
-) -> tuple[TrainState, PruneInfo]:
-    """Prunes params, and the masks and optimizer state with them."""
-    settings = plan.config.prune
-    params, masks, info = prune(
-        frozen_loss(plan.model, state.batch_stats),
-        state.params,
-        fisher_batch(plan, state, draw) if METHODS[settings.method].curvature else None,
-        sparsity=sparsity,
-        method=settings.method,
-        masks=state.masks,
-        scope=settings.scope,
-        damping=settings.damping,
-        num_samples=settings.num_samples,
-        batch_size=settings.batch_size,
-        microbatch_size=settings.microbatch_size,
-        block_size=settings.block_size,
-        scale_update=settings.scale_update,
-        solver=settings.solver,
-        progress=plan.progress,
-    )
-    opt_state = optimizer.mask_state(plan.train.tx, state.opt_state, params, masks)
-    return TrainState(params, state.batch_stats, masks, opt_state), info
-
-
-def fisher_batch(plan: Plan, state: TrainState, draw: int) -> dict[str, np.ndarray]:
-    """The examples of one Fisher, with labels of the data or of the model."""
-    settings, seed = plan.config.prune, plan.config.seed
-    batch = batches.fisher_samples(
-        plan.dataset,
-        seed=seed,
-        draw=draw,
-        count=settings.num_samples * settings.batch_size,
-        augment=settings.augment,
-    )
-    if settings.true_fisher:
-        variables = variables_of(state.params, state.batch_stats)
-        logits = [
-            predict(plan.model, variables, batch["image"][i : i + 1000])
-            for i in range(0, len(batch["label"]), 1000)
-        ]
-        key = jax.random.fold_in(jax.random.key(seed), draw)
-        drawn = sample_labels(key, jnp.concatenate(logits))
-        batch = {**batch, "label": np.asarray(drawn)}
-    return batch
 
 
 def train_segment(plan: Plan, state: TrainState, log: Log) -> TrainState:

@@ -145,12 +145,15 @@ def prune(
     References:
         Singh & Alistarh, WoodFisher, NeurIPS 2020, arXiv:2004.14340.
     """
-    check_params(params)
-    settings, samples = check_settings(
+    settings, samples, masks, order = _checked(
+        params,
         samples,
+        masks=masks,
+        prunable=prunable,
+        axis_order=axis_order,
+        sparsity=sparsity,
         method=method,
         scope=scope,
-        sparsity=sparsity,
         damping=damping,
         num_samples=num_samples,
         batch_size=batch_size,
@@ -165,6 +168,49 @@ def prune(
         mesh=mesh,
         progress=progress,
     )
+    return _prune(loss_fn, params, masks, samples, order, settings)
+
+
+def plan_pruning(
+    loss_fn: LossFn | None, params: Params, samples: Any = None, **options: Any
+) -> Needs | None:
+    """What a pruning step needs, before it starts; nothing is computed.
+
+    Args:
+        loss_fn: As for :func:`prune`.
+        params: As for :func:`prune`.
+        samples: As for :func:`prune`.
+        **options: As for :func:`prune`.
+
+    Returns:
+        The needs; None for a method without gradients.
+
+    Raises:
+        ValueError: If an argument is out of range or samples are too few.
+        MemoryLimitError: If the step cannot fit in memory; it says what would.
+    """
+    settings, samples, masks, order = _checked(params, samples, **options)
+    row = settings.method
+    if row.curvature is None:
+        return None
+    assert loss_fn is not None
+    layout = row.layout(order, settings.block_size) if row.layout else ()
+    loss = as_partial(loss_fn)
+    return resources.plan(loss, params, masks, samples, order, layout, settings)[0]
+
+
+def _checked(
+    params: Params,
+    samples: Any,
+    *,
+    masks: Masks | None = None,
+    prunable: Prunable = None,
+    axis_order: blocks.AxisOrder = blocks.output_major,
+    **options: Any,
+) -> tuple[Settings, Any, Masks, blocks.FlatOrder]:
+    """Settings, samples, masks in the tree's order, and the flat order."""
+    check_params(params)
+    settings, samples = check_settings(samples, **options)
     if masks is None:
         masks = masks_.init_masks(params, prunable)
     elif prunable is not None:
@@ -175,8 +221,7 @@ def prune(
     masks_.check_masks(params, masks)
     # The tree's own order, whatever jit or a checkpoint has made of the dict's.
     masks = {path: masks[path] for path in leaves_by_path(params) if path in masks}
-    order = blocks.flat_order(masks, axis_order)
-    return _prune(loss_fn, params, masks, samples, order, settings)
+    return settings, samples, masks, blocks.flat_order(masks, axis_order)
 
 
 def _prune(
