@@ -109,7 +109,9 @@ def main() -> None:
         "memory_limit": None if limit is None else limit * 1e9,
         "mesh": Mesh(devices, ("devices",)) if arguments.all_devices else None,
     }
-    report.print_needs(wf.plan_pruning(loss_fn, params, samples, **options))
+    needs = wf.plan_pruning(loss_fn, params, samples, **options)
+    assert needs is not None
+    report.print_needs(needs)
     for _ in range(1 + arguments.warm):
         start = time.perf_counter()
         with progress_bar() as progress:

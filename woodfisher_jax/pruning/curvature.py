@@ -21,10 +21,10 @@ from jax.sharding import Mesh, PartitionSpec
 from woodfisher_jax.pruning.fisher import SOLVERS, diagonal_error, refined_product
 from woodfisher_jax.pruning.sharding import AXIS, on_each_device
 
-TOLERANCE = 2e-5
+TOLERANCE = 1e-4
 """Largest estimated relative error that is accepted. The estimate is no bound: it was
-seen to be too small by a factor of ten or so, hence the distance to the 1e-3 that
-results are to be good to."""
+seen to be too small by a factor of three, hence the distance to the 1e-3 that results
+are to be good to. On a network's own gradients it is too large by five."""
 
 BATCH_BYTES = 512 * 2**20
 """Working memory for the blocks that an accelerator computes together."""

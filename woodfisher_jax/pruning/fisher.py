@@ -93,7 +93,8 @@ def _lower_product(lower: jax.Array, matrix: jax.Array) -> jax.Array:
 
 def _inverse_factor(matrix: jax.Array) -> jax.Array:
     """L⁻¹ for the Cholesky factor L of a matrix; NaN unless it is positive."""
-    return _triangular_inverse(jnp.linalg.cholesky(matrix))
+    factor = jax.lax.linalg.cholesky(matrix, symmetrize_input=False)
+    return _triangular_inverse(factor)
 
 
 def _triangular_inverse(lower: jax.Array) -> jax.Array:

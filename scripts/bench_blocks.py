@@ -1,0 +1,179 @@
+"""Diagonal and update of a block beside the matrix products they cannot do without.
+
+    python scripts/bench_blocks.py [--plot=docs/images/cost.png]
+
+For each (c, N): the seconds of two [N, c] x [c, N] products alone; of diag(F⁻¹) and one
+product F⁻¹v, checked for precision, called for one block and for a panel of blocks; and
+of the sequential rank-1 recursion in plain NumPy, all in one process. With --plot, the
+cost of a step's curvature over c at fixed d, and over d at fixed c.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+from bench_pruning import processor, sequential_inverse
+from rich.console import Console
+from rich.table import Table
+
+from woodfisher_jax import report
+from woodfisher_jax.pruning.curvature import inverse_diagonals, inverse_products
+from woodfisher_jax.pruning.fisher import choose_solver, matmul
+
+SIZES = ((2000, 400), (500, 100), (2000, 100), (2000, 1000), (10000, 400), (784, 1000))
+DAMPING = 1e-2
+PANEL_NUMBERS = 2**25
+
+
+def seconds(run: Callable[[], Any], repeats: int = 15, budget: float = 20.0) -> float:
+    """Median wall time of a call, after one that compiles."""
+    jax.block_until_ready(run())
+    found: list[float] = []
+    started = time.perf_counter()
+    while len(found) < repeats and (
+        len(found) < 3 or time.perf_counter() - started < budget
+    ):
+        start = time.perf_counter()
+        jax.block_until_ready(run())
+        found.append(time.perf_counter() - start)
+    return float(np.median(found))
+
+
+@jax.jit
+def two_products(first: jax.Array, second: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """[N, c] x [c, N], twice, on different numbers."""
+    return matmul(first, first.T), matmul(second, first.T)
+
+
+def ours(gradients: jax.Array, vectors: jax.Array) -> jax.Array:
+    """Diagonals and products of blocks, as a pruning step computes them."""
+    _, num_samples, width = gradients.shape
+    solver, names = choose_solver(num_samples, width), [""] * len(gradients)
+    diagonals, factors = inverse_diagonals(gradients, DAMPING, solver, names, keep=True)
+    return inverse_products(
+        gradients, DAMPING, vectors / diagonals, solver, names, factors=factors
+    )
+
+
+def measure(width: int, num_samples: int, random: np.random.Generator) -> dict:
+    """All times of one (c, N)."""
+    number = max(2, PANEL_NUMBERS // (num_samples * width))
+    shape = (number, num_samples, width)
+    blocks = jnp.asarray(random.standard_normal(shape, np.float32))
+    vectors = jnp.asarray(random.standard_normal((number, width), np.float32))
+    one, vector = blocks[:1], vectors[:1]
+    first, second = blocks[0], blocks[1]
+    array = np.asarray(first)
+    start = time.perf_counter()
+    inverse = sequential_inverse(array, DAMPING)
+    inverse @ (np.asarray(vector[0]) / np.diagonal(inverse))
+    sequential = time.perf_counter() - start
+    return {
+        "c": width,
+        "N": num_samples,
+        "solver": choose_solver(num_samples, width),
+        "two_products": seconds(lambda: two_products(first, second)),
+        "one_block": seconds(lambda: ours(one, vector)),
+        "in_a_panel": seconds(lambda: ours(blocks, vectors)) / number,
+        "panel": number,
+        "sequential": sequential,
+    }
+
+
+def show(rows: list[dict]) -> None:
+    """Prints the table and the line of JSON."""
+    table = Table(title=f"diagonal and update of one block, {processor()}, float32")
+    for heading in (
+        "c",
+        "N",
+        "solver",
+        "two products, ms",
+        "one block, ms",
+        "x products",
+        "in a panel, ms",
+        "x products",
+        "sequential, ms",
+        "faster by",
+    ):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        floor, panel = row["two_products"], row["in_a_panel"]
+        table.add_row(
+            str(row["c"]),
+            str(row["N"]),
+            row["solver"],
+            f"{1e3 * floor:.2f}",
+            f"{1e3 * row['one_block']:.2f}",
+            f"{row['one_block'] / floor:.2f}",
+            f"{1e3 * panel:.2f}",
+            f"{panel / floor:.2f}",
+            f"{1e3 * row['sequential']:.0f}",
+            f"{row['sequential'] / row['one_block']:.0f}",
+        )
+    Console(width=120).print(table)
+    print(
+        json.dumps(
+            {
+                "benchmark": "blocks",
+                "processor": processor(),
+                "rows": rows,
+                **report.environment(),
+            }
+        )
+    )
+
+
+def plot(path: Path, random: np.random.Generator) -> None:
+    """Seconds for all blocks of a step, over c at fixed d and over d at fixed c."""
+    num_samples = 100
+    numbers = random.standard_normal(num_samples * 2_000_000).astype(np.float32)
+
+    def cost(width: int, weights: int) -> float:
+        number = weights // width
+        gradients = jnp.asarray(
+            numbers[: number * num_samples * width].reshape(number, num_samples, width)
+        )
+        vectors = jnp.ones((number, width), jnp.float32)
+        return seconds(lambda: ours(gradients, vectors), repeats=5)
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    widths = (100, 200, 500, 1000, 2000, 5000, 10_000, 20_000)
+    times = [cost(width, 400_000) for width in widths]
+    left.loglog(widths, times, "o-")
+    left.set(xlabel="block size c", ylabel="seconds", title="d = 400,000, N = 100")
+    left.set_ylim(min(times) / 10, max(times) * 10)
+    sizes = (50_000, 100_000, 200_000, 500_000, 1_000_000, 2_000_000)
+    spent = [cost(2000, size) for size in sizes]
+    right.loglog(sizes, spent, "o-", label="measured")
+    right.loglog(
+        sizes, [spent[-1] * s / sizes[-1] for s in sizes], "--", label="linear"
+    )
+    right.set(xlabel="prunable weights d", title="c = 2,000, N = 100")
+    right.legend()
+    figure.savefig(path, dpi=120)
+    print(json.dumps({"benchmark": "cost over c", "c": widths, "seconds": times}))
+    print(json.dumps({"benchmark": "cost over d", "d": sizes, "seconds": spent}))
+
+
+def main() -> None:
+    """Measures every size."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--plot", type=Path)
+    arguments = parser.parse_args()
+    random = np.random.default_rng(0)
+    show([measure(width, num_samples, random) for width, num_samples in SIZES])
+    if arguments.plot:
+        plot(arguments.plot, random)
+
+
+if __name__ == "__main__":
+    main()
