@@ -1,8 +1,9 @@
-"""Prunes a small network and saves the outcome; run by test_sharding.py.
+"""Prunes small networks and saves the outcome; run by test_sharding.py.
 
-    python many_devices.py OUT MANY [PORT RANK PROCESSES]
+    python many_devices.py OUT MANY CASES [PORT RANK PROCESSES]
 
 MANY is 1 to spread nothing, else the work goes over all devices of all processes.
+CASES are names joined by commas.
 """
 
 import sys
@@ -15,8 +16,11 @@ import numpy as np
 from jax.sharding import Mesh
 
 import woodfisher_jax as wf
+from woodfisher_jax.pruning import curvature
+from woodfisher_jax.pruning.gradients import gradient_chunks
+from woodfisher_jax.pruning.sharding import one_axis, replicate
 
-CASES = {
+NETWORKS = {
     "blocks": {"method": "woodfisherblock", "block_size": 50},
     "tensors": {"method": "woodfisherblock", "scope": "layer"},
     "full": {"method": "woodfisher", "damping": 1e-3},
@@ -28,7 +32,14 @@ CASES = {
     "half": {"block_size": 50, "store": "disk", "store_dtype": "bfloat16"},
     "diagonal": {"method": "diagfisher"},
     "magnitude": {"method": "globalmagni"},
+    "growing": {"method": "woodfisherblockdynamic", "block_size": 50},
+    "across": {"method": "woodfisherblockgroup", "block_size": 50},
+    "centered": {"block_size": 50, "centered": True, "diagnostics": True},
+    "slope": {"method": "woodtaylorblock", "damping": 1e-2, "diagnostics": True},
+    "kronecker": {"method": "kfac", "damping": 1e-2},
 }
+
+Found = dict[str, np.ndarray]
 
 
 class Net(nn.Module):
@@ -57,28 +68,120 @@ def problem() -> tuple:
     return loss, jax.tree.map(np.asarray, params), (images, labels)
 
 
+def network(mesh: Mesh | None, **options) -> Found:
+    """Two pruning steps of the network."""
+    loss, params, samples = problem()
+    found = {}
+    pruned, masks, info = wf.prune(
+        loss, params, samples, sparsity=0.7, mesh=mesh, **options
+    )
+    # From there on once more: masks and params that are spread already.
+    pruned, masks, info = wf.prune(
+        loss, pruned, samples, sparsity=0.9, masks=masks, mesh=mesh, **options
+    )
+    found["nonzero"] = np.asarray(info.nonzero)
+    if options.get("diagnostics"):
+        figures = (info.predicted_loss_increase, info.gradient_term, info.saliency_sum)
+        found["figures"] = np.asarray(figures, np.float32)
+    for layer in params:
+        path = f"{layer}/kernel"
+        found[path] = np.asarray(pruned[layer]["kernel"])
+        found[f"{path}/mask"] = np.asarray(masks[path])
+    return found
+
+
+def gradients(mesh: Mesh | None, **options) -> Found:
+    """Gradients of single samples, in order."""
+    loss, params, samples = problem()
+    masks = wf.init_masks(params)
+    chunks = [
+        replicate(chunk, one_axis(mesh))
+        for chunk in gradient_chunks(loss, params, masks, samples, mesh=mesh, **options)
+    ]
+    return {
+        path: np.concatenate([np.asarray(c[path]) for c in chunks]) for path in masks
+    }
+
+
+# ------------------------------------------- gradients that are given: <params, sample>
+
+SHAPES = {"a": (5, 8), "b": (4, 10), "c": (3, 8)}
+"""13 blocks of 8: no number of devices divides them."""
+
+
+def inner_product(params, batch):
+    """A loss whose gradient at an example is the example."""
+    terms = (jnp.sum(params[p] * g, axis=(1, 2)) for p, g in batch.items())
+    return jnp.mean(sum(terms))
+
+
+def given(mesh: Mesh | None, count: int, scale: dict[str, float], **options) -> Found:
+    """A step from gradients that are given, and how many panels needed float64."""
+    random = np.random.default_rng(1)
+    shapes = options.pop("shapes", SHAPES)
+    samples = {
+        path: np.float32(scale.get(path, 1.0) * random.standard_normal((count, *shape)))
+        for path, shape in shapes.items()
+    }
+    params = {p: np.float32(random.standard_normal(s)) for p, s in shapes.items()}
+    if options.pop("spoilt", False):
+        samples["b"][:] = 1e6
+        samples["b"][:, :, 3:] += np.arange(7, dtype=np.float32)
+    repeated, real = [], curvature._repeated
+
+    def counted(*args, **named):
+        repeated.append(1)
+        return real(*args, **named)
+
+    curvature._repeated = counted
+    try:
+        pruned, masks, _ = wf.prune(
+            inner_product, params, samples, mesh=mesh, **options
+        )
+    except wf.CurvatureError as error:
+        return {"message": np.asarray(str(error).partition("the first in ")[2])}
+    finally:
+        curvature._repeated = real
+    found = {path: np.asarray(array) for path, array in pruned.items()}
+    found |= {f"{path}/mask": np.asarray(mask) for path, mask in masks.items()}
+    return found | {"repeated": np.asarray(len(repeated))}
+
+
+BLOCKS = {"block_size": 8, "sparsity": 0.6}
+OTHERS = {
+    "gradients": lambda mesh: gradients(mesh, num_samples=83),
+    "gradients of means": lambda mesh: gradients(
+        mesh, num_samples=27, batch_size=3, microbatch_size=7
+    ),
+    "float64": lambda mesh: given(mesh, 6, {"b": 300.0}, damping=1e-3, **BLOCKS),
+    "refused": lambda mesh: given(mesh, 6, {}, damping=1e-9, spoilt=True, **BLOCKS),
+    "one sample": lambda mesh: given(mesh, 1, {}, damping=1e-2, **BLOCKS),
+    "two blocks": lambda mesh: given(
+        mesh,
+        5,
+        {},
+        damping=1e-2,
+        sparsity=0.5,
+        shapes={"one": (1, 1), "few": (1, 3)},
+        store="disk",
+    ),
+}
+
+
 def main() -> None:
-    """Runs every case."""
-    out, many, *rest = sys.argv[1:]
+    """Runs the cases."""
+    out, many, cases, *rest = sys.argv[1:]
     if rest:
         port, rank, processes = map(int, rest)
         jax.distributed.initialize(f"127.0.0.1:{port}", processes, rank)
     mesh = None if many == "1" else Mesh(np.asarray(jax.devices()), ("x",))
-    loss, params, samples = problem()
     found = {"devices": np.asarray(jax.device_count())}
-    for name, options in CASES.items():
-        pruned, masks, info = wf.prune(
-            loss, params, samples, sparsity=0.7, mesh=mesh, **options
-        )
-        # From there on once more: masks and params that are spread already.
-        pruned, masks, info = wf.prune(
-            loss, pruned, samples, sparsity=0.9, masks=masks, mesh=mesh, **options
-        )
-        found[f"{name}/nonzero"] = np.asarray(info.nonzero)
-        for layer in params:
-            path = f"{layer}/kernel"
-            found[f"{name}/{path}"] = np.asarray(pruned[layer]["kernel"])
-            found[f"{name}/{path}/mask"] = np.asarray(masks[path])
+    for case in cases.split(","):
+        if case in NETWORKS:
+            results = network(mesh, **NETWORKS[case])
+        else:
+            results = OTHERS[case](mesh)
+        found |= {f"{case}/{name}": array for name, array in results.items()}
     np.savez(Path(out), **found)
 
 

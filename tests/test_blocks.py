@@ -7,6 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from woodfisher_jax.pruning.blocks import (
+    across_tensors,
+    active_within_tensors,
     flat_order,
     flatten,
     full_matrix,
@@ -200,3 +202,64 @@ def test_a_tensor_without_entries_has_no_blocks() -> None:
     for block_size in (None, 3):
         found = blocks_of(within_tensors(order, block_size), order.size)
         np.testing.assert_array_equal(np.sort(np.concatenate(found)), np.arange(4))
+
+
+# ------------------------------------------------------------ other ways to cut
+
+
+def members(layout, size: int) -> list[list[int]]:
+    """Indices of each block, padding left out, in order."""
+    blocks = [row[row < size].tolist() for group in layout for row in group]
+    return sorted(blocks)
+
+
+PAIR = flat_order({"a": np.ones((2, 5)), "b": np.ones(7)})
+
+
+@pytest.mark.parametrize("width", [1, 4, 17, 100])
+def test_chunks_across_tensors_pay_no_heed_to_borders(width) -> None:
+    found = members(across_tensors(PAIR, width), 17)
+    assert found == [list(range(i, min(i + width, 17))) for i in range(0, 17, width)]
+
+
+def test_across_tensors_without_a_width_is_the_full_matrix() -> None:
+    (group,) = across_tensors(PAIR, None)
+    np.testing.assert_array_equal(group, full_matrix(PAIR)[0])
+
+
+def test_active_chunks_grow_as_weights_go() -> None:
+    active = np.ones(17, bool)
+    active[[0, 3, 4, 5, 6, 12, 13, 14]] = False  # 9 of 17 stay
+    layout = active_within_tensors(PAIR, 3, active)
+    assert {group.shape[1] for group in layout} == {5}  # floor(3 * 17 / 9)
+    assert members(layout, 17) == [[1, 2, 7, 8, 9], [10, 11, 15, 16]]
+    layout = active_within_tensors(PAIR, 2, active)
+    assert members(layout, 17) == [[1, 2, 7], [8, 9], [10, 11, 15], [16]]
+
+
+def test_active_chunks_never_exceed_a_tensor() -> None:
+    active = np.zeros(17, bool)
+    active[[2, 9, 15]] = True
+    (group,) = active_within_tensors(PAIR, 4, active)
+    assert group.shape == (2, 2)
+    assert members((group,), 17) == [[2, 9], [15]]
+
+
+@pytest.mark.parametrize("active", [None, np.ones(17, bool), np.zeros(17, bool)])
+@pytest.mark.parametrize("width", [None, 4])
+def test_with_all_or_nothing_active_they_are_those_within_tensors(
+    active, width
+) -> None:
+    found = active_within_tensors(PAIR, width, active)
+    assert members(found, 17) == members(within_tensors(PAIR, width), 17)
+
+
+def test_whole_tensors_keep_their_active_weights_together() -> None:
+    active = np.ones(17, bool)
+    active[[0, 12, 13]] = False
+    found = active_within_tensors(PAIR, None, active)
+    assert members(found, 17) == [list(range(1, 10)), [10, 11, 14, 15, 16]]
+    active[10:] = False  # a tensor without any
+    assert members(active_within_tensors(PAIR, None, active), 17) == [
+        list(range(1, 10))
+    ]

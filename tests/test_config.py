@@ -30,6 +30,10 @@ def test_an_integer_is_a_float_where_one_is_expected() -> None:
     assert from_dict({"prune": {"damping": 1}}).prune.damping == 1.0
 
 
+def test_none_may_come_from_the_command_line() -> None:
+    assert from_dict({"prune": {"prunable": "None"}}).prune.prunable is None
+
+
 @pytest.mark.parametrize(
     ("given", "words"),
     [
@@ -75,7 +79,52 @@ def test_an_integer_is_a_float_where_one_is_expected() -> None:
         ({"train": {"batch_size": 0}}, ["train.batch_size=0"]),
         ({"train": {"epochs": -1}}, ["train.epochs=-1"]),
         ({"dense": {"learning_rate": 0.0}}, ["dense.learning_rate=0.0"]),
-        ({"dense": {"momentum": 1.0}}, ["dense.momentum=1.0"]),
+        (
+            {"dense": {"optimizer": {"momentum": 1.0}}},
+            ["dense.optimizer.momentum=1.0", "[0, 1)"],
+        ),
+        (
+            {"train": {"optimizer": {"name": "sdg"}}},
+            ["train.optimizer", "'sdg'", "'sgd'?"],
+        ),
+        (
+            {"train": {"optimizer": {"nestrov": True}}},
+            ["config.train.optimizer.nestrov", "config.train.optimizer.nesterov?"],
+        ),
+        (
+            {"train": {"optimizer": {"momentum": (1,)}}},
+            ["train.optimizer.momentum=(1,)", "number"],
+        ),
+        ({"train": {"schedule": "multistep"}}, ["train.decay_at_epochs=()"]),
+        ({"train": {"decay_at_epochs": (3,)}}, ["decay_at_epochs=(3,)", "multistep"]),
+        (
+            {"train": {"schedule": "multistep", "decay_at_epochs": (-1,)}},
+            ["decay_at_epochs=(-1,)"],
+        ),
+        (
+            {"train": {"final_learning_rate": 0.5}},
+            ["final_learning_rate=0.5", "0 to learning_rate=0.01"],
+        ),
+        ({"train": {"decay_end_epoch": -1}}, ["decay_end_epoch=-1"]),
+        ({"train": {"label_smoothing": 1.0}}, ["train.label_smoothing=1.0"]),
+        ({"prune": {"label_smoothing": -0.1}}, ["prune.label_smoothing=-0.1"]),
+        (
+            {"prune": {"one_shot": True, "repeated_one_shot": True}},
+            ["repeated_one_shot=True", "one_shot=True"],
+        ),
+        ({"prune": {"from_dense": True}}, ["from_dense=True", "repeated_one_shot"]),
+        ({"prune": {"at_launch": True}}, ["at_launch=True", "initial_sparsity"]),
+        (
+            {"prune": {"loss_path_steps": 4, "loss_samples": 0}},
+            ["loss_path_steps=4", "loss_samples=0"],
+        ),
+        ({"prune": {"batch_norm_samples": -1}}, ["batch_norm_samples=-1"]),
+        ({"prune_3": {}}, ["config.prune_3", "config.prune_2"]),
+        ({"prune_2": {"end": 5}}, ["config.prune_2.end=5"]),
+        ({"prune_2": {"dampng": 5.0}}, ["prune_2.dampng", "prune_2.damping?"]),
+        ({"prune_2": {"damping": -5.0}}, ["prune_2.damping=-5.0"]),
+        ({"prune_2": {"one_shot": True}}, ["prune.one_shot=False", "the same"]),
+        ({"also_prune": ()}, ["config.also_prune does not exist"]),
         ({"train": {"schedule": "stepp"}}, ["train.schedule='stepp'", "cosine"]),
     ],
     ids=str,
@@ -85,6 +134,47 @@ def test_a_bad_value_is_refused_by_name(given: dict, words: list[str]) -> None:
         from_dict(given)
     for word in words:
         assert word in str(caught.value)
+
+
+def test_a_further_pruner_states_what_differs_from_the_first() -> None:
+    first = {"num_samples": 7, "block_size": 50, "target_sparsity": 0.8}
+    second = {"prunable": "fc", "damping": 0.1, "block_size": None}
+    config = from_dict({"prune": first, "prune_2": second})
+    expected = PruneConfig(
+        num_samples=7,
+        block_size=50,
+        target_sparsity=0.8,
+        prunable="fc",
+        damping=0.1,
+    )
+    assert config.pruners == {"prune": PruneConfig(**first), "prune_2": expected}
+    assert from_dict(to_dict(config)) == config
+
+
+def test_repeated_one_shot_takes_all_steps_at_the_start() -> None:
+    prune = PruneConfig(
+        repeated_one_shot=True,
+        initial_sparsity=0.5,
+        target_sparsity=0.9,
+        start=1,
+        end=5,
+        degree=1.0,
+    )
+    assert [stage.time for stage in prune.stages] == [1] * 5
+    levels = [stage.sparsity for stage in prune.stages]
+    assert levels == pytest.approx([0.5, 0.6, 0.7, 0.8, 0.9])
+
+
+def test_one_shot_after_some_epochs() -> None:
+    assert PruneConfig(start=3, end=3, target_sparsity=0.7).stages == ((3, 0.7),)
+
+
+def test_a_step_at_launch_comes_before_the_schedule() -> None:
+    prune = PruneConfig(
+        at_launch=True, initial_sparsity=0.2, target_sparsity=0.7, start=2, end=4
+    )
+    assert [stage.time for stage in prune.stages] == [0, 3, 4]
+    assert prune.stages[0].sparsity == 0.2
 
 
 def test_one_shot_is_one_step_to_the_target() -> None:
@@ -99,6 +189,7 @@ def test_every_field_is_documented() -> None:
         config_.TrainConfig,
         config_.DataConfig,
         config_.ModelConfig,
+        config_.OptimizerConfig,
     ):
         for field in dataclasses.fields(section):
             assert f"{field.name}: " in (section.__doc__ or ""), field.name

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from woodfisher_jax.pruning import curvature
 from woodfisher_jax.pruning.curvature import (
     CurvatureError,
     block_bytes,
@@ -301,6 +302,25 @@ def test_factors_that_were_kept_serve_the_products(solver) -> None:
     anew = inverse_products(gradients, 1e-2, vectors, solver, names)
     kept = inverse_products(gradients, 1e-2, vectors, solver, names, factors=factors)
     np.testing.assert_allclose(kept, anew, rtol=1e-5, atol=1e-5 * abs(anew).max())
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_blocks_that_an_accelerator_takes_together_are_the_same(
+    solver, monkeypatch
+) -> None:
+    gradients = jnp.asarray(blocks_of(5, count=9))
+    vectors = jnp.asarray(blocks_of(1, count=5)[0])
+    names = ["w"] * 5
+    one_by_one, _ = inverse_diagonals(gradients, 1e-2, solver, names)
+    products = inverse_products(gradients, 1e-2, vectors, solver, names)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(curvature, "BATCH_BYTES", 2 * block_bytes(9, WIDTH, solver))
+    jax.clear_caches()
+    together, _ = inverse_diagonals(gradients, 1e-2, solver, names)
+    np.testing.assert_allclose(together, one_by_one, rtol=1e-5)
+    found = inverse_products(gradients, 1e-2, vectors, solver, names)
+    np.testing.assert_allclose(found, products, rtol=1e-4, atol=1e-4)
+    jax.clear_caches()
 
 
 @pytest.mark.parametrize("solver", SOLVERS)

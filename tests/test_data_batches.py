@@ -223,8 +223,38 @@ def test_fisher_samples_out_of_range():
         ValueError, match=r"num_samples x batch_size = 24 .* has 23; lower one"
     ):
         data.fisher_samples(numbered(), seed=0, draw=0, count=24)
-    with pytest.raises(ValueError, match="count: expected 1 or more; got 0"):
+    with pytest.raises(ValueError, match=r"count: expected 1 or more.*got 0"):
         data.fisher_samples(numbered(), seed=0, draw=0, count=0)
+
+
+def test_batch_norm_batches_cover_as_many_examples_as_asked_for():
+    place = {"seed": 2, "draw": 1, "count": 17, "batch_size": 5}
+    batches = list(data.batch_norm_batches(numbered(), **place))
+    assert [len(batch["label"]) for batch in batches] == [5, 5, 5, 2]
+    assert len({label for b in batches for label in b["label"].tolist()}) == 17
+    other = data.fisher_samples(numbered(), seed=2, draw=1, count=5)
+    assert (batches[0]["label"] != other["label"]).any()
+
+
+def test_batch_norm_batches_are_the_same_each_time_and_augmented_unless_told():
+    dataset = numbered(augment=crop_and_flip)
+    place = {"seed": 2, "draw": 0, "count": 9, "batch_size": 4}
+    first, again, plain = (
+        list(data.batch_norm_batches(dataset, augment=augment, **place))
+        for augment in (True, True, False)
+    )
+    for one, two, bare in zip(first, again, plain, strict=True):
+        assert_equal(one, two)
+        np.testing.assert_array_equal(one["label"], bare["label"])
+        assert (one["image"] != bare["image"]).any()
+
+
+@pytest.mark.parametrize(("count", "batch_size"), [(24, 4), (0, 4), (4, 0)])
+def test_batch_norm_batches_out_of_range(count, batch_size):
+    with pytest.raises(ValueError, match="expected 1 or more"):
+        data.batch_norm_batches(
+            numbered(), seed=0, draw=0, count=count, batch_size=batch_size
+        )
 
 
 def test_negative_seeds_and_places():

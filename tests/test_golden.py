@@ -7,8 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from woodfisher_jax import prune
+from woodfisher_jax import init_masks, prune
+from woodfisher_jax.pruning.blocks import flat_order, flatten, unflatten
+from woodfisher_jax.pruning.gradients import as_partial
+from woodfisher_jax.pruning.obs import obs_direction, obs_saliency
+from woodfisher_jax.pruning.operators import Problem, inverse_fisher
 from woodfisher_jax.pruning.paths import leaves_by_path
+from woodfisher_jax.pruning.settings import check_settings
 
 LAYERS = ("fc1", "fc2", "fc3")
 DAMPING = 1e-5
@@ -30,12 +35,22 @@ def weights(checkpoints_dir: Path) -> dict[str, np.ndarray]:
 @pytest.fixture(scope="module")
 def examples(golden, tfds_dir: Path) -> tuple[np.ndarray, np.ndarray]:
     """The original's 100 training examples, in its order."""
+    return read_examples(golden, tfds_dir)
+
+
+def read_examples(golden, tfds_dir: Path) -> tuple[np.ndarray, np.ndarray]:
     tfds = pytest.importorskip("tensorflow_datasets")
     source = tfds.data_source("mnist", split="train", data_dir=tfds_dir)
     records = source.__getitems__(golden["tfds_train_index"].tolist())
     pixels = np.stack([r["image"] for r in records]).reshape(len(records), -1)
     inputs = (pixels.astype(np.float64) / 255 - 0.1307) / 0.3081
     return inputs.astype(np.float32), np.asarray([r["label"] for r in records])
+
+
+def golden_mask(golden: dict[str, np.ndarray], name: str) -> np.ndarray:
+    """The original's mask of a layer, flat."""
+    size = int(np.prod(golden[f"shape_{name}"]))
+    return np.unpackbits(golden[f"mask_{name}"], count=size).astype(bool)
 
 
 def torch_loss(params, batch):
@@ -79,9 +94,7 @@ def test_the_original_s_masks_and_weights(golden, weights, examples, layout) -> 
     assert info.nonzero == 1_618
     differ = 0
     for name in LAYERS:
-        shape = golden[f"shape_{name}"]
-        bits = np.unpackbits(golden[f"mask_{name}"], count=int(np.prod(shape)))
-        mask = bits.reshape(shape).astype(bool)
+        mask = golden_mask(golden, name).reshape(golden[f"shape_{name}"])
         # Its comparison is strict, so that it may lose one weight, and never gains.
         assert not (mask & ~masks[name]).any()
         differ += int((masks[name] & ~mask).sum())
@@ -94,8 +107,8 @@ def test_the_original_s_masks_and_weights(golden, weights, examples, layout) -> 
 # ------------------------------------------------------------ the original in float64
 
 
-def per_sample_gradients(weights, examples) -> dict[str, np.ndarray]:
-    """Backpropagation by hand, [examples, out, in]."""
+def activations(weights, examples) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Inputs and output gradients of each layer, by hand, [examples, in or out]."""
     inputs, labels = examples
     w1, w2, w3 = (weights[name].astype(np.float64) for name in LAYERS)
     h0 = inputs.astype(np.float64)
@@ -107,8 +120,13 @@ def per_sample_gradients(weights, examples) -> dict[str, np.ndarray]:
     d3[np.arange(len(labels)), labels] -= 1
     d2 = (d3 @ w3) * (h2 > 0)
     d1 = (d2 @ w2) * (h1 > 0)
-    pairs = zip(LAYERS, (d1, d2, d3), (h0, h1, h2), strict=True)
-    return {name: np.einsum("no,ni->noi", d, a) for name, d, a in pairs}
+    return dict(zip(LAYERS, ((h0, d1), (h1, d2), (h2, d3)), strict=True))
+
+
+def per_sample_gradients(weights, examples) -> dict[str, np.ndarray]:
+    """Backpropagation by hand, [examples, out, in]."""
+    layers = activations(weights, examples).items()
+    return {name: np.einsum("no,ni->noi", d, a) for name, (a, d) in layers}
 
 
 def sample_space(rows: np.ndarray, damping: float):
@@ -118,6 +136,25 @@ def sample_space(rows: np.ndarray, damping: float):
     solved = np.linalg.solve(system, rows)
     diagonal = (1 - np.sum(rows * solved, axis=0)) / damping
     return diagonal, lambda v: (v - rows.T @ (solved @ v)) / damping
+
+
+def top_masks(
+    stats: dict[str, np.ndarray], sparsity: float, layerwise: bool
+) -> dict[str, np.ndarray]:
+    """The floor(n (1 - s)) highest, in each layer or in all."""
+
+    def threshold(values):
+        kept = int(np.floor(round(len(values) * (1 - sparsity), 6)))
+        ranked = np.sort(values)[::-1]
+        assert ranked[kept - 1] > ranked[kept] * (1 + 1e-5), "too close to call"
+        return ranked[kept - 1]
+
+    joined = np.concatenate([stat.reshape(-1) for stat in stats.values()])
+    joint = None if layerwise else threshold(joined)
+    return {
+        name: stat >= (threshold(stat.reshape(-1)) if layerwise else joint)
+        for name, stat in stats.items()
+    }
 
 
 def original_step(
@@ -138,17 +175,10 @@ def original_step(
         diagonal = np.concatenate([d for _, d, _ in solves[name]])
         stats[name] = w.reshape(-1).astype(np.float64) ** 2 / (diagonal + 1e-10) + 1e-10
 
-    def threshold(values):
-        kept = int(np.floor(round(len(values) * (1 - sparsity), 6)))
-        ranked = np.sort(values)[::-1]
-        assert ranked[kept - 1] > ranked[kept] * (1 + 1e-5), "too close to call"
-        return ranked[kept - 1]
-
-    joint = None if layerwise else threshold(np.concatenate(list(stats.values())))
-    new_weights, masks = {}, {}
+    masks = top_masks(stats, sparsity, layerwise)
+    new_weights = {}
     for name, w in weights.items():
-        limit = threshold(stats[name]) if layerwise else joint
-        mask = stats[name] >= limit
+        mask = masks[name]
         moved = w.reshape(-1).astype(np.float64)
         for chunk, diagonal, solve in solves[name]:
             b = -np.where(mask[chunk], 0, moved[chunk]) / diagonal
@@ -199,6 +229,101 @@ def test_the_original_s_formulas_in_float64(
         batch_size=batch_size,
     )
     assert found[2].num_samples == 100 // batch_size
+    assert_same(found, expected, rtol=2e-5)
+
+
+# --------------------------------------------------------------------- the first order
+
+
+def strictly_above(scores: np.ndarray, sparsity: float) -> np.ndarray:
+    """The original's mask: above the k-th highest, k = ceil(n (1 - s))."""
+    number = int(np.ceil(len(scores) * (1 - sparsity)))
+    return scores > np.sort(scores)[len(scores) - number]
+
+
+def test_the_original_s_woodtaylorblock(
+    golden_dir, weights, checkpoints_dir, tfds_dir
+) -> None:
+    with np.load(golden_dir / "wtblock_c2000_N100_sp80.npz") as file:
+        golden = dict(file)
+    samples = read_examples(golden, tfds_dir)
+    params = {name: jnp.asarray(weights[name]) for name in LAYERS}
+    settings, samples = check_settings(
+        samples,
+        sparsity=0.8,
+        method="woodtaylorblock",
+        damping=0.1,
+        block_size=2000,
+    )
+    masks = init_masks(params)
+    order = flat_order(masks)
+    w = flatten(order, params)
+    curvature = inverse_fisher(
+        Problem(as_partial(torch_loss), params, masks, samples, None, order, settings),
+        with_moments=True,
+    )
+    with curvature.operator as operator:
+        diagonal = operator.diagonal()
+        mean = curvature.moments.vector(order)
+        newton = operator.product(mean)
+        scores = np.asarray(obs_saliency(w - newton, diagonal), np.float64)
+        # The original shifts every layer by its own minimum.
+        parts = np.split(scores, order.offsets[1:-1])
+        shifted = np.concatenate([part - part.min() + 1e-10 for part in parts])
+        kept = np.concatenate([golden_mask(golden, name) for name in LAYERS])
+        differ = kept != strictly_above(shifted, 0.8)
+        # Its float32 scores hold -γ/2 of up to 0.86, whose rounding decides there.
+        threshold = shifted[kept].min()
+        assert np.abs(shifted[differ] - threshold).max(initial=0) < 1e-7
+        assert differ.sum() <= 2
+        direction = obs_direction(w - newton, diagonal, jnp.asarray(~kept)) - mean
+        moved = unflatten(order, w + operator.product(direction))
+    for name in LAYERS:
+        mask = golden_mask(golden, name).reshape(golden[f"shape_{name}"])
+        np.testing.assert_allclose(
+            np.asarray(moved[name])[mask], golden[f"after_{name}"][mask], rtol=1e-4
+        )
+
+
+# -------------------------------------------------------------------- Kronecker factors
+
+
+def original_kfac(weights, examples, sparsity, damping, pi, layerwise):
+    """`kfac` in float64: (A + √(λπ) I)⁻¹ and (G + √(λ/π) I)⁻¹ of each layer."""
+    stats, diagonals, inverses = {}, {}, {}
+    for name, (inputs, outputs) in activations(weights, examples).items():
+        a = inputs.T @ inputs / len(inputs)
+        g = outputs.T @ outputs / len(outputs)
+        ratio = (np.trace(a) / len(a)) / (np.trace(g) / len(g)) if pi else 1.0
+        a = np.linalg.inv(a + np.sqrt(damping * ratio) * np.eye(len(a)))
+        g = np.linalg.inv(g + np.sqrt(damping / ratio) * np.eye(len(g)))
+        inverses[name] = g, a
+        diagonals[name] = np.outer(np.diag(g), np.diag(a))
+        stats[name] = weights[name].astype(np.float64) ** 2 / diagonals[name]
+    masks = top_masks(stats, sparsity, layerwise)
+    new = {}
+    for name, (g, a) in inverses.items():
+        b = np.where(masks[name], 0, -weights[name] / diagonals[name])
+        new[name] = (weights[name] + g @ b @ a) * masks[name]
+    return new, masks
+
+
+@pytest.mark.parametrize("layout", ["torch", "flax"])
+@pytest.mark.parametrize(
+    ("pi", "scope"), [(False, "global"), (True, "global"), (False, "layer")]
+)
+def test_the_original_s_kfac_in_float64(weights, examples, layout, pi, scope) -> None:
+    expected = original_kfac(weights, examples, 0.95, DAMPING, pi, scope == "layer")
+    found = run(
+        weights,
+        examples,
+        layout,
+        sparsity=0.95,
+        method="kfac",
+        damping=DAMPING,
+        pi=pi,
+        scope=scope,
+    )
     assert_same(found, expected, rtol=2e-5)
 
 

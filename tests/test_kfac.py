@@ -9,10 +9,11 @@ from jax.tree_util import Partial
 
 from woodfisher_jax.pruning.kfac import (
     Factor,
-    damped_inverse,
-    inverse_diagonal,
-    inverse_product,
+    damped,
+    diagonal,
+    inverse,
     kfac_factors,
+    product,
 )
 from woodfisher_jax.pruning.masks import init_masks
 from woodfisher_jax.pruning.paths import leaves_by_path
@@ -23,6 +24,10 @@ EVERYTHING = lambda path, leaf: True  # noqa: E731
 
 def array(*shape: int) -> np.ndarray:
     return RANDOM.standard_normal(shape).astype(np.float32)
+
+
+def damped_inverse(factors, damping: float, pi: bool = False):
+    return inverse(damped(factors, damping, pi=pi))
 
 
 def factors_of(loss_fn, params, samples, prunable=None, **options):
@@ -235,14 +240,14 @@ class TestInverse:
         vectors = {path: array(*factor.shapes[path]) for path in order}
         join = lambda t: np.concatenate([np.reshape(t[p], -1) for p in order])  # noqa: E731
 
-        diagonal = inverse_diagonal(inverses)
-        assert {p: d.shape for p, d in diagonal.items()} == factor.shapes
-        assert all(d.dtype == jnp.float32 for d in diagonal.values())
-        np.testing.assert_allclose(join(diagonal)[places], np.diag(dense), rtol=1e-5)
-        product = inverse_product(inverses, vectors)
+        found = diagonal(inverses)
+        assert {p: d.shape for p, d in found.items()} == factor.shapes
+        assert all(d.dtype == jnp.float32 for d in found.values())
+        np.testing.assert_allclose(join(found)[places], np.diag(dense), rtol=1e-5)
+        multiplied = product(inverses, vectors)
         expected = dense @ np.float64(join(vectors))[places]
         np.testing.assert_allclose(
-            join(product)[places],
+            join(multiplied)[places],
             expected,
             rtol=1e-5,
             atol=1e-6 * np.abs(expected).max(),
@@ -251,14 +256,14 @@ class TestInverse:
     def test_groups_are_layers_of_their_own(self) -> None:
         loss, params, x = conv_layer(groups=2)
         inverses = damped_inverse(factors_of(loss, params, x), 1e-3, pi=True)
-        (whole,) = inverse_diagonal(inverses).values()
+        (whole,) = diagonal(inverses).values()
         for group in range(2):
             own = slice(2 * group, 2 * group + 2)
             part = {name: leaf[..., own] for name, leaf in params.items()}
             # The loss is a sum over outputs, so that it falls apart like the layer.
             loss = conv_loss(nn.Conv(2, (2, 2)))
             factors = factors_of(loss, part, x[..., group : group + 1])
-            (found,) = inverse_diagonal(damped_inverse(factors, 1e-3, pi=True)).values()
+            (found,) = diagonal(damped_inverse(factors, 1e-3, pi=True)).values()
             np.testing.assert_allclose(whole[..., own], found, rtol=1e-4)
 
     def test_pi_makes_the_scale_of_each_factor_irrelevant(self) -> None:
@@ -270,7 +275,7 @@ class TestInverse:
         )
         with_pi, without = (
             [
-                inverse_diagonal(damped_inverse({path: f}, 1e-3, pi=pi))[path]
+                diagonal(damped_inverse({path: f}, 1e-3, pi=pi))[path]
                 for f in (factors[path], scaled)
             ]
             for pi in (True, False)
@@ -283,7 +288,7 @@ class TestInverse:
         params, x = {"w": array(30, 2)}, 100 * array(5, 30)
         loss = lambda p, x: jnp.mean(jnp.sum(jnp.sin(x @ p["w"] / 1e3), 1))  # noqa: E731
         factors = factors_of(loss, params, x)
-        found = inverse_diagonal(damped_inverse(factors, 1e-10))["w"]
+        found = diagonal(damped_inverse(factors, 1e-10))["w"]
         a = np.float64(x).T @ np.float64(x) / 5
         inverse = np.linalg.inv(a + 1e-5 * np.eye(30))
         s = np.diag(np.linalg.inv(factors["w"].outputs[0] + 1e-5 * np.eye(2)))
@@ -294,8 +299,8 @@ class TestInverse:
         loss = lambda p, x: jnp.mean(x @ p["w"] + 0 * (x @ p["v"]))  # noqa: E731
         factors = factors_of(loss, params, array(4, 3))
         a = np.linalg.inv(factors["v"].inputs[0] + 0.1 * np.eye(3))
-        diagonal = inverse_diagonal(damped_inverse(factors, 1e-2, pi=True))["v"]
-        np.testing.assert_allclose(diagonal, np.outer(np.diag(a), [10, 10]), rtol=1e-5)
+        found = diagonal(damped_inverse(factors, 1e-2, pi=True))["v"]
+        np.testing.assert_allclose(found, np.outer(np.diag(a), [10, 10]), rtol=1e-5)
 
     def test_errors(self) -> None:
         factors = factors_of(*conv_layer())

@@ -9,6 +9,7 @@ import pytest
 
 from woodfisher_jax import main
 from woodfisher_jax.config import Config, ConfigError, from_dict, to_dict
+from woodfisher_jax.models import MODELS
 
 ROOT = Path(__file__).parents[1]
 
@@ -34,7 +35,7 @@ def test_each_config_can_be_run(path: Path) -> None:
     assert config.prune.stages[-1].sparsity == config.prune.target_sparsity
     docstring = path.read_text()
     assert f"--config=configs/{path.name}" in docstring
-    assert to_dict(config)["model"]["name"] in ("mlp", "resnet20")
+    assert to_dict(config)["model"]["name"] in MODELS
 
 
 def test_a_config_file_may_take_an_argument(tmp_path: Path) -> None:
@@ -69,6 +70,20 @@ def test_a_bad_config_file_is_refused(
         assert word in str(caught.value)
 
 
+VARIANTS = [
+    *(f"imagenet_resnet50.py:{v}" for v in ("0.8", "0.9", "0.95", "0.98")),
+    *(f"imagenet_resnet50.py:flops-{v}" for v in ("power", "target")),
+    "imagenet_resnet50_two_pruners.py:magni",
+    "imagenet_mobilenet_v1.py:0.89",
+]
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_each_variant_can_be_checked(name: str) -> None:
+    config = from_dict(main.load_config(str(ROOT / "configs" / name)).to_dict())
+    assert config.prune.stages[-1].time == config.prune.end
+
+
 DIGITS = "--config=configs/digits.py"
 
 
@@ -79,12 +94,17 @@ DIGITS = "--config=configs/digits.py"
         (["--config=configs/nope.py"], ["configs/nope.py", "no such file"]),
         ([DIGITS, "--config.prune.num_sample=3"], ["did you mean", "num_samples?"]),
         ([DIGITS, "--config.prune.num_samples=abc"], ["num_samples=abc", "int"]),
-        ([DIGITS, "--config.model.hidde=3"], ["config.model.hidde", "hidden?"]),
+        ([DIGITS, "--config.model.hidde=3"], ["config.model", "'hidde'", "'hidden'?"]),
+        ([DIGITS, "--config.train.optimizer.b1=1"], ["optimizer.b1", "momentum"]),
         ([DIGITS, "--config.seed.x=3"], ["config.seed"]),
         ([DIGITS, "--config.prune.target_sparsity=2"], ["target_sparsity=2.0"]),
         ([DIGITS, "--config.model.name=resnet21"], ["resnet21", "resnet20"]),
         ([DIGITS, "--config.init_from=pyproject.toml"], ["pyproject.toml"]),
         ([DIGITS, "--bogus=1"], ["bogus"]),
+        (
+            ["--config=configs/imagenet_resnet50.py:0.9"],
+            ["expected one of digits, mnist, cifar10", "'imagenet'"],
+        ),
         ([DIGITS, "stray"], ["stray"]),
     ],
     ids=lambda value: " ".join(value[-1:]),
@@ -97,6 +117,60 @@ def test_an_error_is_one_line_and_exit_2(
     assert "Traceback" not in done.stderr
     for word in words:
         assert word in done.stderr
+
+
+def test_settings_and_further_pruners_can_be_overridden(tmp_path: Path) -> None:
+    """In one process: config_flags reads the overrides as the command line does."""
+    path = tmp_path / "c.py"
+    path.write_text(
+        "def get_config():\n"
+        "    return {\n"
+        "        'train': {'optimizer': {'name': 'adam'}},\n"
+        "        'prune': {'prunable': 'fc1', 'num_samples': 10},\n"
+        "        'prune_2': {'prunable': 'fc2'},\n"
+        "    }\n"
+    )
+    code = (
+        "import sys\n"
+        "from absl import flags\n"
+        "from woodfisher_jax import config, main\n"
+        "main.parse(sys.argv)\n"
+        "print(config.from_dict(flags.FLAGS.config.to_dict()))\n"
+    )
+    arguments = [
+        f"--config={path}",
+        "--config.train.optimizer.b1=0.5",
+        "--config.train.optimizer.nesterov=True",
+        "--config.model.hidden=(8,)",
+        "--config.prune.num_samples=20",
+        "--config.prune.block_size=9",
+        "--config.prune_2.target_sparsity=0.6",
+        "--config.prune_2.true_fisher=True",
+        "--config.prune_2.scope=layer",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    first = {"prunable": "fc1", "num_samples": 20, "block_size": 9}
+    second = {
+        "prunable": "fc2",
+        "target_sparsity": 0.6,
+        "true_fisher": True,
+        "scope": "layer",
+    }
+    optimizer = {"name": "adam", "b1": 0.5, "nesterov": True}
+    expected = from_dict(
+        {
+            "model": {"hidden": (8,)},
+            "train": {"optimizer": optimizer},
+            "prune": first,
+            "prune_2": second,
+        }
+    )
+    assert done.stdout == f"{expected}\n", done.stderr
 
 
 def test_help_names_the_command() -> None:

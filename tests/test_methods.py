@@ -1,15 +1,34 @@
 """The table of methods is complete, and its errors help."""
 
+import inspect
+
+import numpy as np
 import pytest
 
-from woodfisher_jax.pruning.methods import METHODS, method_named, scope_of
+from woodfisher_jax import prune
+from woodfisher_jax.pruning.methods import (
+    CURVATURES,
+    METHODS,
+    OPTIONS,
+    check_options,
+    method_named,
+    scope_of,
+)
+from woodfisher_jax.pruning.operators import BUILDERS
 
 
-def test_the_table_holds_the_methods_of_the_original_that_are_here() -> None:
+def test_the_table_holds_every_method_of_the_original() -> None:
     assert set(METHODS) == {
         "woodfisher",
         "woodfisherblock",
+        "woodfisherblockdynamic",
+        "woodfisherblockgroup",
+        "woodfisherblock_flops",
+        "woodtaylor",
+        "woodtaylorblock",
+        "kfac",
         "diagfisher",
+        "naivehess",
         "globalmagni",
         "magni",
     }
@@ -21,10 +40,57 @@ def test_a_row_is_consistent(name) -> None:
     assert row.summary
     assert row.scopes
     assert set(row.scopes) <= {"global", "layer"}
-    assert row.curvature in (None, "diagonal", "inverse")
-    inverse = row.curvature == "inverse"
-    assert (row.layout is not None) == inverse
-    assert (row.direction is not None) == inverse
+    assert row.curvature in (None, *CURVATURES)
+    assert (row.layout is not None) == (row.curvature == "inverse")
+    damped = row.curvature in ("inverse", "kronecker")
+    assert (row.direction is not None) == damped
+    assert not row.first_order or damped
+
+
+def test_each_kind_of_curvature_has_a_builder() -> None:
+    assert tuple(BUILDERS) == CURVATURES
+
+
+def all_options() -> dict:
+    """A value of each option that is not its default."""
+    return {
+        "weight_decay": 1e-4,
+        "centered": True,
+        "mean_samples": np.ones((3, 2)),
+        "normalize_update": 1.0,
+        "pi": True,
+        "hessian": "hutchinson",
+        "flops_power": 0.5,
+        "flops_per_parameter": True,
+        "flops_normalize": "log",
+        "flops_target": 1.0,
+        "recompute": 2,
+    }
+
+
+def test_the_options_are_those_of_prune_with_its_defaults() -> None:
+    signature = inspect.signature(prune).parameters
+    assert set(all_options()) == set(OPTIONS)
+    for name, option in OPTIONS.items():
+        assert signature[name].default == option.default
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize("name", METHODS)
+def test_an_option_is_taken_where_it_makes_sense_and_else_refused(name, option) -> None:
+    check_options(name, {option: OPTIONS[option].default})
+    given = {option: all_options()[option]}
+    if OPTIONS[option].applies(METHODS[name]):
+        check_options(name, given)
+        return
+    with pytest.raises(ValueError, match=rf"{option}.*makes no sense") as caught:
+        check_options(name, given)
+    assert f"method={name!r}" in str(caught.value)
+    assert all(
+        repr(other) in str(caught.value)
+        for other, row in METHODS.items()
+        if OPTIONS[option].applies(row)
+    )
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -51,6 +117,9 @@ def test_nothing_is_suggested_when_nothing_is_close() -> None:
     [
         ("woodfisher", "global"),
         ("woodfisherblock", "global"),
+        ("woodtaylorblock", "global"),
+        ("kfac", "global"),
+        ("naivehess", "global"),
         ("diagfisher", "global"),
         ("globalmagni", "global"),
         ("magni", "layer"),

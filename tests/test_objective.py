@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from woodfisher_jax.models import build_model
-from woodfisher_jax.objective import cross_entropy, frozen_loss
+from woodfisher_jax.objective import cross_entropy, frozen_loss, macs_per_weight
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.5])
@@ -31,6 +31,18 @@ def test_a_constant_added_to_logits_changes_nothing() -> None:
     )
 
 
+def test_the_frozen_loss_takes_smoothing() -> None:
+    model = build_model("mlp", hidden=(4,))
+    image = jax.random.normal(jax.random.key(0), (3, 8))
+    variables = model.init(jax.random.key(1), image)
+    batch = {"image": image, "label": jnp.array([0, 3, 9])}
+    found = frozen_loss(model, {}, 0.2)(variables["params"], batch)
+    expected = cross_entropy(model.apply(variables, image), batch["label"], 0.2)
+    np.testing.assert_allclose(found, expected.mean(), rtol=1e-6)
+    plain = frozen_loss(model, {})(variables["params"], batch)
+    assert abs(float(plain) - float(found)) > 1e-3
+
+
 def test_new_batch_statistics_do_not_compile_anew() -> None:
     model = build_model("resnet20")
     image = jnp.zeros((2, 8, 8, 3))
@@ -49,3 +61,14 @@ def test_new_batch_statistics_do_not_compile_anew() -> None:
     value(frozen_loss(model, stats), params, batch)
     value(frozen_loss(model, other), params, batch)
     assert len(traces) == 1
+
+
+def test_macs_of_a_weight_are_its_uses_for_one_image() -> None:
+    model = build_model("resnet20")
+    image = jnp.zeros((1, 32, 32, 3))
+    variables = jax.eval_shape(model.init, jax.random.key(0), image)
+    costs = macs_per_weight(model, variables, (32, 32, 3))
+    assert costs["conv1/kernel"] == 32 * 32
+    assert costs["layer2/block0/conv1/kernel"] == 16 * 16
+    assert costs["fc/kernel"] == 1
+    assert not [path for path in costs if path.endswith(("bias", "scale"))]

@@ -38,6 +38,23 @@ def test_one_shot_has_no_training_after_it() -> None:
     assert plan.end == plan.train.first_step == plan.stages[0].time
 
 
+def test_steps_of_several_pruners_are_in_order_of_time() -> None:
+    config = small(
+        prune__prunable="fc1",
+        prune_2={"prunable": "fc2", "initial_sparsity": 0.1, "start": 1, "end": 3},
+    )
+    plan, _ = prepare(config, quiet)
+    epochs = [
+        (stage.time / STEPS_PER_EPOCH - 2, stage.pruner[-1]) for stage in plan.stages
+    ]
+    assert epochs == [(0, "e"), (1, "e"), (1, "2"), (2, "e"), (2, "2"), (3, "2")]
+
+
+def test_multiply_accumulates_are_of_the_layers() -> None:
+    plan, _ = prepare(small(), quiet)
+    assert plan.costs == {"fc1/kernel": 1, "fc2/kernel": 1}
+
+
 def test_the_seed_decides_the_first_weights() -> None:
     one, other, again = (
         prepare(small(seed=seed), quiet)[1][0]["params"]["fc1"]["kernel"]
@@ -118,6 +135,12 @@ def test_the_originals_checkpoint_is_read(
         ({"train__batch_size": 1438}, ["config.train.batch_size=1438", "1437"]),
         ({"dense__batch_size": 1438}, ["config.dense.batch_size=1438", "1437"]),
         ({"prune__unit": "steps", "prune__end": 67}, ["end=67", "66 steps"]),
+        (
+            {"prune_2": {"prunable": "x", "num_samples": 1500}},
+            ["config.prune_2", "1500", "1437"],
+        ),
+        ({"prune__batch_norm_samples": 1438}, ["batch_norm_samples=1438", "1437"]),
+        ({"prune__loss_samples": 1438}, ["loss_samples=1438", "1437"]),
     ],
     ids=str,
 )

@@ -80,6 +80,21 @@ def test_layer_sparsity_without_layers(tmp_path: Path) -> None:
         plots.plot_layer_sparsity(tmp_path / "a.png", {}, "nothing")
 
 
+@pytest.mark.parametrize("test", [[], [0.5, 0.8, 1.5]])
+def test_loss_path(tmp_path: Path, test: list[float]) -> None:
+    losses = {
+        "fractions": [0.0, 0.5, 1.0],
+        "train": [0.1, 0.2, 0.9],
+        "test": test,
+        "quadratic": [0.1, 0.15, 0.3],
+        "with_slope": [0.1, 0.17, 0.34],
+    }
+    plots.plot_loss_path(tmp_path / "new" / "path.png", losses, "prune 1")
+    width, height = size(tmp_path / "new" / "path.png")
+    assert 1000 <= width <= 1300
+    assert 500 <= height <= 800
+
+
 def test_the_settings_of_the_caller_stay(tmp_path: Path) -> None:
     before = dict(matplotlib.rcParams)
     plots.plot_layer_sparsity(tmp_path / "a.png", THREE, "title")

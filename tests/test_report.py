@@ -25,6 +25,7 @@ ROWS = [
     {"event": "train", "epoch": 1, "step": 9, "loss": NAN, "train_loss": None},
 ]
 STAGE = {
+    "pruner": "prune",
     "epoch": 3.0,
     "step": 1234,
     "target_sparsity": 0.8,
@@ -42,6 +43,7 @@ RESULTS = {
     "dense": {"top1": 93.33, "top5": 99.9, "loss": 0.2},
     "final": {"top1": 91.44, "top5": 99.8, "loss": 0.3},
     "stages": [STAGE, STAGE | {"step": 2345, "top1_before": None}],
+    "macs": {"dense": 40.55e6, "sparse": 8.1234e6},
     "seconds_total": 78.9,
     "peak_rss_bytes": 1_230_000_000,
     "device": {"platform": "cpu", "kind": "a CPU [big]", "count": 2},
@@ -197,7 +199,8 @@ def printed(show: Callable[..., None], content: Any) -> str:
 
 def test_table_shows_every_step() -> None:
     text = printed(report.print_table, RESULTS)
-    lines = {line.split("│")[1].strip(): line for line in text.splitlines()[5:-2]}
+    rows = [line for line in text.splitlines() if line.startswith("│")]
+    lines = {line.split("│")[1].strip(): line for line in rows}
     for label, figures in {
         "dense": ["93.33"],
         "prune 1": [" 3 ", "1234", "80.00", "79.99", "92.11", "88.22", "4.6"],
@@ -207,8 +210,48 @@ def test_table_shows_every_step() -> None:
         assert all(figure in lines[label] for figure in figures), lines[label]
     assert "woodfisher, target sparsity 90.00 %" in text
     assert "26,000 of 260,000" in text
+    assert "8.123 of 40.55 M" in " ".join(text.split())
     assert "1.23 GB" in text
     assert max(map(len, text.splitlines())) <= 80
+
+
+def test_a_target_in_macs_has_no_sparsity() -> None:
+    unknown = RESULTS | {"target_sparsity": None, "macs": None}
+    text = printed(report.print_table, unknown)
+    assert "target sparsity - %" in text
+    assert "multiply-accumulates" not in text
+
+
+COSTS = {"a/kernel": 100.0, "b/kernel": 1.0}
+PARAMS = {
+    "a": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(4)},
+    "b": {"kernel": jnp.ones((5, 2))},
+}
+MASKS = {
+    "a/kernel": jnp.arange(6).reshape(2, 3) < 2,
+    "a/bias": jnp.array([True, False, False, False]),
+}
+
+
+def test_macs_count_what_masks_leave(tmp_path: Path) -> None:
+    record = report.macs_record(COSTS, PARAMS, MASKS)
+    assert record["macs"] == {"dense": 610, "sparse": 210}
+    rows = {row["path"]: row for row in record["layers"]}
+    assert rows["a/bias"]["nonzero"] == 1
+    assert rows["a/bias"]["dense"] == 0
+    assert rows["b/kernel"]["sparse"] == 10
+    report.write_layers(tmp_path, record["layers"])
+    with (tmp_path / "layers.csv").open(newline="") as file:
+        table = {line["path"]: line for line in csv.DictReader(file)}
+    assert table["a/kernel"]["nonzero"] == "2"
+    text = printed(report.print_layers, record["layers"])
+    (total,) = [line for line in text.splitlines() if "│ all" in line]
+    assert "20" in total
+    assert "13" in total
+
+
+def test_macs_that_cannot_be_counted_are_none() -> None:
+    assert report.macs_record(None, PARAMS, MASKS) == {"macs": None, "layers": []}
 
 
 def test_comparison_has_a_line_a_run() -> None:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -235,16 +236,142 @@ def test_each_method_runs(tmp_path: Path, method: str) -> None:
     assert results["sparsity"] == pytest.approx(0.8, abs=1e-3)
 
 
-def test_true_fisher_draws_other_labels(tmp_path: Path) -> None:
-    config = small(prune__true_fisher=True, dense__epochs=0)
-    plan, (variables, masks) = prepare(config, quiet)
-    state = train.TrainState(variables["params"], {}, masks, ())
-    drawn = train.fisher_batch(plan, state, 0)
-    given = train.fisher_batch(plan._replace(config=small()), state, 0)
-    np.testing.assert_array_equal(drawn["image"], given["image"])
-    assert (drawn["label"] != given["label"]).any()
-    again = train.fisher_batch(plan, state, 0)
-    np.testing.assert_array_equal(drawn["label"], again["label"])
+def interrupted(run: Callable[[], Any], stop_after: int) -> None:
+    """Runs until a number of checkpoints are saved."""
+    saves, save = [], checkpoint.save
+
+    def stopping(*arguments: Any) -> None:
+        if len(saves) == stop_after:
+            raise KeyboardInterrupt
+        saves.append(None)
+        save(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "save", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            run()
+
+
+TWO = {
+    "dense__epochs": 1,
+    "train__epochs": 2,
+    "train__optimizer": {"name": "adamw"},
+    "prune__prunable": "fc1",
+    "prune__end": 1,
+    "prune_2": {"prunable": "fc2", "method": "magni", "target_sparsity": 0.5},
+}
+
+
+def test_two_pruners_prune_their_own_weights_and_resume(tmp_path: Path) -> None:
+    config = small(**TWO)
+    whole = train.run(config, tmp_path / "whole")
+    steps = [(s["pruner"], s["epoch"]) for s in whole["stages"]]
+    names = ["prune", "prune_2"]
+    assert steps == [(name, epoch) for epoch in (1, 2) for name in names]
+    assert whole["sparsity_by_path"] == pytest.approx(
+        {"fc1/kernel": 0.8, "fc2/kernel": 0.5}, abs=1e-3
+    )
+    assert whole["method"] == "woodfisherblock + magni"
+    expected = (0.8 * 1024 + 0.5 * 160) / 1184
+    assert whole["target_sparsity"] == pytest.approx(expected)
+    # After the first of two pruners that share a step.
+    interrupted(lambda: train.run(config, tmp_path / "cut"), 3)
+    again = train.run(config, tmp_path / "cut")
+    same_bits(saved(tmp_path / "cut", config)[0], saved(tmp_path / "whole", config)[0])
+    assert again["final"] == whole["final"]
+
+
+def test_repeated_one_shot_prunes_in_turn_and_trains_after(tmp_path: Path) -> None:
+    config = small(
+        dense__epochs=1,
+        train__epochs=1,
+        prune__repeated_one_shot=True,
+        prune__end=3,
+        prune__degree=1.0,
+        prune__initial_sparsity=0.5,
+    )
+    results = train.run(config, tmp_path)
+    levels = [stage["sparsity"] for stage in results["stages"]]
+    assert levels == pytest.approx([0.5, 0.6, 0.7, 0.8], abs=2e-3)
+    assert {stage["epoch"] for stage in results["stages"]} == {1}
+    before, after = (
+        [stage[f"top1_{side}"] for stage in results["stages"]]
+        for side in ("before", "after")
+    )
+    assert before[1:] == after[:-1]
+    assert report.read_metrics(tmp_path)[-1]["event"] == "train"
+
+
+def test_repeated_one_shot_from_dense_is_each_one_shot(tmp_path: Path) -> None:
+    changes = {"dense__epochs": 1, "train__epochs": 0, "prune__redraw_samples": False}
+    turns = {
+        "prune__repeated_one_shot": True,
+        "prune__from_dense": True,
+        "prune__end": 1,
+        "prune__initial_sparsity": 0.5,
+    }
+    config = small(**changes, **turns)
+    interrupted(lambda: train.run(config, tmp_path / "turns"), 3)
+    turns = train.run(config, tmp_path / "turns")
+    for number, sparsity in enumerate((0.5, 0.8)):
+        once = {
+            "prune__one_shot": True,
+            "prune__target_sparsity": sparsity,
+            "prune__initial_sparsity": 0.0,
+        }
+        alone = train.run(small(**changes, **once), tmp_path / f"{sparsity}")
+        for key in ("top1_before", "top1_after", "train_loss_after"):
+            assert turns["stages"][number][key] == alone["stages"][0][key]
+    same_bits(
+        saved(tmp_path / "turns", config)[0]["params"],
+        saved(tmp_path / "0.8", config)[0]["params"],
+    )
+
+
+def test_losses_and_diagnostics_are_in_the_results(tmp_path: Path) -> None:
+    config = small(
+        prune__one_shot=True, prune__diagnostics=True, prune__loss_path_steps=3
+    )
+    (stage,) = train.run(config, tmp_path)["stages"]
+    path = stage["loss_path"]
+    assert path["fractions"] == [0, 1 / 3, 2 / 3, 1]
+    assert path["train"][0] == stage["train_loss_before"]
+    assert path["train"][-1] == pytest.approx(stage["train_loss_after"], rel=1e-4)
+    assert len(path["test"]) == len(path["quadratic"]) == 4
+    model = path["with_slope"][-1] - path["with_slope"][0]
+    # The method's own Fisher has the damping and no blocks that meet.
+    assert stage["predicted_loss_increase"] > 0
+    assert model > 0
+    assert 0 < stage["magnitude_overlap"] < 1
+    assert stage["fisher_trace"].keys() == {"fc1/kernel", "fc2/kernel"}
+    assert (tmp_path / "loss_path_1.png").stat().st_size > 1000
+
+
+def test_multiply_accumulates_are_in_the_results(finished: tuple[Path, dict]) -> None:
+    workdir, results = finished
+    assert results["macs"]["dense"] == 64 * 16 + 16 * 10
+    assert results["macs"]["sparse"] == results["nonzero"]
+    assert [row["path"] for row in results["layers"]] == ["fc1/kernel", "fc2/kernel"]
+    assert results["stages"][-1]["macs"] == results["nonzero"]
+    assert (workdir / "layers.csv").read_text().startswith("path,size,nonzero")
+
+
+def test_macs_can_be_the_target_of_a_schedule(tmp_path: Path) -> None:
+    """1,184 to 200 multiply-accumulates, from those at the first step's sparsity."""
+    target = 200e-6
+    config = small(
+        dense__epochs=1,
+        train__epochs=2,
+        prune__method="woodfisherblock_flops",
+        prune__flops_target=target,
+    )
+    results = train.run(config, tmp_path)
+    first = results["stages"][0]["macs"]
+    assert results["stages"][0]["sparsity"] == pytest.approx(0.3, abs=1e-3)
+    way = [200 + (first - 200) * (1 - t / 2) ** 3 for t in (0, 1, 2)]
+    assert [s["macs"] for s in results["stages"]] == pytest.approx(way, abs=1)
+    assert results["target_sparsity"] is None
+    assert results["macs"]["sparse"] == 200
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
@@ -279,11 +406,11 @@ def test_weight_decay_goes_off_after_the_last_pruning_step() -> None:
     state = train.TrainState(params, {}, masks, plan.train.tx.init(params))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "train_step", step)
-        log.stages = [{}]
+        log.stages = [{"pruner": "prune"}]
         train.train_segment(plan, state, log)
         assert all(seen)
         seen.clear()
-        log.stages = [{}] * 3
+        log.stages = [{"pruner": "prune"}] * 3
         train.train_segment(plan, state, log)
         assert not any(seen)
 

@@ -23,8 +23,9 @@ from woodfisher_jax.pruning.masks import (
     sparsity_by_path,
 )
 from woodfisher_jax.pruning.methods import METHODS
+from woodfisher_jax.pruning.needs import Needs
 from woodfisher_jax.pruning.prune import PruneInfo, plan_pruning, prune
-from woodfisher_jax.pruning.resources import MemoryLimitError, Needs
+from woodfisher_jax.pruning.resources import MemoryLimitError
 
 __all__ = [
     "METHODS",

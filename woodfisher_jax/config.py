@@ -1,195 +1,65 @@
-"""What a run is: frozen dataclasses with their defaults, checked once at the start.
+"""A config from a file's values, checked once at the start.
 
-A config file states only what differs from these defaults. A duration carries its unit
-in its name, or in ``PruneConfig.unit``.
+The sections and their defaults are in :mod:`woodfisher_jax.sections`.
 """
 
 import dataclasses
 import difflib
+import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from woodfisher_jax.optimizer import LR_SCHEDULES, optimizer_settings
 from woodfisher_jax.pruning.fisher import SOLVERS
-from woodfisher_jax.pruning.methods import METHODS, method_named, scope_of
-from woodfisher_jax.pruning.schedules import Stage, gradual, one_shot
+from woodfisher_jax.pruning.flops import RESCALINGS
+from woodfisher_jax.pruning.hessian import ESTIMATORS
+from woodfisher_jax.pruning.methods import (
+    METHODS,
+    check_options,
+    method_named,
+    scope_of,
+)
+from woodfisher_jax.pruning.recompute import SCHEDULES, degree_of
 from woodfisher_jax.pruning.settings import STORE_DTYPES, STORES
+from woodfisher_jax.sections import (
+    Config,
+    DataConfig,
+    ModelConfig,
+    OptimizerConfig,
+    PruneConfig,
+    TrainConfig,
+)
 
-LR_SCHEDULES = ("constant", "step", "exponential", "cosine")
+__all__ = [
+    "OPEN_GROUPS",
+    "Config",
+    "ConfigError",
+    "DataConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "PruneConfig",
+    "TrainConfig",
+    "check_key",
+    "field_types",
+    "from_dict",
+    "is_pruner",
+    "to_dict",
+    "value_type",
+]
+
+OPEN_GROUPS = ("config.model", "config.dense.optimizer", "config.train.optimizer")
+"""Groups of a name and whatever settings what is named takes."""
 
 
 class ConfigError(ValueError):
     """A config that cannot be run; the message names the field."""
 
 
-@dataclasses.dataclass(frozen=True)
-class DataConfig:
-    """Where examples come from.
-
-    Attributes:
-        name: A data set: digits, mnist or cifar10.
-        dir: Folder of TFDS-prepared data; default the environment variable
-            TFDS_DATA_DIR, or TFDS's own default.
-        augment: Random crops and flips in training, where the data set has them.
-    """
-
-    name: str = "digits"
-    dir: str | None = None
-    augment: bool = True
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelConfig:
-    """Which network.
-
-    Attributes:
-        name: A row of ``woodfisher_jax.models.MODELS``.
-        settings: Its keyword arguments; in a config file any further key of ``model``.
-    """
-
-    name: str = "mlp"
-    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainConfig:
-    """SGD with momentum for a number of epochs.
-
-    Attributes:
-        epochs: Passes over the training set.
-        batch_size: Examples a step.
-        learning_rate: At the start.
-        momentum: Of SGD.
-        weight_decay: On all parameters, added to the gradient.
-        schedule: constant; step (times decay_rate at decay_start_epoch and each
-            decay_every_epochs after); exponential (the same, smoothly, from
-            decay_start_epoch); cosine (to 0 over all epochs).
-        decay_rate: Factor of step and exponential.
-        decay_start_epoch: First epoch at the lower rate (step), or where it starts.
-        decay_every_epochs: Epochs between two factors.
-        label_smoothing: Share of the target that is spread over all classes, [0, 1).
-        weight_decay_after_pruning: Whether weight decay stays on after the last pruning
-            step.
-    """
-
-    epochs: int = 0
-    batch_size: int = 64
-    learning_rate: float = 0.01
-    momentum: float = 0.9
-    weight_decay: float = 0.0
-    schedule: str = "constant"
-    decay_rate: float = 0.1
-    decay_start_epoch: int = 1
-    decay_every_epochs: int = 1
-    label_smoothing: float = 0.0
-    weight_decay_after_pruning: bool = True
-
-
-@dataclasses.dataclass(frozen=True)
-class PruneConfig:
-    """When, how far and by which method to prune.
-
-    Attributes:
-        method: A row of ``woodfisher_jax.METHODS``.
-        target_sparsity: Of the prunable weights at the end, [0, 1).
-        initial_sparsity: At the first step; 0 leaves the step at ``start`` out.
-        one_shot: Prune once, straight to the target, and do not retrain.
-        unit: What start, end and frequency count: epochs or steps (of ``train``).
-        start: Of the schedule.
-        end: Of the schedule; the target is reached here.
-        frequency: Time between pruning steps.
-        degree: Exponent of the schedule; 3 is the paper's.
-        num_samples: N, gradients in the Fisher.
-        batch_size: m, examples each gradient is the mean over.
-        microbatch_size: Most examples whose gradients a device forms at once; default
-            64, or as many as fit.
-        damping: λ on the Fisher's diagonal.
-        block_size: c, weights a block; default whole tensors.
-        scope: global or layer; default the method's own.
-        scale_update: Factor on the update of the remaining weights; 0 for none.
-        solver: auto, sample_space, dense or recursion.
-        store: Where gradients wait between statistic and update: auto, device, host,
-            disk or recompute.
-        store_dtype: float32 or bfloat16.
-        store_dir: Parent of the folder for gradients on disk; default the system's
-            folder for temporary files.
-        memory_limit_gb: Most memory for a pruning step to take, in 1e9 bytes; default
-            what is free.
-        prunable: Regular expression on parameter paths; default arrays of two or more
-            dimensions.
-        true_fisher: Draw the labels of Fisher samples from the model.
-        augment: Augment the Fisher samples as in training.
-    """
-
-    method: str = "woodfisherblock"
-    target_sparsity: float = 0.9
-    initial_sparsity: float = 0.0
-    one_shot: bool = False
-    unit: str = "epochs"
-    start: int = 0
-    end: int = 0
-    frequency: int = 1
-    degree: float = 3.0
-    num_samples: int = 100
-    batch_size: int = 1
-    microbatch_size: int | None = None
-    damping: float = 1e-5
-    block_size: int | None = None
-    scope: str | None = None
-    scale_update: float = 1.0
-    solver: str = "auto"
-    store: str = "auto"
-    store_dtype: str = "float32"
-    store_dir: str | None = None
-    memory_limit_gb: float | None = None
-    prunable: str | None = None
-    true_fisher: bool = False
-    augment: bool = False
-
-    @property
-    def stages(self) -> tuple[Stage, ...]:
-        """The pruning steps, in ``unit`` since the start of ``train``."""
-        if self.one_shot:
-            return one_shot(self.target_sparsity)
-        return gradual(
-            self.start,
-            self.end,
-            self.frequency,
-            self.initial_sparsity,
-            self.target_sparsity,
-            self.degree,
-        )
-
-
-@dataclasses.dataclass(frozen=True)
-class Config:
-    """A whole run.
-
-    Attributes:
-        seed: Of the initial weights, the order of examples and the Fisher samples.
-        init_from: A PyTorch checkpoint (or .npz, .safetensors) of the dense network; it
-            takes the place of training it.
-        compare_with: Methods to run after the main one on the same schedule.
-        checkpoint_every_epochs: Besides a checkpoint after every pruning step.
-        eval_batch_size: Examples a step of evaluation.
-        data: See :class:`DataConfig`.
-        model: See :class:`ModelConfig`.
-        dense: Training of the dense network, unless ``init_from`` is given.
-        train: Training during and after pruning.
-        prune: See :class:`PruneConfig`.
-    """
-
-    seed: int = 0
-    init_from: str | None = None
-    compare_with: tuple[str, ...] = ()
-    checkpoint_every_epochs: int = 1
-    eval_batch_size: int = 1000
-    data: DataConfig = DataConfig()
-    model: ModelConfig = ModelConfig()
-    dense: TrainConfig = TrainConfig()
-    train: TrainConfig = TrainConfig()
-    prune: PruneConfig = PruneConfig()
+def is_pruner(key: str) -> bool:
+    """Whether a key of a config file names a further pruner, as ``prune_2`` does."""
+    return re.fullmatch(r"prune_\d+", key) is not None
 
 
 def field_types(section: type) -> dict[str, Any]:
@@ -207,11 +77,25 @@ def value_type(annotation: Any) -> tuple[type, bool]:
 
 def to_dict(config: Config) -> dict[str, Any]:
     """The config as nested dicts of plain values, as it is written to files."""
-    values = dataclasses.asdict(config)
-    model = values["model"]
-    values["model"] = {"name": model["name"], **model["settings"]}
-    values["compare_with"] = list(config.compare_with)
+    values = _plain_dict(dataclasses.asdict(config))
+    del values["also_prune"]
+    for name, pruner in config.pruners.items():
+        values[name] = _plain_dict(dataclasses.asdict(pruner))
     return values
+
+
+def _plain_dict(section: dict[str, Any]) -> dict[str, Any]:
+    """Nested dicts of a section, with the settings of a name beside it."""
+    if section.keys() == {"name", "settings"}:
+        return {"name": section["name"], **section["settings"]}
+    return {
+        key: _plain_dict(value)
+        if isinstance(value, dict)
+        else list(value)
+        if isinstance(value, tuple)
+        else value
+        for key, value in section.items()
+    }
 
 
 def from_dict(values: Mapping[str, Any]) -> Config:
@@ -224,14 +108,28 @@ def from_dict(values: Mapping[str, Any]) -> Config:
         ConfigError: If a key is unknown (with the nearest known one), a value has the
             wrong type or is out of range, or values contradict one another.
     """
-    config = _section(Config, values, "config")
-    try:
-        _check(config)
-    except ConfigError:
-        raise
-    except ValueError as error:
-        raise ConfigError(f"config.prune: {error}") from error
+    config = _with_pruners(values)
+    _check(config)
     return config
+
+
+def _with_pruners(values: Mapping[str, Any]) -> Config:
+    """The config, further pruners with the values of the first where they have none."""
+    further = sorted((k for k in values if is_pruner(k)), key=lambda k: int(k[6:]))
+    for number, key in enumerate(further, start=2):
+        if key != f"prune_{number}":
+            raise ConfigError(
+                f"config.{key} without config.prune_{number}; expected the sections "
+                "prune, prune_2, prune_3 and so on without a gap"
+            )
+    config = _section(
+        Config, {k: v for k, v in values.items() if k not in further}, "config"
+    )
+    others = [
+        _section(PruneConfig, values[key], f"config.{key}", config.prune)
+        for key in further
+    ]
+    return dataclasses.replace(config, also_prune=tuple(others))
 
 
 def check_key(key: str, known: typing.Iterable[str], where: str) -> None:
@@ -244,24 +142,28 @@ def check_key(key: str, known: typing.Iterable[str], where: str) -> None:
     raise ConfigError(f"{where}.{key} does not exist{hint}")
 
 
-def _section(section: type, values: Mapping[str, Any], where: str) -> Any:
+def _section(
+    section: type, values: Mapping[str, Any], where: str, defaults: Any = None
+) -> Any:
+    """A section from its values; what is absent is as in ``defaults``."""
     if not isinstance(values, Mapping):
         raise ConfigError(f"{where}={values!r}; expected a group of fields")
-    if section is ModelConfig:
-        rest = {key: value for key, value in values.items() if key != "name"}
-        name = _value(str, values.get("name", ModelConfig.name), f"{where}.name")
-        return ModelConfig(name, {k: _plain(v) for k, v in rest.items()})
+    if where in OPEN_GROUPS:
+        rest = {key: _plain(value) for key, value in values.items() if key != "name"}
+        name = _value(str, values.get("name", section().name), f"{where}.name")
+        return section(name, rest)
     hints = field_types(section)
+    known = [key for key in hints if key != "also_prune"]
     fields = {}
     for key, value in values.items():
-        check_key(key, hints, where)
+        check_key(key, known, where)
         annotation = hints[key]
         if dataclasses.is_dataclass(annotation):
             assert isinstance(annotation, type)
             fields[key] = _section(annotation, value, f"{where}.{key}")
-        else:
+        elif value is not None or defaults is None:
             fields[key] = _value(annotation, value, f"{where}.{key}")
-    return section(**fields)
+    return dataclasses.replace(defaults or section(), **fields)
 
 
 def _plain(value: Any) -> Any:
@@ -270,8 +172,8 @@ def _plain(value: Any) -> Any:
 
 def _value(annotation: Any, value: Any, where: str) -> Any:
     expected, optional = value_type(annotation)
-    if value is None and optional:
-        return None
+    if optional and (value is None or value == "None"):
+        return None  # A flag makes a string of it.
     if expected is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if expected is tuple and isinstance(value, (list, tuple)):
@@ -295,80 +197,192 @@ def _check(config: Config) -> None:
         value = getattr(config, name)
         _require(value >= 1, name, value, "1 or more")
     for method in config.compare_with:
-        method_named(method)
+        _named("compare_with", method_named, method)
+        for pruner in config.pruners.values():
+            _named("compare_with", check_options, method, _method_options(pruner))
     _check_train(config.dense, "dense")
     _check_train(config.train, "train")
-    _check_prune(config.prune)
-    stages, prune = config.prune.stages, config.prune
-    if prune.unit == "epochs" and not prune.one_shot and stages:
+    for name, pruner in config.pruners.items():
+        _check_prune(pruner, name)
+        stages = _named(name, lambda pruner=pruner: pruner.stages)
+        if pruner.unit == "epochs" and not pruner.one_shot and stages:
+            _require(
+                stages[-1].time <= config.train.epochs,
+                f"{name}.end",
+                pruner.end,
+                f"at most train.epochs={config.train.epochs}",
+            )
+    if config.also_prune:
+        kinds = {pruner.one_shot for pruner in config.pruners.values()}
         _require(
-            stages[-1].time <= config.train.epochs,
-            "prune.end",
-            prune.end,
-            f"at most train.epochs={config.train.epochs}",
+            len(kinds) == 1,
+            "prune.one_shot",
+            config.prune.one_shot,
+            "the same in all pruners, for there is no training after it",
         )
 
 
+def _named(where: str, call: Callable[..., Any], *arguments: Any) -> Any:
+    """Calls, and gives what is refused the name of the field."""
+    try:
+        return call(*arguments)
+    except ValueError as error:
+        raise ConfigError(f"config.{where}: {error}") from error
+
+
+def _check_fields(
+    section: Any, name: str, fields: tuple[str, ...], least: float, expected: str
+) -> None:
+    """Each field is None or not below the least value."""
+    for field in fields:
+        value = getattr(section, field)
+        _require(value is None or value >= least, f"{name}.{field}", value, expected)
+
+
+def _check_share(value: float, where: str) -> None:
+    _require(0 <= value < 1, where, value, "a number in [0, 1)")
+
+
 def _check_train(train: TrainConfig, name: str) -> None:
-    _require(train.epochs >= 0, f"{name}.epochs", train.epochs, "0 or more")
-    for field in ("batch_size", "decay_every_epochs"):
-        value = getattr(train, field)
-        _require(value >= 1, f"{name}.{field}", value, "1 or more")
     for field in ("learning_rate", "decay_rate"):
         value = getattr(train, field)
         _require(value > 0, f"{name}.{field}", value, "a positive number")
+    counts = ("batch_size", "decay_every_epochs")
+    _check_fields(train, name, counts, 1, "1 or more")
+    amounts = ("epochs", "weight_decay", "decay_start_epoch", "decay_end_epoch")
+    _check_fields(train, name, amounts, 0, "0 or more")
     _require(
         train.schedule in LR_SCHEDULES,
         f"{name}.schedule",
         train.schedule,
         f"one of {list(LR_SCHEDULES)}",
     )
-    for field in ("momentum", "label_smoothing"):
-        value = getattr(train, field)
-        _require(0 <= value < 1, f"{name}.{field}", value, "a number in [0, 1)")
-    for field in ("weight_decay", "decay_start_epoch"):
-        value = getattr(train, field)
-        _require(value >= 0, f"{name}.{field}", value, "0 or more")
-
-
-def _check_prune(prune: PruneConfig) -> None:
+    milestones = train.decay_at_epochs
     _require(
-        prune.method in METHODS, "prune.method", prune.method, f"one of {list(METHODS)}"
+        all(type(epoch) is int and epoch >= 0 for epoch in milestones),
+        f"{name}.decay_at_epochs",
+        milestones,
+        "epochs, such as (30, 60)",
     )
-    scope_of(prune.method, prune.scope)
+    _require(
+        bool(milestones) == (train.schedule == "multistep"),
+        f"{name}.decay_at_epochs",
+        milestones,
+        "epochs with schedule='multistep', and none with any other",
+    )
+    _require(
+        0 <= train.final_learning_rate <= train.learning_rate,
+        f"{name}.final_learning_rate",
+        train.final_learning_rate,
+        f"0 to learning_rate={train.learning_rate}",
+    )
+    _check_share(train.label_smoothing, f"{name}.label_smoothing")
+    _check_optimizer(train.optimizer, f"{name}.optimizer")
+
+
+def _check_optimizer(optimizer: OptimizerConfig, name: str) -> None:
+    known = _named(name, optimizer_settings, optimizer.name)
+    for key, value in optimizer.settings.items():
+        check_key(key, known, f"config.{name}")
+        _require(
+            value is None or isinstance(value, (bool, int, float, str)),
+            f"{name}.{key}",
+            value,
+            "a number, True, False or None",
+        )
+        if key in ("momentum", "b1", "b2", "decay") and value is not None:
+            _check_share(value, f"{name}.{key}")
+
+
+def _method_options(prune: PruneConfig) -> dict[str, Any]:
+    """What makes sense for some methods only."""
+    names = (
+        "centered",
+        "mean_samples",
+        "normalize_update",
+        "pi",
+        "hessian",
+        "flops_power",
+        "flops_per_parameter",
+        "flops_normalize",
+        "flops_target",
+        "recompute",
+    )
+    return {name: getattr(prune, name) for name in names}
+
+
+def _check_prune(prune: PruneConfig, name: str) -> None:
+    def require(condition: bool, field: str, expected: str) -> None:
+        _require(condition, f"{name}.{field}", getattr(prune, field), expected)
+
+    require(prune.method in METHODS, "method", f"one of {list(METHODS)}")
+    _named(name, scope_of, prune.method, prune.scope)
     for field in ("target_sparsity", "initial_sparsity"):
         value = getattr(prune, field)
-        _require(
-            0 <= value < 1, f"prune.{field}", value, "a fraction in [0, 1), such as 0.9"
-        )
-    _require(
+        require(0 <= value < 1, field, "a fraction in [0, 1), such as 0.9")
+    require(
         prune.initial_sparsity <= prune.target_sparsity,
-        "prune.target_sparsity",
-        prune.target_sparsity,
+        "target_sparsity",
         f"at least initial_sparsity={prune.initial_sparsity}",
     )
-    _require(
-        prune.unit in ("epochs", "steps"), "prune.unit", prune.unit, "epochs or steps"
+    require(prune.unit in ("epochs", "steps"), "unit", "epochs or steps")
+    counts = (
+        "num_samples",
+        "batch_size",
+        "microbatch_size",
+        "block_size",
+        "mean_samples",
     )
-    for field in ("num_samples", "batch_size", "microbatch_size", "block_size"):
-        value = getattr(prune, field)
-        _require(value is None or value >= 1, f"prune.{field}", value, "1 or more")
-    _require(
-        0 < prune.damping < float("inf"),
-        "prune.damping",
-        prune.damping,
-        "a positive number, such as 1e-5",
+    _check_fields(prune, name, counts, 1, "1 or more")
+    amounts = (
+        "batch_norm_samples",
+        "loss_samples",
+        "loss_path_steps",
+        "recompute",
+        "flops_power",
     )
+    _check_fields(prune, name, amounts, 0, "0 or more")
+    require(
+        0 < prune.damping < float("inf"), "damping", "a positive number, such as 1e-5"
+    )
+    _check_share(prune.label_smoothing, f"{name}.label_smoothing")
     for field, choices in (
         ("solver", ["auto", *SOLVERS]),
         ("store", ["auto", *STORES]),
         ("store_dtype", list(STORE_DTYPES)),
+        ("hessian", list(ESTIMATORS)),
+        ("flops_normalize", list(RESCALINGS)),
+        ("recompute_schedule", list(SCHEDULES)),
     ):
+        require(getattr(prune, field) in choices, field, f"one of {choices}")
+    for field in ("memory_limit_gb", "flops_target", "normalize_update"):
         value = getattr(prune, field)
-        _require(value in choices, f"prune.{field}", value, f"one of {choices}")
-    _require(
-        prune.memory_limit_gb is None or prune.memory_limit_gb > 0,
-        "prune.memory_limit_gb",
-        prune.memory_limit_gb,
-        "a positive number, such as 10",
+        require(value is None or value > 0, field, "a positive number or None")
+    _named(name, check_options, prune.method, _method_options(prune))
+    _named(name, degree_of, prune.recompute_schedule, prune.recompute_degree)
+    _check_steps(prune, require)
+
+
+def _check_steps(prune: PruneConfig, require: Callable[..., None]) -> None:
+    """The options of the schedule do not contradict one another."""
+    require(
+        not (prune.one_shot and prune.repeated_one_shot),
+        "repeated_one_shot",
+        "False with one_shot=True, which is a single step",
+    )
+    require(
+        prune.repeated_one_shot or not prune.from_dense,
+        "from_dense",
+        "False without repeated_one_shot=True",
+    )
+    require(
+        not prune.at_launch or (prune.initial_sparsity > 0 and not prune.one_shot),
+        "at_launch",
+        "False without an initial_sparsity above 0, which is pruned to then, and with "
+        "one_shot=True",
+    )
+    require(
+        prune.loss_path_steps == 0 or prune.loss_samples != 0,
+        "loss_path_steps",
+        "0 with loss_samples=0, for there is nothing to measure the loss on",
     )

@@ -15,11 +15,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from woodfisher_jax import checkpoint, data, models
+from woodfisher_jax import checkpoint, data, models, pruners, report
 from woodfisher_jax import config as config_
 from woodfisher_jax.data import DataSet
 from woodfisher_jax.data.batches import test_batches
-from woodfisher_jax.objective import cross_entropy, predict, variables_of
+from woodfisher_jax.objective import (
+    cross_entropy,
+    macs_per_weight,
+    predict,
+    variables_of,
+)
 from woodfisher_jax.pruning import masks as masks_
 
 
@@ -83,7 +88,8 @@ def evaluate_run(
 
     Returns:
         ``top1``, ``top5``, ``loss``, and ``sparsity``, ``nonzero``, ``prunable`` of the
-        masks; ``step`` of the checkpoint.
+        masks; ``step`` of the checkpoint; ``macs`` and ``layers``, as in the results of
+        a run.
 
     Raises:
         ValueError: If the folder holds no run or no checkpoint.
@@ -100,7 +106,7 @@ def evaluate_run(
         "params": variables["params"],
         "batch_stats": variables.get("batch_stats", {}),
         "masks": jax.eval_shape(
-            lambda params: masks_.init_masks(params, config.prune.prunable),
+            lambda params: pruners.init_masks(params, config),
             variables["params"],
         ),
     }
@@ -108,12 +114,17 @@ def evaluate_run(
         choose = {"latest": checkpoint.latest_event, "best": checkpoint.best_event}
         arrays, meta = checkpoint.restore(manager, choose[which](manager), target)
     kept, prunable = masks_.count(arrays["masks"])
+    try:
+        costs = macs_per_weight(model, variables, dataset.train.images.shape[1:])
+    except ValueError:  # The run has said why.
+        costs = None
     return {
         **evaluate(model, arrays["params"], arrays["batch_stats"], dataset),
         "sparsity": (prunable - kept) / prunable,
         "nonzero": kept,
         "prunable": prunable,
         "step": meta["log"]["step"],
+        **report.macs_record(costs, arrays["params"], arrays["masks"]),
     }
 
 
@@ -131,6 +142,11 @@ def cli() -> None:
         help="which checkpoint; best is chosen on the test split (default: latest)",
     )
     parser.add_argument("--data_dir", help="where the data set is, if it has moved")
+    parser.add_argument(
+        "--layers",
+        action="store_true",
+        help="also weights and multiply-accumulates of each layer",
+    )
     arguments = parser.parse_args()
     try:
         found = evaluate_run(arguments.workdir, arguments.which, arguments.data_dir)
@@ -145,6 +161,11 @@ def cli() -> None:
         f"sparsity  {100 * found['sparsity']:.2f} % "
         f"({found['nonzero']:,} of {found['prunable']:,} prunable weights left)"
     )
+    if found["macs"]:
+        sparse, dense = (found["macs"][kind] / 1e6 for kind in ("sparse", "dense"))
+        print(f"M MACs    {sparse:.4g} of {dense:.4g}")
+    if arguments.layers:
+        report.print_layers(found["layers"])
 
 
 if __name__ == "__main__":

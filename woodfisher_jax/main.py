@@ -5,7 +5,9 @@
 Any field of the config is overridden by ``--config.<field>=<value>``.
 """
 
+import ast
 import dataclasses
+import functools
 import logging
 import runpy
 import sys
@@ -58,14 +60,22 @@ def defaults(section: type = Config) -> ml_collections.ConfigDict:
         annotation = config_.field_types(section)[field.name]
         if dataclasses.is_dataclass(annotation) and isinstance(annotation, type):
             values[field.name] = defaults(annotation)
-        elif section is config_.ModelConfig and field.name == "settings":
-            continue
+        elif field.name in ("settings", "also_prune"):
+            continue  # Keys of their own, where a config file has them.
         else:
             expected, _ = config_.value_type(annotation)
             default = field.default
             values[field.name] = (
                 config_dict.placeholder(expected) if default is None else default
             )
+    return values
+
+
+def further_pruner() -> ml_collections.ConfigDict:
+    """The fields of ``prune_2`` and the like; what stays None is as in ``prune``."""
+    values = ml_collections.ConfigDict()
+    for name, annotation in config_.field_types(config_.PruneConfig).items():
+        values[name] = config_dict.placeholder(config_.value_type(annotation)[0])
     return values
 
 
@@ -93,13 +103,15 @@ def load_config(path: str) -> ml_collections.ConfigDict:
         raise ConfigError(f"--config={path}: the file must define get_config()")
     values = get_config(argument) if argument else get_config()
     merged = defaults()
+    for key in filter(config_.is_pruner, values):
+        merged[key] = further_pruner()
     _merge(merged, values, "config")
     return merged.lock()
 
 
 def _merge(target: ml_collections.ConfigDict, values: Mapping, where: str) -> None:
     for key, value in values.items():
-        if where != "config.model":
+        if where not in config_.OPEN_GROUPS:
             config_.check_key(key, target, where)
         if isinstance(target.get(key), ml_collections.ConfigDict):
             _merge(target[key], value, f"{where}.{key}")
@@ -110,6 +122,23 @@ def _merge(target: ml_collections.ConfigDict, values: Mapping, where: str) -> No
                 target[key] = value
             except (TypeError, ValueError) as error:
                 raise ConfigError(f"{where}.{key}={value!r}: {error}") from error
+
+
+def add_settings(arguments: Sequence[str], values: ml_collections.ConfigDict) -> None:
+    """Makes room for settings that overrides add to a model or an optimizer."""
+    for argument in arguments:
+        name, given, text = argument.lstrip("-").partition("=")
+        where, _, key = name.rpartition(".")
+        if not given or where not in config_.OPEN_GROUPS:
+            continue
+        group = functools.reduce(lambda v, k: v[k], where.split(".")[1:], values)
+        if key not in group:
+            try:
+                value = ast.literal_eval(text)
+            except (ValueError, SyntaxError):
+                value = text
+            with group.unlocked():
+                group[key] = value
 
 
 def check_overrides(arguments: Sequence[str], known: ml_collections.ConfigDict) -> None:
@@ -133,6 +162,7 @@ def parse(argv: Sequence[str]) -> list[str]:
     try:
         if len(paths) == 1 and paths[0]:
             values = load_config(paths[0])
+            add_settings(rest[1:], values)
             check_overrides(rest[1:], values)
             config_flags.DEFINE_config_dict("config", values, sys_argv=rest)
             flags.DEFINE_string("config_file", paths[0], "The --config given.")
@@ -175,10 +205,11 @@ def print_plan(config: Config) -> None:
     with progress_bar() as progress:
         plan, given = prepare(config, progress)
         needs = forecast(plan, *given)
-    if needs is None:
-        print(f"method {config.prune.method!r} forms no gradients: nothing to plan")
-    else:
-        report.print_needs(needs)
+    for name, pruner in config.pruners.items():
+        if name in needs:
+            report.print_needs(needs[name])
+        else:
+            print(f"{name}: {pruner.method!r} keeps no gradients: nothing to plan")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -195,10 +226,12 @@ def main(argv: Sequence[str]) -> None:
         folders = {config.prune.method: workdir}
         results = {config.prune.method: run(config, workdir)}
         for method in config.compare_with:
+            first, *others = (
+                dataclasses.replace(pruner, method=method, scope=None)
+                for pruner in config.pruners.values()
+            )
             other = dataclasses.replace(
-                config,
-                prune=dataclasses.replace(config.prune, method=method, scope=None),
-                compare_with=(),
+                config, prune=first, also_prune=tuple(others), compare_with=()
             )
             folders[method] = workdir / f"compare-{method}"
             results[method] = run(other, folders[method])

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
+from woodfisher_jax.pruning import flops
+
 Variables = dict[str, Any]
 """Flax collections: ``params`` and, for models that keep them, ``batch_stats``."""
 
@@ -50,23 +52,53 @@ def predict(
 
 
 @functools.lru_cache(maxsize=8)
-def _frozen_loss(model: nn.Module) -> Callable[[Any, Any, dict], jax.Array]:
+def _frozen_loss(
+    model: nn.Module, label_smoothing: float
+) -> Callable[[Any, Any, dict], jax.Array]:
     # Cached, since jit recognises a function it has compiled by its identity.
     def loss(batch_stats: Any, params: Any, batch: dict) -> jax.Array:
         logits = predict(model, variables_of(params, batch_stats), batch["image"])
-        return jnp.mean(cross_entropy(logits, batch["label"]))
+        return jnp.mean(cross_entropy(logits, batch["label"], label_smoothing))
 
     return loss
 
 
-def frozen_loss(model: nn.Module, batch_stats: Any) -> Partial:
+def frozen_loss(
+    model: nn.Module, batch_stats: Any, label_smoothing: float = 0.0
+) -> Partial:
     """The loss that curvature is taken of: mean cross entropy on running statistics.
 
     Args:
         model: A Linen classifier.
         batch_stats: Its running statistics; new values do not compile anew.
+        label_smoothing: Share of the target that is spread over all classes, [0, 1).
 
     Returns:
         (params, batch) -> scalar, with batch = {"image": ..., "label": ...}.
     """
-    return Partial(_frozen_loss(model), batch_stats)
+    return Partial(_frozen_loss(model, label_smoothing), batch_stats)
+
+
+def macs_per_weight(
+    model: nn.Module, variables: Variables, image_shape: tuple[int, ...]
+) -> dict[str, float]:
+    """Multiply-accumulates that one weight of each tensor costs for one image.
+
+    Args:
+        model: A Linen module.
+        variables: Its variables, or their shapes.
+        image_shape: [h, w, c].
+
+    Returns:
+        From path to a number; tensors that no layer multiplies are not there.
+
+    Raises:
+        ValueError: If the layers of the model cannot be counted.
+    """
+    image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    stats = variables.get("batch_stats", {})
+    return flops.macs_per_weight(
+        lambda params, images: predict(model, variables_of(params, stats), images),
+        variables["params"],
+        image,
+    )

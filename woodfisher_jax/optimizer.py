@@ -1,5 +1,8 @@
-"""SGD by Optax: learning-rate schedules, and optimizer state under masks."""
+"""Optimizers and learning rates of Optax by name; optimizer state under masks."""
 
+import difflib
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -9,6 +12,45 @@ import optax
 from woodfisher_jax.pruning.masks import Masks
 from woodfisher_jax.pruning.paths import Params, replace_leaves
 
+OPTIMIZERS = (
+    "adabelief",
+    "adadelta",
+    "adagrad",
+    "adam",
+    "adamax",
+    "adamw",
+    "amsgrad",
+    "lamb",
+    "lars",
+    "lion",
+    "nadam",
+    "nadamw",
+    "novograd",
+    "radam",
+    "rmsprop",
+    "sgd",
+    "yogi",
+)
+"""Functions of Optax; their keyword arguments are the settings."""
+
+DEFAULTS: dict[str, dict[str, Any]] = {"sgd": {"momentum": 0.9}}
+"""Settings that are not Optax's own defaults."""
+
+# Given by the run, or no plain value.
+_NO_SETTINGS = {"learning_rate", "weight_decay", "mask", "weight_decay_mask"}
+
+LR_SCHEDULES = (
+    "constant",
+    "step",
+    "multistep",
+    "exponential",
+    "linear",
+    "cosine",
+    "cosine_restarts",
+    "cyclic",
+    "one_cycle",
+)
+
 
 def learning_rate(
     name: str,
@@ -16,53 +58,125 @@ def learning_rate(
     *,
     steps_per_epoch: int,
     epochs: int,
-    decay_rate: float,
-    decay_start_epoch: int,
-    decay_every_epochs: int,
+    final: float = 0.0,
+    decay_rate: float = 0.1,
+    decay_start_epoch: int = 1,
+    decay_every_epochs: int = 1,
+    decay_end_epoch: int | None = None,
+    decay_at_epochs: Sequence[int] = (),
 ) -> optax.Schedule:
     """A learning-rate schedule over optimizer steps.
 
     Args:
-        name: constant, step, exponential or cosine.
-        initial: Learning rate of the first step.
+        name: One of :data:`LR_SCHEDULES`.
+        initial: Learning rate of the first step; the highest one of one_cycle.
         steps_per_epoch: Optimizer steps an epoch.
-        epochs: Length of the whole schedule; cosine reaches 0 there.
-        decay_rate: Factor of step and exponential.
+        epochs: Length of the whole schedule.
+        final: Where linear and cosine end, and the lowest of cosine_restarts and
+            cyclic; default 0.
+        decay_rate: Factor of step, multistep and exponential.
         decay_start_epoch: Step: the first epoch at a lower rate. Exponential: where the
             decay begins.
-        decay_every_epochs: Epochs between two factors.
+        decay_every_epochs: Epochs between two factors, or the period of
+            cosine_restarts and cyclic.
+        decay_end_epoch: Step: the last epoch that may begin with a factor.
+            Exponential: where the decay ends. Default none.
+        decay_at_epochs: Multistep: the epochs that begin with a factor.
 
     Returns:
         Step number to learning rate.
+
+    Raises:
+        ValueError: If there is no schedule of that name.
     """
-    if name == "step":
-        drops = range(decay_start_epoch, epochs, decay_every_epochs)
+    length = max(1, epochs * steps_per_epoch)
+    period = decay_every_epochs * steps_per_epoch
+    if name == "constant":
+        return optax.constant_schedule(initial)
+    if name in ("step", "multistep"):
+        last = epochs - 1 if decay_end_epoch is None else decay_end_epoch
+        drops = (
+            decay_at_epochs
+            if name == "multistep"
+            else range(decay_start_epoch, last + 1, decay_every_epochs)
+        )
         return optax.piecewise_constant_schedule(
             initial, {epoch * steps_per_epoch: decay_rate for epoch in drops}
         )
     if name == "exponential":
+        begin, end = decay_start_epoch * steps_per_epoch, None
+        if decay_end_epoch is not None:
+            left = max(0, decay_end_epoch - decay_start_epoch) / decay_every_epochs
+            end = initial * decay_rate**left
         return optax.exponential_decay(
-            initial,
-            decay_every_epochs * steps_per_epoch,
-            decay_rate,
-            transition_begin=decay_start_epoch * steps_per_epoch,
+            initial, period, decay_rate, transition_begin=begin, end_value=end
         )
+    if name == "linear":
+        return optax.linear_schedule(initial, final, length)
     if name == "cosine":
-        return optax.cosine_decay_schedule(initial, max(1, epochs * steps_per_epoch))
-    if name == "constant":
-        return optax.constant_schedule(initial)
-    raise ValueError(
-        f"schedule={name!r}; expected constant, step, exponential or cosine"
-    )
+        return optax.cosine_decay_schedule(initial, length, final / initial)
+    if name == "cosine_restarts":
+        wave = optax.cosine_decay_schedule(initial, period, final / initial)
+        return lambda step: wave(step % period)
+    if name == "cyclic":
+        half = period / 2
+        down = optax.linear_schedule(initial, final, half)
+        return lambda step: down(jnp.abs(step % period - half))
+    if name == "one_cycle":
+        return optax.cosine_onecycle_schedule(length, initial)
+    raise ValueError(f"schedule={name!r}; expected one of {list(LR_SCHEDULES)}")
 
 
-def sgd(
-    schedule: optax.Schedule, momentum: float, weight_decay: float
+def optimizer_settings(name: str) -> tuple[str, ...]:
+    """The settings that an optimizer takes besides learning rate and weight decay.
+
+    Raises:
+        ValueError: If there is no optimizer of that name.
+    """
+    if name not in OPTIMIZERS:
+        close = difflib.get_close_matches(name.lower(), OPTIMIZERS, n=1)
+        hint = f". Did you mean {close[0]!r}?" if close else ""
+        raise ValueError(f"name={name!r}; expected one of {list(OPTIMIZERS)}{hint}")
+    parameters = inspect.signature(getattr(optax, name)).parameters
+    return tuple(key for key in parameters if key not in _NO_SETTINGS)
+
+
+def make_optimizer(
+    name: str,
+    schedule: optax.Schedule,
+    weight_decay: float = 0.0,
+    settings: Mapping[str, Any] | None = None,
 ) -> optax.GradientTransformation:
-    """SGD with momentum; weight decay is added to the gradient, as in PyTorch."""
+    """Builds an optimizer of Optax.
+
+    Weight decay is what the optimizer itself makes of it (decoupled in adamw, lamb,
+    lion and others); where it knows none (sgd, adam, rmsprop), ``weight_decay · w`` is
+    added to the gradient, as in PyTorch. The shape of the state does not depend on it.
+
+    Args:
+        name: One of :data:`OPTIMIZERS`.
+        schedule: Step to learning rate.
+        weight_decay: Factor on the weights; default 0.
+        settings: Further keyword arguments of the function in Optax. Default those of
+            Optax, and a momentum of 0.9 for sgd.
+
+    Raises:
+        ValueError: If there is no such optimizer or it lacks one of the settings.
+    """
+    settings = {**DEFAULTS.get(name, {}), **(settings or {})}
+    known = optimizer_settings(name)
+    for key in settings:
+        if key not in known:
+            close = difflib.get_close_matches(key, known, n=1)
+            hint = f". Did you mean {close[0]!r}?" if close else ""
+            raise ValueError(
+                f"{key}={settings[key]!r}; {name} takes {', '.join(known)}{hint}"
+            )
+    build: Callable[..., optax.GradientTransformation] = getattr(optax, name)
+    if "weight_decay" in inspect.signature(build).parameters:
+        return build(schedule, weight_decay=weight_decay, **settings)
     return optax.chain(
-        optax.add_decayed_weights(weight_decay),
-        optax.sgd(schedule, momentum=momentum),
+        optax.add_decayed_weights(weight_decay), build(schedule, **settings)
     )
 
 
@@ -71,6 +185,9 @@ def mask_state(
 ) -> Any:
     """Sets what the optimizer remembers of pruned weights to zero.
 
+    Whatever has the shape of a weight tensor is masked: momentum, means of gradients
+    and of their squares. A number kept for a whole tensor (novograd) stays.
+
     Args:
         tx: The transformation the state belongs to.
         state: Its state.
@@ -78,9 +195,10 @@ def mask_state(
         masks: From path to bool.
     """
     keep_all = jax.tree.map(lambda leaf: jnp.ones((), bool), params)
-    return optax.tree_map_params(
-        tx,
-        lambda value, mask: jnp.where(mask, value, jnp.zeros((), value.dtype)),
-        state,
-        replace_leaves(keep_all, masks),
-    )
+
+    def masked(value: Any, mask: jax.Array) -> Any:
+        if jnp.ndim(mask) == 0 or jnp.shape(mask) != jnp.shape(value):
+            return value
+        return jnp.where(mask, value, jnp.zeros((), value.dtype))
+
+    return optax.tree_map_params(tx, masked, state, replace_leaves(keep_all, masks))

@@ -1,6 +1,8 @@
 """A config made into a plan: data, model, phases of training, pruning steps."""
 
 import dataclasses
+import logging
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -9,12 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from woodfisher_jax import data, models, optimizer, torch_weights
-from woodfisher_jax.config import Config, ConfigError, TrainConfig
+from woodfisher_jax import data, models, optimizer, pruners, torch_weights
+from woodfisher_jax.config import Config, ConfigError, PruneConfig, TrainConfig
 from woodfisher_jax.data import Progress, batches
-from woodfisher_jax.pruning import masks as masks_
+from woodfisher_jax.objective import macs_per_weight
 from woodfisher_jax.pruning.masks import Masks
-from woodfisher_jax.pruning.schedules import Stage
+
+logger = logging.getLogger(__name__)
 
 
 class Phase(NamedTuple):
@@ -49,6 +52,20 @@ class Phase(NamedTuple):
         return round(self.first_epoch + done, 4)
 
 
+class Stage(NamedTuple):
+    """One pruning step of a run.
+
+    Attributes:
+        time: Global step at which it is due.
+        sparsity: Of the weights of its pruner, after it.
+        pruner: The section of the config: prune, prune_2, ...
+    """
+
+    time: int
+    sparsity: float
+    pruner: str
+
+
 class Plan(NamedTuple):
     """All that a run needs and does not change.
 
@@ -58,8 +75,10 @@ class Plan(NamedTuple):
         model: The Linen module.
         dense: Training of the dense network (no epochs if it was given).
         train: Training from the first pruning step on.
-        stages: Pruning steps; ``time`` is the global step.
+        stages: Pruning steps in order of time.
         progress: Called with (label, done, total).
+        costs: Multiply-accumulates of a weight of each layer, or None where the model
+            cannot be counted.
     """
 
     config: Config
@@ -69,6 +88,7 @@ class Plan(NamedTuple):
     train: Phase
     stages: tuple[Stage, ...]
     progress: Progress
+    costs: Mapping[str, float] | None = None
 
     @property
     def end(self) -> int:
@@ -96,9 +116,21 @@ def prepare(config: Config, progress: Progress) -> tuple[Plan, tuple[Any, Masks]
     if state_dict is not None:
         variables, saved = torch_weights.to_variables(state_dict, variables)
     plan = make_plan(config, dataset, model, progress)
-    selected = masks_.init_masks(variables["params"], config.prune.prunable)
+    selected = pruners.init_masks(variables["params"], config)
     masks = {path: jnp.asarray(saved.get(path, m)) for path, m in selected.items()}
-    return plan, (jax.tree.map(jnp.asarray, variables), masks)
+    variables = jax.tree.map(jnp.asarray, variables)
+    for name, pruner in config.pruners.items():
+        if pruner.batch_norm_samples and "batch_stats" not in variables:
+            raise ConfigError(
+                f"config.{name}.batch_norm_samples={pruner.batch_norm_samples}, but "
+                f"{config.model.name} has no batch norm; expected 0"
+            )
+    try:
+        costs = macs_per_weight(model, variables, dataset.train.images.shape[1:])
+    except ValueError as error:
+        logger.warning("multiply-accumulates are not reported: %s", error)
+        costs = None
+    return plan._replace(costs=costs), (variables, masks)
 
 
 def make_plan(
@@ -109,15 +141,9 @@ def make_plan(
     Raises:
         ConfigError: If a batch or the Fisher samples exceed the training set.
     """
-    pruning = config.prune
-    needed = pruning.num_samples * pruning.batch_size
     available = len(dataset.train.labels)
-    if needed > available:
-        raise ConfigError(
-            f"config.prune: num_samples x batch_size = {pruning.num_samples} x "
-            f"{pruning.batch_size} = {needed} examples, but the training set of "
-            f"{dataset.name} has {available}; lower one of the two"
-        )
+    for name, pruner in config.pruners.items():
+        _check_samples(name, pruner, dataset)
     for name, settings in (("dense", config.dense), ("train", config.train)):
         if settings.batch_size > available:
             raise ConfigError(
@@ -133,22 +159,53 @@ def make_plan(
     )
     once = dataclasses.replace(config.train, epochs=0)
     train = make_phase(
-        once if pruning.one_shot else config.train,
+        once if config.prune.one_shot else config.train,
         dataset,
         first_step=dense.last_step,
         first_epoch=dense.settings.epochs,
     )
-    unit = train.steps_per_epoch if pruning.unit == "epochs" else 1
-    stages = tuple(
-        Stage(train.first_step + stage.time * unit, stage.sparsity)
-        for stage in pruning.stages
-    )
+    stages = [
+        stage
+        for name, pruner in config.pruners.items()
+        for stage in _stages(name, pruner, train)
+    ]
+    # Sorting keeps the order of the pruners where they share a time.
+    stages.sort(key=lambda stage: stage.time)
+    return Plan(config, dataset, model, dense, train, tuple(stages), progress)
+
+
+def _check_samples(name: str, pruner: PruneConfig, dataset: data.DataSet) -> None:
+    """The training set has the examples that a pruner asks for."""
+    available = len(dataset.train.labels)
+    needed = pruner.num_samples * pruner.batch_size
+    if needed > available:
+        raise ConfigError(
+            f"config.{name}: num_samples x batch_size = {pruner.num_samples} x "
+            f"{pruner.batch_size} = {needed} examples, but the training set of "
+            f"{dataset.name} has {available}; lower one of the two"
+        )
+    for field in ("mean_samples", "batch_norm_samples", "loss_samples"):
+        number = getattr(pruner, field)
+        if number is not None and number > available:
+            raise ConfigError(
+                f"config.{name}.{field}={number}; expected at most the {available} "
+                f"training examples of {dataset.name}"
+            )
+
+
+def _stages(name: str, pruner: PruneConfig, train: Phase) -> list[Stage]:
+    """The steps of one pruner over global steps."""
+    unit = train.steps_per_epoch if pruner.unit == "epochs" else 1
+    stages = [
+        Stage(train.first_step + time * unit, sparsity, name)
+        for time, sparsity in pruner.stages
+    ]
     if stages and stages[-1].time > train.last_step:
         raise ConfigError(
-            f"config.prune.end={pruning.end} steps; expected at most the "
+            f"config.{name}.end={pruner.end} steps; expected at most the "
             f"{train.last_step - train.first_step} steps of config.train"
         )
-    return Plan(config, dataset, model, dense, train, stages, progress)
+    return stages
 
 
 def make_phase(
@@ -161,16 +218,20 @@ def make_phase(
         settings.learning_rate,
         steps_per_epoch=steps_per_epoch,
         epochs=settings.epochs,
+        final=settings.final_learning_rate,
         decay_rate=settings.decay_rate,
         decay_start_epoch=settings.decay_start_epoch,
         decay_every_epochs=settings.decay_every_epochs,
+        decay_end_epoch=settings.decay_end_epoch,
+        decay_at_epochs=settings.decay_at_epochs,
     )
+    name, options = settings.optimizer.name, settings.optimizer.settings
     return Phase(
         settings,
         first_step,
         steps_per_epoch,
         first_epoch,
         schedule,
-        optimizer.sgd(schedule, settings.momentum, settings.weight_decay),
-        optimizer.sgd(schedule, settings.momentum, 0.0),
+        optimizer.make_optimizer(name, schedule, settings.weight_decay, options),
+        optimizer.make_optimizer(name, schedule, 0.0, options),
     )

@@ -1,4 +1,4 @@
-"""Figures of a run, as PNG files: accuracy along the way, sparsity of the layers.
+"""Figures of a run, as PNG files: accuracy, sparsity of the layers, loss on the way.
 
 The figures are made without pyplot, which keeps a global list of them and may look for
 a display.
@@ -117,6 +117,44 @@ def compare_layer_sparsity(
                 clip_on=False,  # A dot at 0 or 100 % stays whole.
             )
         figure.legend(loc="outside lower center", ncols=3)
+        _write(figure, path)
+
+
+def plot_loss_path(
+    path: PathLike, losses: Mapping[str, Sequence[float]], title: str
+) -> None:
+    """Plots the loss from the weights before a pruning step to those after it.
+
+    Args:
+        path: the PNG to write; its folder is created where absent.
+        losses: ``fractions`` of the way from 0 to 1, and at each of them the loss:
+            ``train``, ``test`` (may be empty), ``quadratic`` (the local model without
+            a slope) and ``with_slope``.
+        title: stands above the figure.
+    """
+    names = {
+        "train": "training",
+        "quadratic": "quadratic model",
+        "with_slope": "with the slope",
+        "test": "test",
+    }
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(7.5, 4.2), layout="constrained")
+        axes = figure.subplots()
+        for number, (key, label) in enumerate(names.items()):
+            if losses[key]:
+                axes.plot(
+                    losses["fractions"],
+                    losses[key],
+                    label=label,
+                    color=COLORS[number],
+                    linestyle=DASHES[number],
+                )
+        axes.set_xlabel("share of the way from the old weights to the new")
+        axes.set_ylabel("loss")
+        axes.set_title(title)
+        axes.grid(axis="y")
+        figure.legend(loc="outside lower center", ncols=4)
         _write(figure, path)
 
 

@@ -1,5 +1,6 @@
-"""One pruning step of a run: its Fisher samples, its options, what it needs."""
+"""One pruning step of a run: its samples, options and needs, and what it did."""
 
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -7,104 +8,331 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from woodfisher_jax import optimizer
+from woodfisher_jax import loss_path, optimizer, pruners, report
+from woodfisher_jax.batch_norm import reestimate
 from woodfisher_jax.data import batches
+from woodfisher_jax.evaluate import evaluate
 from woodfisher_jax.objective import frozen_loss, predict, variables_of
-from woodfisher_jax.plan import Plan
+from woodfisher_jax.plan import Plan, Stage
+from woodfisher_jax.pruning import flops
 from woodfisher_jax.pruning import prune as prune_
 from woodfisher_jax.pruning.gradients import sample_labels
 from woodfisher_jax.pruning.masks import Masks
 from woodfisher_jax.pruning.methods import METHODS
-from woodfisher_jax.pruning.prune import PruneInfo
-from woodfisher_jax.pruning.resources import Needs
+from woodfisher_jax.pruning.needs import Needs
+from woodfisher_jax.pruning.paths import leaves_by_path, replace_leaves
+from woodfisher_jax.sections import PruneConfig
 from woodfisher_jax.train_step import TrainState
+
+PASSED = (
+    "method",
+    "scope",
+    "flops_power",
+    "flops_per_parameter",
+    "flops_normalize",
+    "damping",
+    "centered",
+    "pi",
+    "hessian",
+    "num_samples",
+    "batch_size",
+    "microbatch_size",
+    "block_size",
+    "scale_update",
+    "normalize_update",
+    "recompute",
+    "recompute_schedule",
+    "recompute_degree",
+    "solver",
+    "store",
+    "store_dtype",
+    "store_dir",
+    "diagnostics",
+)
+"""Fields that are arguments of :func:`woodfisher_jax.prune` by the same name."""
+
+REPORTED = (
+    "saliency_sum",
+    "predicted_loss_increase",
+    "gradient_term",
+    "magnitude_overlap",
+    "magnitude_correlation",
+    "fisher_trace",
+)
+"""What of a :class:`PruneInfo` goes into the results where it is known."""
 
 
 def prune_state(
-    plan: Plan, state: TrainState, sparsity: float, draw: int
-) -> tuple[TrainState, PruneInfo]:
-    """Prunes params, and the masks and optimizer state with them."""
+    plan: Plan, state: TrainState, stage: Stage, done: Sequence[Mapping[str, Any]]
+) -> tuple[TrainState, dict[str, Any]]:
+    """Prunes params, and the masks and optimizer state with them.
+
+    Args:
+        plan: The run.
+        state: Before the step.
+        stage: The step.
+        done: Records of the pruning steps before it.
+
+    Returns:
+        The new state, and a record of what was done.
+    """
+    pruner, draw = plan.config.pruners[stage.pruner], len(done)
+    earlier = [record for record in done if record["pruner"] == stage.pruner]
+    paths = pruners.selected_paths(state.params, pruner)
+    if pruner.from_dense:
+        state = _from_dense(state, paths, first=not earlier)
+    macs = None
+    if plan.costs is not None:
+        macs = flops.sparse_macs(plan.costs, state.params, state.masks)
+    goal = _goal(pruner, stage, earlier, macs)
     params, masks, info = prune_.prune(
-        frozen_loss(plan.model, state.batch_stats),
+        _fisher_loss(plan, pruner, state.batch_stats),
         state.params,
-        fisher_batch(plan, state, draw),
-        sparsity=sparsity,
-        masks=state.masks,
+        _fisher_source(plan, pruner, state, draw),
+        mean_samples=_mean_samples(plan, pruner, draw),
+        masks={path: state.masks[path] for path in paths},
         progress=plan.progress,
-        **options(plan),
+        **goal,
+        **options(plan, pruner),
     )
     if len(jax.local_devices()) > 1:
         # Pruning is spread over devices; training is not.
         params, masks = jax.tree.map(jnp.asarray, jax.device_get((params, masks)))
+    masks = {path: masks.get(path, mask) for path, mask in state.masks.items()}
+    record = {
+        "pruner": stage.pruner,
+        "target_sparsity": goal.get("sparsity"),
+        "target_macs": goal.get("flops_target"),
+        "sparsity": info.sparsity,
+        "macs_before": macs,
+        "macs": plan.costs and flops.sparse_macs(plan.costs, params, masks),
+        **_losses(plan, pruner, state, params, draw),
+        **{n: v for n in REPORTED if (v := getattr(info, n)) is not None},
+        "seconds_gradients": info.seconds_gradients,
+        "seconds_curvature": info.seconds_curvature,
+        "seconds_update": info.seconds_update,
+        **report.needs_record(info.needs),
+    }
+    batch_stats = _batch_stats(plan, pruner, params, state.batch_stats, draw)
     opt_state = optimizer.mask_state(plan.train.tx, state.opt_state, params, masks)
-    return TrainState(params, state.batch_stats, masks, opt_state), info
+    return TrainState(params, batch_stats, masks, opt_state, state.dense), record
 
 
-def forecast(plan: Plan, variables: Any, masks: Masks) -> Needs | None:
-    """What a pruning step of the run needs; None for methods without gradients.
+def forecast(plan: Plan, variables: Any, masks: Masks) -> dict[str, Needs]:
+    """What a step of each pruner needs; without those that keep no gradients.
 
     Raises:
-        MemoryLimitError: If it does not fit; the message says what would.
+        MemoryLimitError: If one does not fit; the message says what would.
     """
     state = TrainState(
         variables["params"], variables.get("batch_stats", {}), masks, None
     )
-    return prune_.plan_pruning(
-        frozen_loss(plan.model, state.batch_stats),
-        state.params,
-        fisher_batch(plan, state, draw=0),
-        sparsity=plan.config.prune.target_sparsity,
-        masks=masks,
-        **options(plan),
-    )
+    found = {}
+    for name, pruner in plan.config.pruners.items():
+        paths = pruners.selected_paths(state.params, pruner)
+        target = pruner.flops_target
+        goal: dict[str, Any] = (
+            {"flops_target": target} if target else {"sparsity": pruner.target_sparsity}
+        )
+        needs = prune_.plan_pruning(
+            _fisher_loss(plan, pruner, state.batch_stats),
+            state.params,
+            fisher_batch(plan, pruner, state, draw=0),
+            mean_samples=_mean_samples(plan, pruner, draw=0),
+            masks={path: masks[path] for path in paths},
+            **goal,
+            **options(plan, pruner),
+        )
+        if needs is not None:
+            found[name] = needs
+    return found
 
 
-def options(plan: Plan) -> dict[str, Any]:
+def options(plan: Plan, pruner: PruneConfig) -> dict[str, Any]:
     """The options of :func:`woodfisher_jax.prune` that the config sets."""
-    settings = plan.config.prune
-    limit, devices = settings.memory_limit_gb, jax.local_devices()
+    limit, devices = pruner.memory_limit_gb, jax.local_devices()
+    decay = plan.config.train.weight_decay
     return {
-        "method": settings.method,
-        "scope": settings.scope,
-        "damping": settings.damping,
-        "num_samples": settings.num_samples,
-        "batch_size": settings.batch_size,
-        "microbatch_size": settings.microbatch_size,
-        "block_size": settings.block_size,
-        "scale_update": settings.scale_update,
-        "solver": settings.solver,
-        "store": settings.store,
-        "store_dtype": settings.store_dtype,
-        "store_dir": settings.store_dir,
+        **{name: getattr(pruner, name) for name in PASSED},
+        "weight_decay": decay if pruner.damping_plus_weight_decay else 0.0,
         "memory_limit": None if limit is None else limit * 1e9,
         "mesh": Mesh(np.asarray(devices), ("devices",)) if len(devices) > 1 else None,
     }
 
 
+# ------------------------------------------------------------------ how far, from where
+
+
+def _goal(
+    pruner: PruneConfig,
+    stage: Stage,
+    earlier: Sequence[Mapping[str, Any]],
+    macs: float | None,
+) -> dict[str, Any]:
+    """The sparsity of a step, or where MACs are the target those on the way to it.
+
+    ``f(t) = f_T + (f_0 - f_T) (1 - (t - t₀)/(t₁ - t₀))^degree``, with f_0 those of the
+    network before the first step, or after the one to the initial sparsity.
+    """
+    target, first = pruner.target_sparsity, pruner.initial_sparsity
+    left = 0.0 if target == first else (target - stage.sparsity) / (target - first)
+    if pruner.flops_target is None or (left == 1 and first > 0):
+        return {"sparsity": stage.sparsity}
+    if left == 0:
+        return {"flops_target": pruner.flops_target}
+    start = macs
+    if earlier:
+        start = earlier[0]["macs" if first > 0 else "macs_before"]
+    # Without MACs the forecast has refused the target already.
+    assert start is not None
+    way = start / 1e6 - pruner.flops_target
+    return {"flops_target": pruner.flops_target + left * way}
+
+
+def _from_dense(state: TrainState, paths: Sequence[str], first: bool) -> TrainState:
+    """The state before the first step; what other pruners prune stays as it is."""
+    if first:
+        return state._replace(dense=dense_copy(state))
+    leaves, masks = leaves_by_path(state.dense["params"]), state.dense["masks"]
+    return state._replace(
+        params=replace_leaves(state.params, {path: leaves[path] for path in paths}),
+        batch_stats=state.dense["batch_stats"],
+        masks=state.masks | {path: masks[path] for path in paths},
+    )
+
+
+def dense_copy(state: TrainState) -> dict[str, Any]:
+    """What the steps of a repeated one-shot start from."""
+    return {
+        "params": state.params,
+        "batch_stats": state.batch_stats,
+        "masks": state.masks,
+    }
+
+
+# ----------------------------------------------------------------------------- samples
+
+
 def fisher_batch(
-    plan: Plan, state: TrainState, draw: int
+    plan: Plan, pruner: PruneConfig, state: TrainState, draw: int, again: int = 0
 ) -> dict[str, np.ndarray] | None:
     """The examples of one Fisher, with labels of the data or of the model.
 
-    None for methods without a curvature.
+    None for methods that need no examples.
+
+    Args:
+        plan: The run.
+        pruner: Whose Fisher.
+        state: The network, for labels of the model.
+        draw: Which pruning step of the run it is.
+        again: Which recomputation within it.
     """
-    settings, seed = plan.config.prune, plan.config.seed
-    if METHODS[settings.method].curvature is None:
-        return None
-    batch = batches.fisher_samples(
-        plan.dataset,
-        seed=seed,
-        draw=draw,
-        count=settings.num_samples * settings.batch_size,
-        augment=settings.augment,
-    )
-    if settings.true_fisher:
+    count = pruner.num_samples * pruner.batch_size
+    if METHODS[pruner.method].curvature is None:
+        if not pruner.flops_power and pruner.flops_target is None:
+            return None
+        count = 1  # Multiply-accumulates are those of an example.
+    number = _draw(pruner, draw, again)
+    batch = _examples(plan, pruner, number, count)
+    if pruner.true_fisher:
         variables = variables_of(state.params, state.batch_stats)
         logits = [
             predict(plan.model, variables, batch["image"][i : i + 1000])
             for i in range(0, len(batch["label"]), 1000)
         ]
-        key = jax.random.fold_in(jax.random.key(seed), draw)
+        key = jax.random.fold_in(jax.random.key(plan.config.seed), number)
         drawn = sample_labels(key, jnp.concatenate(logits))
         batch = {**batch, "label": np.asarray(drawn)}
     return batch
+
+
+def _draw(pruner: PruneConfig, draw: int, again: int = 0) -> int:
+    return draw * (pruner.recompute + 1) + again if pruner.redraw_samples else 0
+
+
+def _examples(plan: Plan, pruner: PruneConfig, number: int, count: int) -> Any:
+    return batches.fisher_samples(
+        plan.dataset,
+        seed=plan.config.seed,
+        draw=number,
+        count=count,
+        augment=pruner.augment,
+    )
+
+
+def _fisher_source(
+    plan: Plan, pruner: PruneConfig, state: TrainState, draw: int
+) -> Any:
+    """The samples, or where they are drawn anew in a step the function that does it."""
+    if pruner.recompute and pruner.redraw_samples:
+        return lambda again: fisher_batch(plan, pruner, state, draw, again)
+    return fisher_batch(plan, pruner, state, draw)
+
+
+def _mean_samples(plan: Plan, pruner: PruneConfig, draw: int) -> Any:
+    if pruner.mean_samples is None:
+        return None
+    return _examples(plan, pruner, _draw(pruner, draw), pruner.mean_samples)
+
+
+def _fisher_loss(plan: Plan, pruner: PruneConfig, batch_stats: Any) -> Any:
+    return frozen_loss(plan.model, batch_stats, pruner.label_smoothing)
+
+
+# ------------------------------------------------------------------------- afterwards
+
+
+def _losses(
+    plan: Plan, pruner: PruneConfig, before: TrainState, params: Any, draw: int
+) -> dict[str, Any]:
+    """The loss before and after a step, on the batch-norm statistics of before."""
+    size = pruner.batch_size
+    count = pruner.loss_samples
+    count = pruner.num_samples * size if count is None else count
+    if count == 0:
+        return {}
+    loss_fn = _fisher_loss(plan, pruner, before.batch_stats)
+    batch = _examples(plan, pruner, _draw(pruner, draw), count)
+    chunk = plan.config.eval_batch_size
+    record: dict[str, Any] = {
+        "train_loss_before": loss_path.mean_loss(loss_fn, before.params, batch, chunk),
+        "train_loss_after": loss_path.mean_loss(loss_fn, params, batch, chunk),
+    }
+    if pruner.loss_path_steps:
+        path = loss_path.follow(
+            loss_fn,
+            before.params,
+            params,
+            batch,
+            num_steps=pruner.loss_path_steps,
+            batch_size=min(size, count),
+            chunk_size=chunk,
+            test_loss=_test_loss(plan, before.batch_stats),
+        )
+        record["loss_path"] = path._asdict()
+    return record
+
+
+def _test_loss(plan: Plan, batch_stats: Any) -> Callable[[Any], float]:
+    size = plan.config.eval_batch_size
+    return lambda params: evaluate(
+        plan.model, params, batch_stats, plan.dataset, batch_size=size
+    )["loss"]
+
+
+def _batch_stats(
+    plan: Plan, pruner: PruneConfig, params: Any, batch_stats: Any, draw: int
+) -> Any:
+    """Batch-norm statistics after a step: estimated anew where the config says so."""
+    count = pruner.batch_norm_samples
+    if not count:
+        return batch_stats
+    images = batches.batch_norm_batches(
+        plan.dataset,
+        seed=plan.config.seed,
+        draw=draw,
+        count=count,
+        batch_size=plan.config.train.batch_size,
+        augment=pruner.batch_norm_augment and plan.config.data.augment,
+    )
+    return reestimate(plan.model, params, batch_stats, images)

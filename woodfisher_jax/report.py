@@ -29,7 +29,8 @@ from rich.table import Table
 from rich.text import Text
 from tensorboardX import SummaryWriter
 
-from woodfisher_jax.pruning.resources import Needs
+from woodfisher_jax.pruning.flops import LayerMacs, macs_table
+from woodfisher_jax.pruning.needs import Needs
 
 PathLike = str | os.PathLike[str]
 Row = Mapping[str, Any]
@@ -59,6 +60,78 @@ def write_results(workdir: PathLike, results: Mapping[str, Any]) -> None:
     """
     text = json.dumps(_plain(results), indent=2, allow_nan=False)
     _replace(Path(workdir) / "results.json", text + "\n")
+
+
+def macs_record(
+    costs: Mapping[str, float] | None, params: Any, masks: Mapping[str, jax.Array]
+) -> dict[str, Any]:
+    """Multiply-accumulates of one image, for the results.
+
+    Args:
+        costs: of one weight of each layer; None if they could not be counted.
+        params: the pytree, for the shapes.
+        masks: from path to bool.
+
+    Returns:
+        ``macs`` with ``dense`` and ``sparse``, or None; and ``layers``, one object for
+        each layer: ``path``, ``size``, ``nonzero``, ``per_weight``, ``dense`` and
+        ``sparse`` (both multiply-accumulates).
+    """
+    if costs is None:
+        return {"macs": None, "layers": []}
+    # What is pruned but costs nothing (biases) belongs in the table too.
+    rows = macs_table({**costs, **{p: costs.get(p, 0.0) for p in masks}}, params, masks)
+    return {
+        "macs": {
+            "dense": sum(row.dense for row in rows),
+            "sparse": sum(row.sparse for row in rows),
+        },
+        "layers": [row._asdict() for row in rows],
+    }
+
+
+def write_layers(workdir: PathLike, layers: Iterable[Mapping[str, Any]]) -> None:
+    """Writes ``layers.csv``: weights and multiply-accumulates of each layer.
+
+    Args:
+        workdir: the run's folder, created where absent.
+        layers: ``layers`` of `macs_record`.
+    """
+    table = io.StringIO()
+    writer = csv.DictWriter(table, LayerMacs._fields, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(layers)
+    _replace(Path(workdir) / "layers.csv", table.getvalue())
+
+
+def print_layers(
+    layers: Iterable[Mapping[str, Any]], console: Console | None = None
+) -> None:
+    """Prints weights and multiply-accumulates of each layer, and their sums.
+
+    Args:
+        layers: ``layers`` of `macs_record`.
+        console: where to print; by default the standard output.
+    """
+    layers = list(layers)
+    table = Table()
+    table.add_column("layer")
+    for column in ("weights", "left", "sparsity %", "M MACs", "left"):
+        table.add_column(column, justify="right")
+    total: dict[str, Any] = {"path": "all"}
+    for key in ("size", "nonzero", "dense", "sparse"):
+        total[key] = sum(row[key] for row in layers)
+    for row in [*layers, total]:
+        table.add_row(
+            Text(row["path"].removesuffix("/kernel")),
+            f"{row['size']:,}",
+            f"{row['nonzero']:,}",
+            _number(100 * (1 - row["nonzero"] / row["size"])),
+            _number(row["dense"] / 1e6, 3),
+            _number(row["sparse"] / 1e6, 3),
+            style="bold" if row is total else None,
+        )
+    (console or Console()).print(table)
 
 
 def write_metrics(workdir: PathLike, rows: Iterable[Row]) -> None:
@@ -165,9 +238,10 @@ def print_table(results: Mapping[str, Any], console: Console | None = None) -> N
     Args:
         results: the content of ``results.json``: ``method``, ``target_sparsity``;
             ``dense`` and ``final`` with ``top1`` in percent; ``stages``, a list of
-            ``epoch``, ``step``, ``target_sparsity``, ``sparsity``, ``top1_before``,
-            ``top1_after``, ``seconds``; ``sparsity``, ``nonzero``, ``prunable``,
-            ``seconds_total``, ``peak_rss_bytes``, ``device``. Sparsities are fractions.
+            ``pruner``, ``epoch``, ``step``, ``target_sparsity``, ``sparsity``,
+            ``top1_before``, ``top1_after``, ``seconds``; ``sparsity``, ``nonzero``,
+            ``prunable``, ``macs`` (of one image, or None), ``seconds_total``,
+            ``peak_rss_bytes``, ``device``. Sparsities are fractions.
         console: where to print; by default the standard output.
     """
     target = _number(_times_100(results["target_sparsity"]))
@@ -186,7 +260,7 @@ def print_table(results: Mapping[str, Any], console: Console | None = None) -> N
     table.add_row("dense", "", "", "", "", "", _number(results["dense"]["top1"]), "")
     for number, stage in enumerate(results["stages"], 1):
         table.add_row(
-            f"prune {number}",
+            f"{stage['pruner']} {number}",
             f"{stage['epoch']:g}",
             str(stage["step"]),
             _number(_times_100(stage["target_sparsity"])),
@@ -206,9 +280,13 @@ def print_table(results: Mapping[str, Any], console: Console | None = None) -> N
         _number(results["seconds_total"], 1),
         style="bold",
     )
-    device = results["device"]
+    device, macs = results["device"], results["macs"]
+    left = f"{results['nonzero']:,} of {results['prunable']:,} prunable weights"
+    if macs:
+        millions = [f"{macs[kind] / 1e6:.4g}" for kind in ("sparse", "dense")]
+        left += f" and {' of '.join(millions)} M multiply-accumulates"
     table.caption = (
-        f"{results['nonzero']:,} of {results['prunable']:,} prunable weights left; "
+        f"{left} left; "
         f"peak memory {results['peak_rss_bytes'] / 1e9:.2f} GB; "
         f"{device['count']} x {device['kind']}"
     )

@@ -18,18 +18,18 @@ import numpy as np
 from woodfisher_jax import (
     checkpoint,
     plots,
+    pruners,
     report,
 )
 from woodfisher_jax import config as config_
 from woodfisher_jax.config import Config
 from woodfisher_jax.data import batches
 from woodfisher_jax.evaluate import evaluate
-from woodfisher_jax.plan import Plan, prepare
+from woodfisher_jax.plan import Plan, Stage, prepare
 from woodfisher_jax.progress import progress_bar
 from woodfisher_jax.pruning import masks as masks_
 from woodfisher_jax.pruning.masks import Masks
-from woodfisher_jax.pruning.schedules import Stage
-from woodfisher_jax.pruning_step import forecast, prune_state
+from woodfisher_jax.pruning_step import dense_copy, forecast, prune_state
 from woodfisher_jax.train_step import TrainState, train_step
 from woodfisher_jax.workdir import claim_workdir, log_file
 
@@ -84,8 +84,8 @@ def run(config: Config, workdir: Path) -> dict[str, Any]:
     with log_file(workdir), progress_bar() as progress:
         logger.info("workdir %s", workdir)
         plan, given = prepare(config, progress)
-        if plan.stages and (needs := forecast(plan, *given)):
-            logger.info(report.needs_line(needs))
+        for name, needs in forecast(plan, *given).items() if plan.stages else ():
+            logger.info("%s: %s", name, report.needs_line(needs))
         with checkpoint.open_manager(workdir / "checkpoints") as manager:
             results = loop(plan, given, workdir, manager, started)
     return results
@@ -145,13 +145,17 @@ def start_or_resume(
     """The state of the latest checkpoint, or a fresh one."""
     variables, masks = given
     params = masks_.apply_masks(variables["params"], masks)
+    event = checkpoint.latest_event(manager)
+    # Before the dense network is judged, an event is a step of its training.
+    is_dense = event is None or event <= plan.dense.last_step
     fresh = TrainState(
         params,
         variables.get("batch_stats", {}),
         masks,
-        plan.dense.tx.init(params),
+        (plan.dense if is_dense else plan.train).tx.init(params),
     )
-    event = checkpoint.latest_event(manager)
+    if any(pruner.from_dense for pruner in plan.config.pruners.values()):
+        fresh = fresh._replace(dense=dense_copy(fresh))
     if event is None:
         return fresh, Log()
     arrays, meta = checkpoint.restore(manager, event, fresh._asdict())
@@ -200,19 +204,17 @@ def prune_stage(plan: Plan, state: TrainState, log: Log, stage: Stage) -> TrainS
             }
         )
     top1_before = log.rows[-1]["top1"]
-    state, info = prune_state(plan, state, stage.sparsity, draw=len(log.stages))
+    if log.stages and plan.config.pruners[stage.pruner].from_dense:
+        same = [done for done in log.stages if done["pruner"] == stage.pruner]
+        top1_before = same[0]["top1_before"] if same else top1_before
+    state, done = prune_state(plan, state, stage, log.stages)
     after = judge(plan, state)
     record = {
         "epoch": plan.train.epoch_at(log.step),
         "step": log.step,
-        "target_sparsity": stage.sparsity,
-        "sparsity": info.sparsity,
+        **done,
         "top1_before": top1_before,
         "top1_after": after["top1"],
-        "seconds_gradients": info.seconds_gradients,
-        "seconds_curvature": info.seconds_curvature,
-        "seconds_update": info.seconds_update,
-        **report.needs_record(info.needs),
         "seconds": time.perf_counter() - started,
     }
     log.stages.append(record)
@@ -227,8 +229,9 @@ def prune_stage(plan: Plan, state: TrainState, log: Log, stage: Stage) -> TrainS
         }
     )
     logger.info(
-        "pruned to %.4f: top-1 %.2f -> %.2f %%, %.1f s",
-        info.sparsity,
+        "%s: pruned to %.4f: top-1 %.2f -> %.2f %%, %.1f s",
+        stage.pruner,
+        record["sparsity"],
         top1_before,
         after["top1"],
         record["seconds"],
@@ -346,10 +349,10 @@ def save(plan: Plan, state: TrainState, log: Log, manager: Any) -> None:
 def summarize(plan: Plan, state: TrainState, log: Log) -> dict[str, Any]:
     """The content of ``results.json``."""
     kept, prunable = masks_.count(state.masks)
-    stages = plan.stages
+    methods = dict.fromkeys(p.method for p in plan.config.pruners.values())
     return {
-        "method": plan.config.prune.method,
-        "target_sparsity": stages[-1].sparsity if stages else 0.0,
+        "method": " + ".join(methods),
+        "target_sparsity": target_sparsity(plan, state),
         "sparsity": (prunable - kept) / prunable,
         "nonzero": kept,
         "prunable": prunable,
@@ -357,6 +360,7 @@ def summarize(plan: Plan, state: TrainState, log: Log) -> dict[str, Any]:
         "final": {key: log.rows[-1][key] for key in ("top1", "top5", "loss")},
         "stages": log.stages,
         "sparsity_by_path": masks_.sparsity_by_path(state.masks),
+        **report.macs_record(plan.costs, state.params, state.masks),
         "seconds_total": log.seconds,
         "peak_rss_bytes": report.peak_rss_bytes(),
         **report.environment(),
@@ -365,9 +369,26 @@ def summarize(plan: Plan, state: TrainState, log: Log) -> dict[str, Any]:
     }
 
 
+def target_sparsity(plan: Plan, state: TrainState) -> float | None:
+    """Of all prunable weights; None where multiply-accumulates are the target."""
+    goals = {stage.pruner: stage.sparsity for stage in plan.stages}
+    settings = plan.config.pruners
+    if any(settings[name].flops_target for name in goals):
+        return None
+    if len(settings) == 1:
+        return goals.get("prune", 0.0)
+    pruned, prunable = 0.0, masks_.count(state.masks)[1]
+    for name, goal in goals.items():
+        paths = pruners.selected_paths(state.params, settings[name])
+        pruned += goal * sum(state.masks[path].size for path in paths)
+    return pruned / prunable
+
+
 def write_report(workdir: Path, results: dict[str, Any], log: Log) -> None:
-    """Writes results and plots, and prints the table."""
+    """Writes results, tables and plots, and prints the table."""
     report.write_results(workdir, results)
+    if results["layers"]:
+        report.write_layers(workdir, results["layers"])
     name = results["method"]
     plots.plot_accuracy(workdir / "accuracy.png", {name: log.rows})
     plots.plot_layer_sparsity(
@@ -375,4 +396,11 @@ def write_report(workdir: Path, results: dict[str, Any], log: Log) -> None:
         results["sparsity_by_path"],
         f"{name}, {100 * results['sparsity']:.2f} % sparse",
     )
+    for number, stage in enumerate(results["stages"], 1):
+        if "loss_path" in stage:
+            plots.plot_loss_path(
+                workdir / f"loss_path_{number}.png",
+                stage["loss_path"],
+                f"{stage['pruner']} {number}, {100 * stage['sparsity']:.2f} % sparse",
+            )
     report.print_table(results)

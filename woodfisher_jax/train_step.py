@@ -21,12 +21,15 @@ class TrainState(NamedTuple):
         batch_stats: Running statistics, or an empty dict.
         masks: From parameter path to bool, True = kept.
         opt_state: Of Optax; zero for pruned weights.
+        dense: params, batch_stats and masks that the steps of a repeated one-shot start
+            from, or empty.
     """
 
     params: Any
     batch_stats: Any
     masks: Masks
     opt_state: Any
+    dense: Any = ()
 
 
 @functools.partial(jax.jit, static_argnames=("model", "tx", "label_smoothing"))
@@ -59,4 +62,7 @@ def train_step(
     updates, opt_state = tx.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     params = masks_.apply_masks(params, state.masks)
-    return TrainState(params, stats, state.masks, opt_state), value
+    return (
+        state._replace(params=params, batch_stats=stats, opt_state=opt_state),
+        value,
+    )

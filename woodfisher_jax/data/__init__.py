@@ -7,6 +7,7 @@ from woodfisher_jax.data import cifar10, digits, mnist
 from woodfisher_jax.data.array_records import DataMissingError
 from woodfisher_jax.data.batches import (
     Batch,
+    batch_norm_batches,
     fisher_samples,
     normalize,
     steps_per_epoch,
@@ -22,6 +23,7 @@ __all__ = [
     "DataSet",
     "Progress",
     "Split",
+    "batch_norm_batches",
     "fisher_samples",
     "load",
     "normalize",

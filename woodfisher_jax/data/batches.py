@@ -1,9 +1,9 @@
 """Batches of a data set, each a pure function of a seed and its place.
 
-Three streams of random numbers grow from one seed and never meet: the order of the
-training examples, their augmentation, and the choice of the examples that the Fisher
-matrix is estimated from. Nothing is remembered from batch to batch, so a run that
-resumes at any step goes on exactly as if it had not stopped.
+Streams of random numbers grow from one seed and never meet: the order of the training
+examples, their augmentation, and the choice of the examples that the Fisher matrix and
+the batch-norm statistics are estimated from. Nothing is remembered from batch to batch,
+so a run that resumes at any step goes on exactly as if it had not stopped.
 """
 
 import functools
@@ -16,7 +16,7 @@ from woodfisher_jax.data.dataset import DataSet
 Batch = dict[str, np.ndarray]
 """'image' float32 [b, h, w, c] (normalised) and 'label' int32 [b]."""
 
-_ORDER, _AUGMENT, _FISHER, _FISHER_AUGMENT = range(4)
+_ORDER, _AUGMENT, _FISHER, _FISHER_AUGMENT, _NORM, _NORM_AUGMENT = range(6)
 
 
 def normalize(dataset: DataSet, images: np.ndarray) -> np.ndarray:
@@ -143,16 +143,60 @@ def fisher_samples(
             `seed` or `draw` is negative.
     """
     total = len(dataset.train.labels)
-    if count < 1:
-        raise ValueError(f"count: expected 1 or more; got {count}")
     if count > total:
         raise ValueError(
             f"num_samples x batch_size = {count} examples were asked for but the "
             f"training set of {dataset.name} has {total}; lower one of the two"
         )
-    chosen = _stream(seed, _FISHER, draw).permutation(total)[:count]
+    chosen = _choose(dataset, count, _stream(seed, _FISHER, draw))
     rng = _stream(seed, _FISHER_AUGMENT, draw) if augment else None
     return _gather(dataset, chosen, rng)
+
+
+def batch_norm_batches(
+    dataset: DataSet,
+    *,
+    seed: int,
+    draw: int,
+    count: int,
+    batch_size: int,
+    augment: bool = True,
+) -> Iterator[Batch]:
+    """Draws the training examples for one estimate of batch-norm statistics.
+
+    Args:
+        dataset: the data set.
+        seed: zero or above.
+        draw: which estimate it is, zero or above; each draws anew.
+        count: number of examples, drawn without replacement.
+        batch_size: examples in a batch; the last may be smaller.
+        augment: whether to augment, where the data set says how. Default True.
+
+    Returns:
+        An iterator over batches.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size: expected 1 or more; got {batch_size}")
+    chosen = _choose(dataset, count, _stream(seed, _NORM, draw))
+    rng = _stream(seed, _NORM_AUGMENT, draw) if augment else None
+    return (
+        _gather(dataset, chosen[start : start + batch_size], rng)
+        for start in range(0, count, batch_size)
+    )
+
+
+def _choose(dataset: DataSet, count: int, rng: np.random.Generator) -> np.ndarray:
+    """Indices of training examples, drawn without replacement [count]."""
+    total = len(dataset.train.labels)
+    if not 1 <= count <= total:
+        raise ValueError(
+            f"count: expected 1 or more, and at most the {total} training examples of "
+            f"{dataset.name}; got {count}"
+        )
+    return rng.permutation(total)[:count]
 
 
 def _stream(seed: int, *place: int) -> np.random.Generator:

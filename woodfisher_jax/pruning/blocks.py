@@ -6,7 +6,8 @@ into the flat vector, and all its blocks share one compiled function. The index 
 padding: a column of zeros, which decouples from the rest of its block.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import jax
@@ -111,50 +112,110 @@ def unflatten(order: FlatOrder, vector: jax.Array) -> dict[str, jax.Array]:
     return tensors
 
 
-def _chunks(start: int, stop: int, width: int, padding: int) -> np.ndarray:
-    """Indices [ceil((stop - start) / width), width] of contiguous chunks."""
-    number = -(-(stop - start) // width)
-    indices = start + np.arange(number * width, dtype=np.int32)
-    indices[stop - start :] = padding
-    return indices.reshape(number, width)
+def _chunks(indices: np.ndarray, width: int, padding: int) -> np.ndarray:
+    """Cuts indices into rows [ceil(n / width), width], the last one padded."""
+    rows = np.full((-(-len(indices) // width), width), padding, np.int32)
+    rows.reshape(-1)[: len(indices)] = indices
+    return rows
 
 
-def within_tensors(order: FlatOrder, block_size: int | None) -> Layout:
+def _by_tensor(
+    order: FlatOrder, indices: Sequence[np.ndarray], width: int | None
+) -> Layout:
+    """Chunks of each tensor's indices; without a width, each tensor is one block."""
+    longest = max(len(found) for found in indices)
+    groups: dict[int, list[np.ndarray]] = {}
+    for found in indices:
+        if len(found):
+            own = min(width, longest) if width else len(found)
+            groups.setdefault(own, []).append(_chunks(found, own, order.size))
+    return tuple(np.concatenate(chunks) for chunks in groups.values())
+
+
+def within_tensors(
+    order: FlatOrder, block_size: int | None, active: np.ndarray | None = None
+) -> Layout:
     """Chunks of ``block_size`` consecutive weights; no block crosses a tensor border.
 
     Args:
         order: The flat order.
         block_size: Width c of a block; None makes each tensor one block.
+        active: Not used; the blocks stay the same whatever is pruned.
 
     Returns:
         With a block size one group whose last chunks are padded; without one, a group
         for each distinct tensor size.
     """
-    by_width: dict[int, list[np.ndarray]] = {}
-    sizes = np.diff(order.offsets).tolist()
-    for start, size in zip(order.offsets[:-1], sizes, strict=True):
-        if size == 0:
-            continue
-        width = min(block_size, max(sizes)) if block_size else size
-        chunks = _chunks(start, start + size, width, order.size)
-        by_width.setdefault(width, []).append(chunks)
-    return tuple(np.concatenate(chunks) for chunks in by_width.values())
+    del active
+    indices = [np.arange(*bounds) for bounds in pairwise(order.offsets)]
+    return _by_tensor(order, indices, block_size)
 
 
-def full_matrix(order: FlatOrder, block_size: int | None = None) -> Layout:
+def active_within_tensors(
+    order: FlatOrder, block_size: int | None, active: np.ndarray | None = None
+) -> Layout:
+    """Chunks of the weights that are not pruned; they grow as weights go.
+
+    Consecutive active weights of one tensor share a block of ``c_t = floor(c d / n)``
+    for d prunable and n active weights, so that a row of gradients shrinks with n while
+    all inverses together would keep the size c d.
+
+    Args:
+        order: The flat order.
+        block_size: c, the width while nothing is pruned; None makes the active weights
+            of each tensor one block.
+        active: Weights that are not pruned [d], bool; default all.
+
+    Returns:
+        As :func:`within_tensors`; pruned weights are in no block.
+    """
+    if active is None or active.all() or not active.any():
+        return within_tensors(order, block_size)
+    indices = [
+        start + np.flatnonzero(active[start:stop])
+        for start, stop in pairwise(order.offsets)
+    ]
+    number = sum(len(found) for found in indices)
+    grown = block_size * order.size // number if block_size else None
+    return _by_tensor(order, indices, grown)
+
+
+def across_tensors(
+    order: FlatOrder, block_size: int | None, active: np.ndarray | None = None
+) -> Layout:
+    """Chunks of ``block_size`` consecutive weights of the flat vector of all tensors.
+
+    Args:
+        order: The flat order.
+        block_size: Width c of a block; None makes all tensors one block.
+        active: Not used.
+
+    Returns:
+        One group, whose last chunk is padded.
+    """
+    del active
+    width = min(block_size, order.size) if block_size else order.size
+    return (_chunks(np.arange(order.size), width, order.size),)
+
+
+def full_matrix(
+    order: FlatOrder, block_size: int | None = None, active: np.ndarray | None = None
+) -> Layout:
     """One block over all tensors, with the terms that cross them.
 
     Args:
         order: The flat order.
         block_size: If given, the full matrix is cut at tensor borders and every
             ``block_size`` weights, which is :func:`within_tensors`.
+        active: Not used.
 
     Returns:
         One group of one block, or the chunks.
     """
+    del active
     if block_size is not None:
         return within_tensors(order, block_size)
-    return (np.arange(order.size, dtype=np.int32)[None],)
+    return across_tensors(order, None)
 
 
 def gather(vectors: jax.Array, group: jax.Array | np.ndarray) -> jax.Array:

@@ -16,6 +16,7 @@ import fcntl
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -27,6 +28,9 @@ from woodfisher_jax.pruning.panels import Panel, Part
 
 PREFIX = "woodfisher-gradients-"
 LOCK = "lock"
+
+FORGOTTEN_SECONDS = 3600.0
+"""Age from which a folder without a lock is one whose removal was cut short."""
 
 
 class StoreError(OSError):
@@ -46,23 +50,23 @@ def locked_folder(parent: Path | None = None) -> Iterator[Path]:
         StoreError: If the parent is no folder that can be written to.
     """
     parent = Path(tempfile.gettempdir() if parent is None else parent)
-    try:
-        parent.mkdir(parents=True, exist_ok=True)
-        remove_abandoned(parent)
-        folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
-    except OSError as error:
-        raise StoreError(
-            f"store_dir={str(parent)!r}: {error.strerror}; expected a folder that can "
-            "be written to"
-        ) from error
-    with (folder / "making").open("w") as lock:
-        # Locked before it has its name: nobody finds it without its lock.
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        (folder / "making").rename(folder / LOCK)
+    folder = None
+    with contextlib.ExitStack() as stack:
         try:
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            parent.mkdir(parents=True, exist_ok=True)
+            remove_abandoned(parent)
+            folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
+            stack.callback(shutil.rmtree, folder, ignore_errors=True)
+            lock = stack.enter_context((folder / "making").open("w"))
+            # Locked before it has its name: nobody finds it without its lock.
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            (folder / "making").rename(folder / LOCK)
+        except OSError as error:
+            raise StoreError(
+                f"store_dir={str(parent)!r}: {error.strerror}; expected a folder that "
+                "can be written to, on a disk that has locks"
+            ) from error
+        yield folder
 
 
 def remove_abandoned(parent: Path) -> list[Path]:
@@ -74,14 +78,27 @@ def remove_abandoned(parent: Path) -> list[Path]:
     removed = []
     for folder in parent.glob(f"{PREFIX}*"):
         try:
-            with (folder / LOCK).open("r+") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(folder, ignore_errors=True)
-                removed.append(folder)
+            if folder.is_symlink() or not _abandoned(folder):
+                continue
         except OSError:
-            # Held by a run that lives, or just being made or removed.
+            # Just being removed by somebody else, or not ours to look into.
             continue
+        shutil.rmtree(folder, ignore_errors=True)
+        removed.append(folder)
     return removed
+
+
+def _abandoned(folder: Path) -> bool:
+    """Whether no run holds the folder."""
+    if not (folder / LOCK).exists():
+        # Just being made; or its removal was cut short, long ago.
+        return time.time() - folder.stat().st_mtime > FORGOTTEN_SECONDS
+    with (folder / LOCK).open("r+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return True
 
 
 def free_bytes(parent: Path | None = None) -> int:
@@ -101,7 +118,10 @@ class File:
         self._panels = part.panels
         self._dtype = jnp.dtype(dtype)
         self._bytes = num_samples * part.columns * self._dtype.itemsize
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        except OSError as error:
+            raise self._failed("cannot be made", error) from error
         self._writer = ThreadPoolExecutor(1, "gradients to disk")
         self._writing: Future[None] | None = None
         try:

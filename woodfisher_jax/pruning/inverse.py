@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from woodfisher_jax.pruning import blocks, curvature
 from woodfisher_jax.pruning.blocks import FlatOrder
 from woodfisher_jax.pruning.disk import locked_folder
-from woodfisher_jax.pruning.fisher import choose_solver
+from woodfisher_jax.pruning.fisher import choose_solver, matmul
 from woodfisher_jax.pruning.gradients import Gradients
 from woodfisher_jax.pruning.panels import Panel, Part, block_names
 from woodfisher_jax.pruning.resources import Storage
@@ -55,17 +55,21 @@ class InverseFisher:
         self._stack = ExitStack()
         self._folder: Path | None = None
         self._store: Store | None = None
+        self._step = 1
         self.seconds_gradients = 0.0
 
     def __enter__(self) -> "InverseFisher":
         """Forms the gradients, if they are to be stored."""
         place, parts = self._storage.store, self._storage.parts
-        if place == "disk":
-            folder = locked_folder(self._settings.store_dir)
-            self._folder = self._stack.enter_context(folder)
-        if place != "recompute":
-            (part,) = parts
-            self._store = self._collected(part)
+        with self._stack:
+            if place == "disk":
+                folder = locked_folder(self._settings.store_dir)
+                self._folder = self._stack.enter_context(folder)
+            if place != "recompute":
+                (part,) = parts
+                self._store = self._collected(part)
+            # Nothing has failed: what is to be undone waits for the end.
+            self._stack = self._stack.pop_all()
         return self
 
     def __exit__(self, *_: Any) -> None:
@@ -118,6 +122,18 @@ class InverseFisher:
             result = self._put(result, found, part, panel)
         return result
 
+    def quadratic_form(self, vector: jax.Array) -> float:
+        """``vᵀ F v = Σ_B λ ‖v_B‖² + (1/N) Σ_n (g_nB · v_B)²`` over the blocks B.
+
+        Args:
+            vector: v, [d]; zero for weights in no block.
+        """
+        settings, total = self._settings, 0.0
+        for part, panel, gradients in self._panels("loss model blocks"):
+            vectors = self._take(vector, part, panel)
+            total += float(_forms(gradients, vectors, settings.damping))
+        return total
+
     # ------------------------------------------------------------- gradients by panels
 
     def _collected(self, part: Part) -> Store:
@@ -149,12 +165,14 @@ class InverseFisher:
         ]
         done, total = 0, sum(sizes)
         self._settings.progress(label, done, total)
+        # There and back: the end of one sweep is still in the system's cache.
+        step, self._step = self._step, -self._step
         for part in self._storage.parts:
-            store = self._store or self._collected(part)
+            store, panels = self._store or self._collected(part), part.panels[::step]
             try:
-                for panel, gradients in zip(
-                    part.panels, store.panels(part.panels), strict=True
-                ):
+                for panel, gradients in zip(panels, store.panels(panels), strict=True):
+                    if self._settings.centered:
+                        gradients = _centered(gradients)
                     yield part, panel, gradients
                     done += panel.num_blocks * len(part.indices)
                     self._settings.progress(label, done, total)
@@ -185,6 +203,21 @@ class InverseFisher:
 
     def _take(self, vector: jax.Array, part: Part, panel: Panel) -> jax.Array:
         return _take(vector, self._index(part, panel), self._settings.mesh)
+
+
+@jax.jit
+def _centered(gradients: jax.Array) -> jax.Array:
+    """G - 1ḡᵀ of each block, so that GᵀG / N is F - ḡḡᵀ."""
+    wide = gradients.astype(jnp.float32)
+    return wide - jnp.mean(wide, axis=1, keepdims=True)
+
+
+@jax.jit
+def _forms(gradients: jax.Array, vectors: jax.Array, damping: float) -> jax.Array:
+    """Σ_B v_Bᵀ F_B v_B over the blocks of a panel."""
+    along = matmul(gradients.astype(jnp.float32), vectors[..., None])
+    squares = jnp.sum(along * along) / gradients.shape[1]
+    return squares + damping * jnp.sum(vectors * vectors)
 
 
 @partial(jax.jit, static_argnames="mesh", donate_argnames="vector")

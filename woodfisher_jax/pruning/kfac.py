@@ -314,8 +314,8 @@ def _second_moments(
 # -------------------------------------------------------------------------- the inverse
 
 
-def damped_inverse(factors: Factors, damping: float, *, pi: bool = False) -> Factors:
-    """Inverse of each damped factor: ``F_l⁻¹ ≈ S_λ⁻¹ ⊗ A_λ⁻¹``.
+def damped(factors: Factors, damping: float, *, pi: bool = False) -> Factors:
+    """Damps each factor: ``F_l ≈ S_λ ⊗ A_λ``.
 
     ``A_λ = A + π √λ I`` and ``S_λ = S + √λ / π I``, so that F_l has λ on its diagonal,
     among other terms. π is 1, or with ``pi`` ``√((tr A / dim A) / (tr S / dim S))``,
@@ -332,20 +332,19 @@ def damped_inverse(factors: Factors, damping: float, *, pi: bool = False) -> Fac
         pi: Whether the damping is split by the traces; default False.
 
     Returns:
-        Factors with A_λ⁻¹ and S_λ⁻¹ in place of A and S.
+        Factors with A_λ and S_λ in place of A and S.
 
     Raises:
-        ValueError: If damping is not positive, or too small for float64.
+        ValueError: If damping is not positive.
     """
     if not (damping > 0 and np.isfinite(damping)):
         raise ValueError(f"damping={damping}; expected a finite number above 0")
-    found = {}
+    found, root = {}, np.sqrt(damping)
     for path, factor in factors.items():
         split = _trace_ratio(factor) if pi else np.ones((len(factor.inputs), 1, 1))
-        root = np.sqrt(damping)
         found[path] = factor._replace(
-            inputs=_inverse(factor.inputs, root * split, path),
-            outputs=_inverse(factor.outputs, root / split, path),
+            inputs=factor.inputs + root * split * np.eye(factor.inputs.shape[-1]),
+            outputs=factor.outputs + root / split * np.eye(factor.outputs.shape[-1]),
         )
     return found
 
@@ -361,12 +360,32 @@ def _trace_ratio(factor: Factor) -> np.ndarray:
     return np.sqrt(ratio)[:, None, None]
 
 
-def _inverse(matrix: np.ndarray, damping: np.ndarray, path: str) -> np.ndarray:
-    """Inverse of each group's damped factor, by Cholesky."""
+def inverse(factors: Factors) -> Factors:
+    """Inverse of each factor: ``(S_λ ⊗ A_λ)⁻¹ = S_λ⁻¹ ⊗ A_λ⁻¹``.
+
+    Args:
+        factors: What :func:`damped` returned.
+
+    Returns:
+        Factors with the inverses in their place.
+
+    Raises:
+        ValueError: If the damping is too small for float64.
+    """
+    return {
+        path: factor._replace(
+            inputs=_inverse(factor.inputs, path),
+            outputs=_inverse(factor.outputs, path),
+        )
+        for path, factor in factors.items()
+    }
+
+
+def _inverse(matrix: np.ndarray, path: str) -> np.ndarray:
+    """Inverse of each group's factor, by Cholesky."""
     # In NumPy: float64 without a context, and no LAPACK call waits for XLA's threads.
-    identity = np.eye(matrix.shape[-1])
     try:
-        lower = np.linalg.cholesky(matrix + damping * identity)
+        lower = np.linalg.cholesky(matrix)
     except np.linalg.LinAlgError as error:
         raise ValueError(
             f"the damped Kronecker factor of {path!r} is not positive definite even in "
@@ -376,17 +395,17 @@ def _inverse(matrix: np.ndarray, damping: np.ndarray, path: str) -> np.ndarray:
     return np.swapaxes(inverse_factor, 1, 2) @ inverse_factor
 
 
-def inverse_diagonal(inverses: Factors) -> dict[str, jax.Array]:
-    """diag(F⁻¹): ``[S_λ⁻¹]_oo [A_λ⁻¹]_ii`` for the weight from input i to output o.
+def diagonal(factors: Factors) -> dict[str, jax.Array]:
+    """diag(S ⊗ A): ``S_oo A_ii`` for the weight from input i to output o.
 
     Args:
-        inverses: What :func:`damped_inverse` returned.
+        factors: As they are, damped or inverted.
 
     Returns:
         From the path of each prunable tensor to an array of its shape, float32.
     """
     found: dict[str, jax.Array] = {}
-    for factor in inverses.values():
+    for factor in factors.values():
         inputs, outputs = (
             np.diagonal(matrix, axis1=1, axis2=2)
             for matrix in (factor.inputs, factor.outputs)
@@ -395,20 +414,20 @@ def inverse_diagonal(inverses: Factors) -> dict[str, jax.Array]:
     return found
 
 
-def inverse_product(
-    inverses: Factors, vectors: Mapping[str, jax.Array | np.ndarray]
+def product(
+    factors: Factors, vectors: Mapping[str, jax.Array | np.ndarray]
 ) -> dict[str, jax.Array]:
-    """F⁻¹v: ``S_λ⁻¹ V A_λ⁻¹`` for the matrix V [outputs, columns] of each layer.
+    """(S ⊗ A) v: ``S V A`` for the matrix V [outputs, columns] of each layer.
 
     Args:
-        inverses: What :func:`damped_inverse` returned.
+        factors: As they are, damped or inverted.
         vectors: v, from the path of each prunable tensor to an array of its shape.
 
     Returns:
         From path to an array of the tensor's shape, float32.
     """
     found: dict[str, jax.Array] = {}
-    for factor in inverses.values():
+    for factor in factors.values():
         matrix = np.concatenate(
             [
                 np.asarray(vectors[path], np.float64).reshape(-1)[entries]

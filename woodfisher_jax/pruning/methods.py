@@ -1,18 +1,25 @@
 """The table of methods: each answers what curvature, which statistic, which update."""
 
 import difflib
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from woodfisher_jax.pruning import obs
 from woodfisher_jax.pruning.blocks import (
     FlatOrder,
     Layout,
+    across_tensors,
+    active_within_tensors,
     full_matrix,
     within_tensors,
 )
+
+CURVATURES = ("inverse", "kronecker", "diagonal", "hessian")
+"""Kinds of curvature: F⁻¹ of blocks and the inverse of Kronecker factors, both damped;
+diag(F) and diag(H), as they are."""
 
 
 class Method(NamedTuple):
@@ -24,24 +31,30 @@ class Method(NamedTuple):
             curvature, its diagonal.
         scopes: What a threshold may span, the default first: "global" (one for all
             tensors) or "layer" (one a tensor).
-        curvature: None, "diagonal" (of the Fisher) or "inverse" (of its blocks).
-        layout: For "inverse": (flat order, block size) -> which weights share a block.
-        direction: For "inverse": the vector b of the update δw = F⁻¹b.
+        curvature: None or one of CURVATURES.
+        layout: For "inverse": (flat order, block size, active weights) -> which weights
+            share a block.
+        direction: The vector b of the update δw = F⁻¹b; None if the others stay.
+        first_order: Whether the loss has a slope: statistic and direction are then
+            taken at w - h, h = F⁻¹ḡ, and h is part of the update.
     """
 
     summary: str
     statistic: Callable[..., jax.Array]
     scopes: tuple[str, ...]
     curvature: str | None = None
-    layout: Callable[[FlatOrder, int | None], Layout] | None = None
+    layout: Callable[[FlatOrder, int | None, np.ndarray | None], Layout] | None = None
     direction: Callable[..., jax.Array] | None = None
+    first_order: bool = False
 
+
+BOTH = ("global", "layer")
 
 METHODS = {
     "woodfisher": Method(
         "OBS with the inverse Fisher over all prunable weights at once",
         obs.obs_saliency,
-        ("global", "layer"),
+        BOTH,
         "inverse",
         full_matrix,
         obs.obs_direction,
@@ -49,16 +62,71 @@ METHODS = {
     "woodfisherblock": Method(
         "OBS with the inverse Fisher of blocks within each tensor",
         obs.obs_saliency,
-        ("global", "layer"),
+        BOTH,
         "inverse",
         within_tensors,
         obs.obs_direction,
     ),
+    "woodfisherblockdynamic": Method(
+        "the same with blocks of the active weights only, which grow as weights go",
+        obs.obs_saliency,
+        BOTH,
+        "inverse",
+        active_within_tensors,
+        obs.obs_direction,
+    ),
+    "woodfisherblockgroup": Method(
+        "the same with blocks that cross tensor borders",
+        obs.obs_saliency,
+        BOTH,
+        "inverse",
+        across_tensors,
+        obs.obs_direction,
+    ),
+    "woodfisherblock_flops": Method(
+        "woodfisherblock under the name of its FLOP options",
+        obs.obs_saliency,
+        ("global",),
+        "inverse",
+        within_tensors,
+        obs.obs_direction,
+    ),
+    "woodtaylor": Method(
+        "woodfisher with the first-order term of the loss",
+        obs.obs_saliency,
+        BOTH,
+        "inverse",
+        full_matrix,
+        obs.obs_direction,
+        first_order=True,
+    ),
+    "woodtaylorblock": Method(
+        "woodfisherblock with the first-order term of the loss",
+        obs.obs_saliency,
+        BOTH,
+        "inverse",
+        within_tensors,
+        obs.obs_direction,
+        first_order=True,
+    ),
+    "kfac": Method(
+        "OBS with the Kronecker-factored Fisher of each layer",
+        obs.obs_saliency,
+        BOTH,
+        "kronecker",
+        direction=obs.obs_direction,
+    ),
     "diagfisher": Method(
         "OBD with the diagonal Fisher; the other weights stay",
         obs.obd_saliency,
-        ("global", "layer"),
+        BOTH,
         "diagonal",
+    ),
+    "naivehess": Method(
+        "OBD with the diagonal of the Hessian; the other weights stay",
+        obs.obd_saliency,
+        BOTH,
+        "hessian",
     ),
     "globalmagni": Method(
         "smallest weights over all tensors", obs.magnitude, ("global",)
@@ -96,3 +164,87 @@ def scope_of(name: str, scope: str | None) -> str:
             f"scope={scope!r} with method={name!r}; expected one of {list(scopes)}"
         )
     return scope
+
+
+# ---------------------------------------------------------------- options of some rows
+
+
+class Option(NamedTuple):
+    """An option that only some methods have.
+
+    Attributes:
+        default: Its value where it is not used.
+        applies: Which methods have it.
+    """
+
+    default: Any
+    applies: Callable[[Method], bool]
+
+
+def _ranks_globally(row: Method) -> bool:
+    return "global" in row.scopes
+
+
+def _has_costs(row: Method) -> bool:
+    # A negative curvature makes a negative score, which a factor below 1 would raise.
+    return "global" in row.scopes and row.curvature != "hessian"
+
+
+def _in_blocks(row: Method) -> bool:
+    return row.curvature == "inverse"
+
+
+def _updates(row: Method) -> bool:
+    return row.direction is not None
+
+
+def _is_damped(row: Method) -> bool:
+    return row.curvature in ("inverse", "kronecker")
+
+
+def _is_estimated(row: Method) -> bool:
+    return row.curvature is not None
+
+
+OPTIONS = {
+    "weight_decay": Option(0.0, _is_damped),
+    "centered": Option(False, _in_blocks),
+    "mean_samples": Option(None, lambda row: row.first_order),
+    "normalize_update": Option(None, _updates),
+    "pi": Option(False, lambda row: row.curvature == "kronecker"),
+    "hessian": Option("exact", lambda row: row.curvature == "hessian"),
+    "flops_power": Option(0.0, _has_costs),
+    "flops_per_parameter": Option(False, _has_costs),
+    "flops_normalize": Option("none", _has_costs),
+    "flops_target": Option(None, _ranks_globally),
+    "recompute": Option(0, _is_estimated),
+}
+"""Options of :func:`woodfisher_jax.prune` that make no sense for some methods. Those of
+curvature in general (damping, samples, blocks, stores) are not among them: several
+methods are compared with one set of them."""
+
+
+def check_options(name: str, given: Mapping[str, Any]) -> None:
+    """Raises if a method is given an option that makes no sense for it.
+
+    Args:
+        name: Of the method.
+        given: Options of OPTIONS, by name; a default is as good as none.
+
+    Raises:
+        ValueError: Naming the option and the methods that have it.
+    """
+    row = method_named(name)
+    for key, value in given.items():
+        option = OPTIONS[key]
+        is_default = value is option.default or (
+            isinstance(value, (int, float, str)) and value == option.default
+        )
+        if is_default or option.applies(row):
+            continue
+        having = [other for other, row in METHODS.items() if option.applies(row)]
+        shown = f"{key}={value!r}" if np.isscalar(value) else key
+        raise ValueError(
+            f"{shown} makes no sense with method={name!r}; expected one of {having}, "
+            f"or {key}={option.default!r}"
+        )

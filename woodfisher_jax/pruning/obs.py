@@ -41,6 +41,10 @@ def obs_saliency(weights: jax.Array, inverse_diagonal: jax.Array) -> jax.Array:
     Note: the original leaves out the factor 1/2, which does not change the mask, and
     adds 1e-10 above and below.
 
+    Where the loss has a slope ḡ, it is taken at ``w - h``, ``h = F⁻¹ḡ``, the minimum of
+    the quadratic model: the loss rises by ``(w_q - h_q)² / (2 [F⁻¹]_qq)`` less
+    ``ḡᵀh / 2``, which is the same for all q.
+
     Args:
         weights: w, [c].
         inverse_diagonal: diag(F⁻¹), [c], positive.
@@ -58,6 +62,8 @@ def obs_direction(
 
     ``b_q = -w_q / [F⁻¹]_qq`` for each weight q that goes, 0 elsewhere; then
     ``δw = F⁻¹ b = -Σ_q w_q F⁻¹ e_q / [F⁻¹]_qq`` (WoodFisher, Eq. 4, summed over q).
+    With a slope, b is taken at ``w - h``, see :func:`obs_saliency`, and
+    ``δw = F⁻¹ b - h``.
 
     Args:
         weights: w, [c].

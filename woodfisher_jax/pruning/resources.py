@@ -20,6 +20,7 @@ from woodfisher_jax.pruning.disk import free_bytes
 from woodfisher_jax.pruning.fisher import choose_solver, solver_flops
 from woodfisher_jax.pruning.gradients import chunk_length, compile_gradients
 from woodfisher_jax.pruning.masks import Masks
+from woodfisher_jax.pruning.needs import Needs, Phase
 from woodfisher_jax.pruning.panels import Panel, Part, split, whole
 from woodfisher_jax.pruning.paths import Params
 from woodfisher_jax.pruning.samples import regroup
@@ -29,6 +30,9 @@ from woodfisher_jax.pruning.sharding import local_devices, num_devices
 MICROBATCH_SIZE = 64
 """Examples at once, where they fit; more is no faster."""
 
+CPU_CHUNK_BYTES = 128 * 2**20
+"""On a CPU, larger chunks of gradients than this leave the caches and are slower."""
+
 VECTOR_BYTES = 44
 """For each prunable weight: weights, diagonal, scores and direction, what sorting the
 scores takes, masks, indices."""
@@ -36,61 +40,6 @@ scores takes, masks, indices."""
 
 class MemoryLimitError(MemoryError):
     """A pruning step that does not fit; the message says what would."""
-
-
-class Phase(NamedTuple):
-    """One phase of a step.
-
-    Attributes:
-        name: "gradients", "curvature" or "update".
-        flops: Floating-point operations, a multiply-add being two, over all devices.
-        bytes_moved: Gradients written to the store or read from it, over all devices.
-        peak_bytes: Most memory of this process in this phase; with accelerators, of one
-            of them.
-    """
-
-    name: str
-    flops: float
-    bytes_moved: int
-    peak_bytes: int
-
-
-class Needs(NamedTuple):
-    """What a step takes, as planned.
-
-    Attributes:
-        store: Where gradients wait: a key of STORES, or "" where none are kept.
-        store_dtype: How.
-        store_bytes: Room for all of them, over all devices.
-        passes: How many times all examples are gone through for one use of the
-            gradients: more than one only for "recompute".
-        keep_factors: Whether the factors of the diagonal are kept for the update.
-        microbatch_size: Examples whose gradients a device forms at once.
-        num_weights: d, prunable weights.
-        num_samples: N.
-        batch_size: m.
-        blocks: (width, number of blocks, solver) of each group.
-        phases: See :class:`Phase`.
-        limit_bytes: Memory that this process may take (an accelerator: has).
-    """
-
-    store: str
-    store_dtype: str
-    store_bytes: int
-    passes: int
-    keep_factors: bool
-    microbatch_size: int
-    num_weights: int
-    num_samples: int
-    batch_size: int
-    blocks: tuple[tuple[int, int, str], ...]
-    phases: tuple[Phase, ...]
-    limit_bytes: int
-
-    @property
-    def peak_bytes(self) -> int:
-        """The largest of the phases."""
-        return max(phase.peak_bytes for phase in self.phases)
 
 
 class Storage(NamedTuple):
@@ -144,14 +93,14 @@ def plan(
     if not layout:
         needs = _needs(work, None, settings, budget)
         if needs.peak_bytes > budget.limit:
-            _refuse(needs, work, settings, budget)
+            _refuse(needs, None, work, settings, budget)
         return needs, None
     part = whole(order, layout, settings.num_samples, num_devices(settings.mesh))
     for storage in _candidates(part, work, settings, budget):
         needs = _needs(work, storage, settings, budget)
         if _fits(needs, storage, budget):
             return needs, storage
-    _refuse(needs, work, settings, budget)
+    _refuse(needs, part, work, settings, budget)
 
 
 # --------------------------------------------------------------------- what there is
@@ -171,6 +120,11 @@ class _Budget(NamedTuple):
     disk: int
     shared: bool
     devices: int
+
+    @property
+    def sharers(self) -> int:
+        """Devices whose arrays lie in the memory that ``limit`` is about."""
+        return self.devices if self.shared else 1
 
 
 def _budget(settings: Settings) -> _Budget:
@@ -236,7 +190,7 @@ def _gradient_work(
     budget: _Budget,
 ) -> _GradientWork:
     """Compiles the gradients of a chunk; a smaller one if the first does not fit."""
-    room = (budget.limit - budget.used - _vectors(order, budget)) // budget.devices
+    room = (budget.limit - budget.used - _vectors(order, budget)) // budget.sharers
     devices = num_devices(settings.mesh)
 
     def work(microbatch_size: int) -> _GradientWork:
@@ -259,15 +213,16 @@ def _gradient_work(
 
     if settings.microbatch_size is not None:
         return work(settings.microbatch_size)
+    room = min(room // 2, CPU_CHUNK_BYTES) if budget.shared else room // 2
     # A first guess by the results alone; what lies between is known when compiled.
     most = MICROBATCH_SIZE
-    while most > 1 and _rows_bytes(order, -(-most // settings.batch_size)) > room / 3:
+    while most > 1 and _rows_bytes(order, -(-most // settings.batch_size)) > room:
         most //= 2
     found = work(most)
-    while found.bytes > room / 2 and found.microbatch_size > 1:
-        share = room / 2 / found.bytes
-        found = work(max(1, min(most // 2, int(share * found.microbatch_size))))
-        most = found.microbatch_size
+    while found.bytes > room and found.microbatch_size > 1:
+        share = room / found.bytes
+        most = max(1, min(most // 2, int(share * most)))
+        found = work(most)
     return found
 
 
@@ -277,7 +232,7 @@ def _rows_bytes(order: FlatOrder, samples: int) -> int:
 
 
 def _vectors(order: FlatOrder, budget: _Budget) -> int:
-    return VECTOR_BYTES * order.size * (budget.devices if budget.shared else 1)
+    return VECTOR_BYTES * order.size * budget.sharers
 
 
 # --------------------------------------------------------------------------- storage
@@ -294,13 +249,45 @@ def _candidates(
     else:
         stores = STORES
     for store in stores:
-        parts: tuple[Part, ...] = (part,)
-        if store == "recompute":
-            taken = _vectors(work.order, budget) + budget.devices * work.bytes
-            room = (budget.limit - budget.used - taken) // budget.devices
-            parts = split(part, int(0.8 * room) // _row_bytes(1, settings))
-        for keep_factors in (True, False):
-            yield Storage(store, part, parts, keep_factors)
+        kept = [
+            Storage(
+                store, part, _parts(store, part, keep, work, settings, budget), keep
+            )
+            for keep in (True, False)
+        ]
+        # Forming gradients once more costs more than any factor.
+        yield from sorted(kept, key=lambda storage: len(storage.parts))
+
+
+def _parts(
+    store: str,
+    part: Part,
+    keep_factors: bool,
+    work: _GradientWork,
+    settings: Settings,
+    budget: _Budget,
+) -> tuple[Part, ...]:
+    """All at once, or for recomputation as much at a time as there is room for."""
+    if store != "recompute":
+        return (part,)
+    computing = _computing(part, keep_factors, settings, budget)
+    taken = _vectors(work.order, budget) + budget.used
+    taken += max(budget.sharers * work.bytes, computing)
+    room = (budget.limit - taken) // budget.sharers
+    return split(part, room // _row_bytes(1, settings))
+
+
+def _computing(
+    part: Part, keep_factors: bool, settings: Settings, budget: _Budget
+) -> int:
+    """The curvature of a panel, and the factors of all if they are kept."""
+    solvers = [(panel, _solver(panel, settings)) for panel in part.panels]
+    largest = max(_panel_bytes(p, solver, settings, budget) for p, solver in solvers)
+    factors = sum(
+        p.num_blocks * factor_bytes(settings.num_samples, p.width, solver)
+        for p, solver in solvers
+    )
+    return budget.sharers * (largest + (factors if keep_factors else 0))
 
 
 def _row_bytes(columns: int, settings: Settings) -> int:
@@ -322,7 +309,7 @@ def _needs(
     budget: _Budget,
 ) -> Needs:
     """What a step takes with this storage."""
-    many = budget.devices if budget.shared else 1
+    many = budget.sharers
     static = budget.used + _vectors(work.order, budget)
     devices, n = num_devices(settings.mesh), settings.num_samples
     panels = storage.whole.panels if storage else ()
@@ -334,14 +321,8 @@ def _needs(
         kept = _row_bytes(max(p.columns for p in storage.parts), settings)
         static += many * kept if place != "host" or budget.shared else 0
     solvers = [(panel, _solver(panel, settings)) for panel in panels]
-    factors = sum(
-        devices * p.num_blocks * factor_bytes(n, p.width, solver)
-        for p, solver in solvers
-    )
     keep = storage is not None and storage.keep_factors
-    computing = many * max(
-        (_panel_bytes(p, solver, settings, budget) for p, solver in solvers), default=0
-    ) + (factors // devices * many if keep else 0)
+    computing = _computing(storage.whole, keep, settings, budget) if storage else 0
     flops = np.zeros(2)
     for p, solver in solvers:
         flops += devices * p.num_blocks * np.asarray(solver_flops(n, p.width, solver))
@@ -401,19 +382,38 @@ def _fits(needs: Needs, storage: Storage, budget: _Budget) -> bool:
 
 
 def _refuse(
-    needs: Needs, work: _GradientWork, settings: Settings, budget: _Budget
+    needs: Needs,
+    part: Part | None,
+    work: _GradientWork,
+    settings: Settings,
+    budget: _Budget,
 ) -> NoReturn:
     worst = max(needs.phases, key=lambda phase: phase.peak_bytes)
     where = "the memory limit" if budget.shared else "the memory of the device"
     widest = max((width for width, _, _ in needs.blocks), default=0)
-    room = (
-        f"{needs.peak_bytes / 1e9:.3g} GB of memory for its {worst.name}, and "
-        f"{where} is {budget.limit / 1e9:.3g} GB"
-        if needs.peak_bytes > budget.limit
-        else f"{needs.store_bytes / 1e9:.3g} GB for its gradients, and "
-        f"{budget.disk / 1e9:.3g} GB of disk are free"
-    )
-    ways = _ways_out(widest, work, settings, budget)
+    here = needs.store_bytes * budget.devices // num_devices(settings.mesh)
+    if needs.peak_bytes > budget.limit:
+        room = (
+            f"{needs.peak_bytes / 1e9:.3g} GB of memory for its {worst.name}, and "
+            f"{where} is {budget.limit / 1e9:.3g} GB"
+        )
+    elif needs.store == "host":
+        room = (
+            f"{here / 1e9:.3g} GB of the host's memory for its gradients, and "
+            f"{max(0, budget.host_limit - budget.host_used) / 1e9:.3g} GB are free"
+        )
+    else:
+        room = (
+            f"{here / 1e9:.3g} GB for its gradients, and {budget.disk / 1e9:.3g} GB of "
+            "disk are free"
+        )
+    active = None
+    if part is not None:
+        # Blocks of the active weights alone are cut anew.
+        active = np.zeros(part.order.size + 1, bool)
+        active[part.indices] = True
+        active = active[:-1]
+    ways = _ways_out(widest, active, work, settings, budget)
     raise MemoryLimitError(
         f"this pruning step needs {room} ({needs.num_weights:,} weights, num_samples="
         f"{needs.num_samples}, blocks of up to {widest:,}, store={needs.store!r}, "
@@ -423,25 +423,35 @@ def _refuse(
 
 
 def _ways_out(
-    widest: int, work: _GradientWork, settings: Settings, budget: _Budget
+    widest: int,
+    active: np.ndarray | None,
+    work: _GradientWork,
+    settings: Settings,
+    budget: _Budget,
 ) -> list[str]:
     """For each setting that could make it fit, the nearest value found that does."""
 
     def fits(changed: Settings) -> bool:
         method = changed.method
         if method.layout is None:
-            return False
-        layout = method.layout(work.order, changed.block_size)
+            small = _scaled(work, changed)
+            return _needs(small, None, changed, budget).peak_bytes <= budget.limit
+        layout = method.layout(work.order, changed.block_size, active)
         devices = num_devices(changed.mesh)
         part = whole(work.order, layout, changed.num_samples, devices)
+        small = _scaled(work, changed)
         return any(
-            _fits(_needs(work, storage, changed, budget), storage, budget)
-            for storage in _candidates(part, work, changed, budget)
+            _fits(_needs(small, storage, changed, budget), storage, budget)
+            for storage in _candidates(part, small, changed, budget)
         )
 
     found = []
     if settings.store != "auto" and fits(settings._replace(store="auto")):
         found.append("store='auto'")
+    if (settings.microbatch_size or 1) > 1 and fits(
+        settings._replace(microbatch_size=1)
+    ):
+        found.append("microbatch_size=1")
     for width in _halvings(widest, 64):
         if fits(settings._replace(block_size=width)):
             found.append(f"block_size={width}")
@@ -451,6 +461,17 @@ def _ways_out(
             found.append(f"num_samples={number}")
             break
     return found
+
+
+def _scaled(work: _GradientWork, changed: Settings) -> _GradientWork:
+    """The same work with the chunks of changed settings."""
+    samples = chunk_length(
+        changed.num_samples,
+        changed.batch_size,
+        changed.microbatch_size or work.microbatch_size,
+        num_devices(changed.mesh),
+    )
+    return work._replace(bytes=work.bytes * samples // work.samples, samples=samples)
 
 
 def _halvings(start: int, least: int) -> Iterator[int]:

@@ -1,7 +1,8 @@
 """The arguments of a pruning step, checked before anything starts."""
 
+import math
 import numbers
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,9 +11,17 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from woodfisher_jax.pruning.fisher import SOLVERS
+from woodfisher_jax.pruning.flops import RESCALINGS
 from woodfisher_jax.pruning.gradients import LossFn
-from woodfisher_jax.pruning.methods import Method, method_named, scope_of
+from woodfisher_jax.pruning.hessian import ESTIMATORS
+from woodfisher_jax.pruning.methods import (
+    Method,
+    check_options,
+    method_named,
+    scope_of,
+)
 from woodfisher_jax.pruning.paths import Params, leaves_by_path
+from woodfisher_jax.pruning.recompute import degree_of
 from woodfisher_jax.pruning.samples import batch_length, num_examples, regroup
 from woodfisher_jax.pruning.sharding import one_axis
 
@@ -32,60 +41,101 @@ class Settings(NamedTuple):
     Attributes:
         method: Row of the table.
         scope: "global" or "layer".
-        sparsity: Of all prunable weights afterwards, [0, 1).
-        damping: λ > 0.
+        sparsity: Of all prunable weights afterwards, [0, 1); None with a FLOP target.
+        flops_target: MACs of one example afterwards, in millions, or None.
+        flops_power: Exponent of the MACs that the scores are divided by; 0 for none.
+        flops_per_parameter: Whether a layer counts by one of its weights.
+        flops_normalize: A key of RESCALINGS.
+        damping: λ > 0, weight decay included.
+        centered: Whether F is the covariance of the gradients.
+        pi: Whether the damping of Kronecker factors follows their traces.
+        hessian: A key of ESTIMATORS.
         num_samples: N; 0 for methods without gradients.
         batch_size: m.
         microbatch_size: Most examples whose gradients are formed at once, or None for
             as many as fit.
         block_size: c, or None for whole tensors.
         scale_update: Factor on δw.
+        normalize_update: Largest ‖δw‖ / ‖w‖ of a tensor, or None.
+        recompute: R, fresh curvatures on the way to the target.
+        recompute_degree: Of the way; 1 is linear.
         solver: "auto" or a key of SOLVERS.
         store: "auto" or one of STORES.
         store_dtype: "float32" or "bfloat16".
         store_dir: Parent of the folder for gradients on disk; default the system's.
         memory_limit: Bytes that this process may take, or None for what is free.
         mesh: All devices in one axis, or None for one device.
+        diagnostics: Whether to compute what is only of interest.
         progress: Called with (label, done, total).
     """
 
     method: Method
     scope: str
-    sparsity: float
+    sparsity: float | None
+    flops_target: float | None
+    flops_power: float
+    flops_per_parameter: bool
+    flops_normalize: str
     damping: float
+    centered: bool
+    pi: bool
+    hessian: str
     num_samples: int
     batch_size: int
     microbatch_size: int | None
     block_size: int | None
     scale_update: float
+    normalize_update: float | None
+    recompute: int
+    recompute_degree: float
     solver: str
     store: str
     store_dtype: str
     store_dir: Path | None
     memory_limit: int | None
     mesh: Mesh | None
+    diagnostics: bool
     progress: Progress
+
+    @property
+    def counts_macs(self) -> bool:
+        """Whether the choice of weights depends on what they cost."""
+        return self.flops_target is not None or self.flops_power > 0
 
 
 def check_settings(
     samples: Any,
     *,
-    sparsity: float,
+    sparsity: float | None = None,
     method: str = "woodfisherblock",
     scope: str | None = None,
+    flops_target: float | None = None,
+    flops_power: float = 0.0,
+    flops_per_parameter: bool = False,
+    flops_normalize: str = "none",
     damping: float = 1e-5,
+    weight_decay: float = 0.0,
+    centered: bool = False,
+    pi: bool = False,
+    hessian: str = "exact",
     num_samples: int | None = None,
     batch_size: int = 1,
     microbatch_size: int | None = None,
     block_size: int | None = None,
     scale_update: float = 1.0,
+    normalize_update: float | None = None,
+    recompute: int = 0,
+    recompute_schedule: str = "linear",
+    recompute_degree: float | None = None,
     solver: str = "auto",
     store: str = "auto",
     store_dtype: str = "float32",
     store_dir: str | Path | None = None,
     memory_limit: float | None = None,
     mesh: Mesh | None = None,
+    diagnostics: bool = False,
     progress: Progress | None = None,
+    mean_samples: Any = None,
 ) -> tuple[Settings, Any]:
     """Checks the arguments of :func:`woodfisher_jax.prune`.
 
@@ -94,77 +144,219 @@ def check_settings(
         for a method that needs none.
 
     Raises:
-        ValueError: If an argument is out of range or samples are too few.
+        ValueError: If an argument is out of range, makes no sense for the method, or
+            samples are too few.
     """
     row = method_named(method)
     scope = scope_of(method, scope)
-    real = {"sparsity": sparsity, "damping": damping, "scale_update": scale_update}
-    for name, value in real.items():
+    check_options(
+        method,
+        {
+            "weight_decay": weight_decay,
+            "centered": centered,
+            "mean_samples": mean_samples,
+            "normalize_update": normalize_update,
+            "pi": pi,
+            "hessian": hessian,
+            "flops_power": flops_power,
+            "flops_per_parameter": flops_per_parameter,
+            "flops_normalize": flops_normalize,
+            "flops_target": flops_target,
+            "recompute": recompute,
+        },
+    )
+    _check_goal(sparsity, flops_target, flops_power, scope)
+    _check_curvature(damping, weight_decay, solver, store, store_dtype, memory_limit)
+    _check_choice("hessian", hessian, ESTIMATORS)
+    _check_choice("flops_normalize", flops_normalize, RESCALINGS)
+    _check_update(scale_update, normalize_update)
+    _check_whole(
+        num_samples=num_samples,
+        batch_size=batch_size,
+        microbatch_size=microbatch_size,
+        block_size=block_size,
+    )
+    settings = Settings(
+        method=row,
+        scope=scope,
+        sparsity=None if sparsity is None else float(sparsity),
+        flops_target=None if flops_target is None else float(flops_target),
+        flops_power=float(flops_power),
+        flops_per_parameter=bool(flops_per_parameter),
+        flops_normalize=flops_normalize,
+        damping=float(damping) + float(weight_decay),
+        centered=bool(centered),
+        pi=bool(pi),
+        hessian=hessian,
+        num_samples=0,
+        batch_size=int(batch_size),
+        microbatch_size=None if microbatch_size is None else int(microbatch_size),
+        block_size=None if block_size is None else int(block_size),
+        scale_update=float(scale_update),
+        normalize_update=normalize_update,
+        recompute=_recomputations(recompute),
+        recompute_degree=degree_of(recompute_schedule, recompute_degree),
+        solver=solver,
+        store=store,
+        store_dtype=store_dtype,
+        store_dir=None if store_dir is None else Path(store_dir),
+        memory_limit=None if memory_limit in (None, math.inf) else int(memory_limit),
+        mesh=one_axis(mesh),
+        diagnostics=bool(diagnostics),
+        progress=progress or (lambda label, done, total: None),
+    )
+    return check_samples(settings, samples, num_samples)
+
+
+def _real(**values: Any) -> None:
+    for name, value in values.items():
         if not isinstance(value, numbers.Real):
             raise TypeError(f"{name}={value!r}; expected a number")
-    if not 0 <= sparsity < 1:
+
+
+def _check_choice(name: str, value: str, choices: Iterable[str]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name}={value!r}; expected one of {list(choices)}")
+
+
+def _check_whole(**values: Any) -> None:
+    for name, number in values.items():
+        if number is None and name != "batch_size":
+            continue
+        if not isinstance(number, numbers.Integral) or number < 1:
+            raise ValueError(f"{name}={number}; expected a whole number, 1 or more")
+
+
+def _check_goal(
+    sparsity: float | None,
+    flops_target: float | None,
+    flops_power: float,
+    scope: str,
+) -> None:
+    """How far, and whether costs can have a say in it."""
+    if (sparsity is None) == (flops_target is None):
         raise ValueError(
-            f"sparsity={sparsity}; expected a fraction in [0, 1), such as 0.9"
+            f"sparsity={sparsity} and flops_target={flops_target}; expected exactly "
+            "one of them: a fraction in [0, 1), or millions of multiply-accumulates"
         )
+    _real(flops_power=flops_power)
+    if sparsity is not None:
+        _real(sparsity=sparsity)
+        if not 0 <= sparsity < 1:
+            raise ValueError(
+                f"sparsity={sparsity}; expected a fraction in [0, 1), such as 0.9"
+            )
+    else:
+        _real(flops_target=flops_target)
+        if not 0 < flops_target < float("inf"):  # type: ignore[operator]
+            raise ValueError(
+                f"flops_target={flops_target}; expected millions of "
+                "multiply-accumulates for one example, such as 10"
+            )
+    if not 0 <= flops_power < float("inf"):
+        raise ValueError(
+            f"flops_power={flops_power}; expected a finite number of 0 or more"
+        )
+    if scope != "global" and (flops_target is not None or flops_power):
+        raise ValueError(
+            f"scope={scope!r} with flops_power={flops_power} and flops_target="
+            f"{flops_target}; expected scope='global', for only there layers compete"
+        )
+
+
+def _check_curvature(
+    damping: float,
+    weight_decay: float,
+    solver: str,
+    store: str,
+    store_dtype: str,
+    memory_limit: float | None,
+) -> None:
+    _real(damping=damping, weight_decay=weight_decay)
     # Within float32, with room for its inverse.
     if not 1e-30 <= damping <= 1e30:
         raise ValueError(
             f"damping={damping}; expected a positive number, such as 1e-5 "
             "(from 1e-30 to 1e30)"
         )
+    if not 0 <= weight_decay <= 1e30:
+        raise ValueError(
+            f"weight_decay={weight_decay}; expected what training adds to the "
+            "gradient, such as 1e-4, or 0"
+        )
+    _check_choice("solver", solver, ("auto", *SOLVERS))
+    _check_choice("store", store, ("auto", *STORES))
+    _check_choice("store_dtype", store_dtype, STORE_DTYPES)
+    if memory_limit is not None and not memory_limit >= 1:
+        raise ValueError(
+            f"memory_limit={memory_limit}; expected a number of bytes, such as 10e9"
+        )
+
+
+def _check_update(scale_update: float, normalize_update: float | None) -> None:
+    _real(scale_update=scale_update)
     if not abs(scale_update) < float("inf"):
         raise ValueError(
             f"scale_update={scale_update}; expected a number, 1 for the whole update "
             "and 0 for none"
         )
-    if solver != "auto" and solver not in SOLVERS:
+    if normalize_update is None:
+        return
+    is_number = isinstance(normalize_update, numbers.Real)
+    if not is_number or not 0 < normalize_update < float("inf"):
         raise ValueError(
-            f"solver={solver!r}; expected 'auto' or one of {list(SOLVERS)}"
+            f"normalize_update={normalize_update!r}; expected the largest norm of the "
+            "update in norms of the weights, such as 1.0, or None"
         )
-    if store not in ("auto", *STORES):
-        raise ValueError(f"store={store!r}; expected 'auto' or one of {list(STORES)}")
-    if store_dtype not in STORE_DTYPES:
+
+
+def _recomputations(number: Any) -> int:
+    if not isinstance(number, numbers.Integral) or number < 0:
         raise ValueError(
-            f"store_dtype={store_dtype!r}; expected one of {list(STORE_DTYPES)}"
+            f"recompute={number}; expected a whole number of recomputations, 0 or more"
         )
-    if memory_limit is not None and not memory_limit > 0:
+    return int(number)
+
+
+def check_samples(
+    settings: Settings, samples: Any, num_samples: int | None = None
+) -> tuple[Settings, Any]:
+    """Counts the samples and keeps what is needed of those that are read only once.
+
+    Args:
+        settings: The others.
+        samples: As for :func:`woodfisher_jax.prune`.
+        num_samples: N, or None for as many as there are.
+
+    Returns:
+        The settings with N, and the samples; None and 0 if the method needs none.
+
+    Raises:
+        ValueError: If there are too few.
+    """
+    if settings.method.curvature is not None:
+        samples, count = _counted(samples, num_samples, settings.batch_size)
+        return settings._replace(num_samples=count), samples
+    if not settings.counts_macs:
+        return settings, None
+    if samples is None:
         raise ValueError(
-            f"memory_limit={memory_limit}; expected a number of bytes, such as 10e9"
+            "samples is missing; expected at least one example, since the "
+            "multiply-accumulates are counted by tracing loss_fn with it"
         )
-    integers = {
-        "num_samples": num_samples,
-        "batch_size": batch_size,
-        "microbatch_size": microbatch_size,
-        "block_size": block_size,
-    }
-    for name, number in integers.items():
-        if number is None and name != "batch_size":
-            continue
-        if not isinstance(number, numbers.Integral) or number < 1:
-            raise ValueError(f"{name}={number}; expected a whole number, 1 or more")
-    if row.curvature is None:
-        samples, count = None, 0
-    else:
-        samples, count = _counted(samples, num_samples, batch_size)
-    settings = Settings(
-        method=row,
-        scope=scope,
-        sparsity=float(sparsity),
-        damping=float(damping),
-        num_samples=count,
-        batch_size=int(batch_size),
-        microbatch_size=None if microbatch_size is None else int(microbatch_size),
-        block_size=None if block_size is None else int(block_size),
-        scale_update=float(scale_update),
-        solver=solver,
-        store=store,
-        store_dtype=store_dtype,
-        store_dir=None if store_dir is None else Path(store_dir),
-        memory_limit=None if memory_limit is None else int(memory_limit),
-        mesh=one_axis(mesh),
-        progress=progress or (lambda label, done, total: None),
-    )
-    return settings, samples
+    return settings, next(regroup(samples, 1))
+
+
+def check_mean_samples(samples: Any) -> Any:
+    """Samples for the mean gradient, in a form that can be read more than once.
+
+    Raises:
+        ValueError: If there are none.
+    """
+    try:
+        return _counted(samples, None, 1)[0]
+    except ValueError as error:
+        raise ValueError(f"mean_samples: {error}") from error
 
 
 def _counted(samples: Any, num_samples: int | None, batch_size: int) -> tuple[Any, int]:
@@ -213,12 +405,20 @@ def check_params(params: Params) -> None:
             )
 
 
-def check_loss(loss_fn: LossFn, params: Params, samples: Any) -> None:
+def check_loss(loss_fn: LossFn | None, params: Params, samples: Any) -> LossFn:
     """Raises unless the loss of one example is a floating-point scalar.
 
+    Returns:
+        The loss.
+
     Raises:
-        TypeError: With what it returned.
+        TypeError: With what it returned, or if there is none.
     """
+    if loss_fn is None:
+        raise TypeError(
+            "loss_fn is missing; expected a function (params, batch) -> scalar, since "
+            "this method estimates curvature from gradients"
+        )
     example = next(regroup(samples, 1))
     found = jax.eval_shape(loss_fn, params, example)
     if (
@@ -230,3 +430,4 @@ def check_loss(loss_fn: LossFn, params: Params, samples: Any) -> None:
             "loss_fn must return a scalar, the mean loss over the batch; for a batch "
             f"of one example it returned {found}"
         )
+    return loss_fn

@@ -1,0 +1,175 @@
+"""The samples, options and goals of a pruning step follow from the config."""
+
+import inspect
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from small_runs import small
+
+import woodfisher_jax as wf
+from woodfisher_jax import pruning_step
+from woodfisher_jax.config import ConfigError
+from woodfisher_jax.plan import Plan, Stage, prepare
+from woodfisher_jax.pruning_step import fisher_batch, forecast, options, prune_state
+from woodfisher_jax.train_step import TrainState
+
+
+def quiet(label: str, done: int, total: int) -> None:
+    """Shows no progress."""
+
+
+def start(**changes: Any) -> tuple[Plan, TrainState]:
+    """A plan without training, and the state that it starts from."""
+    plan, (variables, masks) = prepare(small(dense__epochs=0, **changes), quiet)
+    params = variables["params"]
+    stats = variables.get("batch_stats", {})
+    return plan, TrainState(params, stats, masks, plan.train.tx.init(params))
+
+
+def test_every_option_of_prune_has_a_field() -> None:
+    arguments = set(inspect.signature(wf.prune).parameters)
+    plan, _ = start()
+    given = set(options(plan, plan.config.prune))
+    elsewhere = {"loss_fn", "params", "samples", "mean_samples", "masks", "prunable"}
+    elsewhere |= {"sparsity", "flops_target", "progress", "axis_order"}
+    assert given == arguments - elsewhere
+
+
+def test_true_fisher_draws_other_labels() -> None:
+    plan, state = start(prune__true_fisher=True)
+    pruner = plan.config.prune
+    drawn = fisher_batch(plan, pruner, state, 0)
+    given = fisher_batch(plan, small().prune, state, 0)
+    assert drawn is not None
+    assert given is not None
+    np.testing.assert_array_equal(drawn["image"], given["image"])
+    assert (drawn["label"] != given["label"]).any()
+    again = fisher_batch(plan, pruner, state, 0)
+    assert again is not None
+    np.testing.assert_array_equal(drawn["label"], again["label"])
+
+
+@pytest.mark.parametrize("redraw", [True, False])
+def test_samples_are_redrawn_or_cached(redraw: bool) -> None:
+    plan, state = start(prune__redraw_samples=redraw, prune__recompute=2)
+    pruner = plan.config.prune
+    draws = [
+        fisher_batch(plan, pruner, state, draw, again)
+        for draw in range(2)
+        for again in range(3)
+    ]
+    images = {draw["image"].tobytes() for draw in draws if draw is not None}
+    assert len(images) == (6 if redraw else 1)
+
+
+def test_methods_by_magnitude_need_an_example_for_macs_only() -> None:
+    plan, state = start(prune__method="globalmagni")
+    assert fisher_batch(plan, plan.config.prune, state, 0) is None
+    plan, state = start(prune__method="globalmagni", prune__flops_power=0.3)
+    batch = fisher_batch(plan, plan.config.prune, state, 0)
+    assert batch is not None
+    assert len(batch["label"]) == 1
+
+
+def test_weight_decay_is_added_to_the_damping_when_asked() -> None:
+    plan, _ = start()
+    assert options(plan, plan.config.prune)["weight_decay"] == 0.0
+    plan, _ = start(prune__damping_plus_weight_decay=True)
+    assert options(plan, plan.config.prune)["weight_decay"] == 1e-4
+
+
+def test_label_smoothing_changes_the_fisher() -> None:
+    pruned = []
+    for smoothing in (0.0, 0.3):
+        plan, state = start(prune__label_smoothing=smoothing)
+        new, record = prune_state(plan, state, Stage(0, 0.5, "prune"), [])
+        pruned.append((np.asarray(new.params["fc1"]["kernel"]), record))
+    assert (pruned[0][0] != pruned[1][0]).any()
+    assert pruned[0][1]["train_loss_before"] != pruned[1][1]["train_loss_before"]
+
+
+def test_a_step_leaves_the_weights_of_other_pruners() -> None:
+    plan, state = start(prune__prunable="fc1", prune_2={"prunable": "fc2"})
+    new, record = prune_state(plan, state, Stage(0, 0.5, "prune_2"), [])
+    np.testing.assert_array_equal(
+        new.params["fc1"]["kernel"], state.params["fc1"]["kernel"]
+    )
+    assert list(new.masks) == list(state.masks)
+    assert np.asarray(new.masks["fc1/kernel"]).all()
+    assert record["sparsity"] == pytest.approx(0.5, abs=1e-2)
+
+
+def test_mean_samples_belong_to_methods_of_first_order() -> None:
+    plan, state = start(prune__method="woodtaylorblock", prune__mean_samples=400)
+    new, _ = prune_state(plan, state, Stage(0, 0.5, "prune"), [])
+    other, _ = start(prune__method="woodtaylorblock")
+    without, _ = prune_state(other, state, Stage(0, 0.5, "prune"), [])
+    assert (new.params["fc1"]["kernel"] != without.params["fc1"]["kernel"]).any()
+
+
+def test_recomputation_goes_through_the_config() -> None:
+    plan, state = start(prune__recompute=2)
+    once, _ = start()
+    new, record = prune_state(plan, state, Stage(0, 0.8, "prune"), [])
+    other, _ = prune_state(once, state, Stage(0, 0.8, "prune"), [])
+    assert record["sparsity"] == pytest.approx(0.8, abs=1e-3)
+    assert (new.params["fc1"]["kernel"] != other.params["fc1"]["kernel"]).any()
+
+
+def test_losses_are_left_out_when_none_are_asked_for() -> None:
+    plan, state = start(prune__loss_samples=0)
+    _, record = prune_state(plan, state, Stage(0, 0.5, "prune"), [])
+    assert "train_loss_before" not in record
+
+
+def test_the_forecast_has_each_pruner_that_keeps_gradients() -> None:
+    plan, state = start(
+        prune__prunable="fc1", prune_2={"prunable": "fc2", "method": "magni"}
+    )
+    needs = forecast(plan, {"params": state.params}, state.masks)
+    assert list(needs) == ["prune"]
+    assert needs["prune"].num_weights == 1024
+
+
+NORMED = {
+    "model": {"name": "resnet20"},
+    "prune__method": "globalmagni",
+    "prune__prunable": r"layer3/block\d/conv",
+    "train__batch_size": 20,
+}
+
+
+def test_batch_norm_is_estimated_anew_after_a_step() -> None:
+    stage = Stage(0, 0.9, "prune")
+    plan, state = start(**NORMED, prune__batch_norm_samples=40)
+    new, _ = prune_state(plan, state, stage, [])
+    frozen, _ = start(**NORMED)
+    old, _ = prune_state(frozen, state, stage, [])
+    for before, after in zip(
+        jax.tree.leaves(old.batch_stats), jax.tree.leaves(new.batch_stats), strict=True
+    ):
+        assert before.shape == after.shape
+        assert (before != after).any()
+    for before, after in zip(
+        jax.tree.leaves(old.params), jax.tree.leaves(new.params), strict=True
+    ):
+        np.testing.assert_array_equal(before, after)
+
+
+def test_batch_norm_of_a_network_without_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"batch_norm_samples=5.*mlp has no batch"):
+        start(prune__batch_norm_samples=5)
+
+
+def test_macs_on_the_way_start_from_what_there_is() -> None:
+    plan, _ = start(prune__flops_target=100e-6, prune__initial_sparsity=0.0)
+    pruner = plan.config.prune
+    half = Stage(0, 0.8 * (1 - 0.5**3), "prune")
+    found = pruning_step._goal(pruner, half, [], 1184.0)
+    assert found["flops_target"] == pytest.approx((100 + 1084 / 8) / 1e6)
+    earlier = [{"macs_before": 1184.0, "macs": 500.0}]
+    assert pruning_step._goal(pruner, half, earlier, 500.0) == found
+    last = Stage(0, 0.8, "prune")
+    assert pruning_step._goal(pruner, last, earlier, 500.0) == {"flops_target": 100e-6}

@@ -1,0 +1,480 @@
+"""Methods and options of a pruning step against float64, on a network of 32 weights.
+
+The methods whose gradients can be injected are in test_prune; here is what needs
+layers, a Hessian, a slope or several steps.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from woodfisher_jax import METHODS, plan_pruning, prune
+from woodfisher_jax.pruning.paths import leaves_by_path
+
+RANDOM = np.random.default_rng(0)
+SHAPES = {"l1": (5, 4), "l2": (4, 3)}
+PARAMS = {
+    name: {"kernel": RANDOM.standard_normal(shape).astype(np.float32)}
+    for name, shape in SHAPES.items()
+}
+X = RANDOM.standard_normal((24, 5)).astype(np.float32)
+Y = RANDOM.standard_normal((24, 3)).astype(np.float32)
+MASKS = {f"{name}/kernel": RANDOM.random(shape) < 0.8 for name, shape in SHAPES.items()}
+SIZES = [20, 12]
+DAMPING = 0.1
+
+
+def loss_fn(params, batch):
+    x, y = batch
+    hidden = jnp.tanh(x @ params["l1"]["kernel"])
+    errors = hidden @ params["l2"]["kernel"] - y
+    return 0.5 * jnp.mean(jnp.sum(errors**2, axis=1))
+
+
+def run(**options):
+    options = {"sparsity": 0.6, "damping": DAMPING} | options
+    samples = options.pop("samples", (X, Y))
+    return prune(loss_fn, jax.tree.map(jnp.asarray, PARAMS), samples, **options)
+
+
+def flat(tensors) -> np.ndarray:
+    """Kernels one after another, (out, in) and row-major."""
+    return np.concatenate([np.asarray(t).T.reshape(-1) for t in tensors.values()])
+
+
+def weights_of(params) -> np.ndarray:
+    return flat(leaves_by_path(params))
+
+
+# ------------------------------------------------------------------------- the oracle
+
+ACTIVE = flat(MASKS)
+DENSE = np.ones(32, bool)
+
+
+def backpropagation(active=DENSE, x=X, y=Y):
+    """Inputs and output gradients of both layers, and all gradients [n, 32]."""
+    w = (weights_of(PARAMS) * active).astype(np.float64)
+    w1, w2 = w[:20].reshape(4, 5), w[20:].reshape(3, 4)
+    x, y = np.float64(x), np.float64(y)
+    hidden = np.tanh(x @ w1.T)
+    d2 = hidden @ w2.T - y
+    d1 = (d2 @ w2) * (1 - hidden**2)
+    layers = [(x, d1), (hidden, d2)]
+    rows = [np.einsum("no,ni->noi", d, a).reshape(len(x), -1) for a, d in layers]
+    return layers, np.concatenate(rows, axis=1) * active
+
+
+def block_diagonal(*blocks) -> np.ndarray:
+    total = np.zeros((32, 32))
+    at = 0
+    for block in blocks:
+        stop = at + len(block)
+        total[at:stop, at:stop] = block
+        at = stop
+    return total
+
+
+def kronecker(active=DENSE, damping=DAMPING, pi=False) -> np.ndarray:
+    """The damped Fisher that kfac takes, [32, 32]."""
+    blocks = []
+    for inputs, outputs in backpropagation(active)[0]:
+        a, s = inputs.T @ inputs / len(X), outputs.T @ outputs / len(X)
+        ratio = np.sqrt((np.trace(a) / len(a)) / (np.trace(s) / len(s))) if pi else 1.0
+        a += ratio * np.sqrt(damping) * np.eye(len(a))
+        s += np.sqrt(damping) / ratio * np.eye(len(s))
+        blocks.append(np.kron(s, a))
+    return block_diagonal(*blocks)
+
+
+def fisher(active=DENSE, damping=DAMPING, centered=False) -> np.ndarray:
+    """The damped Fisher of whole layers, [32, 32]."""
+    rows = backpropagation(active)[1]
+    mean = rows.mean(0)
+    blocks = []
+    for part in (slice(0, 20), slice(20, 32)):
+        block = rows[:, part].T @ rows[:, part] / len(rows)
+        blocks.append(block - centered * np.outer(mean[part], mean[part]))
+    return block_diagonal(*blocks) + damping * np.eye(32)
+
+
+@functools.cache
+def hessian() -> np.ndarray:
+    """All of the Hessian at the masked weights."""
+
+    def loss(flat_weights):
+        w1, w2 = flat_weights[:20].reshape(4, 5), flat_weights[20:].reshape(3, 4)
+        params = {"l1": {"kernel": w1.T}, "l2": {"kernel": w2.T}}
+        return loss_fn(params, (np.float64(X), np.float64(Y)))
+
+    with jax.enable_x64(True):
+        return np.asarray(jax.hessian(loss)(np.float64(weights_of(PARAMS) * ACTIVE)))
+
+
+def chosen(scores, active, sparsity, scope="global") -> np.ndarray:
+    bounds = [(0, 32)] if scope == "global" else [(0, 20), (20, 32)]
+    mask = np.zeros(32, bool)
+    for start, stop in bounds:
+        kept = int(np.floor(round((stop - start) * (1 - sparsity), 9)))
+        inside = np.flatnonzero(active[start:stop]) + start
+        ranked = inside[np.argsort(-scores[inside], kind="stable")]
+        mask[ranked[:kept]] = True
+    return mask
+
+
+def obs(f, active=DENSE, sparsity=0.6, scope="global", mean=None, scores_over=1.0):
+    """Mask and weights of OBS with curvature F and slope ḡ; and the step itself."""
+    w = (weights_of(PARAMS) * active).astype(np.float64)
+    inverse = np.linalg.inv(f)
+    newton = np.zeros(32) if mean is None else inverse @ mean
+    diagonal = np.diag(inverse)
+    scores = (w - newton) ** 2 / (2 * diagonal)
+    mask = chosen(scores / scores_over, active, sparsity, scope)
+    gone = active & ~mask
+    step = inverse @ np.where(gone, -(w - newton) / diagonal, 0) - newton
+    gamma = 0.0 if mean is None else mean @ newton
+    return mask, (w + step) * mask, step, scores[gone].sum() - gamma / 2
+
+
+def assert_step(found, mask, weights, rtol=1e-4) -> None:
+    params, masks, info = found
+    np.testing.assert_array_equal(flat(masks), mask)
+    np.testing.assert_allclose(weights_of(params), weights, rtol=rtol, atol=1e-5)
+    assert info.nonzero == mask.sum()
+
+
+def assert_same(one, other, rtol=1e-5) -> None:
+    np.testing.assert_array_equal(flat(one[1]), flat(other[1]))
+    np.testing.assert_allclose(
+        weights_of(one[0]), weights_of(other[0]), rtol=rtol, atol=1e-6
+    )
+
+
+STARTS = pytest.mark.parametrize(
+    ("masks", "active"), [(None, DENSE), (MASKS, ACTIVE)], ids=["dense", "pruned"]
+)
+
+# ------------------------------------------------------------------------ second order
+
+
+@STARTS
+@pytest.mark.parametrize("pi", [False, True])
+@pytest.mark.parametrize("scope", ["global", "layer"])
+def test_kfac(masks, active, pi, scope) -> None:
+    found = run(method="kfac", masks=masks, pi=pi, scope=scope)
+    expected = obs(kronecker(active, pi=pi), active, scope=scope)
+    assert_step(found, *expected[:2])
+    assert found[2].num_samples == 24
+    assert found[2].needs is None
+    assert found[2].saliency_sum == pytest.approx(expected[3], rel=1e-4)
+
+
+def test_kfac_takes_batches_apart() -> None:
+    assert_same(run(method="kfac", batch_size=4), run(method="kfac"))
+
+
+def test_kfac_without_layers_says_so() -> None:
+    with pytest.raises(ValueError, match="kfac: 'w' meets activations in 'mul'"):
+        prune(
+            lambda p, x: jnp.mean(jnp.sum(p["w"] * x, (1, 2))),
+            {"w": jnp.ones((2, 3))},
+            np.ones((4, 2, 3)),
+            sparsity=0.5,
+            method="kfac",
+        )
+
+
+@pytest.mark.parametrize("scope", ["global", "layer"])
+def test_naivehess(scope) -> None:
+    found = run(method="naivehess", masks=MASKS, scope=scope)
+    w = weights_of(PARAMS) * ACTIVE
+    diagonal = np.diag(hessian()) * ACTIVE
+    assert (diagonal < 0).any()
+    mask = chosen(0.5 * diagonal * w**2, ACTIVE, 0.6, scope)
+    assert_step(found, mask, w * mask)
+
+
+def test_naivehess_estimates_when_told_to() -> None:
+    """On a sum over weights of their own curvature, signs are exact."""
+    curvatures = RANDOM.random((6, 5)).astype(np.float32)
+    params = {"w": jnp.asarray(RANDOM.standard_normal((6, 5)), jnp.float32)}
+    own = lambda p, x: jnp.mean(x) * jnp.sum(curvatures * p["w"] ** 2)  # noqa: E731
+    found = [
+        prune(own, params, np.ones(3), sparsity=0.5, method="naivehess", hessian=name)
+        for name in ("exact", "hutchinson")
+    ]
+    scores = (curvatures * params["w"] ** 2).reshape(-1)
+    mask = np.zeros(30, bool)
+    mask[np.argsort(scores)[15:]] = True
+    for params, masks, _ in found:
+        np.testing.assert_array_equal(masks["w"].reshape(-1), mask)
+        assert np.count_nonzero(params["w"]) == 15
+
+
+@STARTS
+def test_dynamic_with_whole_layers_is_block(masks, active) -> None:
+    block = run(method="woodfisherblock", masks=masks)
+    assert_same(run(method="woodfisherblockdynamic", masks=masks), block)
+    assert_step(block, *obs(fisher(active), active)[:2])
+
+
+def test_flops_with_power_0_is_block() -> None:
+    options = {"block_size": 6, "masks": MASKS}
+    found = run(method="woodfisherblock_flops", flops_power=0.0, **options)
+    assert_same(found, run(method="woodfisherblock", **options), rtol=0)
+
+
+# ------------------------------------------------------------------------- first order
+
+
+@STARTS
+@pytest.mark.parametrize("scope", ["global", "layer"])
+def test_woodtaylorblock(masks, active, scope) -> None:
+    found = run(method="woodtaylorblock", masks=masks, scope=scope)
+    mean = backpropagation(active)[1].mean(0)
+    mask, weights, _, saliency = obs(fisher(active), active, scope=scope, mean=mean)
+    assert_step(found, mask, weights)
+    assert found[2].saliency_sum == pytest.approx(saliency, rel=1e-3)
+
+
+@pytest.mark.parametrize("taylor", ["woodtaylor", "woodtaylorblock"])
+def test_without_a_slope_woodtaylor_is_woodfisher(taylor) -> None:
+    """Every example and one that pulls the other way."""
+    given = RANDOM.standard_normal((20, 6, 5)).astype(np.float32)
+    samples = np.concatenate([given, -given])
+    params = {"w": jnp.asarray(RANDOM.standard_normal((6, 5)), jnp.float32)}
+    inner = lambda p, x: jnp.mean(jnp.sum(p["w"] * x, (1, 2)))  # noqa: E731
+    one, other = (
+        prune(inner, params, samples, sparsity=0.5, damping=0.1, method=name)
+        for name in (taylor, taylor.replace("taylor", "fisher"))
+    )
+    np.testing.assert_array_equal(one[1]["w"], other[1]["w"])
+    np.testing.assert_allclose(one[0]["w"], other[0]["w"], rtol=1e-4, atol=1e-5)
+
+
+def test_the_slope_may_have_samples_of_its_own() -> None:
+    x = RANDOM.standard_normal((14, 5)).astype(np.float32)
+    y = RANDOM.standard_normal((14, 3)).astype(np.float32)
+    mean = backpropagation(x=x, y=y)[1].mean(0)
+    expected = obs(fisher(), mean=mean)[:2]
+    for samples in ((x, y), iter([(x[:5], y[:5]), (x[5:], y[5:])]), lambda i: (x, y)):
+        found = run(method="woodtaylorblock", mean_samples=samples, microbatch_size=8)
+        assert_step(found, *expected)
+    with pytest.raises(ValueError, match="mean_samples: samples hold 0 examples"):
+        run(method="woodtaylorblock", mean_samples=[])
+
+
+@pytest.mark.parametrize("store", ["device", "host", "recompute"])
+def test_the_slope_is_found_wherever_gradients_wait(store) -> None:
+    found = run(method="woodtaylorblock", store=store, block_size=4)
+    assert_same(found, run(method="woodtaylorblock", block_size=4))
+
+
+@pytest.mark.parametrize("method", ["woodfisherblock", "woodtaylorblock"])
+def test_centered(method) -> None:
+    found = run(method=method, centered=True, masks=MASKS)
+    taylor = method == "woodtaylorblock"
+    mean = backpropagation(ACTIVE)[1].mean(0) if taylor else None
+    f = fisher(ACTIVE, centered=True)
+    assert_step(found, *obs(f, ACTIVE, mean=mean)[:2])
+
+
+@pytest.mark.parametrize("most", [0.05, 0.5, 1.0])
+def test_the_update_is_shortened(most) -> None:
+    found = run(method="woodtaylorblock", normalize_update=most)
+    mean = backpropagation()[1].mean(0)
+    mask, _, step, _ = obs(fisher(), mean=mean)
+    w = weights_of(PARAMS)
+    shortened = 0
+    for part in (slice(0, 20), slice(20, 32)):
+        ratio = np.linalg.norm(step[part]) / (most * np.linalg.norm(w[part]))
+        step[part] /= max(1, ratio)
+        shortened += ratio > 1
+    assert shortened or most == 1
+    assert_step(found, mask, (w + step) * mask)
+
+
+# ----------------------------------------------------------------------------- options
+
+
+@pytest.mark.parametrize("method", ["woodfisherblock", "woodtaylorblock", "kfac"])
+def test_weight_decay_is_damping(method) -> None:
+    one = run(method=method, damping=0.03, weight_decay=0.02)
+    assert_same(one, run(method=method, damping=0.05), rtol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["woodfisherblock", "woodtaylorblock", "kfac"])
+@pytest.mark.parametrize(
+    ("schedule", "fractions"),
+    [("linear", [1 / 3, 2 / 3]), ("poly", [1 - (2 / 3) ** 3, 1 - (1 / 3) ** 3])],
+)
+def test_recomputation_is_several_steps(method, schedule, fractions) -> None:
+    parts = [(X[8 * i : 8 * i + 8], Y[8 * i : 8 * i + 8]) for i in range(3)]
+    asked = []
+
+    def samples(index):
+        asked.append(index)
+        return parts[index]
+
+    found = run(
+        method=method,
+        samples=samples,
+        recompute=2,
+        recompute_schedule=schedule,
+        masks=MASKS,
+        sparsity=0.7,
+        diagnostics=True,
+    )
+    assert asked == [0, 1, 2]
+    before = 1 - ACTIVE.mean()
+    params, masks, infos = jax.tree.map(jnp.asarray, PARAMS), MASKS, []
+    for part, fraction in zip(parts, [*fractions, 1.0], strict=True):
+        params, masks, info = prune(
+            loss_fn,
+            params,
+            part,
+            sparsity=before + fraction * (0.7 - before),
+            method=method,
+            masks=masks,
+            damping=DAMPING,
+            diagnostics=True,
+        )
+        infos.append(info)
+    assert_same(found, (params, masks), rtol=0)
+    info = found[2]
+    assert info.sparsity == infos[-1].sparsity
+    assert info.predicted_loss_increase == pytest.approx(
+        sum(i.predicted_loss_increase for i in infos)
+    )
+    assert info.magnitude_overlap == infos[-1].magnitude_overlap
+
+
+def test_recomputation_with_the_same_samples() -> None:
+    once = run(recompute=1)
+    half = run(sparsity=0.3)
+    again = prune(
+        loss_fn, half[0], (X, Y), sparsity=0.6, damping=DAMPING, masks=half[1]
+    )
+    assert_same(once, again, rtol=0)
+
+
+# ------------------------------------------------------------------------- diagnostics
+
+
+@pytest.mark.parametrize(
+    "method", ["woodfisherblock", "woodtaylorblock", "kfac", "diagfisher", "naivehess"]
+)
+def test_the_predicted_loss_increase(method) -> None:
+    params, masks, info = run(method=method, masks=MASKS, diagnostics=True)
+    step = weights_of(params).astype(np.float64) - weights_of(PARAMS) * ACTIVE
+    rows = backpropagation(ACTIVE)[1]
+    curvature = {
+        "woodfisherblock": fisher(ACTIVE),
+        "woodtaylorblock": fisher(ACTIVE),
+        "kfac": kronecker(ACTIVE),
+        "diagfisher": np.diag((rows**2).mean(0)),
+        "naivehess": np.diag(np.diag(hessian()) * ACTIVE),
+    }[method]
+    linear = rows.mean(0) @ step
+    assert info.gradient_term == pytest.approx(linear, rel=1e-3)
+    expected = linear + step @ curvature @ step / 2
+    assert info.predicted_loss_increase == pytest.approx(expected, rel=1e-3)
+    for path, part in zip(masks, (slice(0, 20), slice(20, 32)), strict=True):
+        trace = (rows[:, part] ** 2).sum() / 24
+        assert info.fisher_trace[path] == pytest.approx(trace, rel=1e-4)
+    if METHODS[method].direction is None:
+        gone = flat(MASKS) & ~flat(masks)
+        w = weights_of(PARAMS)[gone]
+        assert info.saliency_sum == pytest.approx(
+            (0.5 * np.diag(curvature)[gone] * w**2).sum(), rel=1e-3
+        )
+
+
+def test_a_quadratic_loss_is_predicted_exactly() -> None:
+    """With the Fisher of unit residuals, F is the Hessian, and so is the prediction."""
+    x = RANDOM.standard_normal((400, 6)).astype(np.float32)
+    signs = np.sign(RANDOM.standard_normal((400, 1))).astype(np.float32)
+    truth = RANDOM.standard_normal((6, 1)).astype(np.float32)
+    batch = (x, x @ truth + signs)
+    loss = lambda p, b: 0.5 * jnp.mean((b[0] @ p["w"] - b[1]) ** 2)  # noqa: E731
+    params = {"w": jnp.asarray(truth)}
+    new, _, info = prune(
+        loss,
+        params,
+        batch,
+        sparsity=0.5,
+        method="woodtaylor",
+        damping=1e-6,
+        diagnostics=True,
+    )
+    measured = float(loss(new, batch) - loss(params, batch))
+    assert info.predicted_loss_increase == pytest.approx(measured, rel=1e-3)
+
+
+def test_magnitude_agrees_with_itself() -> None:
+    info = run(method="globalmagni", diagnostics=True)[2]
+    assert info.magnitude_overlap == 1
+    assert info.magnitude_correlation == pytest.approx(1)
+    assert info.predicted_loss_increase is None
+    assert info.saliency_sum is None
+
+
+def test_nothing_extra_is_computed_unless_asked() -> None:
+    info = run()[2]
+    assert info.saliency_sum is not None
+    for field in ("predicted_loss_increase", "magnitude_overlap", "fisher_trace"):
+        assert getattr(info, field) is None
+
+
+def test_diagnostics_change_nothing() -> None:
+    assert_same(run(diagnostics=True), run(), rtol=0)
+
+
+# ------------------------------------------------------------------------------ errors
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "woodfisher", "pi": True}, "pi=True makes no sense.*kfac"),
+        ({"method": "kfac", "hessian": "hutchinson"}, "hessian.*naivehess"),
+        ({"method": "naivehess", "hessian": "guess"}, "'guess'.*exact.*hutchinson"),
+        ({"method": "kfac", "centered": True}, "centered=True makes no sense"),
+        ({"method": "magni", "recompute": 3}, "recompute=3 makes no sense"),
+        ({"recompute": -1}, "recompute=-1; expected a whole number"),
+        ({"recompute": 1.5}, "recompute=1.5; expected a whole number"),
+        ({"recompute": 1, "recompute_schedule": "x"}, "recompute_schedule='x'"),
+        ({"mean_samples": (X, Y)}, "mean_samples makes no sense.*woodtaylor"),
+        ({"normalize_update": 0.0}, "normalize_update=0.0; expected"),
+        ({"weight_decay": -1.0}, "weight_decay=-1.0; expected"),
+        ({"flops_target": 1.0}, "sparsity=0.6 and flops_target=1.0; expected exactly"),
+        ({"sparsity": None}, "expected exactly one"),
+        ({"sparsity": None, "flops_target": 0.0}, "flops_target=0.0; expected million"),
+        ({"flops_power": -1.0}, "flops_power=-1.0; expected"),
+        ({"flops_power": 1.0, "scope": "layer"}, "scope='layer'.*expected .*global"),
+        ({"method": "naivehess", "flops_power": 1.0}, "flops_power=1.0 makes no sense"),
+        ({"flops_power": 1.0, "flops_normalize": "x"}, "flops_normalize='x'"),
+        ({"recompute": 2, "masks": MASKS, "sparsity": 0.1}, "sparsity=0.1 is below"),
+    ],
+)
+def test_options_out_of_range_or_place(options, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        run(**options)
+
+
+@pytest.mark.parametrize("method", ["kfac", "naivehess", "magni"])
+def test_there_is_no_plan_where_no_gradients_are_kept(method) -> None:
+    given = (loss_fn, PARAMS, (X, Y))
+    assert plan_pruning(*given, sparsity=0.5, method=method) is None
+
+
+@pytest.mark.parametrize("method", ["woodtaylor", "woodfisherblockdynamic"])
+def test_a_plan_takes_the_same_options(method) -> None:
+    needs = plan_pruning(
+        loss_fn, PARAMS, lambda i: (X, Y), sparsity=0.5, method=method, recompute=2
+    )
+    assert needs.num_weights == 32
+    assert needs.num_samples == 24

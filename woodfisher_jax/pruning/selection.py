@@ -1,0 +1,194 @@
+"""Which weights stay: scores and what weights cost, made into a mask."""
+
+from collections.abc import Callable
+from functools import partial
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from woodfisher_jax.pruning import masks as masks_
+from woodfisher_jax.pruning.blocks import FlatOrder
+from woodfisher_jax.pruning.flops import (
+    flat_costs,
+    flops_factors,
+    keep_within_macs,
+    macs_per_weight,
+    sparse_macs,
+)
+from woodfisher_jax.pruning.gradients import LossFn
+from woodfisher_jax.pruning.masks import Masks
+from woodfisher_jax.pruning.paths import Params, leaves_by_path
+from woodfisher_jax.pruning.samples import regroup
+from woodfisher_jax.pruning.settings import Settings
+
+MILLION = 1e6
+
+
+class Costs(NamedTuple):
+    """What the network and its weights cost, for one example.
+
+    Attributes:
+        per_weight: MACs of one weight of each prunable tensor.
+        other: MACs of the other layers' weights that are not zero; 0 where they are not
+            asked for.
+        total: MACs under the masks that the costs were counted with.
+    """
+
+    per_weight: dict[str, float]
+    other: float
+    total: float
+
+
+def count_costs(
+    loss_fn: LossFn | None,
+    params: Params,
+    masks: Masks,
+    samples: Any,
+    settings: Settings,
+) -> Costs | None:
+    """Counts MACs by tracing the loss with one example; None if nothing asks for it.
+
+    Raises:
+        ValueError: If there is no loss, or the products of a tensor cannot be counted.
+    """
+    if not settings.counts_macs:
+        return None
+    if loss_fn is None:
+        raise ValueError(
+            "loss_fn=None with flops_power or flops_target; expected a loss, from "
+            "which the multiply-accumulates are counted"
+        )
+    example = next(regroup(samples, 1))
+    prunable = macs_per_weight(loss_fn, params, example, masks)
+    other = 0.0
+    if settings.flops_target is not None:
+        everything = macs_per_weight(loss_fn, params, example)
+        leaves = leaves_by_path(params)
+        # Another pruner may have been there: its zeros cost nothing either.
+        other = sum(
+            cost * float(jnp.count_nonzero(leaves[path]))
+            for path, cost in everything.items()
+            if path not in masks
+        )
+    return Costs(prunable, other, other + sparse_macs(prunable, params, masks))
+
+
+def num_kept(masks: Masks, order: FlatOrder, settings: Settings) -> tuple[int, ...]:
+    """How many weights stay: one number in all, or one for each tensor.
+
+    Raises:
+        ValueError: If the masks keep fewer already, in layer scope in every tensor.
+    """
+    assert settings.sparsity is not None
+    if settings.scope == "layer":
+        sizes = np.diff(order.offsets).tolist()
+        active = [masks_.count({path: masks[path]})[0] for path in order.paths]
+    else:
+        sizes, active = [order.size], [masks_.count(masks)[0]]
+    kept = [masks_.num_kept(size, settings.sparsity) for size in sizes]
+    if all(k > a for k, a in zip(kept, active, strict=True)):
+        raise ValueError(
+            f"sparsity={settings.sparsity} is below the "
+            f"{1 - sum(active) / order.size:.6g} that masks have already; a pruned "
+            "weight does not come back"
+        )
+    return tuple(kept)
+
+
+@partial(jax.jit, static_argnames="statistic")
+def saliency(
+    weights: jax.Array,
+    diagonal: jax.Array | None,
+    active: jax.Array,
+    statistic: Callable[..., jax.Array],
+) -> jax.Array:
+    """The statistic of every weight [d]; 0 where one is pruned already.
+
+    Args:
+        weights: [d].
+        diagonal: Of the curvature [d]; None for methods without one.
+        active: Weights that are not pruned [d], bool.
+        statistic: Of the method.
+    """
+    if diagonal is None:
+        return statistic(weights)
+    # A pruned weight need not be in any block.
+    return statistic(weights, jnp.where(active, diagonal, 1.0))
+
+
+def choose(
+    scores: jax.Array,
+    active: jax.Array,
+    masks: Masks,
+    order: FlatOrder,
+    costs: Costs | None,
+    settings: Settings,
+) -> jax.Array:
+    """The new mask [d]: the highest scores, as many as sparsity or MACs allow.
+
+    With ``flops_power`` the scores are first divided by that power of what the weights
+    cost; see :func:`~woodfisher_jax.pruning.flops.flops_factors`.
+
+    Args:
+        scores: Saliency, finite [d].
+        active: Weights that may stay [d], bool.
+        masks: The same by path.
+        order: The flat order.
+        costs: For the options that need them.
+        settings: Of the step.
+
+    Raises:
+        ValueError: If the goal cannot be met; a pruned weight does not come back.
+    """
+    if costs is not None and settings.flops_power > 0:
+        factors = flops_factors(
+            costs.per_weight,
+            masks,
+            settings.flops_power,
+            per_parameter=settings.flops_per_parameter,
+            rescale=settings.flops_normalize,
+        )
+        divided = np.asarray(scores, np.float64) * flat_costs(order, factors)
+        # Relative to the largest, for a power of MACs may leave float32.
+        scores = jnp.asarray(divided / (divided.max() or 1.0), jnp.float32)
+    if settings.flops_target is None:
+        kept = num_kept(masks, order, settings)
+        return _keep(scores, active, kept, order, settings.scope)
+    assert costs is not None
+    cut = keep_within_macs(
+        scores,
+        active,
+        flat_costs(order, costs.per_weight),
+        settings.flops_target * MILLION,
+        other_macs=costs.other,
+    )
+    return jnp.asarray(cut.mask)
+
+
+@partial(jax.jit, static_argnames=("order", "scope"))
+def _keep(
+    scores: jax.Array,
+    active: jax.Array,
+    kept: tuple[int, ...],
+    order: FlatOrder,
+    scope: str,
+) -> jax.Array:
+    bounds = [0, order.size] if scope == "global" else order.offsets
+    parts = [
+        masks_.keep_highest(scores[start:stop], active[start:stop], number)
+        for (start, stop), number in zip(pairwise(bounds), kept, strict=True)
+    ]
+    return jnp.concatenate(parts)
+
+
+def macs_of(
+    kept: jax.Array, order: FlatOrder, costs: Costs | None, settings: Settings
+) -> float | None:
+    """MACs of one example under a mask [d]; None without a target for them."""
+    if costs is None or settings.flops_target is None:
+        return None
+    flat = flat_costs(order, costs.per_weight)
+    return costs.other + float(flat[np.asarray(kept)].sum())

@@ -1,0 +1,281 @@
+"""One pruning step on checked arguments: curvature, statistic, masks, update."""
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from woodfisher_jax.pruning import blocks, selection
+from woodfisher_jax.pruning import masks as masks_
+from woodfisher_jax.pruning.diagnostics import magnitude_overlap, rank_correlation
+from woodfisher_jax.pruning.gradients import LossFn, as_partial
+from woodfisher_jax.pruning.info import Clock, PruneInfo
+from woodfisher_jax.pruning.masks import Masks
+from woodfisher_jax.pruning.moments import Moments
+from woodfisher_jax.pruning.needs import Needs
+from woodfisher_jax.pruning.operators import (
+    BUILDERS,
+    Operator,
+    Problem,
+    mean_of_others,
+    moments_of,
+)
+from woodfisher_jax.pruning.paths import Params
+from woodfisher_jax.pruning.settings import Settings, check_loss
+from woodfisher_jax.pruning.sharding import replicate
+from woodfisher_jax.pruning.vectors import (
+    check_finite,
+    check_weights,
+    from_vectors,
+    to_vectors,
+)
+
+
+class Examples(NamedTuple):
+    """Samples of one step, checked and counted.
+
+    Attributes:
+        curvature: For the curvature, or a single one to count MACs with; None where
+            neither is needed.
+        mean: For the mean gradient alone, or None.
+    """
+
+    curvature: Any
+    mean: Any
+
+
+class _Slope(NamedTuple):
+    """The first-order term of the loss.
+
+    Attributes:
+        mean: ḡ, [d].
+        newton: h = F⁻¹ḡ, [d].
+    """
+
+    mean: jax.Array
+    newton: jax.Array
+
+
+class _Model(NamedTuple):
+    """The quadratic model of the loss around the weights.
+
+    Attributes:
+        operator: The curvature, entered.
+        diagonal: Of the operator [d].
+        slope: For methods of first order.
+        moments: Of the gradients, for diagnostics.
+        needs: What the curvature was planned to take.
+    """
+
+    operator: Operator
+    diagonal: jax.Array
+    slope: _Slope | None
+    moments: Moments | None
+    needs: Needs | None
+
+
+def prune_step(
+    loss_fn: LossFn | None,
+    params: Params,
+    masks: Masks,
+    samples: Examples,
+    order: blocks.FlatOrder,
+    settings: Settings,
+) -> tuple[Params, Masks, PruneInfo]:
+    """Steps 1 to 6; see :func:`woodfisher_jax.prune`.
+
+    Args:
+        loss_fn: (params, batch) -> mean loss; None for methods by magnitude.
+        params: Any pytree.
+        masks: In the tree's order.
+        samples: Counted.
+        order: The flat order of the masks.
+        settings: Checked, N included.
+    """
+    if settings.sparsity is not None:
+        selection.num_kept(masks, order, settings)  # refuses before work starts
+    costs = selection.count_costs(loss_fn, params, masks, samples.curvature, settings)
+    row, clock = settings.method, Clock()
+    params, masks = replicate((params, masks), settings.mesh)
+    params, weights, active = to_vectors(params, masks, order)
+    check_weights(params)
+    with ExitStack() as stack:
+        # 1 to 3: gradients, laid out by block as they arrive; curvature.
+        model = None
+        if row.curvature is not None:
+            loss_fn = check_loss(loss_fn, params, samples.curvature)
+            loss = replicate(as_partial(loss_fn), settings.mesh)
+            problem = Problem(loss, params, masks, *samples, order, settings)
+            model = _model(problem, stack, clock)
+        else:
+            clock.mark(0.0)
+
+        # 4 and 5: statistic, masks.
+        point = weights - model.slope.newton if model and model.slope else weights
+        diagonal = model.diagonal if model else None
+        scores = selection.saliency(point, diagonal, active, row.statistic)
+        check_finite(scores, order, "the saliency of", "its weights or its curvature")
+        kept = selection.choose(scores, active, masks, order, costs, settings)
+        clock.mark(_forming(model))
+
+        # 6: the others make up for the newly pruned.
+        moved = weights
+        if model and row.direction and settings.scale_update != 0:
+            direction = _direction(point, model.diagonal, active, kept, row.direction)
+            moved = weights + _update(direction, model, weights, order, settings)
+            check_finite(moved, order, "the updated weights of", "the update")
+        found: dict[str, Any] = {
+            "macs": selection.macs_of(kept, order, costs, settings)
+        }
+        if model:
+            found |= _told(model, scores, active & ~kept)
+        if settings.diagnostics:
+            found |= _compared(weights, active, kept, scores)
+            found |= _predicted(jnp.where(kept, moved, 0.0) - weights, model, order)
+    new_params, new_masks = from_vectors(params, moved, kept, order)
+    new_masks = {path: new_masks[path] for path in order.paths}  # jit sorts dicts
+    jax.block_until_ready(new_params)
+    clock.mark(_forming(model))
+    return new_params, new_masks, _info(new_masks, settings, clock, found)
+
+
+def _model(problem: Problem, stack: ExitStack, clock: Clock) -> _Model:
+    """Builds the operator and takes its diagonal, and the slope where it is asked for.
+
+    The operator is closed with the stack; the clock is marked where gradients end.
+    """
+    settings = problem.settings
+    first_order = settings.method.first_order
+    needs_mean = first_order and problem.mean_samples is None
+    built = BUILDERS[settings.method.curvature or ""](
+        problem, needs_mean or settings.diagnostics
+    )
+    operator = stack.enter_context(built.operator)
+    clock.mark(operator.seconds_gradients)
+    diagonal = operator.diagonal()
+    moments = built.moments
+    if moments is None and settings.diagnostics:
+        moments = moments_of(problem)
+    slope = None
+    if first_order:
+        own = moments if problem.mean_samples is None else mean_of_others(problem)
+        assert own is not None
+        mean = own.vector(problem.order)
+        slope = _Slope(mean, operator.product(mean))
+    return _Model(operator, diagonal, slope, moments, built.needs)
+
+
+def _forming(model: _Model | None) -> float:
+    return model.operator.seconds_gradients if model else 0.0
+
+
+def _info(
+    masks: Masks, settings: Settings, clock: Clock, found: dict[str, Any]
+) -> PruneInfo:
+    nonzero, prunable = masks_.count(masks)
+    gradients, curvature, update = clock.phases()
+    return PruneInfo(
+        sparsity=(prunable - nonzero) / prunable,
+        nonzero=nonzero,
+        prunable=prunable,
+        sparsity_by_path=masks_.sparsity_by_path(masks),
+        num_samples=settings.num_samples,
+        seconds_gradients=gradients,
+        seconds_curvature=curvature,
+        seconds_update=update,
+    )._replace(**found)
+
+
+# -------------------------------------------------------------------------- the update
+
+
+@partial(jax.jit, static_argnames="direction")
+def _direction(
+    point: jax.Array,
+    diagonal: jax.Array,
+    active: jax.Array,
+    kept: jax.Array,
+    direction: Callable[..., jax.Array],
+) -> jax.Array:
+    """The vector b of the update [d]."""
+    return direction(point, diagonal, active & ~kept)
+
+
+def _update(
+    direction: jax.Array,
+    model: _Model,
+    weights: jax.Array,
+    order: blocks.FlatOrder,
+    settings: Settings,
+) -> jax.Array:
+    """``δw = F⁻¹b - h``, scaled and no longer than it may be [d]."""
+    if model.slope is not None:
+        direction = direction - model.slope.mean  # h is F⁻¹ḡ: one product for both.
+    update = settings.scale_update * model.operator.product(direction)
+    if settings.normalize_update is None:
+        return update
+    return _shortened(update, weights, order, settings.normalize_update)
+
+
+@partial(jax.jit, static_argnames=("order", "most"))
+def _shortened(
+    update: jax.Array, weights: jax.Array, order: blocks.FlatOrder, most: float
+) -> jax.Array:
+    """Shortens the update of each tensor to ``most`` times the norm of its weights."""
+    sizes = blocks.unflatten(order, weights)
+    short = {}
+    for path, part in blocks.unflatten(order, update).items():
+        limit = most * jnp.linalg.norm(sizes[path])
+        length = jnp.linalg.norm(part)
+        short[path] = jnp.where(length > limit, part * (limit / length), part)
+    return blocks.flatten(order, short)
+
+
+# --------------------------------------------------------------------- what was done
+
+
+@jax.jit
+def _saliency_sum(
+    scores: jax.Array, gone: jax.Array, slope: _Slope | None
+) -> jax.Array:
+    total = jnp.sum(jnp.where(gone, scores, 0.0))
+    # γ = ḡᵀF⁻¹ḡ is one number for all weights; it does not rank them.
+    return total if slope is None else total - jnp.dot(slope.mean, slope.newton) / 2
+
+
+def _told(model: _Model, scores: jax.Array, gone: jax.Array) -> dict[str, Any]:
+    """What is known of every step with a curvature."""
+    total = _saliency_sum(scores, gone, model.slope)
+    return {"needs": model.needs, "saliency_sum": float(total)}
+
+
+def _compared(
+    weights: jax.Array, active: jax.Array, kept: jax.Array, scores: jax.Array
+) -> dict[str, float | None]:
+    """The mask and the statistic beside those of global magnitude."""
+    flat = [np.asarray(array) for array in (weights, active, kept, scores)]
+    sizes, may_go, stays, worth = flat
+    return {
+        "magnitude_overlap": magnitude_overlap(sizes, may_go, stays),
+        "magnitude_correlation": rank_correlation(worth[may_go], np.abs(sizes[may_go])),
+    }
+
+
+def _predicted(
+    step: jax.Array, model: _Model | None, order: blocks.FlatOrder
+) -> dict[str, Any]:
+    """The quadratic model of the loss for the step that was taken."""
+    if model is None or model.moments is None:
+        return {}
+    trace = model.moments.trace
+    mean = model.slope.mean if model.slope else model.moments.vector(order)
+    linear = float(jnp.dot(mean, step))
+    return {
+        "gradient_term": linear,
+        "predicted_loss_increase": linear + model.operator.quadratic_form(step) / 2,
+        "fisher_trace": {path: trace[path] for path in order.paths},
+    }
