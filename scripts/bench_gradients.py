@@ -37,7 +37,10 @@ def main() -> None:
     model = models.build_model("resnet20")
     random = np.random.default_rng(0)
     images = random.standard_normal((IMAGES, 32, 32, 3), np.float32)
-    samples = {"image": images, "label": random.integers(0, 10, IMAGES)}
+    samples: dict[str, np.ndarray] = {
+        "image": images,
+        "label": random.integers(0, 10, IMAGES),
+    }
     variables = jax.jit(model.init)(jax.random.key(0), images[:1])
     params = variables["params"]
     loss_fn, masks = frozen_loss(model, variables["batch_stats"]), wf.init_masks(params)
