@@ -103,25 +103,10 @@ EXPERIMENTS = {
                 "num_samples": number,
                 "store_dtype": dtype,
             }
-            for method, number in (("woodfisher", 1000), ("woodfisherblock", 100))
+            for method, number in (("woodfisher", 100), ("woodfisherblock", 100))
             for dtype in ("float32", "bfloat16")
         },
         5,
-    ),
-    "resnet20_bfloat16": Experiment(
-        "resnet20",
-        "cifar10",
-        r"layer\d/block\d+/conv\d/kernel",
-        (0.6, 0.7, 0.8, 0.9),
-        {
-            f"woodfisherblock, N = 1,000, {dtype}": {
-                "method": "woodfisherblock",
-                "num_samples": 1000,
-                "store_dtype": dtype,
-            }
-            for dtype in ("float32", "bfloat16")
-        },
-        3,
     ),
 }
 
