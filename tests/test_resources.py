@@ -239,11 +239,6 @@ def test_a_disk_that_just_holds_them(monkeypatch) -> None:
         assert plan(above).store == store
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="factors are kept even where that takes more passes over all examples, "
-    "which cost far more than factorizing again",
-)
 def test_the_less_memory_the_more_passes() -> None:
     found = []
     for above in LIMITS:

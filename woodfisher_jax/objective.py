@@ -96,7 +96,10 @@ def macs_per_weight(
         ValueError: If the layers of the model cannot be counted.
     """
     image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    stats = variables.get("batch_stats", {})
+    # Of any value: shapes alone cannot be closed over.
+    stats = jax.tree.map(
+        lambda leaf: np.ones(leaf.shape, leaf.dtype), variables.get("batch_stats", {})
+    )
     return flops.macs_per_weight(
         lambda params, images: predict(model, variables_of(params, stats), images),
         variables["params"],
