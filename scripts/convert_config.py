@@ -12,13 +12,11 @@ import shlex
 import sys
 from argparse import Namespace
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import original_flags
-import yaml
 
 from woodfisher_jax import config as config_
 from woodfisher_jax.models import MODELS, build_model
@@ -42,9 +40,12 @@ CHANGES_THE_RESULT = {
 }
 
 
-def read(path: Path) -> dict[str, Any]:
-    """The content of a yaml file of the original."""
-    return yaml.safe_load(path.read_text())
+DIAGNOSTICS = (
+    "compare_globalmagni_mask",
+    "spearman_globalmagni",
+    "fisher_trace",
+    "inspect_inv",
+)
 
 
 def convert(flags: Namespace, file: Mapping[str, Any]) -> tuple[dict, list]:
@@ -56,6 +57,10 @@ def convert(flags: Namespace, file: Mapping[str, Any]) -> tuple[dict, list]:
     ]
     if flags.pretrained and not flags.from_checkpoint_path:
         notes.append("--pretrained: set config.init_from to a file of the weights")
+    notes += [
+        f"--{flag}: idle without --update-config, as there"
+        for flag in original_flags.idle(flags)
+    ]
     file = override(flags, file)
     model = _model(flags)
     trainer = file["trainers"]["default_trainer"]
@@ -251,7 +256,7 @@ def _pruner(
         values["batch_norm_samples"] = TRAINING_IMAGES.get(flags.dset, 50_000)
     if flags.num_path_steps > 0:
         values["loss_path_steps"] = int(flags.num_path_steps)
-    values["diagnostics"] = flags.compare_globalmagni_mask or flags.fisher_trace
+    values["diagnostics"] = any(getattr(flags, flag) for flag in DIAGNOSTICS)
     return values
 
 
@@ -435,7 +440,7 @@ def render(values: Mapping[str, Any], command: str) -> str:
 def main(arguments: list[str]) -> None:
     """Prints the config file, and on the standard error what should be known."""
     flags = original_flags.parse(arguments, __doc__ or "")
-    values, notes = convert(flags, read(flags.yaml))
+    values, notes = convert(flags, original_flags.read(flags.yaml))
     text = render(values, shlex.join(["convert_config.py", *arguments]))
     for note in dict.fromkeys(notes):
         print(f"note: {note}", file=sys.stderr)

@@ -4,14 +4,17 @@
     python scripts/one_shot.py resnet20 --checkpoint=resnet20_cifar10.pth.tar
 
 Prunes the dense network once to each sparsity, by each method and seed, and judges it
-on the test split with the batch-norm statistics of the checkpoint. Prints a Markdown
-table of mean and standard deviation of top-1 in percent; ``--out`` also keeps every
-single run as a line of JSON.
+on the test split with the batch-norm statistics of the checkpoint, or also with
+re-estimated ones. Each method runs in a process of its own, so that its peak memory is
+its own. Prints a Markdown table of mean and standard deviation of top-1 in percent;
+``--out`` also keeps every single run as a line of JSON.
 """
 
 import argparse
 import json
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,12 +26,16 @@ import numpy as np
 
 import woodfisher_jax as wf
 from woodfisher_jax import data, models, report, torch_weights
+from woodfisher_jax.batch_norm import reestimate
 from woodfisher_jax.data import batches
 from woodfisher_jax.evaluate import evaluate
 from woodfisher_jax.objective import frozen_loss
 from woodfisher_jax.pruning.gradients import gradient_chunks
 from woodfisher_jax.pruning.masks import num_kept
 from woodfisher_jax.pruning.obs import obd_saliency
+
+BATCH_NORM_IMAGES = 10_000
+"""Augmented training images that batch-norm statistics are re-estimated from."""
 
 
 class Experiment(NamedTuple):
@@ -38,25 +45,71 @@ class Experiment(NamedTuple):
         model: Name of the model.
         dataset: Name of the data set.
         prunable: Regular expression on parameter paths.
-        sparsities: Targets, each reached in one step from the dense network.
+        targets: Sparsities, each reached in one step from the dense network; or
+            millions of multiply-accumulates, each reached from the target before.
         methods: Name in the table -> arguments of ``wf.prune``.
         num_seeds: Seeds 0, 1, ... of the Fisher samples.
+        goal: What the targets are: "sparsity" or "flops_target".
+        reestimate: Whether to judge with re-estimated batch-norm statistics as well.
+        memory_limit: Bytes that a step may take; default what is free.
     """
 
     model: str
     dataset: str
     prunable: str | None
-    sparsities: tuple[float, ...]
+    targets: tuple[float, ...]
     methods: dict[str, dict[str, Any]]
     num_seeds: int
+    goal: str = "sparsity"
+    reestimate: bool = False
+    memory_limit: float | None = None
 
+
+def every_method(num_samples: int) -> dict[str, dict[str, Any]]:
+    """Arguments for each method of the table, with so many samples.
+
+    Damping is 1e-5, and for methods of first order the 0.1 of the original's sweep.
+    The Hessian's diagonal is estimated, from 100 samples and 16 vectors.
+    """
+    chunks = {"block_size": 2000}
+    slope = {"damping": 0.1}
+    rows: dict[str, dict[str, Any]] = {
+        "globalmagni": {},
+        "magni": {},
+        "diagfisher": {},
+        "naivehess, hutchinson, N = 100": {
+            "num_samples": 100,
+            "hessian": "hutchinson",
+            "num_probes": 16,
+        },
+        "kfac": {},
+        "kfac, pi": {"pi": True},
+        "woodfisher": {},
+        "woodfisherblock": {},
+        "woodfisherblock, c = 2,000": chunks,
+        "woodfisherblockdynamic, c = 2,000": chunks,
+        "woodfisherblockgroup, c = 2,000": chunks,
+        "woodfisherblock_flops, power 0.3": {"flops_power": 0.3},
+        "woodtaylor, damping 0.1": slope,
+        "woodtaylorblock, damping 0.1": slope,
+    }
+    found = {}
+    for name, options in rows.items():
+        method = name.partition(",")[0]
+        samples = {} if method.endswith("magni") else {"num_samples": num_samples}
+        found[name] = {"method": method, **samples, **options}
+    return found
+
+
+MLP_SPARSITIES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98)
+STAGES = r"layer\d/block\d+/conv\d/kernel"
 
 EXPERIMENTS = {
     "mlp": Experiment(
         "mlp",
         "mnist",
         None,
-        (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98),
+        MLP_SPARSITIES,
         {
             "globalmagni": {"method": "globalmagni"},
             "woodfisher, N = 1,000": {"method": "woodfisher", "num_samples": 1000},
@@ -81,7 +134,7 @@ EXPERIMENTS = {
     "resnet20": Experiment(
         "resnet20",
         "cifar10",
-        r"layer\d/block\d+/conv\d/kernel",
+        STAGES,
         (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9),
         {
             "globalmagni": {"method": "globalmagni"},
@@ -108,6 +161,66 @@ EXPERIMENTS = {
         },
         5,
     ),
+    "mlp_methods": Experiment(
+        "mlp", "mnist", None, MLP_SPARSITIES, every_method(1000), 1
+    ),
+    "mlp_kfac": Experiment(
+        "mlp",
+        "mnist",
+        None,
+        (0.95,),
+        {
+            "kfac": {"method": "kfac", "num_samples": 100},
+            "kfac, pi": {"method": "kfac", "num_samples": 100, "pi": True},
+        },
+        5,
+    ),
+    "mlp_recompute": Experiment(
+        "mlp",
+        "mnist",
+        None,
+        (0.98,),
+        {
+            name: {
+                "method": "woodfisher",
+                "num_samples": 500,
+                "batch_size": 16,
+                **options,
+            }
+            for name, options in {
+                "one step": {},
+                "R = 15, linear": {"recompute": 15},
+                "R = 15, poly": {"recompute": 15, "recompute_schedule": "poly"},
+            }.items()
+        },
+        3,
+    ),
+    "resnet20_methods": Experiment(
+        "resnet20",
+        "cifar10",
+        STAGES,
+        (0.8,),
+        every_method(100),
+        1,
+        reestimate=True,
+        memory_limit=4e9,
+    ),
+    "resnet20_flops": Experiment(
+        "resnet20",
+        "cifar10",
+        STAGES,
+        (30.0, 20.0, 10.0),
+        {
+            "globalmagni": {"method": "globalmagni", "num_samples": 1},
+            "woodfisherblock_flops": {
+                "method": "woodfisherblock_flops",
+                "num_samples": 400,
+            },
+        },
+        1,
+        goal="flops_target",
+        reestimate=True,
+    ),
 }
 
 
@@ -133,8 +246,17 @@ def original_diagonal(
     return wf.apply_masks(params, masks)
 
 
-def runs(experiment: Experiment, checkpoint: Path) -> Iterator[dict[str, Any]]:
-    """Yields a record of each run."""
+class Network(NamedTuple):
+    """The dense network of an experiment."""
+
+    model: Any
+    dataset: Any
+    params: Any
+    stats: Any
+
+
+def network(experiment: Experiment, checkpoint: Path) -> Network:
+    """Reads model, data and checkpoint."""
     model = models.build_model(experiment.model)
     dataset = data.load(experiment.dataset)
     image = np.zeros((1, *dataset.train.images.shape[1:]), np.float32)
@@ -144,57 +266,113 @@ def runs(experiment: Experiment, checkpoint: Path) -> Iterator[dict[str, Any]]:
     )
     params = jax.tree.map(jnp.asarray, variables["params"])
     stats = jax.tree.map(jnp.asarray, variables.get("batch_stats", {}))
-    loss_fn = frozen_loss(model, stats)
-    yield {"method": "dense", **evaluate(model, params, stats, dataset)}
-    for name, arguments in experiment.methods.items():
-        num_samples = arguments.get("num_samples", 0)
-        for seed in range(experiment.num_seeds if num_samples else 1):
-            samples = batches.fisher_samples(
-                dataset, seed=seed, draw=0, count=max(1, num_samples)
+    return Network(model, dataset, params, stats)
+
+
+def judged(network: Network, params: Any, experiment: Experiment) -> dict[str, float]:
+    """Metrics on the test split."""
+    model, dataset, _, stats = network
+    found = evaluate(model, params, stats, dataset)
+    if experiment.reestimate:
+        images = batches.batch_norm_batches(
+            dataset, seed=0, draw=0, count=BATCH_NORM_IMAGES, batch_size=128
+        )
+        anew = reestimate(model, params, stats, images)
+        top1 = evaluate(model, params, anew, dataset)["top1"]
+        found["top1_reestimated"] = top1
+    return found
+
+
+def pruned(
+    network: Network, experiment: Experiment, arguments: dict[str, Any], seed: int
+) -> Iterator[tuple[float, Any, dict[str, Any]]]:
+    """Yields each target with the pruned parameters and what is known of the step."""
+    loss_fn = frozen_loss(network.model, network.stats)
+    size = arguments.get("num_samples", 1) * arguments.get("batch_size", 1)
+    samples = batches.fisher_samples(network.dataset, seed=seed, draw=0, count=size)
+    if "method" not in arguments:
+        for target in experiment.targets:
+            found = original_diagonal(
+                loss_fn, network.params, samples, sparsity=target, **arguments
             )
-            for sparsity in experiment.sparsities:
-                start = time.perf_counter()
-                if "method" in arguments:
-                    pruned, _, _ = wf.prune(
-                        loss_fn,
-                        params,
-                        samples,
-                        sparsity=sparsity,
-                        prunable=experiment.prunable,
-                        damping=1e-5,
-                        **arguments,
-                    )
-                else:
-                    pruned = original_diagonal(
-                        loss_fn, params, samples, sparsity=sparsity, **arguments
-                    )
-                jax.block_until_ready(pruned)
-                seconds = time.perf_counter() - start
-                yield {
-                    "method": name,
-                    "seed": seed,
-                    "sparsity": sparsity,
-                    **evaluate(model, pruned, stats, dataset),
-                    "seconds": seconds,
-                }
+            yield target, found, {}
+        return
+    options = {"damping": 1e-5, "memory_limit": experiment.memory_limit, **arguments}
+    params, masks = network.params, wf.init_masks(network.params, experiment.prunable)
+    for target in experiment.targets:
+        goal = {experiment.goal: target}
+        found, kept, info = wf.prune(
+            loss_fn, params, samples, masks=masks, **goal, **options
+        )
+        known: dict[str, Any] = {"achieved_sparsity": info.sparsity}
+        if experiment.goal == "flops_target":
+            nested = all(bool(jnp.all(masks[p] | ~kept[p])) for p in kept)
+            known |= {"macs": info.macs, "nested": nested}
+            params, masks = found, kept
+        yield target, jax.block_until_ready(found), known
 
 
-def table(records: list[dict[str, Any]], sparsities: tuple[float, ...]) -> str:
-    """A Markdown table: a row a method, a column a sparsity, top-1 mean ± deviation."""
+def runs(experiment: Experiment, checkpoint: Path, name: str) -> Iterator[dict]:
+    """Yields a record of each run of one method; the first also judges the dense."""
+    given, arguments = network(experiment, checkpoint), experiment.methods[name]
+    random = arguments.get("num_samples", 0) > 1
+    for seed in range(experiment.num_seeds if random else 1):
+        start = time.perf_counter()
+        for target, params, known in pruned(given, experiment, arguments, seed):
+            seconds = time.perf_counter() - start
+            peak = report.peak_rss_bytes()
+            yield {
+                "method": name,
+                "seed": seed,
+                "target": target,
+                **judged(given, params, experiment),
+                **known,
+                "seconds": seconds,
+                "peak_bytes": peak,
+            }
+            start = time.perf_counter()
+    if name == next(iter(experiment.methods)):
+        # Last, for the peak of the first step is to be that of pruning alone.
+        yield {"method": "dense", **judged(given, given.params, experiment)}
+
+
+def table(records: list[dict[str, Any]], targets: tuple[float, ...]) -> str:
+    """A Markdown table: a row a method, a column a target, top-1 mean ± deviation.
+
+    Seconds are the median; the peak is that of the process until the first step ends.
+    """
+    keys = {"top1": ""}
+    if any("top1_reestimated" in record for record in records):
+        keys = {"top1": " stored", "top1_reestimated": " re-estimated"}
+    heads = [f"{t:g}{of}" for t in targets for of in keys.values()]
     lines = [
-        "| method | " + " | ".join(f"{s:g}" for s in sparsities) + " | s a step |",
-        "|---" * (len(sparsities) + 2) + "|",
+        f"| method | {' | '.join(heads)} | s a step | GB |",
+        "|---" * (len(heads) + 3) + "|",
     ]
-    for name in dict.fromkeys(r["method"] for r in records if "sparsity" in r):
+    for name in dict.fromkeys(r["method"] for r in records if "target" in r):
         mine = [r for r in records if r["method"] == name]
         cells = []
-        for sparsity in sparsities:
-            values = [r["top1"] for r in mine if r["sparsity"] == sparsity]
-            spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-            cells.append(f"{statistics.mean(values):.2f}{spread}")
+        for target in targets:
+            for key in keys:
+                values = [r[key] for r in mine if r["target"] == target]
+                spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+                cells.append(f"{statistics.mean(values):.2f}{spread}")
         typical = statistics.median(r["seconds"] for r in mine)
-        lines.append(f"| {name} | {' | '.join(cells)} | {typical:.2f} |")
+        peak = mine[0]["peak_bytes"] / 1e9
+        lines.append(f"| {name} | {' | '.join(cells)} | {typical:.2f} | {peak:.2f} |")
     return "\n".join(lines)
+
+
+def in_a_process(arguments: argparse.Namespace, name: str) -> Iterator[dict]:
+    """Yields the records of one method from a process of its own."""
+    command = [sys.executable, __file__, arguments.experiment, f"--method={name}"]
+    command.append(f"--checkpoint={arguments.checkpoint}")
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            yield json.loads(line)
+    if process.returncode:
+        raise SystemExit(f"{name}: the process ended with {process.returncode}")
 
 
 def main() -> None:
@@ -205,18 +383,24 @@ def main() -> None:
     parser.add_argument("experiment", choices=EXPERIMENTS)
     parser.add_argument("--checkpoint", type=Path, required=True)
     parser.add_argument("--out", type=Path, help="file for one JSON line a run")
+    parser.add_argument("--method", help="one row alone, its records without a table")
     arguments = parser.parse_args()
     experiment = EXPERIMENTS[arguments.experiment]
+    if arguments.method:
+        for record in runs(experiment, arguments.checkpoint, arguments.method):
+            print(json.dumps(record), flush=True)
+        return
     records = []
-    for record in runs(experiment, arguments.checkpoint):
-        records.append(record)
-        print(json.dumps(record), flush=True)
-        if arguments.out:
-            lines = "".join(json.dumps(r) + "\n" for r in records)
-            arguments.out.write_text(lines)
-    print(f"\ndense: {records[0]['top1']:.2f}\n")
-    print(table(records, experiment.sparsities))
-    print(f"\npeak memory {report.peak_rss_bytes() / 1e9:.2f} GB")
+    for name in experiment.methods:
+        for record in in_a_process(arguments, name):
+            records.append(record)
+            print(json.dumps(record), flush=True)
+            if arguments.out:
+                lines = "".join(json.dumps(r) + "\n" for r in records)
+                arguments.out.write_text(lines)
+    dense = next(r for r in records if r["method"] == "dense")
+    print(f"\ndense: {dense['top1']:.2f}\n")
+    print(table(records, experiment.targets))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,13 @@
-"""The 130 command-line options of the original WoodFisher code.
+"""The 130 command-line options of the original WoodFisher code, and its yaml files.
 
 docs/migration.md says what became of each.
 """
 
 import argparse
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 # The flags there: those with a value and its default by type, and switches.
 STRINGS = """
@@ -46,6 +49,13 @@ SWITCHES = """
     save-dense-also disable-wdecay-after-prune woodtaylor-abs fisher-effective-damp
 """
 
+UPDATES = """
+    prune-class prune-start prune-freq prune-end prune-modules init-sparsity
+    target-sparsity prune-all prune-bias prune-optimizer prune-lr prune-wdecay
+    prune-momentum
+"""
+"""Those of which the original takes notice only with ``--update-config``."""
+
 METHODS = {
     "MagnitudePruner": "magni",
     "GlobalMagnitudePruner": "globalmagni",
@@ -86,3 +96,34 @@ def parse(arguments: list[str], description: str) -> argparse.Namespace:
     for flag in SWITCHES.split():
         parser.add_argument(f"--{flag}", action="store_true")
     return parser.parse_args(arguments)
+
+
+def idle(flags: argparse.Namespace) -> list[str]:
+    """Flags that are given and have no effect for want of ``--update-config``."""
+
+    def given(flag: str) -> bool:
+        value = getattr(flags, flag.replace("-", "_"))
+        return value not in (None, False, "woodfisher")
+
+    return [f for f in UPDATES.split() if not flags.update_config and given(f)]
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The content of a yaml file of the original.
+
+    Raises:
+        SystemExit: With a message, if there is none or it is not such a file.
+    """
+    try:
+        found = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise SystemExit(f"{path} cannot be read: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise SystemExit(f"{path} is not yaml: {error}") from error
+    missing = [key for key in ("pruners", "trainers") if key not in (found or {})]
+    if missing:
+        raise SystemExit(
+            f"{path} has no {' and no '.join(missing)}; expected a config of the "
+            "original, with sections pruners and trainers"
+        )
+    return found

@@ -128,7 +128,7 @@ SWEEPS = {
     ),
     "resnet50_layerwise": Sweep(
         "sweep_resnet50_lobs_comparison_oneshot.sh",
-        "configs/imagenet_resnet50.py",
+        "configs/resnet50.py",
         {"prune.one_shot": True, "prune.scope": "layer", "train.batch_size": 256},
         (sparsities(*TENTHS[:6], 0.65), seeds(3)),
     ),

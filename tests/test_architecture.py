@@ -14,10 +14,11 @@ PACKAGE = ROOT / "woodfisher_jax"
 # do not import each other, but for those of one folder.
 LEVELS = [
     {"pruning.paths", "pruning.fisher", "pruning.obs", "pruning.schedules"},
-    {"pruning.memory", "pruning.sharding", "pruning.needs"}
+    {"pruning.memory", "pruning.sharding", "pruning.needs", "pruning.kronecker"}
     | {"pruning.recompute", "pruning.diagnostics"},
     {"pruning.masks", "pruning.blocks", "pruning.samples", "pruning.curvature"},
-    {"pruning.gradients", "pruning.methods", "pruning.panels", "pruning.layers"},
+    {"pruning.gradients", "pruning.methods", "pruning.panels", "pruning.layers"}
+    | {"pruning.joint"},
     {"pruning.disk", "pruning.capture", "pruning.flops", "pruning.hessian"},
     {"pruning.settings", "pruning.kfac", "pruning.vectors", "pruning.moments"},
     {"pruning.resources", "pruning.store", "pruning.selection"},
@@ -25,13 +26,25 @@ LEVELS = [
     {"pruning.operators"},
     {"pruning.step"},
     {"pruning.prune"},
-    {"", "models", "data", "checkpoint", "report", "plots", "progress", "torch_pickle"},
-    {"torch_files", "objective", "optimizer", "sections"},
-    {"config"},
-    {"torch_weights", "workdir", "train_step", "batch_norm", "loss_path", "pruners"},
-    {"evaluate"},
+    {"pruning.masked"},
+    {"", "models", "data", "checkpoint", "report", "plots", "progress", "torch_pickle"}
+    | {"preemption"},
+    {"torch_files", "objective", "optimizer", "sections", "sparse_files"},
+    {"config", "state_dicts", "latency", "serving"},
+    {"saved_run"},
+    {
+        "torch_weights",
+        "workdir",
+        "history",
+        "train_step",
+        "batch_norm",
+        "loss_path",
+        "pruners",
+    },
+    {"distributed"},
+    {"evaluate", "export"},
     {"plan"},
-    {"pruning_step"},
+    {"pruning_step", "results"},
     {"train"},
     {"main"},
 ]

@@ -7,6 +7,7 @@ import pytest
 
 from woodfisher_jax import config as config_
 from woodfisher_jax.config import Config, ConfigError, PruneConfig, from_dict, to_dict
+from woodfisher_jax.data import ImageOptions
 
 
 def test_nothing_given_is_the_defaults() -> None:
@@ -32,6 +33,14 @@ def test_an_integer_is_a_float_where_one_is_expected() -> None:
 
 def test_none_may_come_from_the_command_line() -> None:
     assert from_dict({"prune": {"prunable": "None"}}).prune.prunable is None
+
+
+def test_how_images_are_read_is_part_of_data() -> None:
+    assert Config().data.image_options == ImageOptions()
+    given = {"image_size": 64, "resize": 72, "autoaugment": True, "workers": 3}
+    given |= {"prefetch": 4, "max_bad_images": 5}
+    assert set(given) == set(ImageOptions._fields)
+    assert from_dict({"data": given}).data.image_options == ImageOptions(**given)
 
 
 @pytest.mark.parametrize(
@@ -126,6 +135,41 @@ def test_none_may_come_from_the_command_line() -> None:
         ({"prune_2": {"one_shot": True}}, ["prune.one_shot=False", "the same"]),
         ({"also_prune": ()}, ["config.also_prune does not exist"]),
         ({"train": {"schedule": "stepp"}}, ["train.schedule='stepp'", "cosine"]),
+        (
+            {"train": {"accumulation_steps": 3}},
+            ["train.accumulation_steps=3", "divisor of batch_size=64"],
+        ),
+        ({"train": {"accumulation_steps": 0}}, ["train.accumulation_steps=0"]),
+        ({"train": {"dtype": "float16"}}, ["train.dtype='float16'", "bfloat16"]),
+        ({"dense": {"average_decay": 1.0}}, ["dense.average_decay=1.0", "[0, 1)"]),
+        ({"train": {"warmup_epochs": -1}}, ["train.warmup_epochs=-1"]),
+        (
+            {"distributed": {"coordinator": "host"}},
+            ["distributed.coordinator='host'", "host:port"],
+        ),
+        (
+            {"distributed": {"coordinator": "host:1", "process_id": 0}},
+            ["distributed.num_processes=None", "how many"],
+        ),
+        (
+            {"distributed": {"coordinator": "host:1", "num_processes": 2}},
+            ["distributed.process_id=None", "which process"],
+        ),
+        (
+            {
+                "distributed": {
+                    "coordinator": "host:1",
+                    "num_processes": 2,
+                    "process_id": 2,
+                }
+            },
+            ["distributed.process_id=2", "0 to 1"],
+        ),
+        ({"distributed": {"num_processes": 2}}, ["num_processes=2", "coordinator"]),
+        (
+            {"distributed": {"heartbeat_timeout_seconds": 0}},
+            ["heartbeat_timeout_seconds=0", "1 or more"],
+        ),
     ],
     ids=str,
 )

@@ -1,4 +1,4 @@
-"""The table of data sets, and the three data sets themselves."""
+"""The table of data sets, and those in memory themselves."""
 
 import subprocess
 import sys
@@ -36,8 +36,19 @@ def test_import_is_light():
 def test_unknown_name_lists_the_data_sets_and_guesses():
     with pytest.raises(ValueError, match=r"digits, mnist, cifar10.*mean 'cifar10'"):
         data.load("CIFAR-10")
-    with pytest.raises(ValueError, match=r"got 'imagenet'$"):
-        data.load("imagenet")
+    with pytest.raises(ValueError, match=r"image_folder.*got 'somewhere'$"):
+        data.load("somewhere")
+
+
+def test_autoaugment_is_for_data_sets_in_files():
+    with pytest.raises(ValueError, match=r"autoaugment: expected False for digits"):
+        data.load("digits", options=data.ImageOptions(autoaugment=True))
+
+
+def test_what_a_data_set_says_of_itself():
+    dataset = data.load("digits")
+    assert (dataset.num_train, dataset.num_test) == (1437, 360)
+    assert dataset.image_shape == (8, 8, 1)
 
 
 def test_digits_split_is_the_one_of_scikit_learn():

@@ -264,3 +264,81 @@ def test_negative_seeds_and_places():
             data.train_batch(numbered(), seed=seed, epoch=place, step=0, batch_size=2)
         with pytest.raises(ValueError, match=message):
             data.fisher_samples(numbered(), seed=seed, draw=place, count=2)
+
+
+SHARDS = (1, 2, 4, 8)
+
+
+@given(
+    seed=st.integers(0, 2**40),
+    epoch=st.integers(0, 100),
+    places=st.lists(st.integers(0, 2), min_size=2, max_size=2).map(sorted),
+    count=st.sampled_from(SHARDS),
+    augment=st.booleans(),
+)
+def test_shards_put_together_are_the_batch(seed, epoch, places, count, augment):
+    dataset = numbered(augment=crop_and_flip)
+    place = {"seed": seed, "epoch": epoch, "batch_size": 8, "augment": augment}
+    start, stop = places
+    shards = [
+        list(
+            data.epoch_batches(
+                dataset, start=start, stop=stop, shard=(index, count), **place
+            )
+        )
+        for index in range(count)
+    ]
+    for step, parts in enumerate(zip(*shards, strict=True), start):
+        together = {
+            key: np.concatenate([part[key] for part in parts]) for key in parts[0]
+        }
+        assert {len(part["label"]) for part in parts} == {8 // count}
+        assert_equal(together, data.train_batch(dataset, step=step, **place))
+    assert len(shards[0]) == stop - start
+
+
+@pytest.mark.parametrize(("start", "stop"), [(-1, 1), (1, 0), (0, 3)])
+def test_steps_of_an_epoch_out_of_range(start, stop):
+    message = f"start, stop: expected 0 <= start <= stop <= 2.*got {start} and {stop}"
+    with pytest.raises(ValueError, match=message):
+        data.epoch_batches(
+            numbered(), seed=0, epoch=0, start=start, stop=stop, batch_size=10
+        )
+
+
+@pytest.mark.parametrize("shard", [(-1, 2), (2, 2), (0, 0)])
+def test_no_such_shard(shard):
+    place = {"seed": 0, "epoch": 0, "start": 0, "stop": 1, "batch_size": 4}
+    for call in (
+        lambda: data.epoch_batches(numbered(), shard=shard, **place),
+        lambda: data.test_batches(numbered(), 4, shard),
+    ):
+        with pytest.raises(ValueError, match=r"shard: expected .*index < count; got"):
+            call()
+
+
+def test_training_batches_must_divide_by_the_number_of_shards():
+    place = {"seed": 0, "epoch": 0, "start": 0, "stop": 1, "batch_size": 5}
+    with pytest.raises(
+        ValueError, match=r"batch_size: expected a multiple of 2.*got 5"
+    ):
+        data.epoch_batches(numbered(), shard=(0, 2), **place)
+
+
+@given(total=st.integers(1, 30), batch_size=st.integers(1, 40), count=st.integers(1, 9))
+def test_shards_of_test_batches_count_every_image_once(total, batch_size, count):
+    dataset = numbered(test=total)
+    shards = [
+        list(data.test_batches(dataset, batch_size, (index, count)))
+        for index in range(count)
+    ]
+    assert len({len(shard) for shard in shards}) == 1
+    assert len({b["image"].shape for shard in shards for b in shard}) == 1
+    together = [
+        {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+        for parts in zip(*shards, strict=True)
+    ]
+    whole = data.test_batches(dataset, len(together[0]["label"]))
+    for found, expected in zip(together, whole, strict=True):
+        assert_equal(found, expected)
+    assert sum(batch["weight"].sum() for batch in together) == total

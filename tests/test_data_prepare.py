@@ -10,6 +10,7 @@ import pytest
 import requests
 import tensorflow_datasets as tfds
 
+from woodfisher_jax import data
 from woodfisher_jax.data import DataMissingError, array_records, prepare
 
 
@@ -77,6 +78,25 @@ def test_cifar10(site, tmp_path, capsys):
     check(ours[1], *test)
     theirs = tfds.data_source("cifar10", split="train", data_dir=tmp_path)
     assert theirs[0]["id"] == f"train_{theirs[0]['label']:05d}".encode()
+
+
+def test_cifar100_has_the_fine_labels(site, tmp_path):
+    train, test = examples(0, 10, (32, 32, 3)), examples(1, 4, (32, 32, 3))
+    with tarfile.open(site / "cifar-100-binary.tar.gz", "w:gz") as archive:
+        for name, (images, labels) in {"train": train, "test": test}.items():
+            planes = images.transpose(0, 3, 1, 2).reshape(-1, 3072)
+            coarse = 19 - labels[:, None]
+            content = np.hstack([coarse, labels[:, None], planes]).tobytes()
+            member = tarfile.TarInfo(f"cifar-100-binary/{name}.bin")
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    prepare.prepare("cifar100", str(tmp_path))
+    ours = data.load("cifar100", data_dir=str(tmp_path))
+    assert ours.num_classes == 100
+    check(ours.train, *train)
+    check(ours.test, *test)
+    theirs = tfds.data_source("cifar100", split="train", data_dir=tmp_path)
+    assert theirs[0]["coarse_label"] == 19 - theirs[0]["label"]
 
 
 def test_what_is_prepared_is_left_alone(tfds_dir):

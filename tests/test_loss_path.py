@@ -9,6 +9,7 @@ import pytest
 from jax.tree_util import Partial
 
 from woodfisher_jax import loss_path
+from woodfisher_jax.pruning.samples import Examples
 
 RNG = np.random.default_rng(0)
 BEFORE = {"w": jnp.asarray(RNG.standard_normal((3, 2)), jnp.float32), "b": jnp.ones(2)}
@@ -62,6 +63,15 @@ def test_the_quadratic_model_is_of_the_gradients(
 def test_too_few_examples_are_refused() -> None:
     with pytest.raises(ValueError, match="fewer examples than batch_size=25"):
         loss_path.quadratic_model(LOSS, BEFORE, AFTER, BATCH, batch_size=25)
+
+
+def test_examples_that_do_not_fit_in_memory_are_read_batch_by_batch() -> None:
+    parts = [tuple(a[start : start + 5] for a in BATCH) for start in range(0, 24, 5)]
+    samples = Examples(24, lambda: iter(parts))
+    options = {"num_steps": 2, "batch_size": 3, "chunk_size": 6}
+    found = loss_path.follow(LOSS, BEFORE, AFTER, samples, **options)
+    expected = loss_path.follow(LOSS, BEFORE, AFTER, BATCH, **options)
+    assert found == expected
 
 
 def test_the_way_goes_from_before_to_after() -> None:

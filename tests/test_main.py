@@ -1,6 +1,7 @@
 """The command line: configs, overrides, and errors that say what to write."""
 
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -70,18 +71,34 @@ def test_a_bad_config_file_is_refused(
         assert word in str(caught.value)
 
 
+FILES = sorted((ROOT / "configs").glob("*.py"))
 VARIANTS = [
-    *(f"imagenet_resnet50.py:{v}" for v in ("0.8", "0.9", "0.95", "0.98")),
-    *(f"imagenet_resnet50.py:flops-{v}" for v in ("power", "target")),
-    "imagenet_resnet50_two_pruners.py:magni",
-    "imagenet_mobilenet_v1.py:0.89",
+    (path.stem, word)
+    for path in FILES
+    for word in ("", *runpy.run_path(str(path)).get("VARIANTS", ()))
 ]
 
 
-@pytest.mark.parametrize("name", VARIANTS)
-def test_each_variant_can_be_checked(name: str) -> None:
-    config = from_dict(main.load_config(str(ROOT / "configs" / name)).to_dict())
-    assert config.prune.stages[-1].time == config.prune.end
+def test_the_counterparts_of_the_originals_scripts_are_there() -> None:
+    words = {"80", "90", "95", "98", "magnitude_80", "magnitude_90", "magnitude_95"}
+    words |= {"magnitude_98", "flops_power", "flops_335", "two_pruners", "one_shot"}
+    assert {word for stem, word in VARIANTS if stem == "resnet50"} >= words
+    words = {"75", "89", "magnitude_75", "magnitude_89", "smoke"}
+    assert {word for stem, word in VARIANTS if stem == "mobilenet_v1"} >= words
+
+
+@pytest.mark.parametrize(("stem", "word"), VARIANTS)
+def test_each_variant_can_be_checked(stem: str, word: str) -> None:
+    path = f"{ROOT / 'configs' / stem}.py{':' if word else ''}{word}"
+    config = from_dict(main.load_config(path).to_dict())
+    for pruner in config.pruners.values():
+        assert pruner.stages[-1].sparsity == pruner.target_sparsity
+        assert pruner.one_shot or pruner.stages[-1].time == pruner.end
+
+
+def test_an_unknown_word_is_refused_with_those_there_are() -> None:
+    with pytest.raises(ConfigError, match=r"configs/resnet50.py:91.*80, 90, 95.*'91'"):
+        main.load_config(f"{ROOT}/configs/resnet50.py:91")
 
 
 DIGITS = "--config=configs/digits.py"
@@ -102,8 +119,8 @@ DIGITS = "--config=configs/digits.py"
         ([DIGITS, "--config.init_from=pyproject.toml"], ["pyproject.toml"]),
         ([DIGITS, "--bogus=1"], ["bogus"]),
         (
-            ["--config=configs/imagenet_resnet50.py:0.9"],
-            ["expected one of digits, mnist, cifar10", "'imagenet'"],
+            ["--config=configs/resnet50.py", "--config.data.dir=nowhere"],
+            ["imagenet2012", "nowhere"],
         ),
         ([DIGITS, "stray"], ["stray"]),
     ],

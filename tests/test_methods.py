@@ -14,7 +14,7 @@ from woodfisher_jax.pruning.methods import (
     method_named,
     scope_of,
 )
-from woodfisher_jax.pruning.operators import BUILDERS
+from woodfisher_jax.pruning.operators import BUILDERS, PLANNERS
 
 
 def test_the_table_holds_every_method_of_the_original() -> None:
@@ -47,8 +47,8 @@ def test_a_row_is_consistent(name) -> None:
     assert not row.first_order or damped
 
 
-def test_each_kind_of_curvature_has_a_builder() -> None:
-    assert tuple(BUILDERS) == CURVATURES
+def test_each_kind_of_curvature_has_a_builder_and_a_plan() -> None:
+    assert tuple(BUILDERS) == tuple(PLANNERS) == CURVATURES
 
 
 def all_options() -> dict:
@@ -60,6 +60,8 @@ def all_options() -> dict:
         "normalize_update": 1.0,
         "pi": True,
         "hessian": "hutchinson",
+        "num_probes": 8,
+        "probe_seed": 3,
         "flops_power": 0.5,
         "flops_per_parameter": True,
         "flops_normalize": "log",

@@ -1,7 +1,8 @@
 """Everything of the original has a line in docs/migration.md, a field or a config."""
 
+import copy
 import re
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,7 @@ def converted(tmp_path: Path, text: str, *flags: str) -> tuple[Config, list[str]
     path = tmp_path / "c.yaml"
     path.write_text(text)
     found = original_flags.parse([str(path), *flags], "")
-    values, notes = convert_config.convert(found, convert_config.read(path))
+    values, notes = convert_config.convert(found, original_flags.read(path))
     written = tmp_path / "converted.py"
     written.write_text(convert_config.render(values, "command"))
     config = from_dict(main.load_config(str(written)).to_dict())
@@ -83,6 +84,19 @@ trainers:
     optimizer: {{class: SGD, lr: {lr}, momentum: {momentum}, weight_decay: {decay}}}
     lr_scheduler: {{class: ExponentialLR, gamma: {gamma}, epochs: {steps}}}
 """
+
+MLP_FILE = {
+    "kind": "MagnitudePruner",
+    "epochs": "[0, 2, 10]",
+    "initial": 0.05,
+    "modules": "fc1, fc2",
+    "lr": 0.005,
+    "momentum": 0.9,
+    "decay": 0.0001,
+    "gamma": 0.6,
+    "steps": "[5, 2, 12]",
+}
+MNIST = ("--arch=mlpnet", "--dset=mnist", "--epochs=14")
 
 COMMON = """
     --update-config --fisher-split-grads --woodburry-joint-sparsify --offload-inv
@@ -112,6 +126,7 @@ def plain(config: Config) -> dict[str, Any]:
         if name in values:
             values[name].pop("loss_samples")
             values[name].pop("scope")  # stated by one, the default for the other
+    values.pop("dense")  # the original's ImageNet runs start from a checkpoint
     values["train"]["optimizer"].setdefault("momentum", 0.9)
     return values
 
@@ -120,23 +135,23 @@ def plain(config: Config) -> dict[str, Any]:
     ("variant", "flags"),
     [
         (
-            "0.8",
+            "80",
             "--prune-class woodfisherblockdynamic --target-sparsity 0.8 --batch_size "
             "256 --fittable-params 2000 --scale-prune-update 0.9",
         ),
         (
-            "0.98",
+            "98",
             "--prune-class woodfisherblock --target-sparsity 0.98 --batch_size 180 "
             "--fittable-params 1000",
         ),
         (
-            "flops-power",
+            "flops_power",
             "--prune-class woodfisherblock --target-sparsity 0.9023 --batch_size 180 "
             "--fittable-params 2000 --flops-power 0.3 --flops-per-param "
             "--disable-wdecay-after-prune",
         ),
         (
-            "flops-target",
+            "flops_335",
             "--prune-class woodfisherblock_flops --target-sparsity 0.9023 --batch_size "
             "180 --fittable-params 2000 --flops-power 0.3 --flops-per-param "
             "--flops-target 335 --flops-epsilon 0.1 --disable-wdecay-after-prune",
@@ -157,7 +172,7 @@ def test_resnet50_is_the_originals(tmp_path: Path, variant: str, flags: str) -> 
     )
     arch = ["--arch=resnet50", "--fisher-subsample-size=400", "--fisher-mini-bsz=400"]
     config, notes = converted(tmp_path, text, *COMMON.split(), *arch, *flags.split())
-    path = f"{ROOT / 'configs' / 'imagenet_resnet50.py'}:{variant}"
+    path = f"{ROOT / 'configs' / 'resnet50.py'}:{variant}"
     assert plain(config) == plain(from_dict(main.load_config(path).to_dict()))
     assert any("the last step is at 40" in note for note in notes)
 
@@ -185,7 +200,7 @@ def test_mobilenet_is_the_originals(tmp_path: Path) -> None:
         "--batch_size 180 --fittable-params 10000"
     )
     config, _ = converted(tmp_path, text, *COMMON.split(), *flags.split())
-    path = f"{ROOT / 'configs' / 'imagenet_mobilenet_v1.py'}:0.89"
+    path = f"{ROOT / 'configs' / 'mobilenet_v1.py'}:89"
     expected = plain(from_dict(main.load_config(path).to_dict()))
     # A factor after epoch 100 of 100 is none.
     expected["train"]["decay_end_epoch"] = 101
@@ -251,35 +266,13 @@ def test_options_of_a_small_run(tmp_path: Path) -> None:
     assert "--scale-prune-update" in words
 
 
-def test_the_script_prints_a_config(tmp_path: Path) -> None:
+def test_the_script_prints_a_config(tmp_path: Path, monkeypatch, capsys) -> None:
     path = tmp_path / "c.yaml"
-    path.write_text(
-        YAML.format(
-            kind="MagnitudePruner",
-            epochs=[0, 1, 2],
-            initial=0.1,
-            modules="fc1, fc2",
-            lr=0.1,
-            momentum=0.9,
-            decay=0.0,
-            gamma=0.9,
-            steps=[1, 1, 2],
-        )
-    )
-    done = subprocess.run(
-        [
-            sys.executable,
-            str(SCRIPTS / "convert_config.py"),
-            str(path),
-            "--arch=mlpnet",
-            "--dset=mnist",
-        ],
-        capture_output=True,
-        text=True,
-        env={"PYTHONPATH": str(ROOT), "PATH": "", "JAX_PLATFORMS": "cpu"},
-    )
-    assert done.returncode == 0, done.stderr
-    (tmp_path / "converted.py").write_text(done.stdout)
+    path.write_text(YAML.format(**MLP_FILE))
+    script = SCRIPTS / "convert_config.py"
+    monkeypatch.setattr(sys, "argv", [str(script), str(path), *MNIST])
+    runpy.run_path(str(script), run_name="__main__")
+    (tmp_path / "converted.py").write_text(capsys.readouterr().out)
     config = from_dict(main.load_config(str(tmp_path / "converted.py")).to_dict())
     assert config.prune.method == "magni"
     assert config.prune.prunable == "^(?!fc3/).*kernel$"
@@ -292,17 +285,18 @@ def test_the_script_prints_a_config(tmp_path: Path) -> None:
 def test_each_run_of_a_sweep_is_a_config(name: str) -> None:
     one = sweep.SWEEPS[name]
     folders = set()
+    base = main.load_config(str(ROOT / one.config)).to_dict()
     for fields in sweep.runs(one):
-        values = main.load_config(str(ROOT / one.config))
-        with values.unlocked():
-            for field, value in fields.items():
-                *sections, key = field.split(".")
-                group = values
-                for section in sections:
-                    group = group[section]
-                assert key in group, field
-                group[key] = value
-        from_dict(values.to_dict())
+        values = copy.deepcopy(base)
+        for field, value in fields.items():
+            *sections, key = field.split(".")
+            group = values
+            for section in sections:
+                group = group[section]
+            assert key in group, field
+            group[key] = value
+        if not fields.get("seed"):  # seeds are all alike to the checks
+            from_dict(values)
         command = sweep.command(one, fields, "runs")
         folders.add(command.split("--workdir=")[1])
         assert f"--config={one.config}" in command
@@ -317,3 +311,43 @@ def test_sweeps_are_as_long_as_the_originals() -> None:
         "resnet20_oneshot": 5 * 10 * 3,
         "resnet50_layerwise": 7 * 3,
     }
+
+
+# -------------------------------------------------------------------- as it is used
+
+
+def test_each_flag_for_diagnostics_turns_them_on(tmp_path) -> None:
+    file = YAML.format(**MLP_FILE)
+    assert not converted(tmp_path, file, *MNIST)[0].prune.diagnostics
+    for flag in convert_config.DIAGNOSTICS:
+        given = f"--{flag.replace('_', '-')}"
+        assert converted(tmp_path, file, *MNIST, given)[0].prune.diagnostics
+
+
+def test_a_flag_that_needs_another_is_said_to_be_idle(tmp_path) -> None:
+    file = YAML.format(**MLP_FILE)
+    flags = [*MNIST, "--target-sparsity=0.5", "--prune-class=kfac"]
+    config, notes = converted(tmp_path, file, *flags)
+    assert config.prune.target_sparsity == 0.9
+    for flag in ("--target-sparsity", "--prune-class"):
+        assert f"{flag}: idle without --update-config, as there" in notes
+    config, notes = converted(tmp_path, file, *flags, "--update-config")
+    assert (config.prune.target_sparsity, config.prune.method) == (0.5, "kfac")
+    assert not [note for note in notes if "idle" in note]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "cannot be read: No such file"),
+        ("a: [1", "is not yaml"),
+        ("a: 1", "has no pruners and no trainers"),
+        ("", "has no pruners"),
+    ],
+)
+def test_a_file_that_is_none_of_the_original_s(tmp_path, text, message) -> None:
+    path = tmp_path / "c.yaml"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(SystemExit, match=message):
+        convert_config.main([str(path), "--arch=mlpnet", "--dset=mnist"])

@@ -98,6 +98,43 @@ def test_cosine_falls_to_nothing() -> None:
     np.testing.assert_allclose(rates("cosine"), expected, rtol=1e-5)
 
 
+def test_a_warm_up_multiplies_the_schedule() -> None:
+    schedule = optimizer.learning_rate("cosine", 0.8, steps_per_epoch=10, epochs=4)
+    warm = optimizer.warm_up(schedule, 20)
+    for step in (0, 9, 19, 20, 39):
+        factor = min(1, (step + 1) / 20)
+        np.testing.assert_allclose(warm(step), factor * schedule(step), rtol=1e-6)
+    assert optimizer.warm_up(schedule, 0) is schedule
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw", "lars"])
+def test_weight_decay_may_leave_all_but_kernels_alone(name: str) -> None:
+    """With no gradient, what decays is what moves."""
+    params = {
+        "fc": {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)},
+        "scale": jnp.ones(1),
+    }
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    tx = optimizer.make_optimizer(
+        name, optax.constant_schedule(0.1), 0.5, kernels_only=True
+    )
+    updates, _ = tx.update(zeros, tx.init(params), params)
+    assert (updates["fc"]["kernel"] < 0).all()
+    assert not updates["fc"]["bias"].any()
+    assert not updates["scale"].any()
+    assert optimizer.kernels(params) == {
+        "fc": {"kernel": True, "bias": False},
+        "scale": False,
+    }
+
+
+def test_an_optimizer_that_cannot_leave_weights_alone_is_refused() -> None:
+    with pytest.raises(ValueError, match="kernels_only: novograd"):
+        optimizer.make_optimizer(
+            "novograd", optax.constant_schedule(0.1), 0.5, kernels_only=True
+        )
+
+
 def test_an_unknown_schedule_is_refused() -> None:
     with pytest.raises(ValueError, match=r"schedule='lambda'.*cosine"):
         rates("lambda")

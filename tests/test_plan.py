@@ -6,8 +6,11 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+import spread_training  # noqa: F401 (has the model "net")
+from jax.sharding import AbstractMesh
 from small_runs import small
 
+from woodfisher_jax import plan as plan_
 from woodfisher_jax.config import ConfigError, from_dict
 from woodfisher_jax.plan import make_plan, prepare
 from woodfisher_jax.torch_weights import StateDictMismatchError, to_state_dict
@@ -17,6 +20,51 @@ STEPS_PER_EPOCH = 1437 // 64
 
 def quiet(label: str, done: int, total: int) -> None:
     """Shows no progress."""
+
+
+def test_devices_and_parts_divide_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        plan_.distributed, "all_devices", lambda: AbstractMesh((8,), ("devices",))
+    )
+    with pytest.raises(ConfigError) as caught:
+        prepare(small(train__batch_size=180), quiet)
+    message = str(caught.value)
+    assert "config.train.batch_size=180; expected a multiple of 8" in message
+    assert "such as 176 or 184" in message
+    with pytest.raises(ConfigError, match="8 x 4, such as 32 or 64"):
+        prepare(small(dense__batch_size=36, dense__accumulation_steps=4), quiet)
+    # What is not trained may be of any size.
+    prepare(small(dense__epochs=0, dense__batch_size=180), quiet)
+
+
+def test_training_is_in_the_precision_that_is_asked_for() -> None:
+    changes = {"model": {"name": "net"}, "train__dtype": "bfloat16"}
+    plan, _ = prepare(small(**changes), quiet)
+    assert plan.train.model.dtype == "bfloat16"
+    assert plan.dense.model is plan.model
+    assert plan.model.dtype is None
+    with pytest.raises(ConfigError, match="dtype='bfloat16', but MLP"):
+        prepare(small(train__dtype="bfloat16"), quiet)
+
+
+def test_settings_of_training_reach_the_optimizer() -> None:
+    config = small(train__warmup_epochs=2, train__weight_decay_kernels_only=True)
+    plan, _ = prepare(config, quiet)
+    rates = [float(plan.train.schedule(step)) for step in (0, 21, 43, 60)]
+    np.testing.assert_allclose(rates, 0.02 * np.array([1 / 44, 0.5, 1, 1]), rtol=1e-6)
+    with pytest.raises(ConfigError, match="novograd"):
+        prepare(
+            small(
+                train__optimizer={"name": "novograd"},
+                train__weight_decay_kernels_only=True,
+            ),
+            quiet,
+        )
+
+
+def test_the_wrong_number_of_classes_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"12 classes; expected the 10 of digits"):
+        prepare(small(model={"name": "mlp", "num_classes": 12}), quiet)
 
 
 def test_pruning_steps_lie_after_the_dense_epochs() -> None:

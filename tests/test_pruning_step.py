@@ -9,7 +9,7 @@ import pytest
 from small_runs import small
 
 import woodfisher_jax as wf
-from woodfisher_jax import pruning_step
+from woodfisher_jax import data, pruning_step
 from woodfisher_jax.config import ConfigError
 from woodfisher_jax.plan import Plan, Stage, prepare
 from woodfisher_jax.pruning_step import fisher_batch, forecast, options, prune_state
@@ -49,6 +49,56 @@ def test_true_fisher_draws_other_labels() -> None:
     again = fisher_batch(plan, pruner, state, 0)
     assert again is not None
     np.testing.assert_array_equal(drawn["label"], again["label"])
+
+
+def in_memory(dataset: data.DataSet) -> data.DataSet:
+    """The same data set, without its files."""
+    splits = []
+    for split in (dataset.train, dataset.test):
+        assert isinstance(split, data.ImageStream)
+        order = np.arange(split.size)
+        (batch,) = split.read(
+            order,
+            split.size,
+            None,
+            substitute=True,
+            finish=lambda pixels: pixels.copy(),
+        )
+        splits.append(data.Split(batch["image"], batch["label"]))
+    return dataset._replace(train=splits[0], test=splits[1])
+
+
+def test_images_in_files_are_pruned_with_like_those_in_memory(tmp_path) -> None:
+    source = {"name": "generated_images", "dir": str(tmp_path)}
+    sizes = {"image_size": 6, "resize": 7}
+    settings = {f"data__{key}": value for key, value in (source | sizes).items()}
+    streamed, state = start(**settings)
+    loaded = streamed._replace(dataset=in_memory(streamed.dataset))
+    stage = streamed.stages[0]
+    files, record = prune_state(streamed, state, stage, [])
+    memory, expected = prune_state(loaded, state, stage, [])
+    for one, other in zip(
+        jax.tree.leaves((files.params, files.masks)),
+        jax.tree.leaves((memory.params, memory.masks)),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(one, other)
+    assert record["train_loss_after"] == expected["train_loss_after"]
+
+
+def test_true_fisher_of_images_in_files_is_the_same_each_time(tmp_path) -> None:
+    plan, state = start(
+        prune__true_fisher=True,
+        data__name="generated_images",
+        data__dir=str(tmp_path),
+        data__image_size=6,
+        data__resize=7,
+    )
+    samples = fisher_batch(plan, plan.config.prune, state, 0)
+    first, again = ([batch["label"] for batch in samples] for _ in range(2))
+    given = [batch["label"] for batch in fisher_batch(plan, small().prune, state, 0)]
+    np.testing.assert_array_equal(np.concatenate(first), np.concatenate(again))
+    assert (np.concatenate(first) != np.concatenate(given)).any()
 
 
 @pytest.mark.parametrize("redraw", [True, False])

@@ -146,6 +146,54 @@ def test_the_diagonal_of_the_fisher_keeps_no_gradients() -> None:
     assert [phase.name for phase in needs.phases] == ["gradients"]
 
 
+@pytest.mark.parametrize("method", ["woodtaylor", "woodtaylorblock"])
+def test_a_slope_takes_its_vectors(method) -> None:
+    """ḡ, summed and flat, h, and w - h in float32."""
+    without = plan(method=method.replace("taylor", "fisher"))
+    slope = {phase: 4 * 4 * 4000 for phase in ("gradients", "curvature", "update")}
+    found = peaks(plan(method=method))
+    assert {p: found[p] - peak for p, peak in peaks(without).items()} == slope
+
+
+def dense_layer(params, x):
+    return jnp.mean(jnp.sin(x @ params["w"]))
+
+
+def plan_layer(method, above: float | None = None, **options):
+    """The plan of one dense layer from 200 inputs to 100 outputs."""
+    limit = 10**12 if above is None else USED + above
+    shapes = {"w": jax.ShapeDtypeStruct((200, 100), jnp.float32)}
+    samples = np.ones((64, 200), np.float32)
+    options = {"sparsity": 0.5, "method": method, "memory_limit": limit} | options
+    return wf.plan_pruning(dense_layer, shapes, samples, **options)
+
+
+def test_kronecker_factors_are_planned_and_take_no_store() -> None:
+    needs = plan_layer("kfac")
+    assert (needs.store, needs.store_bytes, needs.blocks) == ("", 0, ())
+    assert (needs.num_weights, needs.num_samples) == (20_000, 64)
+    found, factors = peaks(needs), 8 * (200**2 + 100**2)
+    vectors = resources.VECTOR_BYTES * 20_000
+    assert found["curvature"] == vectors + 2 * factors + 3 * 8 * 200**2
+    assert found["gradients"] >= vectors + 3 * factors
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [("kfac", {}), ("naivehess", {}), ("naivehess", {"hessian": "hutchinson"})],
+)
+def test_fewer_examples_at_once_where_memory_is_short(method, options) -> None:
+    whole = plan_layer(method, **options)
+    assert whole.microbatch_size == 64
+    small = plan_layer(method, whole.peak_bytes - USED, **options)
+    assert small.microbatch_size < 64
+    assert small.peak_bytes < whole.peak_bytes
+    with pytest.raises(wf.MemoryLimitError, match="Leave out the widest"):
+        plan_layer(method, 10_000, **options)
+    with pytest.raises(wf.MemoryLimitError, match="smaller microbatch_size"):
+        plan_layer(method, 10_000, microbatch_size=5, **options)
+
+
 @pytest.mark.parametrize("method", ["magni", "globalmagni"])
 def test_magnitudes_need_no_plan(method) -> None:
     assert plan(samples=None, method=method, block_size=None) is None

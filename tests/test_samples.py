@@ -9,7 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from woodfisher_jax.pruning.samples import batch_length, num_examples, regroup
+from woodfisher_jax.pruning.samples import (
+    Examples,
+    batch_length,
+    num_examples,
+    regroup,
+)
 
 
 class Pair(NamedTuple):
@@ -133,3 +138,18 @@ def test_what_is_no_stream_is_an_error_that_names_its_type(samples) -> None:
     with pytest.raises(TypeError, match="samples must be") as caught:
         list(regroup(samples, 2))
     assert type(samples).__name__ in str(caught.value)
+
+
+def test_examples_are_counted_without_reading_and_read_again_each_time() -> None:
+    times = []
+
+    def read():
+        times.append(1)
+        return iter(stream([3, 4, 2]))
+
+    samples = Examples(9, read)
+    assert num_examples(samples) == 9
+    assert not times
+    for _ in range(2):
+        assert [batch_length(b) for b in regroup(samples, 5)] == [5, 4]
+    assert len(times) == 2

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from woodfisher_jax import METHODS, plan_pruning, prune
+from woodfisher_jax.pruning import resources
 from woodfisher_jax.pruning.paths import leaves_by_path
 
 RANDOM = np.random.default_rng(0)
@@ -168,7 +169,7 @@ def test_kfac(masks, active, pi, scope) -> None:
     expected = obs(kronecker(active, pi=pi), active, scope=scope)
     assert_step(found, *expected[:2])
     assert found[2].num_samples == 24
-    assert found[2].needs is None
+    assert found[2].needs.num_weights == 32
     assert found[2].saliency_sum == pytest.approx(expected[3], rel=1e-4)
 
 
@@ -212,6 +213,16 @@ def test_naivehess_estimates_when_told_to() -> None:
     for params, masks, _ in found:
         np.testing.assert_array_equal(masks["w"].reshape(-1), mask)
         assert np.count_nonzero(params["w"]) == 15
+
+
+def test_naivehess_estimates_from_as_many_probes_as_given() -> None:
+    estimate = functools.partial(run, method="naivehess", hessian="hutchinson")
+    many = estimate(num_probes=4000)
+    assert_same(many, run(method="naivehess"))
+    one, again, other = (
+        estimate(num_probes=1, probe_seed=seed)[2].saliency_sum for seed in (0, 0, 1)
+    )
+    assert one == again != other
 
 
 @STARTS
@@ -280,6 +291,50 @@ def test_centered(method) -> None:
     mean = backpropagation(ACTIVE)[1].mean(0) if taylor else None
     f = fisher(ACTIVE, centered=True)
     assert_step(found, *obs(f, ACTIVE, mean=mean)[:2])
+
+
+def joint(f, mask, active=DENSE, mean=None) -> np.ndarray:
+    """The weights at the minimum of the quadratic model on the mask."""
+    w = (weights_of(PARAMS) * active).astype(np.float64)
+    slope = np.zeros(32) if mean is None else mean
+    gone = np.flatnonzero(active & ~mask)
+    stays = np.flatnonzero(mask)
+    right = f[np.ix_(stays, gone)] @ w[gone] - slope[stays]
+    w[stays] += np.linalg.solve(f[np.ix_(stays, stays)], right)
+    return w * mask
+
+
+@STARTS
+@pytest.mark.parametrize("method", ["woodfisherblock", "woodtaylorblock"])
+def test_the_joint_update(masks, active, method) -> None:
+    taylor = method == "woodtaylorblock"
+    mean = backpropagation(active)[1].mean(0) if taylor else None
+    found = run(method=method, update="joint", masks=masks, diagnostics=True)
+    mask = obs(fisher(active), active, mean=mean)[0]
+    expected = joint(fisher(active), mask, active, mean)
+    assert_step(found, mask, expected)
+    summed = run(method=method, masks=masks, diagnostics=True)
+    # Without a slope the model is its quadratic term alone.
+    one, other = (
+        info.predicted_loss_increase - (0 if taylor else info.gradient_term)
+        for _, _, info in (found, summed)
+    )
+    assert one <= other
+
+
+@pytest.mark.parametrize("store", ["host", "disk", "recompute"])
+def test_the_joint_update_wherever_gradients_wait(store) -> None:
+    options = {"update": "joint", "block_size": 4}
+    assert_same(run(store=store, **options), run(**options))
+
+
+def test_the_joint_update_of_one_weight_is_the_sum() -> None:
+    one, other = (run(update=u, sparsity=1 / 32) for u in ("joint", "sum"))
+    assert_same(one, other, rtol=1e-4)
+
+
+def test_no_update() -> None:
+    assert_same(run(update="none"), run(scale_update=0))
 
 
 @pytest.mark.parametrize("most", [0.05, 0.5, 1.0])
@@ -442,7 +497,22 @@ def test_diagnostics_change_nothing() -> None:
         ({"method": "woodfisher", "pi": True}, "pi=True makes no sense.*kfac"),
         ({"method": "kfac", "hessian": "hutchinson"}, "hessian.*naivehess"),
         ({"method": "naivehess", "hessian": "guess"}, "'guess'.*exact.*hutchinson"),
+        ({"method": "naivehess", "num_probes": 8}, "num_probes=8.*'hutchinson'"),
+        (
+            {"method": "naivehess", "hessian": "hutchinson", "num_probes": 0},
+            "num_probes=0; expected",
+        ),
+        (
+            {"method": "naivehess", "hessian": "hutchinson", "probe_seed": -1},
+            "probe_seed=-1; expected",
+        ),
         ({"method": "kfac", "centered": True}, "centered=True makes no sense"),
+        ({"method": "kfac", "update": "joint"}, "update='joint' makes no sense"),
+        ({"update": "both"}, "update='both'; expected one of .*joint"),
+        (
+            {"method": "woodtaylorblock", "update": "joint", "centered": True},
+            "expected centered=False and mean_samples=None",
+        ),
         ({"method": "magni", "recompute": 3}, "recompute=3 makes no sense"),
         ({"recompute": -1}, "recompute=-1; expected a whole number"),
         ({"recompute": 1.5}, "recompute=1.5; expected a whole number"),
@@ -465,10 +535,12 @@ def test_options_out_of_range_or_place(options, message) -> None:
         run(**options)
 
 
-@pytest.mark.parametrize("method", ["kfac", "naivehess", "magni"])
-def test_there_is_no_plan_where_no_gradients_are_kept(method) -> None:
-    given = (loss_fn, PARAMS, (X, Y))
-    assert plan_pruning(*given, sparsity=0.5, method=method) is None
+@pytest.mark.parametrize("method", ["kfac", "naivehess"])
+def test_the_plan_is_that_of_the_step(monkeypatch, method) -> None:
+    monkeypatch.setattr(resources.memory, "resident", lambda: 10**9)
+    options = {"sparsity": 0.6, "method": method, "memory_limit": 10**12}
+    found = plan_pruning(loss_fn, PARAMS, (X, Y), **options)
+    assert found == run(**options)[2].needs
 
 
 @pytest.mark.parametrize("method", ["woodtaylor", "woodfisherblockdynamic"])

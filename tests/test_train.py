@@ -18,7 +18,10 @@ from small_runs import small
 
 from woodfisher_jax import checkpoint, report, train
 from woodfisher_jax.config import Config, ConfigError, to_dict
+from woodfisher_jax.evaluate import evaluate_run
 from woodfisher_jax.plan import prepare
+from woodfisher_jax.preemption import Stopped, StopRequest
+from woodfisher_jax.train_step import Metrics
 
 
 def quiet(label: str, done: int, total: int) -> None:
@@ -186,6 +189,66 @@ def test_an_exception_at_any_point_loses_nothing(
             train.run(small(), tmp_path)
     train.run(small(), tmp_path)
     same_bits(saved(tmp_path, small())[0], saved(finished[0], small())[0])
+
+
+def stopped(config: Config, workdir: Path, number: int, *, after: int) -> Stopped:
+    """Runs, with a signal from outside after that many steps."""
+    finish_step = train.finish_step
+
+    def interrupted(step: int, metrics: Metrics, log: Any) -> bool:
+        if step == after:
+            os.kill(os.getpid(), number)
+        return finish_step(step, metrics, log)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "finish_step", interrupted)
+        with pytest.raises(Stopped) as caught:
+            train.run(config, workdir)
+    return caught.value
+
+
+def test_a_run_that_is_asked_to_stop_resumes_in_the_middle_of_an_epoch(
+    finished: tuple[Path, dict], tmp_path: Path
+) -> None:
+    # Of the dense network's first epoch, then between two pruning steps.
+    error = stopped(small(), tmp_path, signal.SIGTERM, after=8)
+    assert error.exit_code == 0
+    assert f"--workdir={tmp_path}" in str(error)
+    (event,) = checkpoint_events(tmp_path)
+    assert 9 <= event <= 12
+    error = stopped(small(), tmp_path, signal.SIGINT, after=50)
+    assert error.exit_code == 130
+    event = checkpoint_events(tmp_path)[-1]
+    assert 53 <= event <= 56
+    with checkpoint.open_manager(tmp_path / "checkpoints") as manager:
+        # Nobody has judged the network there.
+        assert checkpoint.best_event(manager) == 46
+        log = checkpoint.read_meta(manager, event)["log"]
+    assert len(log["losses"]) == log["step"] - 44
+    assert not (tmp_path / "results.json").exists()
+    results = train.run(small(), tmp_path)
+    same_bits(saved(tmp_path, small())[0], saved(finished[0], small())[0])
+    assert results["final"] == finished[1]["final"]
+    kept = ("event", "epoch", "step", "train_loss", "top1", "loss")
+    rows = [
+        [{key: row.get(key) for key in kept} for row in report.read_metrics(folder)]
+        for folder in (tmp_path, finished[0])
+    ]
+    assert rows[0] == rows[1]
+
+
+def test_an_averaged_network_is_judged_pruned_and_resumed(tmp_path: Path) -> None:
+    changes = {"dense__average_decay": 0.9, "train__average_decay": 0.9}
+    config = small(dense__epochs=1, train__epochs=1, prune__end=0, **changes)
+    whole = train.run(config, tmp_path / "whole")
+    assert whole["final"] == {
+        key: evaluate_run(tmp_path / "whole")[key] for key in ("top1", "top5", "loss")
+    }
+    stopped(config, tmp_path / "cut", signal.SIGTERM, after=30)
+    again = train.run(config, tmp_path / "cut")
+    assert again["final"] == whole["final"]
+    plain = small(dense__epochs=1, train__epochs=1, prune__end=0)
+    assert train.run(plain, tmp_path / "plain")["dense"] != whole["dense"]
 
 
 def test_a_finished_run_started_again_changes_nothing(
@@ -398,20 +461,20 @@ def test_weight_decay_goes_off_after_the_last_pruning_step() -> None:
     params = variables["params"]
     seen = []
 
-    def step(state: Any, batch: Any, *, tx: Any, **rest: Any) -> Any:
+    def step(state: Any, batch: Any, stop: Any, *, tx: Any, **rest: Any) -> Any:
         seen.append(tx is plan.train.tx)
-        return state, np.float32(1.0)
+        return state, Metrics(np.float32(1.0), np.float32(0.0))
 
     log = train.Log(step=plan.train.first_step)
     state = train.TrainState(params, {}, masks, plan.train.tx.init(params))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "train_step", step)
         log.stages = [{"pruner": "prune"}]
-        train.train_segment(plan, state, log)
+        train.train_segment(plan, state, log, StopRequest())
         assert all(seen)
         seen.clear()
         log.stages = [{"pruner": "prune"}] * 3
-        train.train_segment(plan, state, log)
+        train.train_segment(plan, state, log, StopRequest())
         assert not any(seen)
 
 

@@ -8,7 +8,7 @@ import pytest
 from small_runs import small
 
 from woodfisher_jax.config import ConfigError, from_dict
-from woodfisher_jax.workdir import claim_workdir, log_file
+from woodfisher_jax.workdir import check_shared, claim_workdir, log_file
 
 
 def test_the_config_is_written_and_can_be_read_back(tmp_path: Path) -> None:
@@ -36,6 +36,35 @@ def test_the_run_of_another_config_is_protected(tmp_path: Path) -> None:
     assert "--workdir" in message
     assert (tmp_path / "config.json").read_text() == before
     claim_workdir(tmp_path, small())
+
+
+def test_where_a_run_is_may_change(tmp_path: Path) -> None:
+    claim_workdir(tmp_path, small())
+    (tmp_path / "checkpoints" / "1").mkdir(parents=True)
+    place = {"coordinator": "host:1", "num_processes": 2, "process_id": 1}
+    moved = small(
+        distributed=place, compile_cache_dir="x", data={"dir": "y", "workers": 3}
+    )
+    claim_workdir(tmp_path, moved)
+    with pytest.raises(ConfigError, match=r"config\.train\.dtype is 'float32' there"):
+        claim_workdir(tmp_path, small(train__dtype="bfloat16"))
+
+
+def test_a_field_that_is_newer_than_the_run_has_its_default(tmp_path: Path) -> None:
+    claim_workdir(tmp_path, small())
+    (tmp_path / "checkpoints" / "1").mkdir(parents=True)
+    path = tmp_path / "config.json"
+    values = json.loads(path.read_text())
+    del values["train"]["dtype"], values["distributed"]
+    path.write_text(json.dumps(values))
+    claim_workdir(tmp_path, small())
+
+
+def test_a_workdir_that_is_not_shared_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="all processes share"):
+        check_shared(tmp_path)
+    claim_workdir(tmp_path, small())
+    check_shared(tmp_path)
 
 
 def test_a_damaged_config_is_named(tmp_path: Path) -> None:

@@ -190,6 +190,22 @@ def read_meta(manager: ocp.CheckpointManager, event: int | None) -> dict[str, An
     return _read(manager, event, {META: ocp.args.JsonRestore})[META]
 
 
+def read_shapes(
+    manager: ocp.CheckpointManager, event: int | None
+) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
+    """Reads what a save (None: the latest) holds: a target for `restore`, but flat.
+
+    Returns:
+        The shapes and dtypes by name and path.
+    """
+    event = _existing(manager, event)
+    layout = _read(manager, event, {LAYOUT: ocp.args.JsonRestore()})[LAYOUT]
+    return {
+        name: {path: _shape_of(entry["array"]) for path, entry in leaves.items()}
+        for name, leaves in layout.items()
+    }
+
+
 def latest_event(manager: ocp.CheckpointManager) -> int | None:
     """Returns the number of the latest complete save, or None without one."""
     return manager.latest_step()
@@ -232,6 +248,13 @@ def _flatten(name: str, tree: Any) -> dict[str, Any]:
 def _describe(leaf: Any) -> str:
     """Writes dtype and shape, ``float32[3,4]``."""
     return f"{np.dtype(leaf.dtype).name}[{','.join(map(str, leaf.shape))}]"
+
+
+def _shape_of(description: str) -> jax.ShapeDtypeStruct:
+    """Undoes `_describe`."""
+    dtype, _, sizes = description.removesuffix("]").partition("[")
+    shape = tuple(int(size) for size in sizes.split(",") if size)
+    return jax.ShapeDtypeStruct(shape, jax.numpy.dtype(dtype))
 
 
 def _checksum(leaf: Any) -> int | None:

@@ -17,6 +17,7 @@ from woodfisher_jax.pruning.flops import RESCALINGS
 from woodfisher_jax.pruning.hessian import ESTIMATORS
 from woodfisher_jax.pruning.methods import (
     METHODS,
+    UPDATES,
     check_options,
     method_named,
     scope_of,
@@ -26,6 +27,7 @@ from woodfisher_jax.pruning.settings import STORE_DTYPES, STORES
 from woodfisher_jax.sections import (
     Config,
     DataConfig,
+    DistributedConfig,
     ModelConfig,
     OptimizerConfig,
     PruneConfig,
@@ -37,6 +39,7 @@ __all__ = [
     "Config",
     "ConfigError",
     "DataConfig",
+    "DistributedConfig",
     "ModelConfig",
     "OptimizerConfig",
     "PruneConfig",
@@ -48,6 +51,9 @@ __all__ = [
     "to_dict",
     "value_type",
 ]
+
+DTYPES = ("float32", "bfloat16")
+"""What training may compute in."""
 
 OPEN_GROUPS = ("config.model", "config.dense.optimizer", "config.train.optimizer")
 """Groups of a name and whatever settings what is named takes."""
@@ -200,6 +206,7 @@ def _check(config: Config) -> None:
         _named("compare_with", method_named, method)
         for pruner in config.pruners.values():
             _named("compare_with", check_options, method, _method_options(pruner))
+    _check_distributed(config.distributed)
     _check_train(config.dense, "dense")
     _check_train(config.train, "train")
     for name, pruner in config.pruners.items():
@@ -220,6 +227,34 @@ def _check(config: Config) -> None:
             config.prune.one_shot,
             "the same in all pruners, for there is no training after it",
         )
+
+
+def _check_distributed(distributed: DistributedConfig) -> None:
+    def require(condition: bool, field: str, expected: str) -> None:
+        value = getattr(distributed, field)
+        _require(condition, f"distributed.{field}", value, expected)
+
+    place, count = distributed.coordinator, distributed.num_processes
+    number = distributed.process_id
+    require(
+        place in (None, "auto") or re.fullmatch(r".+:\d+", place) is not None,
+        "coordinator",
+        "host:port of process 0, auto, or None for a single process",
+    )
+    if place is None:
+        require(count in (None, 1), "num_processes", "None without a coordinator")
+        require(number in (None, 0), "process_id", "None without a coordinator")
+    elif place != "auto":
+        require(count is not None, "num_processes", "how many processes there are")
+        require(number is not None, "process_id", "which process this is, from 0")
+    require(count is None or count >= 1, "num_processes", "1 or more")
+    require(
+        number is None or 0 <= number < (count or number + 1),
+        "process_id",
+        f"0 to {(count or 1) - 1}, with num_processes={count}",
+    )
+    for field in ("start_timeout_seconds", "heartbeat_timeout_seconds"):
+        require(getattr(distributed, field) >= 1, field, "1 or more")
 
 
 def _named(where: str, call: Callable[..., Any], *arguments: Any) -> Any:
@@ -247,10 +282,26 @@ def _check_train(train: TrainConfig, name: str) -> None:
     for field in ("learning_rate", "decay_rate"):
         value = getattr(train, field)
         _require(value > 0, f"{name}.{field}", value, "a positive number")
-    counts = ("batch_size", "decay_every_epochs")
+    counts = ("batch_size", "decay_every_epochs", "accumulation_steps")
     _check_fields(train, name, counts, 1, "1 or more")
-    amounts = ("epochs", "weight_decay", "decay_start_epoch", "decay_end_epoch")
+    amounts = (
+        "epochs",
+        "weight_decay",
+        "decay_start_epoch",
+        "decay_end_epoch",
+        "warmup_epochs",
+    )
     _check_fields(train, name, amounts, 0, "0 or more")
+    _require(
+        train.batch_size % train.accumulation_steps == 0,
+        f"{name}.accumulation_steps",
+        train.accumulation_steps,
+        f"a divisor of batch_size={train.batch_size}",
+    )
+    _require(
+        train.dtype in DTYPES, f"{name}.dtype", train.dtype, f"one of {list(DTYPES)}"
+    )
+    _check_share(train.average_decay, f"{name}.average_decay")
     _require(
         train.schedule in LR_SCHEDULES,
         f"{name}.schedule",
@@ -297,11 +348,13 @@ def _check_optimizer(optimizer: OptimizerConfig, name: str) -> None:
 def _method_options(prune: PruneConfig) -> dict[str, Any]:
     """What makes sense for some methods only."""
     names = (
+        "update",
         "centered",
         "mean_samples",
         "normalize_update",
         "pi",
         "hessian",
+        "num_probes",
         "flops_power",
         "flops_per_parameter",
         "flops_normalize",
@@ -332,6 +385,7 @@ def _check_prune(prune: PruneConfig, name: str) -> None:
         "microbatch_size",
         "block_size",
         "mean_samples",
+        "num_probes",
     )
     _check_fields(prune, name, counts, 1, "1 or more")
     amounts = (
@@ -351,6 +405,7 @@ def _check_prune(prune: PruneConfig, name: str) -> None:
         ("store", ["auto", *STORES]),
         ("store_dtype", list(STORE_DTYPES)),
         ("hessian", list(ESTIMATORS)),
+        ("update", list(UPDATES)),
         ("flops_normalize", list(RESCALINGS)),
         ("recompute_schedule", list(SCHEDULES)),
     ):

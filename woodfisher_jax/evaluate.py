@@ -14,8 +14,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
-from woodfisher_jax import checkpoint, data, models, pruners, report
+from woodfisher_jax import checkpoint, data, distributed, models, pruners, report
 from woodfisher_jax import config as config_
 from woodfisher_jax.data import DataSet
 from woodfisher_jax.data.batches import test_batches
@@ -26,6 +27,7 @@ from woodfisher_jax.objective import (
     variables_of,
 )
 from woodfisher_jax.pruning import masks as masks_
+from woodfisher_jax.pruning.sharding import num_devices, replicate
 
 
 @functools.partial(jax.jit, static_argnames="model")
@@ -50,6 +52,7 @@ def evaluate(
     dataset: DataSet,
     *,
     batch_size: int = 1000,
+    mesh: Mesh | None = None,
 ) -> dict[str, float]:
     """Judges a classifier on the test split, on its running statistics.
 
@@ -58,17 +61,23 @@ def evaluate(
         params: Its parameters.
         batch_stats: Its running statistics, or an empty dict.
         dataset: Where the test split is.
-        batch_size: Examples a step; it does not change the result.
+        batch_size: Examples a step; it does not change the result. Over devices it is
+            rounded up to a multiple of their number.
+        mesh: The devices to spread the examples over, which all have the parameters;
+            default one.
 
     Returns:
         ``top1`` and ``top5`` in percent, ``loss`` in nats an example.
     """
     variables = variables_of(params, batch_stats)
-    sums = [
-        {name: float(value) for name, value in _count(model, variables, batch).items()}
-        for batch in test_batches(dataset, batch_size)
-    ]
-    total = {name: sum(part[name] for part in sums) for name in sums[0]}
+    devices = num_devices(mesh)
+    size = -(-batch_size // devices) * devices
+    sums: list[dict[str, jax.Array]] = []
+    for batch in test_batches(dataset, size, distributed.shard()):
+        sums.append(_count(model, variables, distributed.spread(batch, mesh)))
+        # Reading batches goes on meanwhile, but no more than one ahead.
+        jax.block_until_ready(sums[-2:-1])
+    total = {name: sum(float(part[name]) for part in sums) for name in sums[0]}
     return {
         "top1": 100.0 * total["top1"] / total["examples"],
         "top5": 100.0 * total["top5"] / total["examples"],
@@ -99,8 +108,12 @@ def evaluate_run(
         raise ValueError(f"workdir={workdir}: there is no config.json, so no run here")
     config = config_.from_dict(json.loads(path.read_text()))
     model = models.build_model(config.model.name, **config.model.settings)
-    dataset = data.load(config.data.name, data_dir=data_dir or config.data.dir)
-    image = np.zeros((1, *dataset.train.images.shape[1:]), np.float32)
+    dataset = data.load(
+        config.data.name,
+        data_dir=data_dir or config.data.dir,
+        options=config.data.image_options,
+    )
+    image = np.zeros((1, *dataset.image_shape), np.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0), image)
     target = {
         "params": variables["params"],
@@ -112,19 +125,25 @@ def evaluate_run(
     }
     with checkpoint.open_manager(workdir / "checkpoints") as manager:
         choose = {"latest": checkpoint.latest_event, "best": checkpoint.best_event}
-        arrays, meta = checkpoint.restore(manager, choose[which](manager), target)
+        event = choose[which](manager)
+        if checkpoint.read_shapes(manager, event).get("average"):
+            target["average"] = {n: target[n] for n in ("params", "batch_stats")}
+        arrays, meta = checkpoint.restore(manager, event, target)
+    mesh = distributed.all_devices()
+    arrays |= arrays.pop("average", {})
+    params, batch_stats = replicate((arrays["params"], arrays["batch_stats"]), mesh)
     kept, prunable = masks_.count(arrays["masks"])
     try:
-        costs = macs_per_weight(model, variables, dataset.train.images.shape[1:])
+        costs = macs_per_weight(model, variables, dataset.image_shape)
     except ValueError:  # The run has said why.
         costs = None
     return {
-        **evaluate(model, arrays["params"], arrays["batch_stats"], dataset),
+        **evaluate(model, params, batch_stats, dataset, mesh=mesh),
         "sparsity": (prunable - kept) / prunable,
         "nonzero": kept,
         "prunable": prunable,
         "step": meta["log"]["step"],
-        **report.macs_record(costs, arrays["params"], arrays["masks"]),
+        **report.macs_record(costs, params, arrays["masks"]),
     }
 
 

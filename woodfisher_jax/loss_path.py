@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from woodfisher_jax.pruning.samples import batch_length, regroup
+
 Loss = Callable[[Any, Any], jax.Array]
 """(params, batch) -> scalar, the mean over the batch."""
 
@@ -30,31 +32,26 @@ class LossPath(NamedTuple):
     with_slope: list[float]
 
 
-def _chunks(batch: Any, size: int) -> list[Any]:
-    length = len(jax.tree.leaves(batch)[0])
-    return [
-        jax.tree.map(lambda a, s=start: a[s : s + size], batch)
-        for start in range(0, length, size)
-    ]
-
-
 @jax.jit
 def _loss(loss_fn: Loss, params: Any, batch: Any) -> jax.Array:
     return loss_fn(params, batch)
 
 
-def mean_loss(loss_fn: Loss, params: Any, batch: Any, chunk_size: int = 1000) -> float:
-    """Mean loss over a batch of any size, some examples at a time.
+def mean_loss(
+    loss_fn: Loss, params: Any, samples: Any, chunk_size: int = 1000
+) -> float:
+    """Mean loss over any number of examples, some at a time.
 
     Args:
         loss_fn: A ``jax.tree_util.Partial`` of (params, batch), the mean loss.
         params: The parameters.
-        batch: Arrays with a leading axis of examples.
+        samples: One batch, or batches that can be gone through again; see
+            :mod:`woodfisher_jax.pruning.samples`.
         chunk_size: Most examples at once; default 1000.
     """
     total, length = 0.0, 0
-    for chunk in _chunks(batch, chunk_size):
-        count = len(jax.tree.leaves(chunk)[0])
+    for chunk in regroup(samples, chunk_size):
+        count = batch_length(chunk)
         total += count * float(_loss(loss_fn, params, chunk))
         length += count
     return total / length
@@ -77,7 +74,7 @@ def quadratic_model(
     loss_fn: Loss,
     params: Any,
     direction: Any,
-    batch: Any,
+    samples: Any,
     *,
     batch_size: int = 1,
     chunk_size: int = 1000,
@@ -90,7 +87,7 @@ def quadratic_model(
         loss_fn: As for :func:`mean_loss`.
         params: w.
         direction: δ, like params.
-        batch: Arrays with a leading axis of examples.
+        samples: As for :func:`mean_loss`.
         batch_size: m, examples each gₙ is the mean over; examples left over are not
             counted. Default 1.
         chunk_size: Most examples at once; default 1000.
@@ -101,17 +98,17 @@ def quadratic_model(
     Raises:
         ValueError: If there are fewer examples than ``batch_size``.
     """
-    groups = len(jax.tree.leaves(batch)[0]) // batch_size
-    if groups == 0:
+    parts = []
+    for chunk in regroup(samples, max(1, chunk_size // batch_size) * batch_size):
+        length = batch_length(chunk) // batch_size * batch_size
+        if length:
+            whole = jax.tree.map(lambda a, n=length: a[:n], chunk)
+            found = _slopes(loss_fn, params, direction, whole, batch_size)
+            parts.append(np.asarray(found, np.float64))
+    if not parts:
         raise ValueError(
-            f"batch holds fewer examples than batch_size={batch_size}; give more"
+            f"samples hold fewer examples than batch_size={batch_size}; give more"
         )
-    whole = jax.tree.map(lambda a: a[: groups * batch_size], batch)
-    size = max(1, chunk_size // batch_size) * batch_size
-    parts = [
-        np.asarray(_slopes(loss_fn, params, direction, chunk, batch_size), np.float64)
-        for chunk in _chunks(whole, size)
-    ]
     slopes = np.concatenate(parts)
     return float(slopes.mean()), float((slopes**2).mean())
 
@@ -120,7 +117,7 @@ def follow(
     loss_fn: Loss,
     before: Any,
     after: Any,
-    batch: Any,
+    samples: Any,
     *,
     num_steps: int,
     batch_size: int = 1,
@@ -133,7 +130,7 @@ def follow(
         loss_fn: As for :func:`mean_loss`.
         before: Weights before the pruning step.
         after: Weights after it.
-        batch: Training examples.
+        samples: Training examples, as for :func:`mean_loss`.
         num_steps: Parts that the way is cut into.
         batch_size: m of the model's Fisher.
         chunk_size: Most examples at once; default 1000.
@@ -144,11 +141,16 @@ def follow(
     train, test = [], []
     for t in fractions:
         params = jax.tree.map(lambda w, d, t=t: w + t * d, before, direction)
-        train.append(mean_loss(loss_fn, params, batch, chunk_size))
+        train.append(mean_loss(loss_fn, params, samples, chunk_size))
         if test_loss is not None:
             test.append(test_loss(params))
     slope, curvature = quadratic_model(
-        loss_fn, before, direction, batch, batch_size=batch_size, chunk_size=chunk_size
+        loss_fn,
+        before,
+        direction,
+        samples,
+        batch_size=batch_size,
+        chunk_size=chunk_size,
     )
     return LossPath(
         fractions,

@@ -22,10 +22,11 @@ from absl import app, flags
 from ml_collections import config_dict, config_flags
 
 from woodfisher_jax import config as config_
-from woodfisher_jax import plots, report
+from woodfisher_jax import distributed, plots, report
 from woodfisher_jax.config import Config, ConfigError
 from woodfisher_jax.data import DataMissingError
 from woodfisher_jax.plan import prepare
+from woodfisher_jax.preemption import Stopped
 from woodfisher_jax.progress import progress_bar
 from woodfisher_jax.pruning.curvature import CurvatureError
 from woodfisher_jax.pruning.resources import MemoryLimitError
@@ -101,7 +102,10 @@ def load_config(path: str) -> ml_collections.ConfigDict:
     get_config = runpy.run_path(name).get("get_config")
     if get_config is None:
         raise ConfigError(f"--config={path}: the file must define get_config()")
-    values = get_config(argument) if argument else get_config()
+    try:
+        values = get_config(argument) if argument else get_config()
+    except ValueError as error:
+        raise ConfigError(f"--config={path}: {error}") from error
     merged = defaults()
     for key in filter(config_.is_pruner, values):
         merged[key] = further_pruner()
@@ -184,7 +188,9 @@ def _fail(error: Exception) -> NoReturn:
 
 def _default_workdir(config_file: str) -> Path:
     name = Path(config_file.partition(":")[0]).stem
-    return Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    # The clocks of processes differ.
+    when = distributed.of_first(time.strftime("%Y%m%d-%H%M%S"))
+    return Path("runs") / f"{name}-{when}"
 
 
 def _log_to_console() -> None:
@@ -193,7 +199,8 @@ def _log_to_console() -> None:
         # Orbax reports every file it writes; --verbosity=0 shows that.
         absl.logging.set_verbosity(absl.logging.WARNING)
     logger = logging.getLogger("woodfisher_jax")
-    logger.setLevel(logging.INFO)
+    # What all processes do, the first one tells.
+    logger.setLevel(logging.INFO if distributed.is_first() else logging.WARNING)
     logger.propagate = False
     handler = logging.StreamHandler()
     handler.setFormatter(LOG_FORMAT)
@@ -218,6 +225,7 @@ def main(argv: Sequence[str]) -> None:
         _fail(ConfigError(f"unexpected arguments {argv[1:]}; options start with --"))
     try:
         config = config_.from_dict(flags.FLAGS.config.to_dict())
+        distributed.initialize(config.distributed)
         workdir = Path(WORKDIR.value or _default_workdir(flags.FLAGS.config_file))
         _log_to_console()
         if PLAN.value:
@@ -235,6 +243,10 @@ def main(argv: Sequence[str]) -> None:
             )
             folders[method] = workdir / f"compare-{method}"
             results[method] = run(other, folders[method])
+    except Stopped as stopped:
+        if distributed.is_first():
+            print(stopped)
+        raise SystemExit(stopped.exit_code) from None
     except (
         ConfigError,
         DataMissingError,
@@ -245,6 +257,8 @@ def main(argv: Sequence[str]) -> None:
         OSError,
     ) as error:
         _fail(error)
+    if not distributed.is_first():
+        return
     if len(results) > 1:
         rows = {name: report.read_metrics(folder) for name, folder in folders.items()}
         plots.plot_accuracy(workdir / "comparison.png", rows)

@@ -127,6 +127,27 @@ def learning_rate(
     raise ValueError(f"schedule={name!r}; expected one of {list(LR_SCHEDULES)}")
 
 
+def warm_up(schedule: optax.Schedule, num_steps: int) -> optax.Schedule:
+    """A schedule that starts low: ``schedule(t) · min(1, (t + 1) / n)``.
+
+    Goyal et al. 2017, arXiv:1706.02677, section 2.2.
+
+    Args:
+        schedule: Step to learning rate.
+        num_steps: n, of the warm-up; 0 leaves the schedule as it is.
+    """
+    if not num_steps:
+        return schedule
+    return lambda step: schedule(step) * jnp.minimum(1.0, (step + 1) / num_steps)
+
+
+def kernels(params: Params) -> Any:
+    """Which parameters are kernels, as a pytree of bool."""
+    return jax.tree_util.tree_map_with_path(
+        lambda keys, _: jax.tree_util.keystr(keys[-1:], simple=True) == "kernel", params
+    )
+
+
 def optimizer_settings(name: str) -> tuple[str, ...]:
     """The settings that an optimizer takes besides learning rate and weight decay.
 
@@ -146,6 +167,7 @@ def make_optimizer(
     schedule: optax.Schedule,
     weight_decay: float = 0.0,
     settings: Mapping[str, Any] | None = None,
+    kernels_only: bool = False,
 ) -> optax.GradientTransformation:
     """Builds an optimizer of Optax.
 
@@ -159,9 +181,12 @@ def make_optimizer(
         weight_decay: Factor on the weights; default 0.
         settings: Further keyword arguments of the function in Optax. Default those of
             Optax, and a momentum of 0.9 for sgd.
+        kernels_only: Whether weight decay leaves out what is not called ``kernel``:
+            biases, scales of norms, embeddings. Default False.
 
     Raises:
-        ValueError: If there is no such optimizer or it lacks one of the settings.
+        ValueError: If there is no such optimizer, it lacks one of the settings, or it
+            cannot leave weights out of its weight decay.
     """
     settings = {**DEFAULTS.get(name, {}), **(settings or {})}
     known = optimizer_settings(name)
@@ -173,10 +198,20 @@ def make_optimizer(
                 f"{key}={settings[key]!r}; {name} takes {', '.join(known)}{hint}"
             )
     build: Callable[..., optax.GradientTransformation] = getattr(optax, name)
-    if "weight_decay" in inspect.signature(build).parameters:
+    takes = inspect.signature(build).parameters
+    mask = kernels if kernels_only else None
+    if "weight_decay" in takes:
+        # lars has a mask for its own scaling beside that for weight decay.
+        which = next((k for k in ("weight_decay_mask", "mask") if k in takes), None)
+        if mask and which:
+            settings[which] = mask
+        elif mask:
+            raise ValueError(
+                f"kernels_only: {name} decays all weights or none; use adamw or sgd"
+            )
         return build(schedule, weight_decay=weight_decay, **settings)
     return optax.chain(
-        optax.add_decayed_weights(weight_decay), build(schedule, **settings)
+        optax.add_decayed_weights(weight_decay, mask), build(schedule, **settings)
     )
 
 

@@ -1,6 +1,7 @@
 """A config made into a plan: data, model, phases of training, pruning steps."""
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -10,12 +11,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
-from woodfisher_jax import data, models, optimizer, pruners, torch_weights
+from woodfisher_jax import (
+    data,
+    distributed,
+    models,
+    optimizer,
+    pruners,
+    torch_weights,
+)
 from woodfisher_jax.config import Config, ConfigError, PruneConfig, TrainConfig
 from woodfisher_jax.data import Progress, batches
-from woodfisher_jax.objective import macs_per_weight
+from woodfisher_jax.objective import macs_per_weight, predict
 from woodfisher_jax.pruning.masks import Masks
+from woodfisher_jax.pruning.sharding import num_devices
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +41,7 @@ class Phase(NamedTuple):
         schedule: Learning rate over its own steps.
         tx: The optimizer.
         tx_no_decay: The same without weight decay, with the same state.
+        model: The Linen module, in the precision of this training.
     """
 
     settings: TrainConfig
@@ -40,6 +51,7 @@ class Phase(NamedTuple):
     schedule: optax.Schedule
     tx: optax.GradientTransformation
     tx_no_decay: optax.GradientTransformation
+    model: nn.Module
 
     @property
     def last_step(self) -> int:
@@ -71,12 +83,13 @@ class Plan(NamedTuple):
 
     Attributes:
         config: The run's config.
-        dataset: Both splits, in memory.
-        model: The Linen module.
+        dataset: Both splits.
+        model: The Linen module, in float32.
         dense: Training of the dense network (no epochs if it was given).
         train: Training from the first pruning step on.
         stages: Pruning steps in order of time.
         progress: Called with (label, done, total).
+        mesh: The devices of all processes, or None for one.
         costs: Multiply-accumulates of a weight of each layer, or None where the model
             cannot be counted.
     """
@@ -88,6 +101,7 @@ class Plan(NamedTuple):
     train: Phase
     stages: tuple[Stage, ...]
     progress: Progress
+    mesh: Mesh | None = None
     costs: Mapping[str, float] | None = None
 
     @property
@@ -107,11 +121,17 @@ def prepare(config: Config, progress: Progress) -> tuple[Plan, tuple[Any, Masks]
     except (ValueError, TypeError) as error:
         raise ConfigError(f"config.model: {error}") from error
     state_dict = (
-        torch_weights.read_state_dict(config.init_from) if config.init_from else None
+        torch_weights.read_weights(config.init_from) if config.init_from else None
     )
-    dataset = data.load(config.data.name, data_dir=config.data.dir, progress=progress)
-    image = np.zeros((1, *dataset.train.images.shape[1:]), np.float32)
+    dataset = data.load(
+        config.data.name,
+        data_dir=config.data.dir,
+        progress=progress,
+        options=config.data.image_options,
+    )
+    image = np.zeros((1, *dataset.image_shape), np.float32)
     variables = jax.jit(model.init)(jax.random.key(config.seed), image)
+    _check_classes(config, dataset, model, variables)
     saved: dict[str, np.ndarray] = {}
     if state_dict is not None:
         variables, saved = torch_weights.to_variables(state_dict, variables)
@@ -126,11 +146,25 @@ def prepare(config: Config, progress: Progress) -> tuple[Plan, tuple[Any, Masks]
                 f"{config.model.name} has no batch norm; expected 0"
             )
     try:
-        costs = macs_per_weight(model, variables, dataset.train.images.shape[1:])
+        costs = macs_per_weight(model, variables, dataset.image_shape)
     except ValueError as error:
         logger.warning("multiply-accumulates are not reported: %s", error)
         costs = None
     return plan._replace(costs=costs), (variables, masks)
+
+
+def _check_classes(
+    config: Config, dataset: data.DataSet, model: nn.Module, variables: Any
+) -> None:
+    """The model tells as many classes apart as the data set has."""
+    image = np.zeros((1, *dataset.image_shape), np.float32)
+    logits = jax.eval_shape(functools.partial(predict, model), variables, image)
+    found = logits.shape[-1]
+    if found != dataset.num_classes:
+        raise ConfigError(
+            f"config.model.name={config.model.name!r} has {found} classes; expected "
+            f"the {dataset.num_classes} of {dataset.name}: set config.model.num_classes"
+        )
 
 
 def make_plan(
@@ -139,9 +173,11 @@ def make_plan(
     """Lays the phases and the pruning steps out over global steps.
 
     Raises:
-        ConfigError: If a batch or the Fisher samples exceed the training set.
+        ConfigError: If a batch or the Fisher samples exceed the training set, or the
+            devices do not divide a batch.
     """
-    available = len(dataset.train.labels)
+    available = dataset.num_train
+    mesh = distributed.all_devices()
     for name, pruner in config.pruners.items():
         _check_samples(name, pruner, dataset)
     for name, settings in (("dense", config.dense), ("train", config.train)):
@@ -150,10 +186,12 @@ def make_plan(
                 f"config.{name}.batch_size={settings.batch_size}; expected at most the "
                 f"{available} training examples of {dataset.name}"
             )
+        _check_shares(name, settings, num_devices(mesh))
     given = dataclasses.replace(config.dense, epochs=0)
     dense = make_phase(
         given if config.init_from else config.dense,
         dataset,
+        model,
         first_step=0,
         first_epoch=0,
     )
@@ -161,6 +199,7 @@ def make_plan(
     train = make_phase(
         once if config.prune.one_shot else config.train,
         dataset,
+        model,
         first_step=dense.last_step,
         first_epoch=dense.settings.epochs,
     )
@@ -171,12 +210,24 @@ def make_plan(
     ]
     # Sorting keeps the order of the pruners where they share a time.
     stages.sort(key=lambda stage: stage.time)
-    return Plan(config, dataset, model, dense, train, tuple(stages), progress)
+    return Plan(config, dataset, model, dense, train, tuple(stages), progress, mesh)
+
+
+def _check_shares(name: str, settings: TrainConfig, devices: int) -> None:
+    """Every device has as many examples of each part of a batch as any other."""
+    parts = devices * settings.accumulation_steps
+    if settings.epochs and settings.batch_size % parts:
+        down = settings.batch_size // parts * parts
+        raise ConfigError(
+            f"config.{name}.batch_size={settings.batch_size}; expected a multiple of "
+            f"{parts}, devices x accumulation_steps = {devices} x "
+            f"{settings.accumulation_steps}, such as {down or parts} or {down + parts}"
+        )
 
 
 def _check_samples(name: str, pruner: PruneConfig, dataset: data.DataSet) -> None:
     """The training set has the examples that a pruner asks for."""
-    available = len(dataset.train.labels)
+    available = dataset.num_train
     needed = pruner.num_samples * pruner.batch_size
     if needed > available:
         raise ConfigError(
@@ -209,9 +260,18 @@ def _stages(name: str, pruner: PruneConfig, train: Phase) -> list[Stage]:
 
 
 def make_phase(
-    settings: TrainConfig, dataset: data.DataSet, *, first_step: int, first_epoch: int
+    settings: TrainConfig,
+    dataset: data.DataSet,
+    model: nn.Module,
+    *,
+    first_step: int,
+    first_epoch: int,
 ) -> Phase:
-    """Builds the optimizer of a phase."""
+    """Builds the optimizer of a phase, and the model in its precision.
+
+    Raises:
+        ConfigError: If the optimizer or the model cannot do what the settings ask for.
+    """
     steps_per_epoch = batches.steps_per_epoch(dataset, settings.batch_size)
     schedule = optimizer.learning_rate(
         settings.schedule,
@@ -225,13 +285,34 @@ def make_phase(
         decay_end_epoch=settings.decay_end_epoch,
         decay_at_epochs=settings.decay_at_epochs,
     )
-    name, options = settings.optimizer.name, settings.optimizer.settings
+    schedule = optimizer.warm_up(schedule, settings.warmup_epochs * steps_per_epoch)
+    try:
+        tx, tx_no_decay = (
+            optimizer.make_optimizer(
+                settings.optimizer.name,
+                schedule,
+                weight_decay,
+                settings.optimizer.settings,
+                settings.weight_decay_kernels_only,
+            )
+            for weight_decay in (settings.weight_decay, 0.0)
+        )
+    except ValueError as error:
+        raise ConfigError(f"config: optimizer: {error}") from error
+    if settings.dtype != "float32":
+        if not hasattr(model, "dtype"):
+            raise ConfigError(
+                f"dtype={settings.dtype!r}, but {type(model).__name__} computes in "
+                "float32 only; expected dtype='float32'"
+            )
+        model = model.clone(dtype=settings.dtype)
     return Phase(
         settings,
         first_step,
         steps_per_epoch,
         first_epoch,
         schedule,
-        optimizer.make_optimizer(name, schedule, settings.weight_decay, options),
-        optimizer.make_optimizer(name, schedule, 0.0, options),
+        tx,
+        tx_no_decay,
+        model,
     )

@@ -20,6 +20,10 @@ from rich.text import Text
 Callback = Callable[[str, int, int], None]
 
 
+def silent(label: str, done: int, total: int) -> None:
+    """Shows no progress."""
+
+
 @contextmanager
 def progress_bar(
     console: Console | None = None, min_seconds: float = 1.0

@@ -1,12 +1,11 @@
 """One pruning step of a run: its samples, options and needs, and what it did."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 
 from woodfisher_jax import loss_path, optimizer, pruners, report
 from woodfisher_jax.batch_norm import reestimate
@@ -21,6 +20,8 @@ from woodfisher_jax.pruning.masks import Masks
 from woodfisher_jax.pruning.methods import METHODS
 from woodfisher_jax.pruning.needs import Needs
 from woodfisher_jax.pruning.paths import leaves_by_path, replace_leaves
+from woodfisher_jax.pruning.samples import Examples
+from woodfisher_jax.pruning.sharding import replicate
 from woodfisher_jax.sections import PruneConfig
 from woodfisher_jax.train_step import TrainState
 
@@ -34,10 +35,12 @@ PASSED = (
     "centered",
     "pi",
     "hessian",
+    "num_probes",
     "num_samples",
     "batch_size",
     "microbatch_size",
     "block_size",
+    "update",
     "scale_update",
     "normalize_update",
     "recompute",
@@ -95,9 +98,6 @@ def prune_state(
         **goal,
         **options(plan, pruner),
     )
-    if len(jax.local_devices()) > 1:
-        # Pruning is spread over devices; training is not.
-        params, masks = jax.tree.map(jnp.asarray, jax.device_get((params, masks)))
     masks = {path: masks.get(path, mask) for path, mask in state.masks.items()}
     record = {
         "pruner": stage.pruner,
@@ -115,7 +115,8 @@ def prune_state(
     }
     batch_stats = _batch_stats(plan, pruner, params, state.batch_stats, draw)
     opt_state = optimizer.mask_state(plan.train.tx, state.opt_state, params, masks)
-    return TrainState(params, batch_stats, masks, opt_state, state.dense), record
+    state = TrainState(params, batch_stats, masks, opt_state, state.dense)
+    return replicate(state, plan.mesh), record
 
 
 def forecast(plan: Plan, variables: Any, masks: Masks) -> dict[str, Needs]:
@@ -150,13 +151,14 @@ def forecast(plan: Plan, variables: Any, masks: Masks) -> dict[str, Needs]:
 
 def options(plan: Plan, pruner: PruneConfig) -> dict[str, Any]:
     """The options of :func:`woodfisher_jax.prune` that the config sets."""
-    limit, devices = pruner.memory_limit_gb, jax.local_devices()
+    limit = pruner.memory_limit_gb
     decay = plan.config.train.weight_decay
     return {
         **{name: getattr(pruner, name) for name in PASSED},
         "weight_decay": decay if pruner.damping_plus_weight_decay else 0.0,
+        "probe_seed": plan.config.seed if pruner.hessian == "hutchinson" else 0,
         "memory_limit": None if limit is None else limit * 1e9,
-        "mesh": Mesh(np.asarray(devices), ("devices",)) if len(devices) > 1 else None,
+        "mesh": plan.mesh,
     }
 
 
@@ -215,10 +217,11 @@ def dense_copy(state: TrainState) -> dict[str, Any]:
 
 def fisher_batch(
     plan: Plan, pruner: PruneConfig, state: TrainState, draw: int, again: int = 0
-) -> dict[str, np.ndarray] | None:
+) -> Any:
     """The examples of one Fisher, with labels of the data or of the model.
 
-    None for methods that need no examples.
+    One batch, or :class:`Examples` where they stay in files; None for methods that need
+    no examples.
 
     Args:
         plan: The run.
@@ -233,17 +236,26 @@ def fisher_batch(
             return None
         count = 1  # Multiply-accumulates are those of an example.
     number = _draw(pruner, draw, again)
-    batch = _examples(plan, pruner, number, count)
-    if pruner.true_fisher:
-        variables = variables_of(state.params, state.batch_stats)
-        logits = [
-            predict(plan.model, variables, batch["image"][i : i + 1000])
-            for i in range(0, len(batch["label"]), 1000)
-        ]
-        key = jax.random.fold_in(jax.random.key(plan.config.seed), number)
-        drawn = sample_labels(key, jnp.concatenate(logits))
-        batch = {**batch, "label": np.asarray(drawn)}
-    return batch
+    samples = _examples(plan, pruner, number, count)
+    if not pruner.true_fisher:
+        return samples
+    key = jax.random.fold_in(jax.random.key(plan.config.seed), number)
+    variables = variables_of(state.params, state.batch_stats)
+    if isinstance(samples, Examples):
+
+        def read() -> Iterator[dict[str, np.ndarray]]:
+            for place, batch in enumerate(samples):
+                own = jax.random.fold_in(key, place)
+                logits = predict(plan.model, variables, batch["image"])
+                yield {**batch, "label": np.asarray(sample_labels(own, logits))}
+
+        return Examples(samples.size, read)
+    logits = [
+        predict(plan.model, variables, samples["image"][i : i + 1000])
+        for i in range(0, len(samples["label"]), 1000)
+    ]
+    drawn = sample_labels(key, jnp.concatenate(logits))
+    return {**samples, "label": np.asarray(drawn)}
 
 
 def _draw(pruner: PruneConfig, draw: int, again: int = 0) -> int:
@@ -316,7 +328,12 @@ def _losses(
 def _test_loss(plan: Plan, batch_stats: Any) -> Callable[[Any], float]:
     size = plan.config.eval_batch_size
     return lambda params: evaluate(
-        plan.model, params, batch_stats, plan.dataset, batch_size=size
+        plan.model,
+        params,
+        batch_stats,
+        plan.dataset,
+        batch_size=size,
+        mesh=plan.mesh,
     )["loss"]
 
 

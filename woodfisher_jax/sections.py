@@ -8,6 +8,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from woodfisher_jax.data import ImageOptions
 from woodfisher_jax.pruning.schedules import Stage, gradual, one_shot
 
 
@@ -16,15 +17,43 @@ class DataConfig:
     """Where examples come from.
 
     Attributes:
-        name: A data set: digits, mnist or cifar10.
+        name: A data set in memory: digits, mnist, cifar10, cifar100, cifar100_folder;
+            or in files: imagenet, imagenet_folder, imagenette, imagenette_folder,
+            image_folder, generated_images, generated_records.
         dir: Folder of TFDS-prepared data; default the environment variable
-            TFDS_DATA_DIR, or TFDS's own default.
+            TFDS_DATA_DIR, or TFDS's own default. For data sets in folders the one that
+            holds train and val.
         augment: Random crops and flips in training, where the data set has them.
+        image_size: Side of the square that the model sees, in pixels; like all that
+            follow, of data sets in files.
+        resize: Shorter side of a test image before its middle is cut out.
+        autoaugment: AutoAugment of training images, besides crops and flips.
+        workers: Processes that decode images; 0 for threads, one a core.
+        prefetch: Batches made ready ahead.
+        max_bad_images: Files of a split that may be unreadable and are left out.
     """
 
     name: str = "digits"
     dir: str | None = None
     augment: bool = True
+    image_size: int = 224
+    resize: int = 256
+    autoaugment: bool = False
+    workers: int = 0
+    prefetch: int = 2
+    max_bad_images: int = 10
+
+    @property
+    def image_options(self) -> ImageOptions:
+        """How images in files are read."""
+        return ImageOptions(
+            image_size=self.image_size,
+            resize=self.resize,
+            autoaugment=self.autoaugment,
+            workers=self.workers,
+            prefetch=self.prefetch,
+            max_bad_images=self.max_bad_images,
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,9 +109,21 @@ class TrainConfig:
             decay ends (exponential); default none.
         decay_at_epochs: Epochs that begin with a factor, of multistep.
         final_learning_rate: Lowest of linear, cosine, cosine_restarts and cyclic.
+        warmup_epochs: Over these the schedule's rate is multiplied by a factor that
+            grows to 1 in equal steps.
         label_smoothing: Share of the target that is spread over all classes, [0, 1).
         weight_decay_after_pruning: Whether weight decay stays on after the last pruning
             step.
+        weight_decay_kernels_only: Leave biases, norms and embeddings out of it.
+        accumulation_steps: Parts of a batch whose gradients are formed in turn, where
+            the memory does not hold them together; each has its own batch-norm
+            statistics.
+        average_decay: Of an exponential moving average of weights and statistics, such
+            as 0.9999, [0, 1); the average is what is evaluated, pruned and saved as the
+            result. 0 for none.
+        dtype: float32, or bfloat16 for mixed precision: activations and products of
+            training alone; weights, statistics, logits, evaluation and the gradients
+            of pruning are float32.
     """
 
     epochs: int = 0
@@ -97,8 +138,13 @@ class TrainConfig:
     decay_end_epoch: int | None = None
     decay_at_epochs: tuple[int, ...] = ()
     final_learning_rate: float = 0.0
+    warmup_epochs: int = 0
     label_smoothing: float = 0.0
     weight_decay_after_pruning: bool = True
+    weight_decay_kernels_only: bool = False
+    accumulation_steps: int = 1
+    average_decay: float = 0.0
+    dtype: str = "float32"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,10 +179,12 @@ class PruneConfig:
         centered: Take the covariance of the gradients for the Fisher.
         pi: For kfac, split the damping by the traces of the factors.
         hessian: For naivehess, exact or hutchinson.
+        num_probes: Vectors of random signs of hutchinson; they follow the seed.
         mean_samples: Examples for the mean gradient of woodtaylor; default the Fisher
             samples, which also come first.
         block_size: c, weights a block; default whole tensors.
         scope: global or layer; default the method's own.
+        update: How the remaining weights move: sum (the paper's), joint or none.
         scale_update: Factor on the update of the remaining weights; 0 for none.
         normalize_update: Largest norm of the update of a tensor, in norms of its
             weights; default no limit.
@@ -196,9 +244,11 @@ class PruneConfig:
     centered: bool = False
     pi: bool = False
     hessian: str = "exact"
+    num_probes: int = 64
     mean_samples: int | None = None
     block_size: int | None = None
     scope: str | None = None
+    update: str = "sum"
     scale_update: float = 1.0
     normalize_update: float | None = None
     flops_power: float = 0.0
@@ -247,16 +297,41 @@ class PruneConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class DistributedConfig:
+    """How the processes of a run find one another.
+
+    Attributes:
+        coordinator: host:port of process 0; auto on a TPU pod, under Slurm or Open MPI.
+            Default a run of one process.
+        num_processes: How many there are; auto may leave it out.
+        process_id: Which one this is, from 0; auto may leave it out. The one field in
+            which the processes differ.
+        start_timeout_seconds: How long to wait for the others at the start.
+        heartbeat_timeout_seconds: After how long a silent process is taken for dead,
+            which ends the others.
+    """
+
+    coordinator: str | None = None
+    num_processes: int | None = None
+    process_id: int | None = None
+    start_timeout_seconds: int = 300
+    heartbeat_timeout_seconds: int = 100
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     """A whole run.
 
     Attributes:
         seed: Of the initial weights, the order of examples and the Fisher samples.
-        init_from: A PyTorch checkpoint (or .npz, .safetensors) of the dense network; it
-            takes the place of training it.
+        init_from: A PyTorch checkpoint (or .npz, .safetensors) of the dense network, or
+            the folder of another run; it takes the place of training it.
         compare_with: Methods to run after the main one on the same schedule.
         checkpoint_every_epochs: Besides a checkpoint after every pruning step.
         eval_batch_size: Examples a step of evaluation.
+        compile_cache_dir: Folder for compiled programs, which a resumed run then need
+            not compile again; default none.
+        distributed: See :class:`DistributedConfig`.
         data: See :class:`DataConfig`.
         model: See :class:`ModelConfig`.
         dense: Training of the dense network, unless ``init_from`` is given.
@@ -272,6 +347,8 @@ class Config:
     compare_with: tuple[str, ...] = ()
     checkpoint_every_epochs: int = 1
     eval_batch_size: int = 1000
+    compile_cache_dir: str | None = None
+    distributed: DistributedConfig = DistributedConfig()
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     dense: TrainConfig = TrainConfig()

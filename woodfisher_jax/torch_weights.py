@@ -1,23 +1,32 @@
-"""PyTorch's state dicts as variables of the models here, and back.
+"""Weights from PyTorch and back: files, state dicts, saved runs; also a command.
 
-The names map one to one, so that a variable's path says what it is called in PyTorch:
+    python -m woodfisher_jax.torch_weights runs/resnet50 --out=resnet50.safetensors
+    python -m woodfisher_jax.torch_weights d.pth --model=vgg16_bn --out=v.safetensors
 
-    params/layer2/block0/downsample_conv/kernel     layer2.0.downsample.0.weight
-    params/layer2/block0/bn1/scale                  layer2.0.bn1.weight
-    batch_stats/layer2/block0/bn1/mean              layer2.0.bn1.running_mean
-    params/model1/depthwise_0/kernel                model.1.0.weight
-    params/blocks0/attn/qkv/kernel                  blocks.0.attn.qkv.weight
-
-Kernels are stored as [..., in, out] here and as [out, in, ...] there.
+The file is a state dict: ``model.load_state_dict(safetensors.torch.load_file(...))``.
 """
 
-import re
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+import argparse
+import ast
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
+import jax
 import numpy as np
+import safetensors.numpy
 
-from woodfisher_jax.pruning.paths import leaves_by_path, replace_leaves
+from woodfisher_jax import models
+from woodfisher_jax.saved_run import WHICH, read_run
+from woodfisher_jax.state_dicts import (
+    StateDictMismatchError,
+    mask_name,
+    to_state_dict,
+    to_variables,
+    torch_name,
+)
 from woodfisher_jax.torch_files import TorchFileError, read_state_dict
 from woodfisher_jax.torch_pickle import UnsafePickleError
 
@@ -26,248 +35,253 @@ __all__ = [
     "TorchFileError",
     "UnsafePickleError",
     "read_state_dict",
+    "read_weights",
     "to_state_dict",
     "to_variables",
     "torch_name",
+    "write_state_dict",
 ]
 
-_LEAVES = {
-    "kernel": "weight",
-    "scale": "weight",
-    "bias": "bias",
-    "mean": "running_mean",
-    "var": "running_var",
-    "cls_token": "cls_token",
-    "pos_embed": "pos_embed",
-}
-
-_SEGMENTS = (
-    (re.compile(r"block(\d+)"), r"\1"),
-    (re.compile(r"(model|features|classifier|blocks)(\d+)"), r"\1.\2"),
-    # PyTorch has the place in a sequence only, and not what the layer is.
-    (re.compile(r"(?:conv|bn|depthwise|pointwise|expand|project)_(\d+)"), r"\1"),
-    (re.compile(r"downsample_conv"), "downsample.0"),
-    (re.compile(r"downsample_bn"), "downsample.1"),
-    (re.compile(r"patch_embed_proj"), "patch_embed.proj"),
-)
-
-_MOST_KEYS_LISTED = 10
+IMAGE_SHAPE = (224, 224, 3)
+"""Of ImageNet."""
 
 
-class StateDictMismatchError(ValueError):
-    """A state dict is of another model than the one it should fill."""
-
-
-def torch_name(path: str) -> str:
-    """Translates a variable's path to the key of a PyTorch state dict.
+def read_weights(
+    path: str | os.PathLike[str], which: str = "latest"
+) -> dict[str, np.ndarray]:
+    """Reads a state dict from a file or from a run of this project.
 
     Args:
-        path: Such as ``params/layer1/block0/conv1/kernel``, with its collection.
+        path: A file for :func:`read_state_dict`, the folder of a run or that of one of
+            its saves.
+        which: "latest" or "best" save of a run.
 
     Returns:
-        Such as ``layer1.0.conv1.weight``.
+        Key to array; the masks of a run under the names of the original's wrapped
+        modules, as `to_variables` reads them.
 
     Raises:
-        ValueError: The last name is none that a layer has in PyTorch.
+        ValueError: If the file or the run cannot be read.
+        FileNotFoundError: If there is neither.
     """
-    _, *segments, leaf = path.split("/")
-    if leaf not in _LEAVES:
-        raise ValueError(
-            f"path {path!r}: expected it to end in one of {', '.join(_LEAVES)}"
-        )
-    return ".".join([*map(_torch_segment, segments), _LEAVES[leaf]])
-
-
-def to_variables(
-    state_dict: Mapping[str, np.ndarray], variables: Any
-) -> tuple[Any, dict[str, np.ndarray]]:
-    """Fills a model's variables from a PyTorch state dict.
-
-    Args:
-        state_dict: Key to array. A leading ``module.`` and the original's wrapped names
-            (``fc1._layer.weight``, ``fc1._weight_mask``) are understood;
-            ``num_batches_tracked`` is ignored. A dense layer may be stored as a
-            1 x 1 convolution; if that has no bias, zeros stand for it.
-        variables: The model's ``{"params": ..., "batch_stats": ...}``, arrays or
-            shapes: what ``model.init`` returns, or ``jax.eval_shape`` of it.
-
-    Returns:
-        The variables, as NumPy arrays of the dtypes asked for, zero where a mask is;
-        and the masks by path inside the parameters, True where a weight stays, an
-        empty dict when the state dict has none.
-
-    Raises:
-        StateDictMismatchError: A key is missing, unexpected or of another shape.
-        ValueError: A mask has values other than 0 and 1.
-
-    Note:
-        The dense checkpoints of STR, from which the paper prunes, end in a 1 x 1
-        convolution without a bias. The original then leaves the bias of its own
-        classifier at random values; here it is zero, which is what STR trained.
-    """
-    targets = leaves_by_path(variables)
-    paths = {torch_name(path): path for path in targets}
-    weights, masks, unexpected = _assign(state_dict, paths)
-    weights |= _zero_biases(weights, targets)
-    weights, masks = _as_dense(weights, targets), _as_dense(masks, targets)
-    missing = [name for name, path in paths.items() if path not in weights]
-    misshaped = _misshaped(weights, targets) + _misshaped(masks, targets)
-    _refuse_mismatch(missing, unexpected, misshaped)
-
-    kept = {path: _to_mask(path, entry) for path, entry in masks.items()}
-    leaves = {}
-    for path, entry in weights.items():
-        array = _from_torch_layout(path, entry.array)
-        array = array.astype(targets[path].dtype, order="C")
-        if path in kept:
-            array[~kept[path]] = 0
-        leaves[path] = array
-    return (
-        replace_leaves(variables, leaves),
-        {path.removeprefix("params/"): mask for path, mask in kept.items()},
-    )
-
-
-def to_state_dict(variables: Any) -> dict[str, np.ndarray]:
-    """Writes a model's variables as a PyTorch state dict.
-
-    Args:
-        variables: The model's ``{"params": ..., "batch_stats": ...}``.
-
-    Returns:
-        Key to array in PyTorch's names and layout, which `to_variables` undoes bit
-        for bit. There is no ``num_batches_tracked``, which PyTorch does without.
-
-    Raises:
-        ValueError: A variable is none that a layer has in PyTorch.
-    """
+    if not Path(path).is_dir():
+        return read_state_dict(path)
+    run = read_run(path, which)
+    masks = to_state_dict({"params": run.masks})
     return {
-        torch_name(path): _to_torch_layout(path, np.asarray(leaf)).copy(order="C")
-        for path, leaf in leaves_by_path(variables).items()
+        **to_state_dict(run.variables),
+        **{mask_name(name): mask for name, mask in masks.items()},
     }
 
 
-class _Entry(NamedTuple):
-    key: str
-    array: np.ndarray
-
-
-def _torch_segment(segment: str) -> str:
-    for pattern, name in _SEGMENTS:
-        if match := pattern.fullmatch(segment):
-            return match.expand(name)
-    return segment
-
-
-def _assign(
-    state_dict: Mapping[str, np.ndarray], paths: Mapping[str, str]
-) -> tuple[dict[str, _Entry], dict[str, _Entry], list[str]]:
-    """Sorts a state dict into weights and masks by path, and keys without a place."""
-    weights: dict[str, _Entry] = {}
-    masks: dict[str, _Entry] = {}
-    unexpected = []
-    for key, array in state_dict.items():
-        name = re.sub(r"^(module\.)+", "", key).replace("._layer.", ".")
-        if name.split(".")[-1] == "num_batches_tracked":
-            continue
-        plain_name = re.sub(r"\._(weight|bias)_mask$", r".\1", name)
-        entries = weights if plain_name == name else masks
-        path = paths.get(plain_name)
-        # Taken already: the file has the weight twice, once with a prefix.
-        if path is None or path in entries:
-            unexpected.append(key)
-        else:
-            entries[path] = _Entry(key, array)
-    return weights, masks, unexpected
-
-
-def _is_convolution_for_dense(array: np.ndarray, target: Any) -> bool:
-    return len(target.shape) == 2 and array.shape[2:] == (1, 1)
-
-
-def _zero_biases(
-    weights: Mapping[str, _Entry], targets: Mapping[str, Any]
-) -> dict[str, _Entry]:
-    """Biases that dense layers lack when stored as 1 x 1 convolutions: zeros."""
-    biases = {}
-    for path, (key, array) in weights.items():
-        bias = path.removesuffix("kernel") + "bias"
-        absent = bias in targets and bias not in weights
-        if absent and _is_convolution_for_dense(array, targets[path]):
-            biases[bias] = _Entry(key, np.zeros(targets[bias].shape, array.dtype))
-    return biases
-
-
-def _as_dense(
-    entries: Mapping[str, _Entry], targets: Mapping[str, Any]
-) -> dict[str, _Entry]:
-    """Reads 1 x 1 convolutions that stand for dense layers as such."""
-    return {
-        path: _Entry(key, array[..., 0, 0])
-        if _is_convolution_for_dense(array, targets[path])
-        else _Entry(key, array)
-        for path, (key, array) in entries.items()
-    }
-
-
-def _misshaped(entries: Mapping[str, _Entry], targets: Mapping[str, Any]) -> list[str]:
-    found = []
-    for path, (key, array) in entries.items():
-        expected = _torch_shape(path, targets[path].shape)
-        if array.shape != expected:
-            found.append(f"{key} (state dict {array.shape}, model {expected})")
-    return found
-
-
-def _refuse_mismatch(
-    missing: list[str], unexpected: list[str], misshaped: list[str]
+def write_state_dict(
+    path: str | os.PathLike[str],
+    state_dict: Mapping[str, np.ndarray],
+    *,
+    overwrite: bool = False,
 ) -> None:
-    parts = []
-    for what, keys in (
-        ("missing", missing),
-        ("unexpected", unexpected),
-        ("of another shape", misshaped),
-    ):
-        if keys:
-            rest = len(keys) - _MOST_KEYS_LISTED
-            more = f" and {rest} more" if rest > 0 else ""
-            listed = ", ".join(keys[:_MOST_KEYS_LISTED])
-            parts.append(f"{what} ({len(keys)}): {listed}{more}")
-    if parts:
-        raise StateDictMismatchError(
-            "state_dict: expected the keys and shapes of the model; "
-            f"{'; '.join(parts)}. Check the model's name and settings"
-        )
+    """Writes arrays to a ``.safetensors`` file, whole or not at all.
+
+    Args:
+        path: Where to.
+        state_dict: Key to array.
+        overwrite: Whether an existing file is replaced; default False.
+
+    Raises:
+        ValueError: If the suffix is another.
+        FileExistsError: If there is such a file.
+        FileNotFoundError: If its folder is missing.
+    """
+    path = check_output(path, overwrite=overwrite)
+    unfinished = path.with_name(path.name + ".tmp")
+    safetensors.numpy.save_file(dict(state_dict), unfinished, {"format": "pt"})
+    unfinished.replace(path)
 
 
-def _to_mask(path: str, entry: _Entry) -> np.ndarray:
-    kept = entry.array == 1
-    if not np.all(kept | (entry.array == 0)):
+def check_output(
+    path: str | os.PathLike[str],
+    *,
+    suffix: str = ".safetensors",
+    overwrite: bool = False,
+) -> Path:
+    """Raises unless a file of that name may be written.
+
+    Raises:
+        ValueError: If the suffix is another.
+        FileExistsError: If there is such a file.
+        FileNotFoundError: If its folder is missing.
+    """
+    path = Path(path)
+    if path.suffix != suffix:
         raise ValueError(
-            f"mask {entry.key!r}: expected only 0 (pruned) and 1 (kept), got "
-            f"{entry.array[~kept & (entry.array != 0)][0]}"
+            f"out={path}: expected a name that ends in {suffix}, got "
+            f"{path.suffix or 'no suffix'}"
         )
-    return _from_torch_layout(path, kept).copy(order="C")
+    if path.exists() and not overwrite:
+        raise FileExistsError(
+            f"out={path}: there is such a file; choose another name or --overwrite"
+        )
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"out={path}: there is no folder {path.parent}")
+    return path
 
 
-def _is_kernel(path: str) -> bool:
-    return path.endswith("/kernel")
+def model_shapes(
+    name: str,
+    settings: Mapping[str, Any],
+    image_shape: Sequence[int] = IMAGE_SHAPE,
+) -> Any:
+    """The shapes of a model's variables; nothing is computed.
+
+    Args:
+        name: A row of ``models.MODELS``.
+        settings: Its keyword arguments.
+        image_shape: [h, w, c].
+
+    Raises:
+        ValueError: If there is no such model or it lacks one of the settings.
+    """
+    model = models.build_model(name, **settings)
+    image = jax.ShapeDtypeStruct((1, *image_shape), np.float32)
+    return jax.eval_shape(model.init, jax.random.key(0), image)
 
 
-def _torch_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    if not _is_kernel(path):
-        return shape
-    *spatial, inputs, outputs = shape
-    return (outputs, inputs, *spatial)
+def convert(
+    source: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    model: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+    image_shape: Sequence[int] = IMAGE_SHAPE,
+    which: str = "latest",
+    masks: str | os.PathLike[str] | None = None,
+    overwrite: bool = False,
+) -> dict[str, np.ndarray]:
+    """Writes the weights of a run or a file as a PyTorch state dict.
+
+    Args:
+        source: As for `read_weights`.
+        out: A ``.safetensors`` file.
+        model: The model that the weights must be of; for a run, by default not asked.
+        settings: The model's settings; default none.
+        image_shape: [h, w, c] that the model is made for; default that of ImageNet.
+        which: "latest" or "best" save of a run.
+        masks: A second ``.safetensors`` file, for the masks; default none is written.
+        overwrite: Whether existing files are replaced.
+
+    Returns:
+        What was written to ``out``.
+
+    Raises:
+        ValueError: If the source cannot be read, is of another model or has no masks,
+            or a file for the output has another suffix.
+        OSError: If a file is missing, or one is there already.
+    """
+    outputs = [out] if masks is None else [out, masks]
+    for path in outputs:
+        check_output(path, overwrite=overwrite)
+    if model is None and settings:
+        raise ValueError(f"settings={dict(settings)}: give the model that they are of")
+    if model is None and not Path(source).is_dir():
+        raise ValueError(
+            f"model: {source} is no folder of a run, so name the model its weights are "
+            f"of, one of {', '.join(models.MODELS)}"
+        )
+    kept: Mapping[str, Any]
+    if model is None:
+        run = read_run(source, which)
+        variables, kept = run.variables, run.masks
+    else:
+        shapes = model_shapes(model, settings or {}, image_shape)
+        variables, kept = to_variables(read_weights(source, which), shapes)
+    if masks is not None and not kept:
+        raise ValueError(f"masks: {source} has none; leave the argument out")
+    state_dict = to_state_dict(variables)
+    write_state_dict(out, state_dict, overwrite=overwrite)
+    if masks is not None:
+        beside = to_state_dict({"params": kept})
+        write_state_dict(masks, beside, overwrite=overwrite)
+    return state_dict
 
 
-def _to_torch_layout(path: str, array: np.ndarray) -> np.ndarray:
-    if not _is_kernel(path):
-        return array
-    return np.moveaxis(array, (-1, -2), (0, 1))
+def _setting(text: str) -> tuple[str, Any]:
+    name, given, value = text.partition("=")
+    if not given:
+        raise argparse.ArgumentTypeError(f"expected name=value, got {text!r}")
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return name, value
 
 
-def _from_torch_layout(path: str, array: np.ndarray) -> np.ndarray:
-    if not _is_kernel(path):
-        return array
-    return np.moveaxis(array, (0, 1), (-1, -2))
+def image_shape(text: str) -> tuple[int, ...]:
+    """Reads an argument such as 32,32,3."""
+    sizes = text.split(",")
+    if len(sizes) != 3 or not all(size.strip().isdecimal() for size in sizes):
+        raise argparse.ArgumentTypeError(
+            f"expected height,width,channels such as 32,32,3, got {text!r}"
+        )
+    return tuple(int(size) for size in sizes)
+
+
+def cli(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of ``python -m woodfisher_jax.torch_weights``."""
+    parser = argparse.ArgumentParser(
+        prog="python -m woodfisher_jax.torch_weights",
+        description="Writes the weights of a run or a file as a PyTorch state dict.",
+        epilog="In PyTorch: model.load_state_dict(safetensors.torch.load_file(OUT))",
+    )
+    parser.add_argument(
+        "source",
+        type=Path,
+        help="folder of a run (or one of its checkpoints/NUMBER), or a .pth, .pt, "
+        ".ckpt, .npz or .safetensors file",
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, help="the .safetensors file to write"
+    )
+    parser.add_argument(
+        "--model", help="what the weights are of, such as resnet50; needed for a file"
+    )
+    parser.add_argument(
+        "--set",
+        dest="settings",
+        type=_setting,
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a setting of the model, such as num_classes=10; may be repeated",
+    )
+    parser.add_argument(
+        "--image_shape",
+        type=image_shape,
+        default=IMAGE_SHAPE,
+        metavar="H,W,C",
+        help="of the model's input; only mlp, logistic_regression, cifarnet and the "
+        "transformers have weights that depend on it (default: 224,224,3)",
+    )
+    parser.add_argument(
+        "--which",
+        choices=list(WHICH),
+        default="latest",
+        help="which save of a run; best is chosen on the test split (default: latest)",
+    )
+    parser.add_argument(
+        "--masks", type=Path, help="a second .safetensors file, for the masks"
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace files that are there"
+    )
+    given = vars(parser.parse_args(arguments))
+    out = given.pop("out")
+    try:
+        given["settings"] = dict(given["settings"])
+        state_dict = convert(given.pop("source"), out, **given)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    print(f"{out}: {len(state_dict)} tensors, {out.stat().st_size / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    cli()

@@ -5,6 +5,7 @@ epoch, step) and (seed, pruning step), so that a run that was killed and resumed
 with the same bits as one that was not.
 """
 
+import contextlib
 import dataclasses
 import logging
 import time
@@ -12,26 +13,30 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from woodfisher_jax import (
-    checkpoint,
-    plots,
-    pruners,
-    report,
-)
+from woodfisher_jax import checkpoint, distributed, report
 from woodfisher_jax import config as config_
 from woodfisher_jax.config import Config
 from woodfisher_jax.data import batches
 from woodfisher_jax.evaluate import evaluate
-from woodfisher_jax.plan import Plan, Stage, prepare
-from woodfisher_jax.progress import progress_bar
+from woodfisher_jax.history import Log
+from woodfisher_jax.plan import Phase, Plan, Stage, prepare
+from woodfisher_jax.preemption import EXIT_CODES, Stopped, StopRequest, stop_requests
+from woodfisher_jax.progress import progress_bar, silent
 from woodfisher_jax.pruning import masks as masks_
 from woodfisher_jax.pruning.masks import Masks
+from woodfisher_jax.pruning.sharding import replicate
 from woodfisher_jax.pruning_step import dense_copy, forecast, prune_state
-from woodfisher_jax.train_step import TrainState, train_step
-from woodfisher_jax.workdir import claim_workdir, log_file
+from woodfisher_jax.results import open_events, summarize, write_report
+from woodfisher_jax.train_step import (
+    Metrics,
+    TrainState,
+    averaging,
+    judged,
+    train_step,
+)
+from woodfisher_jax.workdir import check_shared, claim_workdir, log_file
 
 logger = logging.getLogger(__name__)
 
@@ -40,32 +45,11 @@ class DivergedError(ArithmeticError):
     """The training loss is not finite any more."""
 
 
-@dataclasses.dataclass
-class Log:
-    """What a checkpoint holds besides arrays: the run so far, as JSON.
-
-    Attributes:
-        step: Optimizer steps taken.
-        dense: Accuracy of the dense network, once it is known.
-        stages: A record of each pruning step done.
-        rows: A record of each epoch and pruning step.
-        seconds: Wall time spent, over all starts of the run.
-    """
-
-    step: int = 0
-    dense: dict[str, float] | None = None
-    stages: list[dict[str, Any]] = dataclasses.field(default_factory=list)
-    rows: list[dict[str, Any]] = dataclasses.field(default_factory=list)
-    seconds: float = 0.0
-
-    @property
-    def event(self) -> int:
-        """Grows with everything that is saved; see :mod:`woodfisher_jax.checkpoint`."""
-        return self.step + len(self.stages) + (self.dense is not None)
-
-
 def run(config: Config, workdir: Path) -> dict[str, Any]:
     """Carries a run out, or on from its last checkpoint.
+
+    Under several processes each calls it with the same config, and a workdir that all
+    of them see; the first one writes the reports.
 
     Args:
         config: Checked, from :func:`woodfisher_jax.config.from_dict`.
@@ -75,19 +59,34 @@ def run(config: Config, workdir: Path) -> dict[str, Any]:
         The content of ``results.json``.
 
     Raises:
-        ConfigError: If the config does not fit the data or the workdir.
+        ConfigError: If the config does not fit the data, the devices or the workdir.
         DivergedError: If the loss is not finite; the last checkpoint stays.
         MemoryLimitError: If a pruning step does not fit; before anything has started.
+        Stopped: If it was asked to stop, by SIGTERM or Ctrl-C, and has saved itself.
     """
     started = time.perf_counter()
-    claim_workdir(workdir, config)
-    with log_file(workdir), progress_bar() as progress:
+    distributed.initialize(config.distributed)
+    distributed.check_config(config)
+    if config.compile_cache_dir is not None:
+        jax.config.update("jax_compilation_cache_dir", config.compile_cache_dir)
+    distributed.first_only(claim_workdir, workdir, config)
+    distributed.together(check_shared, workdir)
+    first = distributed.is_first()
+    with (
+        log_file(workdir) if first else contextlib.nullcontext(),
+        progress_bar() if first else contextlib.nullcontext(silent) as progress,
+        stop_requests() as request,
+    ):
         logger.info("workdir %s", workdir)
-        plan, given = prepare(config, progress)
+        plan, given = distributed.together(prepare, config, progress)
+        distributed.check_equal(
+            plan.dataset.num_train,
+            f"the training set {plan.dataset.name} must be the same in all processes",
+        )
         for name, needs in forecast(plan, *given).items() if plan.stages else ():
             logger.info("%s: %s", name, report.needs_line(needs))
         with checkpoint.open_manager(workdir / "checkpoints") as manager:
-            results = loop(plan, given, workdir, manager, started)
+            results = loop(plan, given, workdir, manager, request, started)
     return results
 
 
@@ -96,15 +95,14 @@ def loop(
     given: tuple[Any, Masks],
     workdir: Path,
     manager: Any,
+    request: StopRequest,
     started: float,
 ) -> dict[str, Any]:
     """The run itself: one block for each thing that can be next."""
     state, log = start_or_resume(plan, given, manager)
     spent = log.seconds
-    with report.EventWriter(workdir / "tensorboard", log.rows) as events:
+    with open_events(workdir, log) as events:
         while log.dense is None or log.step < plan.end or next_stage(plan, log):
-            reported = len(log.rows)
-
             # ------------------------------------------- the dense network is ready
             if log.dense is None and log.step >= plan.dense.last_step:
                 state = finish_dense(plan, state, log)
@@ -116,7 +114,7 @@ def loop(
             # -------------------------------------------------------------- train
             else:
                 try:
-                    state = train_segment(plan, state, log)
+                    state = train_segment(plan, state, log, request)
                 except DivergedError as error:
                     raise DivergedError(
                         f"{error}. The last checkpoint, event "
@@ -125,14 +123,22 @@ def loop(
 
             # ------------------------------------------------ checkpoint and report
             log.seconds = spent + time.perf_counter() - started
-            if is_due(plan, log):
+            signal = int(distributed.gathered(request.signal).max())
+            if signal or is_due(plan, log):
                 save(plan, state, log, manager)
-            for row in log.rows[reported:]:
-                events.write(row)
-            report.write_metrics(workdir, log.rows)
+            events(log.rows)
+
+            # ----------------------------------------------------------------- stop
+            if signal:
+                raise Stopped(
+                    f"Stopped after step {log.step}, which is saved. To resume, give "
+                    f"the same command with --workdir={workdir}",
+                    EXIT_CODES[signal],
+                )
 
     results = summarize(plan, state, log)
-    write_report(workdir, results, log)
+    if distributed.is_first():
+        write_report(workdir, results, log)
     return results
 
 
@@ -148,14 +154,14 @@ def start_or_resume(
     event = checkpoint.latest_event(manager)
     # Before the dense network is judged, an event is a step of its training.
     is_dense = event is None or event <= plan.dense.last_step
+    phase = plan.dense if is_dense else plan.train
     fresh = TrainState(
-        params,
-        variables.get("batch_stats", {}),
-        masks,
-        (plan.dense if is_dense else plan.train).tx.init(params),
+        params, variables.get("batch_stats", {}), masks, phase.tx.init(params)
     )
     if any(pruner.from_dense for pruner in plan.config.pruners.values()):
         fresh = fresh._replace(dense=dense_copy(fresh))
+    fresh = averaging(fresh, phase.settings.average_decay)
+    fresh = replicate(fresh, plan.mesh)
     if event is None:
         return fresh, Log()
     arrays, meta = checkpoint.restore(manager, event, fresh._asdict())
@@ -169,6 +175,7 @@ def start_or_resume(
 
 def finish_dense(plan: Plan, state: TrainState, log: Log) -> TrainState:
     """Judges the dense network and starts a new optimizer for what follows."""
+    state = judged(state)
     log.dense = judge(plan, state)
     log.rows.append(
         {
@@ -180,7 +187,9 @@ def finish_dense(plan: Plan, state: TrainState, log: Log) -> TrainState:
         }
     )
     logger.info("dense: top-1 %.2f %%", log.dense["top1"])
-    return state._replace(opt_state=plan.train.tx.init(state.params))
+    state = state._replace(opt_state=plan.train.tx.init(state.params))
+    state = averaging(state, plan.train.settings.average_decay)
+    return replicate(state, plan.mesh)
 
 
 def next_stage(plan: Plan, log: Log) -> Stage | None:
@@ -192,6 +201,7 @@ def next_stage(plan: Plan, log: Log) -> Stage | None:
 def prune_stage(plan: Plan, state: TrainState, log: Log, stage: Stage) -> TrainState:
     """Prunes to the level of a stage and judges the network on both sides of it."""
     started = time.perf_counter()
+    state = judged(state)
     if not log.rows or log.rows[-1]["step"] != log.step:
         # Within an epoch: what pruning starts from belongs in the history.
         log.rows.append(
@@ -208,6 +218,7 @@ def prune_stage(plan: Plan, state: TrainState, log: Log, stage: Stage) -> TrainS
         same = [done for done in log.stages if done["pruner"] == stage.pruner]
         top1_before = same[0]["top1_before"] if same else top1_before
     state, done = prune_state(plan, state, stage, log.stages)
+    state = averaging(state, plan.train.settings.average_decay)
     after = judge(plan, state)
     record = {
         "epoch": plan.train.epoch_at(log.step),
@@ -239,78 +250,100 @@ def prune_stage(plan: Plan, state: TrainState, log: Log, stage: Stage) -> TrainS
     return state
 
 
-def train_segment(plan: Plan, state: TrainState, log: Log) -> TrainState:
-    """Trains to the next pruning step or the end of the epoch, whichever is first."""
+def train_segment(
+    plan: Plan, state: TrainState, log: Log, request: StopRequest
+) -> TrainState:
+    """Trains to the next pruning step, the end of the epoch or a request to stop."""
     started = time.perf_counter()
     phase = plan.dense if log.step < plan.dense.last_step else plan.train
-    first = log.step
-    epoch, begun = divmod(first - phase.first_step, phase.steps_per_epoch)
-    stop = first - begun + phase.steps_per_epoch
-    stage = next_stage(plan, log)
-    if stage is not None and stage.time > first:
-        stop = min(stop, stage.time)
-    decaying = stage is not None or phase.settings.weight_decay_after_pruning
-    losses = []
-    for step in range(begun, begun + stop - first):
-        batch = batches.train_batch(
-            plan.dataset,
-            seed=plan.config.seed,
-            epoch=phase.first_epoch + epoch,
-            step=step,
-            batch_size=phase.settings.batch_size,
-            augment=plan.config.data.augment,
-        )
-        state, loss = train_step(
+    settings, stage = phase.settings, next_stage(plan, log)
+    epoch, begun = divmod(log.step - phase.first_step, phase.steps_per_epoch)
+    end = phase.steps_per_epoch
+    if stage is not None and stage.time > log.step:
+        end = min(end, begun + stage.time - log.step)
+    decaying = stage is not None or settings.weight_decay_after_pruning
+    label = f"epoch {phase.first_epoch + epoch + 1}"
+    running: tuple[int, Metrics] | None = None
+    for batch in batches.epoch_batches(
+        plan.dataset,
+        seed=plan.config.seed,
+        epoch=phase.first_epoch + epoch,
+        start=begun,
+        stop=end,
+        batch_size=settings.batch_size,
+        augment=plan.config.data.augment,
+        shard=distributed.shard(),
+    ):
+        before = running
+        state, metrics = train_step(
             state,
-            batch,
-            model=plan.model,
+            distributed.spread(batch, plan.mesh),
+            distributed.per_device(request.signal, plan.mesh),
+            model=phase.model,
             tx=phase.tx if decaying else phase.tx_no_decay,
-            label_smoothing=phase.settings.label_smoothing,
+            label_smoothing=settings.label_smoothing,
+            accumulation_steps=settings.accumulation_steps,
+            average_decay=settings.average_decay,
         )
-        losses.append(loss)
-        label = f"epoch {phase.first_epoch + epoch + 1}"
-        plan.progress(label, step - begun + 1, stop - first)
-    log.step = stop
-    train_loss = _mean_finite(losses, first)
-    epoch_ends = begun + stop - first == phase.steps_per_epoch
-    if epoch_ends:
-        log.rows.append(
-            {
-                "event": "train",
-                "epoch": phase.epoch_at(stop),
-                "step": stop,
-                **judge(plan, state),
-                "train_loss": train_loss,
-                "learning_rate": float(phase.schedule(stop - phase.first_step - 1)),
-                "seconds": time.perf_counter() - started,
-                **_sparsities(state.masks),
-            }
-        )
-        logger.info(
-            "epoch %g: top-1 %.2f %%", log.rows[-1]["epoch"], log.rows[-1]["top1"]
-        )
+        running = log.step, metrics
+        log.step += 1
+        # While this step runs the next batch is read, and none after it.
+        if before is not None and finish_step(*before, log):
+            break
+        done = log.step - phase.first_step - epoch * phase.steps_per_epoch - begun
+        plan.progress(label, done, end - begun)
+    if running is not None:
+        finish_step(*running, log)
+    log.epoch_seconds += time.perf_counter() - started
+    if (log.step - phase.first_step) % phase.steps_per_epoch == 0:
+        finish_epoch(plan, phase, state, log)
     return state
 
 
-def _mean_finite(losses: list[jax.Array], first_step: int) -> float:
-    values = np.asarray(jnp.stack(losses))
-    if not np.isfinite(values).all():
-        step = int(np.argmin(np.isfinite(values)))
+def finish_step(step: int, metrics: Metrics, log: Log) -> bool:
+    """Waits for a step and notes its loss; whether some process is asked to stop.
+
+    Raises:
+        DivergedError: If the loss is not finite.
+    """
+    loss = float(metrics.loss)
+    if not np.isfinite(loss):
         raise DivergedError(
-            f"the training loss is {values[step]} at step {first_step + step}; lower "
+            f"the training loss is {loss} at step {step}; lower "
             "config.train.learning_rate (or config.dense.learning_rate)"
         )
-    return float(values.mean())
+    log.losses.append(loss)
+    return float(metrics.stop) > 0
+
+
+def finish_epoch(plan: Plan, phase: Phase, state: TrainState, log: Log) -> None:
+    """Judges the network after an epoch."""
+    log.rows.append(
+        {
+            "event": "train",
+            "epoch": phase.epoch_at(log.step),
+            "step": log.step,
+            **judge(plan, state),
+            "train_loss": float(np.mean(np.asarray(log.losses, np.float32))),
+            "learning_rate": float(phase.schedule(log.step - phase.first_step - 1)),
+            "seconds": log.epoch_seconds,
+            **_sparsities(state.masks),
+        }
+    )
+    log.losses, log.epoch_seconds = [], 0.0
+    logger.info("epoch %g: top-1 %.2f %%", log.rows[-1]["epoch"], log.rows[-1]["top1"])
 
 
 def judge(plan: Plan, state: TrainState) -> dict[str, float]:
-    """Top-1, top-5 and loss on the test split."""
+    """Top-1, top-5 and loss on the test split; of the average, where there is one."""
+    state = judged(state)
     return evaluate(
         plan.model,
         state.params,
         state.batch_stats,
         plan.dataset,
         batch_size=plan.config.eval_batch_size,
+        mesh=plan.mesh,
     )
 
 
@@ -322,85 +355,31 @@ def _sparsities(masks: Masks) -> dict[str, float]:
     }
 
 
-# ---------------------------------------------------------------------------- the end
+# ------------------------------------------------------------------- the checkpoints
 
 
 def is_due(plan: Plan, log: Log) -> bool:
     """Whether to save: after each event but epochs in between."""
-    row = log.rows[-1] if log.rows else None
+    row, stage = (log.rows[-1] if log.rows else None), next_stage(plan, log)
     if row is None or row["step"] != log.step:
         return False
     if row["event"] != "train" or log.step == plan.end:
         return True
+    if stage is not None and stage.time <= log.step:
+        return True  # A pruning step may take longer than a scheduler waits.
     return round(row["epoch"]) % plan.config.checkpoint_every_epochs == 0
 
 
 def save(plan: Plan, state: TrainState, log: Log, manager: Any) -> None:
     """Writes a checkpoint and waits for it."""
+    # A network in the middle of an epoch is not judged, and never the best.
+    metrics = {"stage": -1, "top1": 0.0}
+    if log.rows and log.rows[-1]["step"] == log.step:
+        metrics = {"stage": len(log.stages), "top1": log.rows[-1]["top1"]}
     checkpoint.save(
         manager,
         log.event,
         state._asdict(),
         {"log": dataclasses.asdict(log), "config": config_.to_dict(plan.config)},
-        {"stage": len(log.stages), "top1": log.rows[-1]["top1"]},
+        metrics,
     )
-
-
-def summarize(plan: Plan, state: TrainState, log: Log) -> dict[str, Any]:
-    """The content of ``results.json``."""
-    kept, prunable = masks_.count(state.masks)
-    methods = dict.fromkeys(p.method for p in plan.config.pruners.values())
-    return {
-        "method": " + ".join(methods),
-        "target_sparsity": target_sparsity(plan, state),
-        "sparsity": (prunable - kept) / prunable,
-        "nonzero": kept,
-        "prunable": prunable,
-        "dense": log.dense,
-        "final": {key: log.rows[-1][key] for key in ("top1", "top5", "loss")},
-        "stages": log.stages,
-        "sparsity_by_path": masks_.sparsity_by_path(state.masks),
-        **report.macs_record(plan.costs, state.params, state.masks),
-        "seconds_total": log.seconds,
-        "peak_rss_bytes": report.peak_rss_bytes(),
-        **report.environment(),
-        "seed": plan.config.seed,
-        "config": config_.to_dict(plan.config),
-    }
-
-
-def target_sparsity(plan: Plan, state: TrainState) -> float | None:
-    """Of all prunable weights; None where multiply-accumulates are the target."""
-    goals = {stage.pruner: stage.sparsity for stage in plan.stages}
-    settings = plan.config.pruners
-    if any(settings[name].flops_target for name in goals):
-        return None
-    if len(settings) == 1:
-        return goals.get("prune", 0.0)
-    pruned, prunable = 0.0, masks_.count(state.masks)[1]
-    for name, goal in goals.items():
-        paths = pruners.selected_paths(state.params, settings[name])
-        pruned += goal * sum(state.masks[path].size for path in paths)
-    return pruned / prunable
-
-
-def write_report(workdir: Path, results: dict[str, Any], log: Log) -> None:
-    """Writes results, tables and plots, and prints the table."""
-    report.write_results(workdir, results)
-    if results["layers"]:
-        report.write_layers(workdir, results["layers"])
-    name = results["method"]
-    plots.plot_accuracy(workdir / "accuracy.png", {name: log.rows})
-    plots.plot_layer_sparsity(
-        workdir / "sparsity.png",
-        results["sparsity_by_path"],
-        f"{name}, {100 * results['sparsity']:.2f} % sparse",
-    )
-    for number, stage in enumerate(results["stages"], 1):
-        if "loss_path" in stage:
-            plots.plot_loss_path(
-                workdir / f"loss_path_{number}.png",
-                stage["loss_path"],
-                f"{stage['pruner']} {number}, {100 * stage['sparsity']:.2f} % sparse",
-            )
-    report.print_table(results)

@@ -10,7 +10,25 @@ from typing import Any
 from woodfisher_jax import config as config_
 from woodfisher_jax.config import Config, ConfigError
 
+MACHINE = (
+    "distributed",
+    "compile_cache_dir",
+    "data.dir",
+    "data.workers",
+    "data.prefetch",
+)
+"""Fields of the config that say where a run is, not what it is."""
+
 LOG_FORMAT = logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S")
+
+
+def identity(config: Config) -> dict[str, Any]:
+    """What of a config makes a run what it is, as JSON gives it back."""
+    values: dict[str, Any] = json.loads(json.dumps(config_.to_dict(config)))
+    for field in MACHINE:
+        section, _, name = field.rpartition(".")
+        del (values[section] if section else values)[name]
+    return values
 
 
 def claim_workdir(workdir: Path, config: Config) -> None:
@@ -20,15 +38,16 @@ def claim_workdir(workdir: Path, config: Config) -> None:
         ConfigError: If it cannot be written, or holds the run of another config.
     """
     path = workdir / "config.json"
-    wanted = json.loads(json.dumps(config_.to_dict(config)))
     differing = []
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         # A run that stopped before its first checkpoint has left nothing to protect.
         if path.exists() and any(workdir.glob("checkpoints/*")):
-            differing = _differences(json.loads(path.read_text()), wanted, "config")
+            # What did not exist when it was written has its default.
+            found = config_.from_dict(json.loads(path.read_text()))
+            differing = differences(identity(found), identity(config), "config")
         else:
-            path.write_text(json.dumps(wanted, indent=2) + "\n")
+            path.write_text(json.dumps(config_.to_dict(config), indent=2) + "\n")
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"workdir={workdir} cannot be used ({error}); choose another --workdir"
@@ -41,13 +60,33 @@ def claim_workdir(workdir: Path, config: Config) -> None:
         )
 
 
-def _differences(found: Any, wanted: Any, where: str) -> list[str]:
+def check_shared(workdir: Path) -> None:
+    """Finds out whether a process sees the workdir that the first one has claimed.
+
+    Raises:
+        ConfigError: If it does not.
+    """
+    if not (workdir / "config.json").is_file():
+        raise ConfigError(
+            f"workdir={workdir} is not there in this process; expected a folder that "
+            "all processes share, such as one on a network file system"
+        )
+
+
+def differences(found: Any, wanted: Any, where: str) -> list[str]:
+    """A line for each value in which two nested dicts differ.
+
+    Args:
+        found: What is there.
+        wanted: What is here.
+        where: The name of both.
+    """
     if isinstance(found, dict) and isinstance(wanted, dict):
         keys = [*found, *(key for key in wanted if key not in found)]
         return [
             line
             for key in keys
-            for line in _differences(found.get(key), wanted.get(key), f"{where}.{key}")
+            for line in differences(found.get(key), wanted.get(key), f"{where}.{key}")
         ]
     return [] if found == wanted else [f"{where} is {found!r} there, {wanted!r} here"]
 

@@ -1,4 +1,4 @@
-"""Reads TFDS data sets, prepared as array_record files, into memory.
+"""Reads TFDS data sets, prepared as array_record files: into memory, or as they lie.
 
 TensorFlow is not needed. Example i of a split is record i of `tfds.data_source`.
 """
@@ -6,7 +6,7 @@ TensorFlow is not needed. Example i of a split is record i of `tfds.data_source`
 import io
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,6 +16,12 @@ _CHUNK = 5_000  # records between two calls of progress; about half a second
 _ELSEWHERE = (
     "If it lies elsewhere, name the folder that holds it with --config.data.dir or "
     "the environment variable TFDS_DATA_DIR."
+)
+_PREPARE_IMAGES = (
+    "TFDS prepares it with: tfds build NAME --file_format=array_record "
+    "--data_dir=FOLDER (ImageNet's two archives first have to be put in "
+    "FOLDER/downloads/manual); image files in folders are read as they are, see "
+    "docs/data.md"
 )
 
 
@@ -35,6 +41,100 @@ def data_root(data_dir: str | None) -> Path:
     """
     default = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     return Path(data_dir or default).expanduser()
+
+
+class RecordImages(NamedTuple):
+    """Encoded images of one split.
+
+    Attributes:
+        name: of the split, for messages.
+        records: what TFDS reads them by, without decoding; random access.
+        size: number of images.
+    """
+
+    name: str
+    records: Any
+    size: int
+
+    def read(self, index: int) -> tuple[bytes, int]:
+        """Returns the content of an image file, and its label."""
+        record = self.records[index]
+        return record["image"], int(record["label"])
+
+    def place(self, index: int) -> str:
+        """Returns which record an image is."""
+        return f"{self.name} record {index}"
+
+
+def open_images(name: str, root: Path) -> tuple[RecordImages, RecordImages, int]:
+    """Opens a prepared data set of images with labels, to be read record by record.
+
+    The version in the folder is taken, whatever it is, so that TFDS needs no code for
+    it.
+
+    Args:
+        name: the folder of the data set in `root`, such as "imagenet2012".
+        root: the folder that holds prepared data sets.
+
+    Returns:
+        The training images; those of the split "validation", or "test" where there is
+        none; and the number of classes.
+
+    Raises:
+        DataMissingError: nothing was prepared there, a file is missing or cut short, or
+            the examples are not images with labels.
+    """
+    import tensorflow_datasets as tfds
+    from google.protobuf.json_format import ParseError
+
+    versions = sorted((root / name).glob("*/dataset_info.json"), key=_version)
+    if not versions:
+        raise DataMissingError(
+            f"{name} is not prepared: there is no {root / name}/<version>/"
+            f"dataset_info.json. {_PREPARE_IMAGES}\n{_ELSEWHERE}"
+        )
+    folder = versions[-1].parent
+    try:
+        builder = tfds.builder_from_directory(folder, file_format="array_record")
+        splits = builder.info.splits
+        num_classes = builder.info.features["label"].num_classes
+        held_out = "validation" if "validation" in splits else "test"
+        train, test = (_open_split(builder, s) for s in ("train", held_out))
+    # TFDS and array_record have no common class for what is wrong with files.
+    except (ParseError, ValueError, KeyError, OSError, RuntimeError) as error:
+        raise DataMissingError(
+            f"{name} in {folder} cannot be used: {error}. Copy that folder once more, "
+            f"or delete it and prepare it again. {_PREPARE_IMAGES}\n{_ELSEWHERE}"
+        ) from error
+    return train, test, num_classes
+
+
+def _open_split(builder: Any, split: str) -> RecordImages:
+    """A split, once all its files are there and each has its first and last record."""
+    from tensorflow_datasets import decode
+
+    info = builder.info.splits[split]
+    for path in info.filepaths:
+        if not path.exists():
+            raise ValueError(f"{path.name} is missing")
+    records = builder.as_data_source(split, decoders={"image": decode.SkipDecoding()})
+    stops = np.cumsum(info.shard_lengths)
+    for path, stop, length in zip(
+        info.filepaths, stops, info.shard_lengths, strict=True
+    ):
+        try:
+            # A file that was cut short has lost its index, and nothing can be read.
+            for index in {int(stop - length), int(stop - 1)} if length else ():
+                records[index]
+        except Exception as error:
+            raise ValueError(f"{path.name} is cut short or damaged: {error}") from error
+    return RecordImages(f"{builder.name} {split}", records, len(records))
+
+
+def _version(path: Path) -> tuple[int, ...]:
+    """The version in the name of a file's folder, to sort by."""
+    parts = path.parent.name.split(".")
+    return tuple(int(part) if part.isdigit() else -1 for part in parts)
 
 
 def read_splits(

@@ -4,6 +4,9 @@ Streams of random numbers grow from one seed and never meet: the order of the tr
 examples, their augmentation, and the choice of the examples that the Fisher matrix and
 the batch-norm statistics are estimated from. Nothing is remembered from batch to batch,
 so a run that resumes at any step goes on exactly as if it had not stopped.
+
+Images in memory are augmented batch by batch, images in files one by one: the random
+numbers of the latter grow from seed, epoch and the image's index.
 """
 
 import functools
@@ -11,10 +14,18 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from woodfisher_jax.data.dataset import DataSet
+from woodfisher_jax.data.dataset import DataSet, Split
+from woodfisher_jax.data.streams import NO_IMAGE, ImageStream, Randomness
+from woodfisher_jax.pruning.samples import Examples
 
 Batch = dict[str, np.ndarray]
 """'image' float32 [b, h, w, c] (normalised) and 'label' int32 [b]."""
+
+Shard = tuple[int, int]
+"""Which part of each batch: (index, count), such as a process among all."""
+
+FISHER_CHUNK = 64
+"""Images in a batch of the Fisher samples of a data set in files."""
 
 _ORDER, _AUGMENT, _FISHER, _FISHER_AUGMENT, _NORM, _NORM_AUGMENT = range(6)
 
@@ -50,7 +61,7 @@ def steps_per_epoch(dataset: DataSet, batch_size: int) -> int:
     Raises:
         ValueError: `batch_size` is below one or above the number of examples.
     """
-    total = len(dataset.train.labels)
+    total = dataset.num_train
     if not 1 <= batch_size <= total:
         raise ValueError(
             f"batch_size: expected 1 to {total}, the training examples of "
@@ -91,37 +102,132 @@ def train_batch(
             f"step: expected 0 to {steps - 1}, the full batches of {batch_size} in an "
             f"epoch of {dataset.name}; got {step}"
         )
-    order = _epoch_order(len(dataset.train.labels), seed, epoch)
-    chosen = order[step * batch_size : (step + 1) * batch_size]
-    rng = _stream(seed, _AUGMENT, epoch, step) if augment else None
-    return _gather(dataset, chosen, rng)
+    batches = epoch_batches(
+        dataset,
+        seed=seed,
+        epoch=epoch,
+        start=step,
+        stop=step + 1,
+        batch_size=batch_size,
+        augment=augment,
+    )
+    return next(batches)
 
 
-def test_batches(dataset: DataSet, batch_size: int) -> Iterator[Batch]:
+def epoch_batches(
+    dataset: DataSet,
+    *,
+    seed: int,
+    epoch: int,
+    start: int,
+    stop: int,
+    batch_size: int,
+    augment: bool = True,
+    shard: Shard = (0, 1),
+) -> Iterator[Batch]:
+    """Goes through some steps of an epoch, or through one process's share of them.
+
+    Batch by batch, the shares of all processes put together are `train_batch`, bit for
+    bit, augmentation included.
+
+    Args:
+        dataset: the data set.
+        seed: zero or above.
+        epoch: zero or above.
+        start: the first step within the epoch, zero or above.
+        stop: the step after the last, at most `steps_per_epoch`.
+        batch_size: examples in a batch of all processes together.
+        augment: whether to augment, where the data set says how. Default True.
+        shard: (index, count): rows index · b / count to (index + 1) · b / count of
+            each batch of b = `batch_size`. Default all rows.
+
+    Returns:
+        An iterator over stop - start batches of `batch_size` / count examples.
+
+    Raises:
+        ValueError: an argument is out of range, or `batch_size` is no multiple of
+            count.
+    """
+    steps = steps_per_epoch(dataset, batch_size)
+    if not 0 <= start <= stop <= steps:
+        raise ValueError(
+            f"start, stop: expected 0 <= start <= stop <= {steps}, the full batches of "
+            f"{batch_size} in an epoch of {dataset.name}; got {start} and {stop}"
+        )
+    index, count = _check_shard(shard)
+    if batch_size % count:
+        raise ValueError(
+            f"batch_size: expected a multiple of {count}, the number of shards; got "
+            f"{batch_size}"
+        )
+    share = batch_size // count
+    rows = slice(index * share, (index + 1) * share)
+    order = _epoch_order(dataset.num_train, seed, epoch)
+    order = order[start * batch_size : stop * batch_size].reshape(-1, batch_size)
+    split = dataset.train
+    if isinstance(split, ImageStream):
+        random = Randomness(seed, (_AUGMENT, epoch)) if augment else None
+        return _read(dataset, split, order[:, rows].reshape(-1), share, random)
+    return (
+        _gather(
+            dataset,
+            split,
+            chosen,
+            _stream(seed, _AUGMENT, epoch, step) if augment else None,
+            rows,
+        )
+        for step, chosen in enumerate(order, start)
+    )
+
+
+def test_batches(
+    dataset: DataSet,
+    batch_size: int,
+    shard: Shard = (0, 1),  # noqa: PT028 (no test)
+) -> Iterator[Batch]:
     """Goes through the test images once, in their own order, in batches of one shape.
 
     To evaluate on the training images, pass `dataset._replace(test=dataset.train)`.
 
     Args:
         dataset: the data set.
-        batch_size: examples in a batch; may exceed the number of test images.
+        batch_size: examples in a batch of all processes together; may exceed the
+            number of test images. It is rounded up to a multiple of the number of
+            shards.
+        shard: (index, count): the part of each batch that is wanted, as in
+            `epoch_batches`. Default all of it.
 
     Returns:
         An iterator over batches, each with a third entry 'weight', float32
-        [batch_size]: 1 for an image, 0 for the zeros that fill up the last batch.
+        [batch_size / count]: 1 for an image, 0 for the zeros that fill up the last
+        batch. Every shard has as many batches, and each image is in one of them. An
+        image file that cannot be read is zeros of weight 0 too, see `ImageStream`.
 
     Raises:
-        ValueError: `batch_size` is below one.
+        ValueError: `batch_size` is below one, or there is no such shard.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size: expected 1 or more; got {batch_size}")
-    starts = range(0, len(dataset.test.labels), batch_size)
-    return (_padded_test_batch(dataset, start, batch_size) for start in starts)
+    index, count = _check_shard(shard)
+    share = -(-batch_size // count)
+    starts = range(index * share, dataset.num_test + index * share, share * count)
+    split = dataset.test
+    if isinstance(split, ImageStream):
+        order = np.asarray(starts)[:, None] + np.arange(share)
+        order[order >= split.size] = NO_IMAGE
+        return split.read(
+            order.reshape(-1),
+            share,
+            None,
+            substitute=False,
+            finish=functools.partial(normalize, dataset),
+        )
+    return (_padded_test_batch(dataset, split, start, share) for start in starts)
 
 
 def fisher_samples(
     dataset: DataSet, *, seed: int, draw: int, count: int, augment: bool = False
-) -> Batch:
+) -> Batch | Examples:
     """Draws the training examples for one estimate of the Fisher matrix.
 
     They depend on nothing that training did, so a resumed run prunes the same weights.
@@ -136,21 +242,27 @@ def fisher_samples(
         augment: whether to augment, where the data set says how. Default False.
 
     Returns:
-        The batch of `count` examples, in the order they were drawn.
+        `count` examples, in the order they were drawn: one batch, or `Examples` of a
+        data set in files, which are read when they are needed.
 
     Raises:
         ValueError: `count` is below one or above the number of training examples, or
             `seed` or `draw` is negative.
     """
-    total = len(dataset.train.labels)
+    total = dataset.num_train
     if count > total:
         raise ValueError(
             f"num_samples x batch_size = {count} examples were asked for but the "
             f"training set of {dataset.name} has {total}; lower one of the two"
         )
     chosen = _choose(dataset, count, _stream(seed, _FISHER, draw))
+    split = dataset.train
+    if isinstance(split, ImageStream):
+        random = Randomness(seed, (_FISHER_AUGMENT, draw)) if augment else None
+        read = functools.partial(_read, dataset, split, chosen, FISHER_CHUNK, random)
+        return Examples(count, read)
     rng = _stream(seed, _FISHER_AUGMENT, draw) if augment else None
-    return _gather(dataset, chosen, rng)
+    return _gather(dataset, split, chosen, rng)
 
 
 def batch_norm_batches(
@@ -181,22 +293,37 @@ def batch_norm_batches(
     if batch_size < 1:
         raise ValueError(f"batch_size: expected 1 or more; got {batch_size}")
     chosen = _choose(dataset, count, _stream(seed, _NORM, draw))
+    split = dataset.train
+    if isinstance(split, ImageStream):
+        random = Randomness(seed, (_NORM_AUGMENT, draw)) if augment else None
+        return _read(dataset, split, chosen, batch_size, random)
     rng = _stream(seed, _NORM_AUGMENT, draw) if augment else None
     return (
-        _gather(dataset, chosen[start : start + batch_size], rng)
+        _gather(dataset, split, chosen[start : start + batch_size], rng)
         for start in range(0, count, batch_size)
     )
 
 
 def _choose(dataset: DataSet, count: int, rng: np.random.Generator) -> np.ndarray:
     """Indices of training examples, drawn without replacement [count]."""
-    total = len(dataset.train.labels)
+    total = dataset.num_train
     if not 1 <= count <= total:
         raise ValueError(
             f"count: expected 1 or more, and at most the {total} training examples of "
             f"{dataset.name}; got {count}"
         )
     return rng.permutation(total)[:count]
+
+
+def _check_shard(shard: Shard) -> Shard:
+    """The shard, once it is known to exist."""
+    index, count = shard
+    if not 0 <= index < count:
+        raise ValueError(
+            "shard: expected (index, count) with 0 <= index < count; got "
+            f"({index}, {count})"
+        )
+    return index, count
 
 
 def _stream(seed: int, *place: int) -> np.random.Generator:
@@ -217,23 +344,51 @@ def _epoch_order(total: int, seed: int, epoch: int) -> np.ndarray:
     return order
 
 
+def _read(
+    dataset: DataSet,
+    split: ImageStream,
+    order: np.ndarray,
+    batch_size: int,
+    randomness: Randomness | None,
+) -> Iterator[Batch]:
+    """Training examples in files by index."""
+    batches = split.read(
+        order,
+        batch_size,
+        randomness,
+        substitute=True,
+        finish=functools.partial(normalize, dataset),
+    )
+    return ({"image": b["image"], "label": b["label"]} for b in batches)
+
+
 def _gather(
-    dataset: DataSet, chosen: np.ndarray, rng: np.random.Generator | None
+    dataset: DataSet,
+    split: Split,
+    chosen: np.ndarray,
+    rng: np.random.Generator | None,
+    rows: slice = slice(None),
 ) -> Batch:
-    """Training examples by index, augmented if there is a generator and a way."""
-    images = dataset.train.images[chosen]
+    """Examples in memory by index, augmented if there is a generator and a way.
+
+    Augmentation is drawn for all of them, and `rows` are what comes back.
+    """
     if rng is not None and dataset.augment is not None:
-        images = dataset.augment(rng, images)
+        images = dataset.augment(rng, split.images[chosen])[rows]
+    else:
+        images = split.images[chosen[rows]]
     return {
         "image": normalize(dataset, images),
-        "label": dataset.train.labels[chosen],
+        "label": split.labels[chosen[rows]],
     }
 
 
-def _padded_test_batch(dataset: DataSet, start: int, batch_size: int) -> Batch:
+def _padded_test_batch(
+    dataset: DataSet, split: Split, start: int, batch_size: int
+) -> Batch:
     """Test examples from `start` on, filled up with zeros of weight 0."""
-    images = dataset.test.images[start : start + batch_size]
-    labels = dataset.test.labels[start : start + batch_size]
+    images = split.images[start : start + batch_size]
+    labels = split.labels[start : start + batch_size]
     fill = batch_size - len(labels)
     return {
         "image": np.pad(

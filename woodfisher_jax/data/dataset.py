@@ -1,9 +1,11 @@
-"""What a data set is here: two splits in memory and how to normalise them."""
+"""What a data set is here: two splits, in memory or in files, and their constants."""
 
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+
+from woodfisher_jax.data.streams import ImageStream
 
 Progress = Callable[[str, int, int], None]
 """Called now and then while data loads, with (label, done, total) in examples."""
@@ -13,7 +15,7 @@ Augment = Callable[[np.random.Generator, np.ndarray], np.ndarray]
 
 
 class Split(NamedTuple):
-    """Examples of one split, in an order that never changes.
+    """Examples of one split in host memory, in an order that never changes.
 
     Attributes:
         images: uint8 [n, h, w, c], not yet normalised.
@@ -23,9 +25,20 @@ class Split(NamedTuple):
     images: np.ndarray
     labels: np.ndarray
 
+    @property
+    def size(self) -> int:
+        """Number of examples."""
+        return len(self.labels)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of an image."""
+        height, width, channels = self.images.shape[1:]
+        return height, width, channels
+
 
 class DataSet(NamedTuple):
-    """A data set in host memory.
+    """A data set.
 
     Attributes:
         name: the name it was loaded by.
@@ -35,15 +48,31 @@ class DataSet(NamedTuple):
         scale: the pixel value that counts as one (255, or 16 for digits).
         mean: mean of pixel / scale to subtract, one number a channel.
         std: standard deviation to divide by after that, one number a channel.
-        augment: what training does to a batch of images before it normalises them;
-            None leaves them as they are.
+        augment: what training does to a batch of images in memory before it normalises
+            them; None leaves them as they are. Images in files are augmented one by
+            one as they are read.
     """
 
     name: str
-    train: Split
-    test: Split
+    train: Split | ImageStream
+    test: Split | ImageStream
     num_classes: int
     scale: float
     mean: tuple[float, ...]
     std: tuple[float, ...]
     augment: Augment | None
+
+    @property
+    def num_train(self) -> int:
+        """Number of training examples."""
+        return self.train.size
+
+    @property
+    def num_test(self) -> int:
+        """Number of test examples."""
+        return self.test.size
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of an image in a batch."""
+        return self.train.image_shape

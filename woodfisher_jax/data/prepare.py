@@ -95,33 +95,48 @@ def _mnist_splits(files: dict[str, Path]) -> dict[str, Examples]:
     return {"train": examples("train"), "test": examples("t10k")}
 
 
-def _cifar10_splits(files: dict[str, Path]) -> dict[str, Examples]:
-    """Reads CIFAR-10's binary archive; a record is a label and 3 planes of 32 x 32."""
+def _cifar_splits(
+    archive_name: str, folder: str, train: list[str], test: list[str], labels: list[str]
+) -> Callable[[dict[str, Path]], dict[str, Examples]]:
+    """Reads a binary archive; a record is its labels and 3 planes of 32 x 32.
 
-    def examples(split: str, members: list[str]) -> Examples:
+    Args:
+        archive_name: the file.
+        folder: the folder within it.
+        train: files of training examples there, in order, without ".bin".
+        test: files of test examples.
+        labels: what TFDS calls the labels that a record begins with, a byte each.
+    """
+
+    def examples(path: Path, split: str, members: list[str]) -> Examples:
         content = b""
-        with tarfile.open(files["cifar-10-binary.tar.gz"]) as archive:
+        with tarfile.open(path) as archive:
             for member in members:
-                file = archive.extractfile(f"cifar-10-batches-bin/{member}.bin")
+                file = archive.extractfile(f"{folder}/{member}.bin")
                 assert file is not None, f"{member} is not a plain file"
                 content += file.read()
-        records = np.frombuffer(content, np.uint8).reshape(-1, 1 + 3 * 32 * 32)
+        records = np.frombuffer(content, np.uint8).reshape(
+            -1, len(labels) + 3 * 32 * 32
+        )
         for key, record in enumerate(records):
-            image = record[1:].reshape(3, 32, 32).transpose(1, 2, 0)
+            image = record[len(labels) :].reshape(3, 32, 32).transpose(1, 2, 0)
             yield (
                 key,
                 {
                     "id": f"{split}_{key:05d}",
                     "image": _pillow(image),
-                    "label": int(record[0]),
+                    **{label: int(record[i]) for i, label in enumerate(labels)},
                 },
             )
 
-    batches = [f"data_batch_{number}" for number in range(1, 6)]
-    return {
-        "train": examples("train", batches),
-        "test": examples("test", ["test_batch"]),
-    }
+    def splits(files: dict[str, Path]) -> dict[str, Examples]:
+        path = files[archive_name]
+        return {
+            "train": examples(path, "train", train),
+            "test": examples(path, "test", test),
+        }
+
+    return splits
 
 
 def _pillow(image: np.ndarray) -> Any:
@@ -133,7 +148,20 @@ def _pillow(image: np.ndarray) -> Any:
 
 SPLITS: dict[str, Callable[[dict[str, Path]], dict[str, Examples]]] = {
     "mnist": _mnist_splits,
-    "cifar10": _cifar10_splits,
+    "cifar10": _cifar_splits(
+        "cifar-10-binary.tar.gz",
+        "cifar-10-batches-bin",
+        [f"data_batch_{number}" for number in range(1, 6)],
+        ["test_batch"],
+        ["label"],
+    ),
+    "cifar100": _cifar_splits(
+        "cifar-100-binary.tar.gz",
+        "cifar-100-binary",
+        ["train"],
+        ["test"],
+        ["coarse_label", "label"],
+    ),
 }
 """Name of a data set to the function that reads its downloaded files, by file name."""
 

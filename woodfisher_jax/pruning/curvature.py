@@ -11,7 +11,7 @@ its memory is that of one block.
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -36,12 +36,23 @@ class CurvatureError(ArithmeticError):
     """The damped Fisher of some block cannot be inverted even in float64."""
 
 
-class _Block(NamedTuple):
-    """What is computed of one block, in which precision."""
+class Block(NamedTuple):
+    """What is computed of one block, in which precision.
+
+    Attributes:
+        value: The result, [c].
+        error: Estimate of its relative rounding error.
+        factor: What may be kept for other uses of the block, or None.
+    """
 
     value: jax.Array
     error: jax.Array
     factor: jax.Array | None
+
+
+Task = Callable[[jax.Array, tuple[jax.Array, ...], jax.Array, str, str], Block]
+"""(gradients [N, c], other arrays of the block, damping, solver, dtype) -> result, for
+one block. A function of a module, so that jit knows it again."""
 
 
 def block_bytes(num_samples: int, width: int, solver: str, itemsize: int = 4) -> int:
@@ -64,8 +75,8 @@ def factor_bytes(num_samples: int, width: int, solver: str) -> int:
 
 
 def _map_blocks(
-    one_block: Callable[..., _Block], arrays: tuple[jax.Array, ...], solver: str
-) -> _Block:
+    one_block: Callable[..., Block], arrays: tuple[Any, ...], solver: str
+) -> Block:
     """Maps over this device's blocks, as many at a time as its kind is good at."""
     _, num_samples, width = arrays[0].shape
     together = None
@@ -74,145 +85,105 @@ def _map_blocks(
     return jax.lax.map(lambda block: one_block(*block), arrays, batch_size=together)
 
 
-def _diagonal(
-    gradients: jax.Array, damping: jax.Array, solver: str, dtype: str, keep: bool
-) -> _Block:
-    row = SOLVERS[solver]
-    gradients, damping = gradients.astype(dtype), damping.astype(dtype)
-    factor = row.factorize(gradients, damping)
-    diagonal = row.diagonal(factor, gradients, damping)
-    error = diagonal_error(row, factor, gradients, damping, diagonal)
-    kept = factor.astype(jnp.float32) if keep else None
-    return _Block(diagonal.astype(jnp.float32), error.astype(jnp.float32), kept)
-
-
-def _product(
+@partial(jax.jit, static_argnames=("task", "solver", "mesh"))
+def _run(
     gradients: jax.Array,
-    factor: jax.Array | None,
+    others: tuple[jax.Array, ...],
     damping: jax.Array,
-    vector: jax.Array,
-    solver: str,
-    dtype: str,
-) -> _Block:
-    row = SOLVERS[solver]
-    gradients, damping = gradients.astype(dtype), damping.astype(dtype)
-    if factor is None:
-        factor = row.factorize(gradients, damping)
-    product, error = refined_product(
-        row, factor, gradients, damping, vector.astype(dtype)
-    )
-    return _Block(product.astype(jnp.float32), error.astype(jnp.float32), None)
-
-
-@partial(jax.jit, static_argnames=("solver", "mesh", "keep"))
-def _diagonals(
-    gradients: jax.Array, damping: jax.Array, solver: str, mesh: Mesh | None, keep: bool
-) -> _Block:
-    def local(gradients: jax.Array, damping: jax.Array) -> _Block:
-        return _map_blocks(
-            lambda block: _diagonal(block, damping, solver, "float32", keep),
-            (gradients,),
-            solver,
-        )
-
-    run = on_each_device(local, mesh, (BLOCKS, PartitionSpec()), BLOCKS)
-    return run(gradients, damping)
-
-
-@partial(jax.jit, static_argnames=("solver", "mesh"))
-def _products(
-    gradients: jax.Array,
-    factors: jax.Array | None,
-    damping: jax.Array,
-    vectors: jax.Array,
+    task: Task,
     solver: str,
     mesh: Mesh | None,
-) -> _Block:
+) -> Block:
+    """A task for all blocks, in float32."""
+
     def local(
-        gradients: jax.Array,
-        factors: jax.Array | None,
-        damping: jax.Array,
-        vectors: jax.Array,
-    ) -> _Block:
-        def one_block(
-            block: jax.Array, vector: jax.Array, factor: jax.Array | None = None
-        ) -> _Block:
-            return _product(block, factor, damping, vector, solver, "float32")
+        gradients: jax.Array, others: tuple[jax.Array, ...], damping: jax.Array
+    ) -> Block:
+        def one_block(block: jax.Array, *others: jax.Array) -> Block:
+            return task(block, others, damping, solver, "float32")
 
-        arrays = (gradients, vectors, *(() if factors is None else (factors,)))
-        return _map_blocks(one_block, arrays, solver)
+        return _map_blocks(one_block, (gradients, *others), solver)
 
-    run = on_each_device(local, mesh, (BLOCKS, BLOCKS, PartitionSpec(), BLOCKS), BLOCKS)
-    return run(gradients, factors, damping, vectors)
+    run = on_each_device(local, mesh, (BLOCKS, BLOCKS, PartitionSpec()), BLOCKS)
+    return run(gradients, others, damping)
 
 
-@partial(jax.jit, static_argnames=("solver", "mesh"))
+@partial(jax.jit, static_argnames=("task", "solver", "mesh"))
 def _repeated(
     gradients: jax.Array,
+    others: tuple[jax.Array, ...],
     damping: jax.Array,
-    vectors: jax.Array | None,
     found: tuple[jax.Array, jax.Array],
+    task: Task,
     solver: str,
     mesh: Mesh | None,
-) -> _Block:
+) -> Block:
     """The doubtful blocks in float64, the others as they were found."""
 
     def local(
         gradients: jax.Array,
+        others: tuple[jax.Array, ...],
         damping: jax.Array,
-        vectors: jax.Array | None,
         found: tuple[jax.Array, jax.Array],
-    ) -> _Block:
-        def repeat(block: jax.Array, vector: jax.Array | None) -> _Block:
-            if vector is None:
-                return _diagonal(block, damping, solver, "float64", keep=False)
-            return _product(block, None, damping, vector, solver, "float64")
-
+    ) -> Block:
         def one_block(
-            block: jax.Array,
-            value: jax.Array,
-            error: jax.Array,
-            vector: jax.Array | None = None,
-        ) -> _Block:
+            block: jax.Array, value: jax.Array, error: jax.Array, *others: jax.Array
+        ) -> Block:
             return jax.lax.cond(
                 error <= TOLERANCE,
-                lambda: _Block(value, error, None),
-                lambda: repeat(block, vector),
+                lambda: Block(value, error, None),
+                lambda: task(block, others, damping, solver, "float64"),
             )
 
-        arrays = (gradients, *found, *(() if vectors is None else (vectors,)))
-        return _map_blocks(one_block, arrays, solver)
+        return _map_blocks(one_block, (gradients, *found, *others), solver)
 
-    run = on_each_device(local, mesh, (BLOCKS, PartitionSpec(), BLOCKS, BLOCKS), BLOCKS)
-    return run(gradients, damping, vectors, found)
+    run = on_each_device(local, mesh, (BLOCKS, BLOCKS, PartitionSpec(), BLOCKS), BLOCKS)
+    return run(gradients, others, damping, found)
 
 
-def _checked(
-    found: _Block,
+def computed_blocks(
+    task: Task,
     gradients: jax.Array,
+    others: tuple[jax.Array, ...],
     damping: float,
-    vectors: jax.Array | None,
     solver: str,
     names: Sequence[str],
-    mesh: Mesh | None,
-) -> jax.Array:
-    """The values, with doubtful blocks computed again in float64; or raises."""
+    *,
+    repeat_with: tuple[Task, tuple[jax.Array, ...]] | None = None,
+    mesh: Mesh | None = None,
+) -> tuple[jax.Array, jax.Array | None]:
+    """A task for blocks of one shape, with doubtful blocks computed again in float64.
+
+    Args:
+        task: For one block.
+        gradients: [num_blocks, N, c]; with a mesh, sharded by blocks.
+        others: What else the task takes, each with a leading axis of blocks.
+        damping: λ > 0.
+        solver: A key of :data:`~woodfisher_jax.pruning.fisher.SOLVERS`.
+        names: For each block the tensor it lies in, for errors.
+        repeat_with: What computes a doubtful block in float64; default the same.
+        mesh: The devices that have the blocks; default one.
+
+    Returns:
+        The values [num_blocks, c], float32, and the factors of the task or None.
+
+    Raises:
+        CurvatureError: If a block is not accurate even in float64.
+    """
+    found = _run(gradients, others, np.float32(damping), task, solver, mesh)
     # Written so that NaN counts as an error.
     if np.all(np.asarray(_everywhere(found.error, mesh)) <= TOLERANCE):
-        return found.value
+        return found.value, found.factor
+    again, others = repeat_with or (task, others)
+    values, kept = (found.value, found.error), found.factor
     with jax.enable_x64(True):
         found = _repeated(
-            gradients,
-            np.float64(damping),
-            vectors,
-            (found.value, found.error),
-            solver=solver,
-            mesh=mesh,
+            gradients, others, np.float64(damping), values, again, solver, mesh
         )
         errors = np.asarray(_everywhere(found.error, mesh))
     doubtful = np.flatnonzero(~(errors <= TOLERANCE))
     if not len(doubtful):
-        return found.value
+        return found.value, kept
     num_blocks, num_samples, width = gradients.shape
     raise CurvatureError(
         f"the damped Fisher of {len(doubtful)} of {num_blocks} blocks, the first in "
@@ -227,6 +198,52 @@ def _everywhere(errors: jax.Array, mesh: Mesh | None) -> jax.Array:
     if mesh is None or errors.is_fully_addressable:
         return errors
     return jax.device_put(errors, jax.NamedSharding(mesh, PartitionSpec()))
+
+
+# -------------------------------------------------------------------------- the tasks
+
+
+def _diagonal(
+    gradients: jax.Array,
+    others: tuple[jax.Array, ...],
+    damping: jax.Array,
+    solver: str,
+    dtype: str,
+) -> Block:
+    del others
+    row = SOLVERS[solver]
+    gradients, damping = gradients.astype(dtype), damping.astype(dtype)
+    factor = row.factorize(gradients, damping)
+    diagonal = row.diagonal(factor, gradients, damping)
+    error = diagonal_error(row, factor, gradients, damping, diagonal)
+    return Block(diagonal.astype(jnp.float32), error.astype(jnp.float32), factor)
+
+
+def _diagonal_alone(
+    gradients: jax.Array,
+    others: tuple[jax.Array, ...],
+    damping: jax.Array,
+    solver: str,
+    dtype: str,
+) -> Block:
+    return _diagonal(gradients, others, damping, solver, dtype)._replace(factor=None)
+
+
+def _product(
+    gradients: jax.Array,
+    others: tuple[jax.Array, ...],
+    damping: jax.Array,
+    solver: str,
+    dtype: str,
+) -> Block:
+    vector, *factors = others
+    row = SOLVERS[solver]
+    gradients, damping = gradients.astype(dtype), damping.astype(dtype)
+    factor = factors[0] if factors else row.factorize(gradients, damping)
+    product, error = refined_product(
+        row, factor, gradients, damping, vector.astype(dtype)
+    )
+    return Block(product.astype(jnp.float32), error.astype(jnp.float32), None)
 
 
 def inverse_diagonals(
@@ -255,9 +272,16 @@ def inverse_diagonals(
     Raises:
         CurvatureError: If a block is not accurate even in float64.
     """
-    found = _diagonals(gradients, np.float32(damping), solver, mesh, keep)
-    values = _checked(found, gradients, damping, None, solver, names, mesh)
-    return values, found.factor
+    return computed_blocks(
+        _diagonal if keep else _diagonal_alone,
+        gradients,
+        (),
+        damping,
+        solver,
+        names,
+        repeat_with=(_diagonal_alone, ()),
+        mesh=mesh,
+    )
 
 
 def inverse_products(
@@ -288,5 +312,14 @@ def inverse_products(
     Raises:
         CurvatureError: If a block is not accurate even in float64.
     """
-    found = _products(gradients, factors, np.float32(damping), vectors, solver, mesh)
-    return _checked(found, gradients, damping, vectors, solver, names, mesh)
+    found, _ = computed_blocks(
+        _product,
+        gradients,
+        (vectors,) if factors is None else (vectors, factors),
+        damping,
+        solver,
+        names,
+        repeat_with=(_product, (vectors,)),
+        mesh=mesh,
+    )
+    return found

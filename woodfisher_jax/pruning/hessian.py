@@ -5,6 +5,7 @@ derivative of a gradient. Exact: one product a weight. Hutchinson: a few product
 random signs, for networks where that is hopeless.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -17,8 +18,9 @@ from jax.tree_util import Partial
 from woodfisher_jax.pruning import blocks
 from woodfisher_jax.pruning.gradients import LossFn, as_partial
 from woodfisher_jax.pruning.masks import Masks, apply_masks
+from woodfisher_jax.pruning.needs import Passes
 from woodfisher_jax.pruning.paths import Params, leaves_by_path, replace_leaves
-from woodfisher_jax.pruning.samples import Batch, batch_length, regroup
+from woodfisher_jax.pruning.samples import Batch, batch_length, regroup, shapes_of
 
 Diagonal = dict[str, jax.Array]
 
@@ -133,6 +135,54 @@ ESTIMATORS: dict[str, Callable[..., Diagonal]] = {
     "hutchinson": hutchinson_diagonal,
 }
 """The estimators by name."""
+
+PROBES_AT_ONCE = {"exact": 32, "hutchinson": 4}
+"""Of each estimator, by default."""
+
+
+def passes(
+    loss_fn: Partial,
+    params: Params,
+    masks: Masks,
+    example: Batch,
+    *,
+    estimator: str,
+    num_samples: int,
+    microbatch_size: int = 64,
+    num_probes: int = 64,
+) -> Passes:
+    """What an estimator takes; compiles what it then uses.
+
+    Args:
+        loss_fn: (params, batch) -> mean loss.
+        params: Any pytree.
+        masks: From path to bool.
+        example: A batch of one example, for its shapes.
+        estimator: A key of ESTIMATORS.
+        num_samples: Examples in the mean.
+        microbatch_size: Most examples evaluated at once.
+        num_probes: P, of "hutchinson".
+    """
+    order = blocks.flat_order(masks)
+    parts = -(-num_samples // microbatch_size)
+    size = -(-num_samples // parts)
+    batch = shapes_of(example, size)
+    kept = int(np.sum(np.asarray(blocks.flatten(order, masks))))
+    total = max(1, kept if estimator == "exact" else num_probes)
+    width = min(PROBES_AT_ONCE[estimator], total)
+    chosen = jax.ShapeDtypeStruct((width,), jnp.int32)
+    if estimator == "exact":
+        lowered = _entries.lower(loss_fn, params, masks, batch, chosen, order)
+    else:
+        real = jax.ShapeDtypeStruct((width,), jnp.bool_)
+        key = jax.random.key(0)
+        lowered = _probed.lower(loss_fn, params, masks, batch, key, chosen, real, order)
+    flops = (lowered.cost_analysis() or {}).get("flops", math.nan)
+    found = lowered.compile().memory_analysis()
+    return Passes(
+        (found.temp_size_in_bytes if found else 0) + 8 * order.size,
+        flops * parts * -(-total // width),
+    )
 
 
 def _microbatches(

@@ -24,7 +24,7 @@ class PruneInfo(NamedTuple):
         seconds_gradients: Wall time of the gradients.
         seconds_curvature: Wall time of the curvature's diagonal, scores and masks.
         seconds_update: Wall time of the update of the remaining weights.
-        needs: What the step was planned to take; None without gradients that are kept.
+        needs: What the step was planned to take; None without a curvature.
         macs: Multiply-accumulates of one example now; None without a FLOP target.
         saliency_sum: Sum of the statistic over the weights that went, with -γ/2 for
             methods of first order: the loss increase if single weights were removed

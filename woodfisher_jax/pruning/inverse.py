@@ -21,6 +21,7 @@ from woodfisher_jax.pruning.blocks import FlatOrder
 from woodfisher_jax.pruning.disk import locked_folder
 from woodfisher_jax.pruning.fisher import choose_solver, matmul
 from woodfisher_jax.pruning.gradients import Gradients
+from woodfisher_jax.pruning.joint import joint_updates
 from woodfisher_jax.pruning.panels import Panel, Part, block_names
 from woodfisher_jax.pruning.resources import Storage
 from woodfisher_jax.pruning.settings import Settings
@@ -118,6 +119,34 @@ class InverseFisher:
                 block_names(part, panel),
                 mesh=settings.mesh,
                 factors=self._factors.get(part.first + panel.start),
+            )
+            result = self._put(result, found, part, panel)
+        return result
+
+    def joint_update(
+        self, weights: jax.Array, kept: jax.Array, targets: jax.Array
+    ) -> jax.Array:
+        """How the kept weights move when all others go at once [d].
+
+        Args:
+            weights: w, [d].
+            kept: What stays, [d].
+            targets: y, [N]; see :func:`woodfisher_jax.pruning.joint.joint_update`.
+
+        Raises:
+            CurvatureError: If a block is not accurate even in float64.
+        """
+        result = self._zeros()
+        for part, panel, gradients in self._panels("update blocks"):
+            found = joint_updates(
+                gradients,
+                self._take(weights, part, panel),
+                self._take(kept, part, panel),
+                targets,
+                self._settings.damping,
+                self._solver(panel),
+                block_names(part, panel),
+                mesh=self._settings.mesh,
             )
             result = self._put(result, found, part, panel)
         return result

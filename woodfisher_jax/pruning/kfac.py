@@ -5,14 +5,13 @@ For a layer with inputs a and gradients g at its outputs,
     F_l ≈ S ⊗ A,    A = E[Σ_t a_t a_tᵀ],    S = E[Σ_t g_t g_tᵀ] / T
 
 over the T positions of a convolution (T = 1 in a dense layer on vectors), with weights
-read as [outputs, inputs]; a bias is one more input that is always 1. Damping is added
-to the factors, and the inverse is the Kronecker product of two inverses, so that
-nothing of the size of a layer squared is ever formed.
+read as [outputs, inputs]; a bias is one more input that is always 1.
 
 Martens & Grosse 2015 (arXiv:1503.05671), Sections 3 and 6.3; for convolutions Grosse &
 Martens 2016 (arXiv:1602.01407), Theorem 1.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -31,6 +30,7 @@ from woodfisher_jax.pruning.capture import (
 )
 from woodfisher_jax.pruning.fisher import matmul
 from woodfisher_jax.pruning.gradients import LossFn, as_partial
+from woodfisher_jax.pruning.kronecker import Factor, Factors
 from woodfisher_jax.pruning.layers import (
     Bias,
     Other,
@@ -40,29 +40,9 @@ from woodfisher_jax.pruning.layers import (
     find_uses,
 )
 from woodfisher_jax.pruning.masks import Masks
+from woodfisher_jax.pruning.needs import Passes
 from woodfisher_jax.pruning.paths import Params, leaves_by_path
-from woodfisher_jax.pruning.samples import Batch, batch_length, regroup
-
-
-class Factor(NamedTuple):
-    """The Kronecker factors of one layer, or their inverses; columns are its inputs.
-
-    Attributes:
-        inputs: A, float64 [groups, columns, columns].
-        outputs: S, float64 [groups, outputs, outputs].
-        entries: From path of the weight and of the bias, as far as they are prunable,
-            to indices into the flat tensor, int [groups, outputs, their columns].
-        shapes: Their shapes.
-    """
-
-    inputs: np.ndarray
-    outputs: np.ndarray
-    entries: dict[str, np.ndarray]
-    shapes: dict[str, tuple[int, ...]]
-
-
-Factors = dict[str, Factor]
-"""From the path of a layer's weight to its factors."""
+from woodfisher_jax.pruning.samples import Batch, batch_length, regroup, shapes_of
 
 
 class _Layer(NamedTuple):
@@ -147,6 +127,72 @@ def kfac_factors(
         )
         for layer, (inputs, outputs) in zip(layers, sums, strict=True)
     }
+
+
+def passes(
+    loss_fn: LossFn,
+    params: Params,
+    masks: Masks,
+    example: Batch,
+    *,
+    num_samples: int,
+    microbatch_size: int = 64,
+) -> Passes:
+    """What the factors take, and their inverses; compiles what forms them.
+
+    Args:
+        loss_fn: (params, batch) -> mean loss.
+        params: Any pytree.
+        masks: From path to bool; only paths and shapes matter.
+        example: A batch of one example, for its shapes.
+        num_samples: N·m.
+        microbatch_size: Most examples evaluated at once.
+
+    Raises:
+        ValueError: As :func:`kfac_factors`, for the layers.
+    """
+    loss_fn = jax.tree.map(jnp.asarray, as_partial(loss_fn))
+    leaves = leaves_by_path(params)
+    uses = find_uses(loss_fn, params, example)
+    layers = _prunable_layers(uses, {p: leaves[p].shape for p in masks})
+    parts = -(-num_samples // microbatch_size)
+    size = -(-num_samples // parts)
+    batch = shapes_of(example, size)
+    products = tuple(layer.product for layer in layers)
+    lowered = _captures.lower(loss_fn, params, batch, products)
+    flops = (lowered.cost_analysis() or {}).get("flops", math.nan)
+    found = lowered.compile().memory_analysis()
+    captured = found.temp_size_in_bytes + found.output_size_in_bytes if found else 0
+    rows, matrices = [], []
+    for layer in layers:
+        groups, positions, columns, outputs = _sizes(layer)
+        rows.append(groups * positions * (columns + outputs))
+        matrices.append((groups * columns, columns))
+        matrices.append((groups * outputs, outputs))
+        flops += 2 * size * positions * sum(n * c for n, c in matrices[-2:])
+    factors = sum(n * c for n, c in matrices)
+    return Passes(
+        # Rows in float64: as slices, joined, of the real examples, by group; sums, a
+        # chunk's, and the new sums.
+        captured + 8 * (4 * size * max(rows) + 3 * factors),
+        flops * parts,
+        # Damped and inverted; Cholesky, its inverse and their product of the largest.
+        8 * (2 * factors + 3 * max(n * c for n, c in matrices)),
+        sum(4 * n * c * c for n, c in matrices),
+    )
+
+
+def _sizes(layer: _Layer) -> tuple[int, int, int, int]:
+    """Groups, positions, columns and outputs of a layer for one example."""
+    product = layer.product
+    activations = jax.ShapeDtypeStruct(
+        product.operands[1 - product.side], product.output.dtype
+    )
+    inputs = jax.eval_shape(partial(input_rows, product), activations)
+    outputs = jax.eval_shape(partial(output_rows, product), product.output)
+    groups, positions, columns = inputs.shape
+    columns = columns * layer.weight + bool(layer.bias)
+    return groups, positions, columns, outputs.shape[-1]
 
 
 def _factor(
@@ -309,143 +355,3 @@ def _second_moments(
         return matmul(jnp.swapaxes(rows, 1, 2), rows)
 
     return moment(inputs), moment(outputs) / positions
-
-
-# -------------------------------------------------------------------------- the inverse
-
-
-def damped(factors: Factors, damping: float, *, pi: bool = False) -> Factors:
-    """Damps each factor: ``F_l ≈ S_λ ⊗ A_λ``.
-
-    ``A_λ = A + π √λ I`` and ``S_λ = S + √λ / π I``, so that F_l has λ on its diagonal,
-    among other terms. π is 1, or with ``pi`` ``√((tr A / dim A) / (tr S / dim S))``,
-    which makes the damping of each in proportion to its size.
-
-    Martens & Grosse 2015, Section 6.3.
-
-    Note: the original calls π² what is π in the paper; the result is the same. Where a
-    factor is zero (no gradient reaches the layer) π is 1 here.
-
-    Args:
-        factors: What :func:`kfac_factors` returned.
-        damping: λ > 0.
-        pi: Whether the damping is split by the traces; default False.
-
-    Returns:
-        Factors with A_λ and S_λ in place of A and S.
-
-    Raises:
-        ValueError: If damping is not positive.
-    """
-    if not (damping > 0 and np.isfinite(damping)):
-        raise ValueError(f"damping={damping}; expected a finite number above 0")
-    found, root = {}, np.sqrt(damping)
-    for path, factor in factors.items():
-        split = _trace_ratio(factor) if pi else np.ones((len(factor.inputs), 1, 1))
-        found[path] = factor._replace(
-            inputs=factor.inputs + root * split * np.eye(factor.inputs.shape[-1]),
-            outputs=factor.outputs + root / split * np.eye(factor.outputs.shape[-1]),
-        )
-    return found
-
-
-def _trace_ratio(factor: Factor) -> np.ndarray:
-    """π of each group, [groups, 1, 1]."""
-    inputs, outputs = (
-        np.trace(matrix, axis1=1, axis2=2) / matrix.shape[-1]
-        for matrix in (factor.inputs, factor.outputs)
-    )
-    both = (inputs > 0) & (outputs > 0)
-    ratio = np.where(both, inputs, 1.0) / np.where(both, outputs, 1.0)
-    return np.sqrt(ratio)[:, None, None]
-
-
-def inverse(factors: Factors) -> Factors:
-    """Inverse of each factor: ``(S_λ ⊗ A_λ)⁻¹ = S_λ⁻¹ ⊗ A_λ⁻¹``.
-
-    Args:
-        factors: What :func:`damped` returned.
-
-    Returns:
-        Factors with the inverses in their place.
-
-    Raises:
-        ValueError: If the damping is too small for float64.
-    """
-    return {
-        path: factor._replace(
-            inputs=_inverse(factor.inputs, path),
-            outputs=_inverse(factor.outputs, path),
-        )
-        for path, factor in factors.items()
-    }
-
-
-def _inverse(matrix: np.ndarray, path: str) -> np.ndarray:
-    """Inverse of each group's factor, by Cholesky."""
-    # In NumPy: float64 without a context, and no LAPACK call waits for XLA's threads.
-    try:
-        lower = np.linalg.cholesky(matrix)
-    except np.linalg.LinAlgError as error:
-        raise ValueError(
-            f"the damped Kronecker factor of {path!r} is not positive definite even in "
-            "float64; raise damping, or scale the loss down"
-        ) from error
-    inverse_factor = np.linalg.inv(lower)
-    return np.swapaxes(inverse_factor, 1, 2) @ inverse_factor
-
-
-def diagonal(factors: Factors) -> dict[str, jax.Array]:
-    """diag(S ⊗ A): ``S_oo A_ii`` for the weight from input i to output o.
-
-    Args:
-        factors: As they are, damped or inverted.
-
-    Returns:
-        From the path of each prunable tensor to an array of its shape, float32.
-    """
-    found: dict[str, jax.Array] = {}
-    for factor in factors.values():
-        inputs, outputs = (
-            np.diagonal(matrix, axis1=1, axis2=2)
-            for matrix in (factor.inputs, factor.outputs)
-        )
-        found |= _by_path(factor, outputs[:, :, None] * inputs[:, None, :])
-    return found
-
-
-def product(
-    factors: Factors, vectors: Mapping[str, jax.Array | np.ndarray]
-) -> dict[str, jax.Array]:
-    """(S ⊗ A) v: ``S V A`` for the matrix V [outputs, columns] of each layer.
-
-    Args:
-        factors: As they are, damped or inverted.
-        vectors: v, from the path of each prunable tensor to an array of its shape.
-
-    Returns:
-        From path to an array of the tensor's shape, float32.
-    """
-    found: dict[str, jax.Array] = {}
-    for factor in factors.values():
-        matrix = np.concatenate(
-            [
-                np.asarray(vectors[path], np.float64).reshape(-1)[entries]
-                for path, entries in factor.entries.items()
-            ],
-            axis=-1,
-        )
-        found |= _by_path(factor, factor.outputs @ matrix @ factor.inputs)
-    return found
-
-
-def _by_path(factor: Factor, matrix: np.ndarray) -> dict[str, jax.Array]:
-    """A layer's matrix [groups, outputs, columns] cut into its tensors."""
-    found, start = {}, 0
-    for path, entries in factor.entries.items():
-        stop = start + entries.shape[-1]
-        flat = np.empty(entries.size, np.float32)
-        flat[entries] = matrix[..., start:stop]
-        found[path] = jnp.asarray(flat.reshape(factor.shapes[path]))
-        start = stop
-    return found

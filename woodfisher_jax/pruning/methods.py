@@ -22,6 +22,11 @@ CURVATURES = ("inverse", "kronecker", "diagonal", "hessian")
 diag(F) and diag(H), as they are."""
 
 
+UPDATES = ("sum", "joint", "none")
+"""How the other weights move: by the sum of single-weight updates, by the minimum with
+all that goes taken together, or not at all."""
+
+
 class Method(NamedTuple):
     """One row of the table.
 
@@ -208,11 +213,14 @@ def _is_estimated(row: Method) -> bool:
 
 OPTIONS = {
     "weight_decay": Option(0.0, _is_damped),
+    "update": Option("sum", _in_blocks),
     "centered": Option(False, _in_blocks),
     "mean_samples": Option(None, lambda row: row.first_order),
     "normalize_update": Option(None, _updates),
     "pi": Option(False, lambda row: row.curvature == "kronecker"),
     "hessian": Option("exact", lambda row: row.curvature == "hessian"),
+    "num_probes": Option(64, lambda row: row.curvature == "hessian"),
+    "probe_seed": Option(0, lambda row: row.curvature == "hessian"),
     "flops_power": Option(0.0, _has_costs),
     "flops_per_parameter": Option(False, _has_costs),
     "flops_normalize": Option("none", _has_costs),

@@ -20,6 +20,24 @@ class Phase(NamedTuple):
     peak_bytes: int
 
 
+class Passes(NamedTuple):
+    """What a curvature takes whose gradients are not kept, by itself.
+
+    Attributes:
+        bytes: Memory for the examples that go through the network at once, and for
+            what is added up over them.
+        flops: Of all passes, a multiply-add being two; nan where the compiler does not
+            say.
+        bytes_after: Memory of what follows the last pass, on the host.
+        flops_after: Its operations.
+    """
+
+    bytes: int
+    flops: float
+    bytes_after: int = 0
+    flops_after: float = 0.0
+
+
 class Needs(NamedTuple):
     """What a step takes, as planned.
 
@@ -30,7 +48,7 @@ class Needs(NamedTuple):
         passes: How many times all examples are gone through for one use of the
             gradients: more than one only for "recompute".
         keep_factors: Whether the factors of the diagonal are kept for the update.
-        microbatch_size: Examples whose gradients a device forms at once.
+        microbatch_size: Examples that go through the network at once on a device.
         num_weights: d, prunable weights.
         num_samples: N.
         batch_size: m.

@@ -15,15 +15,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from woodfisher_jax.pruning import blocks, hessian, kfac, resources
+from woodfisher_jax.pruning import blocks, hessian, kfac, kronecker, resources
 from woodfisher_jax.pruning.gradients import Gradients, gradient_chunks
 from woodfisher_jax.pruning.inverse import InverseFisher
 from woodfisher_jax.pruning.masks import Masks
+from woodfisher_jax.pruning.methods import method_named
 from woodfisher_jax.pruning.moments import Moments
-from woodfisher_jax.pruning.needs import Needs
+from woodfisher_jax.pruning.needs import Needs, Passes
 from woodfisher_jax.pruning.paths import Params
 from woodfisher_jax.pruning.resources import MICROBATCH_SIZE
-from woodfisher_jax.pruning.samples import num_examples
+from woodfisher_jax.pruning.samples import num_examples, regroup
 from woodfisher_jax.pruning.settings import Settings
 from woodfisher_jax.pruning.store import mean_square
 
@@ -47,6 +48,16 @@ class Operator(Protocol):
 
     def quadratic_form(self, vector: jax.Array) -> float:
         """``vᵀ F v`` with the curvature itself, damped where the method damps it."""
+        ...
+
+
+class JointOperator(Operator, Protocol):
+    """One that also answers the removal of many weights at once."""
+
+    def joint_update(
+        self, weights: jax.Array, kept: jax.Array, targets: jax.Array
+    ) -> jax.Array:
+        """How the kept weights move when all others go [d]."""
         ...
 
 
@@ -79,12 +90,12 @@ class Curvature(NamedTuple):
         operator: To be entered before it is used.
         moments: Of the gradients that the operator forms, if it forms any; complete
             after its diagonal.
-        needs: What was planned; None if no gradients are formed.
+        needs: What was planned.
     """
 
     operator: AbstractContextManager[Operator]
     moments: Moments | None
-    needs: Needs | None
+    needs: Needs
 
 
 def layout_of(problem: Problem) -> blocks.Layout:
@@ -96,8 +107,18 @@ def layout_of(problem: Problem) -> blocks.Layout:
     return row.layout(problem.order, block_size, active)
 
 
-def plan(problem: Problem) -> tuple[Needs, resources.Storage | None]:
-    """Plans the gradients of a problem; see :func:`resources.plan`."""
+def plan(problem: Problem) -> Needs:
+    """What the curvature of a problem takes.
+
+    Raises:
+        MemoryLimitError: If it does not fit.
+    """
+    kind = problem.settings.method.curvature
+    assert kind is not None
+    return PLANNERS[kind](problem)
+
+
+def _plan_rows(problem: Problem) -> tuple[Needs, resources.Storage | None]:
     return resources.plan(
         problem.loss_fn,
         problem.params,
@@ -107,6 +128,49 @@ def plan(problem: Problem) -> tuple[Needs, resources.Storage | None]:
         layout_of(problem),
         problem.settings,
     )
+
+
+def _plan_factors(problem: Problem) -> Needs:
+    settings = problem.settings
+
+    def passes(microbatch_size: int) -> Passes:
+        return kfac.passes(
+            problem.loss_fn,
+            problem.params,
+            problem.masks,
+            next(regroup(problem.samples, 1)),
+            num_samples=settings.num_samples * settings.batch_size,
+            microbatch_size=microbatch_size,
+        )
+
+    return resources.plan_passes(passes, problem.order, settings)
+
+
+def _plan_hessian(problem: Problem) -> Needs:
+    settings = problem.settings
+
+    def passes(microbatch_size: int) -> Passes:
+        return hessian.passes(
+            problem.loss_fn,
+            problem.params,
+            problem.masks,
+            next(regroup(problem.samples, 1)),
+            estimator=settings.hessian,
+            num_samples=settings.num_samples * settings.batch_size,
+            microbatch_size=microbatch_size,
+            num_probes=settings.num_probes,
+        )
+
+    return resources.plan_passes(passes, problem.order, settings)
+
+
+PLANNERS: dict[str, Callable[[Problem], Needs]] = {
+    "inverse": lambda problem: _plan_rows(problem)[0],
+    "kronecker": _plan_factors,
+    "diagonal": lambda problem: _plan_rows(problem)[0],
+    "hessian": _plan_hessian,
+}
+"""For each of CURVATURES, what it takes."""
 
 
 # ---------------------------------------------------------------------------- gradients
@@ -149,7 +213,9 @@ def gradients(
 
 def moments_of(problem: Problem) -> Moments:
     """Moments of the problem's gradients, by a pass of their own."""
-    moments, size = Moments(), problem.settings.microbatch_size or MICROBATCH_SIZE
+    diagonal = method_named("diagfisher")
+    alone = problem._replace(settings=problem.settings._replace(method=diagonal))
+    moments, size = Moments(), plan(alone).microbatch_size
     for _ in gradients(problem, size, moments, problem.order):
         pass
     return moments
@@ -175,7 +241,7 @@ def mean_of_others(problem: Problem) -> Moments:
 
 def inverse_fisher(problem: Problem, with_moments: bool) -> Curvature:
     """F⁻¹ of the blocks of the row's layout."""
-    needs, storage = plan(problem)
+    needs, storage = _plan_rows(problem)
     assert storage is not None
     moments = Moments() if with_moments else None
     form = partial(gradients, problem, needs.microbatch_size, moments)
@@ -212,7 +278,7 @@ class Diagonal:
 
 def fisher_diagonal(problem: Problem, with_moments: bool) -> Curvature:
     """diag(F), undamped."""
-    needs, _ = plan(problem)
+    needs = plan(problem)
     moments = Moments() if with_moments else None
     chunks = gradients(problem, needs.microbatch_size, moments, problem.order)
     squares = mean_square(chunks, problem.settings.num_samples)
@@ -223,18 +289,20 @@ def fisher_diagonal(problem: Problem, with_moments: bool) -> Curvature:
 def hessian_diagonal(problem: Problem, with_moments: bool) -> Curvature:
     """diag(H) of the mean loss over all examples, undamped."""
     del with_moments
-    settings = problem.settings
+    settings, needs = problem.settings, plan(problem)
+    signs = {"num_probes": settings.num_probes, "seed": settings.probe_seed}
     found = hessian.ESTIMATORS[settings.hessian](
         problem.loss_fn,
         problem.params,
         problem.masks,
         problem.samples,
         num_samples=settings.num_samples * settings.batch_size,
-        microbatch_size=settings.microbatch_size or MICROBATCH_SIZE,
+        microbatch_size=needs.microbatch_size,
+        **(signs if settings.hessian == "hutchinson" else {}),
     )
     values = {path: tensor.astype(jnp.float32) for path, tensor in found.items()}
     operator = Diagonal(blocks.flatten(problem.order, values))
-    return Curvature(nullcontext(operator), None, None)
+    return Curvature(nullcontext(operator), None, needs)
 
 
 # ---------------------------------------------------------------------------- Kronecker
@@ -247,21 +315,21 @@ class KroneckerInverse:
         seconds_gradients: Always 0: the factors are formed before.
     """
 
-    def __init__(self, factors: kfac.Factors, order: blocks.FlatOrder):
+    def __init__(self, factors: kronecker.Factors, order: blocks.FlatOrder):
         """Takes damped factors; they are inverted when first asked for."""
         self._factors = factors
-        self._inverses: kfac.Factors | None = None
+        self._inverses: kronecker.Factors | None = None
         self._order = order
         self.seconds_gradients = 0.0
 
-    def _inverted(self) -> kfac.Factors:
+    def _inverted(self) -> kronecker.Factors:
         if self._inverses is None:
-            self._inverses = kfac.inverse(self._factors)
+            self._inverses = kronecker.inverse(self._factors)
         return self._inverses
 
     def diagonal(self) -> jax.Array:
         """See :class:`Operator`."""
-        return blocks.flatten(self._order, kfac.diagonal(self._inverted()))
+        return blocks.flatten(self._order, kronecker.diagonal(self._inverted()))
 
     def product(self, vector: jax.Array) -> jax.Array:
         """See :class:`Operator`."""
@@ -272,15 +340,15 @@ class KroneckerInverse:
         found = self._multiplied(self._factors, vector)
         return float(np.dot(*(np.asarray(v, np.float64) for v in (vector, found))))
 
-    def _multiplied(self, factors: kfac.Factors, vector: jax.Array) -> jax.Array:
+    def _multiplied(self, factors: kronecker.Factors, vector: jax.Array) -> jax.Array:
         tensors = blocks.unflatten(self._order, vector)
-        return blocks.flatten(self._order, kfac.product(factors, tensors))
+        return blocks.flatten(self._order, kronecker.product(factors, tensors))
 
 
 def kronecker_inverse(problem: Problem, with_moments: bool) -> Curvature:
     """F⁻¹ from Kronecker factors; see :mod:`~woodfisher_jax.pruning.kfac`."""
     del with_moments
-    settings = problem.settings
+    settings, needs = problem.settings, plan(problem)
     factors = kfac.kfac_factors(
         problem.loss_fn,
         problem.params,
@@ -288,11 +356,11 @@ def kronecker_inverse(problem: Problem, with_moments: bool) -> Curvature:
         problem.samples,
         num_samples=settings.num_samples,
         batch_size=settings.batch_size,
-        microbatch_size=settings.microbatch_size or MICROBATCH_SIZE,
+        microbatch_size=needs.microbatch_size,
     )
-    damped = kfac.damped(factors, settings.damping, pi=settings.pi)
+    damped = kronecker.damped(factors, settings.damping, pi=settings.pi)
     operator = KroneckerInverse(damped, problem.order)
-    return Curvature(nullcontext(operator), None, None)
+    return Curvature(nullcontext(operator), None, needs)
 
 
 BUILDERS: dict[str, Callable[[Problem, bool], Curvature]] = {

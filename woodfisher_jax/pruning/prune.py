@@ -46,10 +46,13 @@ def prune(
     mean_samples: Any = None,
     pi: bool = False,
     hessian: str = "exact",
+    num_probes: int = 64,
+    probe_seed: int = 0,
     num_samples: int | None = None,
     batch_size: int = 1,
     microbatch_size: int | None = None,
     block_size: int | None = None,
+    update: str = "sum",
     scale_update: float = 1.0,
     normalize_update: float | None = None,
     recompute: int = 0,
@@ -78,9 +81,10 @@ def prune(
             None will do for methods by magnitude.
         params: Any pytree of floating-point arrays.
         samples: One batch (array, tuple or dict of arrays with a leading axis of
-            examples), or an iterable of batches; or a function of the number of the
-            recomputation (from 0) that returns such samples anew. Methods by magnitude
-            need none, but with FLOP options one example.
+            examples), or an iterable of batches, which is kept in memory unless it is
+            :class:`woodfisher_jax.pruning.samples.Examples`; or a function of the
+            number of the recomputation (from 0) that returns such samples anew. Methods
+            by magnitude need none, but with FLOP options one example.
         sparsity: Fraction of all prunable weights to be zero afterwards, in [0, 1); or
             ``flops_target``.
         method: A name from the table; default "woodfisherblock".
@@ -105,12 +109,17 @@ def prune(
             used, in the forms of ``samples``; default the same.
         pi: For kfac, split the damping by the traces of the factors; default False.
         hessian: For naivehess, "exact" or "hutchinson"; default "exact".
+        num_probes: P, vectors of random signs of "hutchinson"; default 64.
+        probe_seed: Of these signs; default 0.
         num_samples: N, gradients in the Fisher; default as many as samples give.
         batch_size: m, examples each gradient is the mean over; default 1.
         microbatch_size: Most examples whose gradients a device forms at once; default
             64, or as many as fit.
         block_size: c, weights a block; default whole tensors, or for "woodfisher" all
             tensors in one block.
+        update: How the other weights move: "sum", the paper's, as if each weight went
+            alone; "joint", to the minimum of the quadratic model with all of them gone
+            (methods with blocks); "none". Default "sum".
         scale_update: Factor on δw; 0 leaves the other weights where they are.
         normalize_update: Largest norm of δw in a tensor, in norms of its weights; a
             longer δw is shortened. Default None, no limit.
@@ -166,10 +175,13 @@ def prune(
         centered=centered,
         pi=pi,
         hessian=hessian,
+        num_probes=num_probes,
+        probe_seed=probe_seed,
         num_samples=num_samples,
         batch_size=batch_size,
         microbatch_size=microbatch_size,
         block_size=block_size,
+        update=update,
         scale_update=scale_update,
         normalize_update=normalize_update,
         recompute=recompute,
@@ -211,8 +223,8 @@ def plan_pruning(
         **options: As for :func:`prune`.
 
     Returns:
-        The needs of one step (there are more with ``recompute``); None for a method
-        that keeps no gradients of single samples: magnitudes, kfac, naivehess.
+        The needs of one step (there are more with ``recompute``); None for magnitudes,
+        which have no curvature.
 
     Raises:
         ValueError: If an argument is out of range or samples are too few.
@@ -222,13 +234,13 @@ def plan_pruning(
     settings, examples, masks, order = _checked(
         params, _drawn(samples, 0), mean_samples, **options
     )
-    if settings.method.curvature not in ("inverse", "diagonal"):
+    if settings.method.curvature is None:
         return None
     loss = as_partial(check_loss(loss_fn, params, examples.curvature))
     problem = operators.Problem(
         loss, params, masks, *examples, order=order, settings=settings
     )
-    return operators.plan(problem)[0]
+    return operators.plan(problem)
 
 
 def _drawn(samples: Any, index: int) -> Any:

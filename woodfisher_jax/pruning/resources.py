@@ -4,7 +4,7 @@ From that follows where gradients wait between the statistic and the update, how
 are formed at once, and whether the step can be carried out at all.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, NoReturn
 
 import jax
@@ -20,7 +20,7 @@ from woodfisher_jax.pruning.disk import free_bytes
 from woodfisher_jax.pruning.fisher import choose_solver, solver_flops
 from woodfisher_jax.pruning.gradients import chunk_length, compile_gradients
 from woodfisher_jax.pruning.masks import Masks
-from woodfisher_jax.pruning.needs import Needs, Phase
+from woodfisher_jax.pruning.needs import Needs, Passes, Phase
 from woodfisher_jax.pruning.panels import Panel, Part, split, whole
 from woodfisher_jax.pruning.paths import Params
 from woodfisher_jax.pruning.samples import regroup
@@ -36,6 +36,9 @@ CPU_CHUNK_BYTES = 128 * 2**20
 VECTOR_BYTES = 44
 """For each prunable weight: weights, diagonal, scores and direction, what sorting the
 scores takes, masks, indices."""
+
+SLOPE_BYTES = 16
+"""The same for a loss with a slope: ḡ as it is added up and flat, h, and w - h."""
 
 
 class MemoryLimitError(MemoryError):
@@ -101,6 +104,59 @@ def plan(
         if _fits(needs, storage, budget):
             return needs, storage
     _refuse(needs, part, work, settings, budget)
+
+
+def plan_passes(
+    passes: Callable[[int], Passes], order: FlatOrder, settings: Settings
+) -> Needs:
+    """Plans a step whose curvature keeps no gradients.
+
+    Args:
+        passes: What it takes with so many examples at once.
+        order: The flat order of the prunable tensors.
+        settings: Of the step.
+
+    Raises:
+        MemoryLimitError: If it does not fit in memory.
+    """
+    budget = _budget(settings)
+    static = budget.used + _vectors(order, settings, budget)
+    room = (budget.limit - static) // 2
+    most = settings.microbatch_size or MICROBATCH_SIZE
+    found = passes(most)
+    while settings.microbatch_size is None and found.bytes > room and most > 1:
+        most = max(1, min(most // 2, int(room / found.bytes * most)))
+        found = passes(most)
+    after = static + found.bytes_after if budget.shared else static
+    phases = [Phase("gradients", found.flops, 0, static + found.bytes)]
+    if found.bytes_after:
+        phases.append(Phase("curvature", found.flops_after, 0, after))
+    needs = Needs(
+        store="",
+        store_dtype=settings.store_dtype,
+        store_bytes=0,
+        passes=1,
+        keep_factors=False,
+        microbatch_size=most,
+        num_weights=order.size,
+        num_samples=settings.num_samples,
+        batch_size=settings.batch_size,
+        blocks=(),
+        phases=tuple(phases),
+        limit_bytes=budget.limit,
+    )
+    taken, limit = needs.peak_bytes, budget.limit
+    if budget.host_used + found.bytes_after > budget.host_limit:
+        taken, limit = budget.host_used + found.bytes_after, budget.host_limit
+    if taken > limit:
+        raise MemoryLimitError(
+            f"this pruning step needs {taken / 1e9:.3g} GB of memory, and the limit is "
+            f"{limit / 1e9:.3g} GB ({order.size:,} weights, microbatch_size={most}). "
+            + ("Take a smaller microbatch_size, leave" if most > 1 else "Leave")
+            + " out the widest layers (prunable), or choose woodfisherblock, whose "
+            "block_size bounds its memory"
+        )
+    return needs
 
 
 # --------------------------------------------------------------------- what there is
@@ -190,7 +246,8 @@ def _gradient_work(
     budget: _Budget,
 ) -> _GradientWork:
     """Compiles the gradients of a chunk; a smaller one if the first does not fit."""
-    room = (budget.limit - budget.used - _vectors(order, budget)) // budget.sharers
+    vectors = _vectors(order, settings, budget)
+    room = (budget.limit - budget.used - vectors) // budget.sharers
     devices = num_devices(settings.mesh)
 
     def work(microbatch_size: int) -> _GradientWork:
@@ -231,8 +288,9 @@ def _rows_bytes(order: FlatOrder, samples: int) -> int:
     return 4 * 4 * order.size * samples
 
 
-def _vectors(order: FlatOrder, budget: _Budget) -> int:
-    return VECTOR_BYTES * order.size * budget.sharers
+def _vectors(order: FlatOrder, settings: Settings, budget: _Budget) -> int:
+    each = VECTOR_BYTES + (SLOPE_BYTES if settings.method.first_order else 0)
+    return each * order.size * budget.sharers
 
 
 # --------------------------------------------------------------------------- storage
@@ -271,7 +329,7 @@ def _parts(
     if store != "recompute":
         return (part,)
     computing = _computing(part, keep_factors, settings, budget)
-    taken = _vectors(work.order, budget) + budget.used
+    taken = _vectors(work.order, settings, budget) + budget.used
     taken += max(budget.sharers * work.bytes, computing)
     room = (budget.limit - taken) // budget.sharers
     return split(part, room // _row_bytes(1, settings))
@@ -310,7 +368,7 @@ def _needs(
 ) -> Needs:
     """What a step takes with this storage."""
     many = budget.sharers
-    static = budget.used + _vectors(work.order, budget)
+    static = budget.used + _vectors(work.order, settings, budget)
     devices, n = num_devices(settings.mesh), settings.num_samples
     panels = storage.whole.panels if storage else ()
     columns = storage.whole.columns if storage else 0

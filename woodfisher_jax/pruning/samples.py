@@ -1,6 +1,7 @@
 """Examples as users have them, regrouped into batches of the size that is needed."""
 
-from collections.abc import Iterable, Iterator
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -8,6 +9,23 @@ import numpy as np
 
 Batch = Any
 """A pytree of arrays that share their leading axis, one entry an example."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Examples:
+    """Examples that are read anew each time: they need not fit in memory.
+
+    Attributes:
+        size: How many there are.
+        read: Returns an iterator over them in batches, the same each time.
+    """
+
+    size: int
+    read: Callable[[], Iterator[Batch]]
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Goes through the batches from the first."""
+        return self.read()
 
 
 def _is_batch(samples: Any) -> bool:
@@ -42,9 +60,11 @@ def num_examples(samples: Any) -> int | None:
     """Number of examples, or None if only reading them all would tell.
 
     Args:
-        samples: One batch (array, tuple or dict of arrays), a list of batches, or any
-            iterable of batches.
+        samples: One batch (array, tuple or dict of arrays), a list of batches,
+            :class:`Examples`, or any iterable of batches.
     """
+    if isinstance(samples, Examples):
+        return samples.size
     if _is_batch(samples):
         return batch_length(samples)
     if isinstance(samples, list):
@@ -114,3 +134,18 @@ def regroup(samples: Any, size: int) -> Iterator[Batch]:
         held = held if length else []
     if held:
         yield _join(held)
+
+
+def shapes_of(example: Batch, size: int) -> Batch:
+    """Shapes of a batch of so many examples, as JAX takes them.
+
+    Args:
+        example: A batch of any length.
+        size: Examples.
+    """
+    return jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct(
+            (size, *np.shape(a)[1:]), jax.dtypes.canonicalize_dtype(np.asarray(a).dtype)
+        ),
+        example,
+    )

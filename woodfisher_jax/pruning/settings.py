@@ -15,6 +15,7 @@ from woodfisher_jax.pruning.flops import RESCALINGS
 from woodfisher_jax.pruning.gradients import LossFn
 from woodfisher_jax.pruning.hessian import ESTIMATORS
 from woodfisher_jax.pruning.methods import (
+    UPDATES,
     Method,
     check_options,
     method_named,
@@ -50,11 +51,14 @@ class Settings(NamedTuple):
         centered: Whether F is the covariance of the gradients.
         pi: Whether the damping of Kronecker factors follows their traces.
         hessian: A key of ESTIMATORS.
+        num_probes: P, of "hutchinson".
+        probe_seed: Of its signs.
         num_samples: N; 0 for methods without gradients.
         batch_size: m.
         microbatch_size: Most examples whose gradients are formed at once, or None for
             as many as fit.
         block_size: c, or None for whole tensors.
+        update: One of UPDATES.
         scale_update: Factor on δw.
         normalize_update: Largest ‖δw‖ / ‖w‖ of a tensor, or None.
         recompute: R, fresh curvatures on the way to the target.
@@ -80,10 +84,13 @@ class Settings(NamedTuple):
     centered: bool
     pi: bool
     hessian: str
+    num_probes: int
+    probe_seed: int
     num_samples: int
     batch_size: int
     microbatch_size: int | None
     block_size: int | None
+    update: str
     scale_update: float
     normalize_update: float | None
     recompute: int
@@ -118,10 +125,13 @@ def check_settings(
     centered: bool = False,
     pi: bool = False,
     hessian: str = "exact",
+    num_probes: int = 64,
+    probe_seed: int = 0,
     num_samples: int | None = None,
     batch_size: int = 1,
     microbatch_size: int | None = None,
     block_size: int | None = None,
+    update: str = "sum",
     scale_update: float = 1.0,
     normalize_update: float | None = None,
     recompute: int = 0,
@@ -153,11 +163,14 @@ def check_settings(
         method,
         {
             "weight_decay": weight_decay,
+            "update": update,
             "centered": centered,
             "mean_samples": mean_samples,
             "normalize_update": normalize_update,
             "pi": pi,
             "hessian": hessian,
+            "num_probes": num_probes,
+            "probe_seed": probe_seed,
             "flops_power": flops_power,
             "flops_per_parameter": flops_per_parameter,
             "flops_normalize": flops_normalize,
@@ -168,13 +181,18 @@ def check_settings(
     _check_goal(sparsity, flops_target, flops_power, scope)
     _check_curvature(damping, weight_decay, solver, store, store_dtype, memory_limit)
     _check_choice("hessian", hessian, ESTIMATORS)
+    _check_probes(hessian, num_probes, probe_seed)
     _check_choice("flops_normalize", flops_normalize, RESCALINGS)
+    _check_choice("update", update, UPDATES)
     _check_update(scale_update, normalize_update)
+    if update == "joint" and row.first_order:
+        _check_slope(centered, mean_samples)
     _check_whole(
         num_samples=num_samples,
         batch_size=batch_size,
         microbatch_size=microbatch_size,
         block_size=block_size,
+        num_probes=num_probes,
     )
     settings = Settings(
         method=row,
@@ -188,11 +206,14 @@ def check_settings(
         centered=bool(centered),
         pi=bool(pi),
         hessian=hessian,
+        num_probes=int(num_probes),
+        probe_seed=int(probe_seed),
         num_samples=0,
         batch_size=int(batch_size),
         microbatch_size=None if microbatch_size is None else int(microbatch_size),
         block_size=None if block_size is None else int(block_size),
-        scale_update=float(scale_update),
+        update=update,
+        scale_update=0.0 if update == "none" else float(scale_update),
         normalize_update=normalize_update,
         recompute=_recomputations(recompute),
         recompute_degree=degree_of(recompute_schedule, recompute_degree),
@@ -221,10 +242,23 @@ def _check_choice(name: str, value: str, choices: Iterable[str]) -> None:
 
 def _check_whole(**values: Any) -> None:
     for name, number in values.items():
-        if number is None and name != "batch_size":
+        if number is None and name not in ("batch_size", "num_probes"):
             continue
         if not isinstance(number, numbers.Integral) or number < 1:
             raise ValueError(f"{name}={number}; expected a whole number, 1 or more")
+
+
+def _check_probes(hessian: str, num_probes: Any, probe_seed: Any) -> None:
+    whole = isinstance(probe_seed, numbers.Integral)
+    if not whole or not 0 <= int(probe_seed) < 2**32:
+        raise ValueError(
+            f"probe_seed={probe_seed}; expected a whole number from 0 to {2**32 - 1}"
+        )
+    if hessian != "hutchinson" and (num_probes, probe_seed) != (64, 0):
+        raise ValueError(
+            f"num_probes={num_probes}, probe_seed={probe_seed} with hessian="
+            f"{hessian!r}, which has no probes; expected hessian='hutchinson'"
+        )
 
 
 def _check_goal(
@@ -307,6 +341,15 @@ def _check_update(scale_update: float, normalize_update: float | None) -> None:
         raise ValueError(
             f"normalize_update={normalize_update!r}; expected the largest norm of the "
             "update in norms of the weights, such as 1.0, or None"
+        )
+
+
+def _check_slope(centered: bool, mean_samples: Any) -> None:
+    """The joint update takes its slope from the gradients of the Fisher."""
+    if centered or mean_samples is not None:
+        raise ValueError(
+            "update='joint' of a method of first order takes the mean of the Fisher's "
+            "own gradients; expected centered=False and mean_samples=None"
         )
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from woodfisher_jax.pruning.moments import Moments
 from woodfisher_jax.pruning.needs import Needs
 from woodfisher_jax.pruning.operators import (
     BUILDERS,
+    JointOperator,
     Operator,
     Problem,
     mean_of_others,
@@ -125,8 +126,9 @@ def prune_step(
         # 6: the others make up for the newly pruned.
         moved = weights
         if model and row.direction and settings.scale_update != 0:
-            direction = _direction(point, model.diagonal, active, kept, row.direction)
-            moved = weights + _update(direction, model, weights, order, settings)
+            update = UPDATES[settings.update]
+            change = update(model, weights, active, kept, settings)
+            moved = weights + _scaled(change, weights, order, settings)
             check_finite(moved, order, "the updated weights of", "the update")
         found: dict[str, Any] = {
             "macs": selection.macs_of(kept, order, costs, settings)
@@ -205,20 +207,53 @@ def _direction(
     return direction(point, diagonal, active & ~kept)
 
 
-def _update(
-    direction: jax.Array,
+def _sum_of_single(
     model: _Model,
     weights: jax.Array,
-    order: blocks.FlatOrder,
+    active: jax.Array,
+    kept: jax.Array,
     settings: Settings,
 ) -> jax.Array:
-    """``δw = F⁻¹b - h``, scaled and no longer than it may be [d]."""
-    if model.slope is not None:
-        direction = direction - model.slope.mean  # h is F⁻¹ḡ: one product for both.
-    update = settings.scale_update * model.operator.product(direction)
+    """``δw = F⁻¹b - h``, the sum of single-weight updates [d]."""
+    slope, direction = model.slope, settings.method.direction
+    assert direction is not None
+    point = weights if slope is None else weights - slope.newton
+    vector = _direction(point, model.diagonal, active, kept, direction)
+    if slope is not None:
+        vector = vector - slope.mean  # h is F⁻¹ḡ: one product for both.
+    return model.operator.product(vector)
+
+
+def _joint(
+    model: _Model,
+    weights: jax.Array,
+    active: jax.Array,
+    kept: jax.Array,
+    settings: Settings,
+) -> jax.Array:
+    """The minimum with all that goes taken together; zero for what goes [d]."""
+    del active
+    slope = 0.0 if model.slope is None else -1.0
+    targets = jnp.full(settings.num_samples, slope, jnp.float32)
+    operator = cast(JointOperator, model.operator)
+    return jnp.where(kept, operator.joint_update(weights, kept, targets), 0.0)
+
+
+UPDATES: dict[str, Callable[..., jax.Array]] = {
+    "sum": _sum_of_single,
+    "joint": _joint,
+}
+"""For each of the updates that move anything, what finds it."""
+
+
+def _scaled(
+    change: jax.Array, weights: jax.Array, order: blocks.FlatOrder, settings: Settings
+) -> jax.Array:
+    """The update, scaled and no longer than it may be [d]."""
+    change = settings.scale_update * change
     if settings.normalize_update is None:
-        return update
-    return _shortened(update, weights, order, settings.normalize_update)
+        return change
+    return _shortened(change, weights, order, settings.normalize_update)
 
 
 @partial(jax.jit, static_argnames=("order", "most"))

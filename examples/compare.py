@@ -1,0 +1,51 @@
+"""All examples, several seeds each, as a table.
+
+python examples/compare.py --seeds=3
+"""
+
+import argparse
+import importlib
+import statistics
+import time
+
+EXAMPLES = {
+    "flax_linen": "Flax Linen, convolutions, top-1 %",
+    "flax_nnx": "Flax NNX, perceptron, top-1 %",
+    "equinox_mlp": "Equinox, perceptron, top-1 %",
+    "plain_dict": "dict of arrays, perceptron, top-1 %",
+    "transformer_text": "decoder-only transformer, perplexity (less is better)",
+}
+"""Modules of this folder, and what each of them is judged by."""
+
+
+def shown(values: list[float]) -> str:
+    """Mean and standard deviation."""
+    spread = statistics.stdev(values) if len(values) > 1 else 0.0
+    return f"{statistics.mean(values):.2f} ± {spread:.2f}"
+
+
+def main() -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(description="Runs every example.")
+    parser.add_argument("--seeds", type=int, default=3, help="how many (default: 3)")
+    seeds = range(parser.parse_args().seeds)
+    print("| model | dense | WoodFisher, 90 % | global magnitude, 90 % | s a seed |")
+    print("|---|---|---|---|---|")
+    for name, title in EXAMPLES.items():
+        try:
+            example = importlib.import_module(name)
+        except ImportError as error:
+            print(f"| {title} | not run: {error} | | | |", flush=True)
+            continue
+        started = time.perf_counter()
+        found = [example.run(seed) for seed in seeds]
+        seconds = (time.perf_counter() - started) / len(seeds)
+        columns = [
+            shown([one[key] for one in found])
+            for key in ("dense", "woodfisher", "magnitude")
+        ]
+        print(f"| {title} | {' | '.join(columns)} | {seconds:.0f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""One command, five formats; each gives the network of the run."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from saved_runs import random_network, save_run
+
+from woodfisher_jax import export, models, torch_weights
+from woodfisher_jax.pruning.paths import leaves_by_path
+from woodfisher_jax.serving import load_stablehlo
+from woodfisher_jax.sparse_files import load_sparse
+from woodfisher_jax.state_dicts import to_state_dict
+
+MLP = {"name": "mlp", "hidden": (50,)}
+
+
+@pytest.fixture(scope="module")
+def network() -> tuple:
+    return random_network("mlp", (8, 8, 1), 0.9, hidden=(50,))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, network: tuple) -> Path:
+    return save_run(tmp_path_factory.mktemp("run"), MLP, {3: network})
+
+
+@pytest.mark.parametrize("format", export.FORMATS)
+def test_the_command(
+    folder: Path, network: tuple, tmp_path: Path, capsys, format: str
+) -> None:
+    variables, masks = network
+    out = tmp_path / f"net{export.FORMATS[format].suffix}"
+    latency = ["--latency"] if format == "csr" else []
+    export.cli([str(folder), f"--format={format}", f"--out={out}", *latency])
+    line, *more = capsys.readouterr().out.splitlines()
+    assert line.startswith(f"{out}: {out.stat().st_size:,} bytes, ")
+    assert bool(more) == bool(latency)
+    if format == "torch":
+        found = torch_weights.read_state_dict(out)
+        expected = to_state_dict(variables)
+    elif format == "stablehlo":
+        images = np.ones((3, 8, 8, 1), np.float32)
+        model = models.build_model(**MLP)
+        found = {"": load_stablehlo(out)(images)}
+        expected = {"": jax.jit(model.apply)(variables, images)}
+        assert "differ from the model's by 0e+00" in line
+    else:
+        found, kept = load_sparse(out)
+        expected = leaves_by_path(variables)
+        np.testing.assert_array_equal(kept["params/fc1/kernel"], masks["fc1/kernel"])
+        dense = sum(leaf.nbytes for leaf in jax.tree.leaves(variables))
+        assert f"{100 * out.stat().st_size / dense:.1f} % of its {dense:,}" in line
+    assert found.keys() == expected.keys()
+    for key, array in expected.items():
+        np.testing.assert_array_equal(found[key], array)
+
+
+@pytest.mark.parametrize(
+    ("format", "out", "words"),
+    [
+        ("torch", "x.pt", r"ends in \.safetensors, got \.pt"),
+        ("stablehlo", "x.safetensors", r"ends in \.stablehlo"),
+        ("csr", "there.safetensors", "there is such a file"),
+        ("csr", "none/x.safetensors", "no folder"),
+        ("onnx", "x.onnx", r"format='onnx'; expected one of \['torch', 'masked'"),
+    ],
+)
+def test_bad_input_is_refused(
+    folder: Path, tmp_path: Path, format: str, out: str, words: str
+) -> None:
+    there = tmp_path / "there.safetensors"
+    there.touch()
+    with pytest.raises((ValueError, OSError), match=words):
+        export.export(folder, format, tmp_path / out)
+    assert list(tmp_path.iterdir()) == [there]
+
+
+def test_what_is_no_run_ends_the_command(tmp_path: Path, capsys) -> None:
+    out = tmp_path / "x.safetensors"
+    with pytest.raises(SystemExit) as caught:
+        export.cli([str(tmp_path), "--format=csr", f"--out={out}"])
+    assert caught.value.code == 2
+    assert "no config.json" in capsys.readouterr().err
+
+
+def test_a_missing_data_set_is_needed_for_its_shape_alone(tmp_path: Path) -> None:
+    network = random_network("mlp", (28, 28, 1), 0.5)
+    folder = save_run(tmp_path / "run", {"name": "mlp"}, {1: network}, data="mnist")
+    out = tmp_path / "net.stablehlo"
+    with pytest.raises(FileNotFoundError, match="Or give --image_shape"):
+        export.export(folder, "stablehlo", out, data_dir=str(tmp_path))
+    export.export(folder, "stablehlo", out, image_shape=(28, 28, 1))
+    assert load_stablehlo(out)(np.ones((1, 28, 28, 1), np.float32)).shape == (1, 10)

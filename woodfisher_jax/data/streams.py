@@ -1,0 +1,279 @@
+"""Images read from files as they are needed, decoded ahead of time by Grain.
+
+What is read is a list of (example, where its random numbers come from), so that any
+part of it can be read alone and is the same: there is no state to save but the place
+in the list. Threads or processes only decide how soon it is there.
+"""
+
+import contextlib
+import dataclasses
+import logging
+import os
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from woodfisher_jax.data.autoaugment import autoaugment
+from woodfisher_jax.data.images import central_crop, training_crop
+
+logger = logging.getLogger(__name__)
+
+NO_IMAGE = -1
+"""Takes the place of an index where a batch is to be filled up."""
+
+
+class BadImagesError(OSError):
+    """More images cannot be read than a run is willing to do without."""
+
+
+class ImageOptions(NamedTuple):
+    """How images are read from files.
+
+    Attributes:
+        image_size: side of the square that a model sees, in pixels.
+        resize: shorter side of an evaluation image before its middle is cut out.
+        autoaugment: whether training images go through AutoAugment.
+        workers: processes that decode; 0 for threads of this process, one a core.
+        prefetch: batches made ready ahead (by each process, if there are any).
+        max_bad_images: files that may turn out to be unreadable before it is an error.
+    """
+
+    image_size: int = 224
+    resize: int = 256
+    autoaugment: bool = False
+    workers: int = 0
+    prefetch: int = 2
+    max_bad_images: int = 10
+
+
+def check_options(options: ImageOptions) -> None:
+    """Raises a ValueError, naming the argument, where a number is out of range."""
+    least = {
+        "image_size": 1,
+        "resize": options.image_size,
+        "workers": 0,
+        "prefetch": 1,
+        "max_bad_images": 0,
+    }
+    for field, lowest in least.items():
+        if (value := getattr(options, field)) < lowest:
+            what = f"image_size={lowest}" if field == "resize" else lowest
+            raise ValueError(f"{field}: expected {what} or more; got {value}")
+
+
+class ImageSource(Protocol):
+    """Encoded images with labels, by index; can be pickled."""
+
+    @property
+    def size(self) -> int:
+        """Number of images."""
+
+    def read(self, index: int) -> tuple[bytes, int]:
+        """Returns the content of an image file and its label."""
+
+    def place(self, index: int) -> str:
+        """Returns where an image is, for people."""
+
+
+class Randomness(NamedTuple):
+    """Where the random numbers of an image come from, together with its index.
+
+    Attributes:
+        seed: of the run.
+        place: which use of the image it is, such as (training, epoch).
+    """
+
+    seed: int
+    place: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageStream:
+    """One split of a data set that stays in its files.
+
+    Attributes:
+        name: the data set and the split, for messages.
+        source: where the files are.
+        options: how they are read.
+        bad: place of each image found unreadable so far, with the reason.
+    """
+
+    name: str
+    source: ImageSource
+    options: ImageOptions
+    bad: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def size(self) -> int:
+        """Number of images."""
+        return self.source.size
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of an image in a batch."""
+        return self.options.image_size, self.options.image_size, 3
+
+    def read(
+        self,
+        order: np.ndarray,
+        batch_size: int,
+        randomness: Randomness | None,
+        *,
+        substitute: bool,
+        finish: Callable[[np.ndarray], np.ndarray],
+    ) -> Iterator[dict[str, np.ndarray]]:
+        """Reads images in a given order, ahead of the caller.
+
+        An image that cannot be read is named in the log, once.
+
+        Args:
+            order: index of each image, or `NO_IMAGE` for zeros.
+            batch_size: images in a batch; the last may be smaller.
+            randomness: for random crops, flips and AutoAugment; None for the middle of
+                the image.
+            substitute: whether the next readable image takes the place of one that is
+                not; else zeros do.
+            finish: what a batch of images uint8 [b, size, size, 3] is made into, a new
+                array.
+
+        Yields:
+            'image', finished; 'label' int32 [b]; 'weight' float32 [b], 1 for an image
+            and 0 for zeros.
+
+        Raises:
+            BadImagesError: more images than `options.max_bad_images` cannot be read.
+        """
+        reader = _Reader(self.source, self.options, order, randomness, substitute)
+        batches = iter(_pipeline(reader, batch_size, finish))
+        with contextlib.closing(batches):
+            for batch in batches:
+                self._note(batch.pop("bad"))
+                yield batch
+
+    def _note(self, found: list[tuple[str, str]]) -> None:
+        """Names what could not be read, and gives up when it is too much."""
+        for place, reason in found:
+            if place not in self.bad:
+                self.bad[place] = reason
+                logger.warning(
+                    "%s: image %s cannot be read (%s) and is left out; %d so far, at "
+                    "most %d",
+                    self.name,
+                    place,
+                    reason,
+                    len(self.bad),
+                    self.options.max_bad_images,
+                )
+        if len(self.bad) > self.options.max_bad_images or len(self.bad) == self.size:
+            named = "\n".join(f"  {place}: {why}" for place, why in self.bad.items())
+            raise BadImagesError(
+                f"{self.name}: {len(self.bad)} images cannot be read, and "
+                f"config.data.max_bad_images={self.options.max_bad_images} may be left "
+                f"out; restore these files, or raise the limit:\n{named}"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Reader:
+    """Reads and decodes the image at a position of the order; called by Grain."""
+
+    source: ImageSource
+    options: ImageOptions
+    order: np.ndarray
+    randomness: Randomness | None
+    substitute: bool
+
+    def __call__(self, position: int) -> dict[str, Any]:
+        wanted = int(self.order[position])
+        bad: list[tuple[str, str]] = []
+        if wanted != NO_IMAGE:
+            # One more than may be bad: then the limit is exceeded, whatever comes next.
+            for step in range(
+                self.options.max_bad_images + 1 if self.substitute else 1
+            ):
+                index = (wanted + step) % self.source.size
+                try:
+                    content, label = self.source.read(index)
+                    image = self._pixels(content, index)
+                # Pillow has no common class for what is wrong with a file, and a file
+                # that is not an image can raise almost anything.
+                except Exception as error:
+                    reason = f"{type(error).__name__}: {error}"
+                    bad.append((self.source.place(index), reason))
+                else:
+                    return _example(image, label, 1.0, bad)
+        size = self.options.image_size
+        return _example(np.zeros((size, size, 3), np.uint8), 0, 0.0, bad)
+
+    def _pixels(self, content: bytes, index: int) -> np.ndarray:
+        """uint8 [size, size, 3] of an image."""
+        size = self.options.image_size
+        if self.randomness is None:
+            return np.asarray(central_crop(content, size, self.options.resize))
+        place = (*self.randomness.place, index)
+        seeds = np.random.SeedSequence(self.randomness.seed, spawn_key=place)
+        rng = np.random.default_rng(seeds)
+        crop = training_crop(content, size, rng)
+        if self.options.autoaugment:
+            crop = autoaugment(crop, rng)
+        return np.asarray(crop)
+
+
+def _example(
+    image: np.ndarray, label: int, weight: float, bad: list[tuple[str, str]]
+) -> dict[str, Any]:
+    return {"image": image, "label": label, "weight": weight, "bad": bad}
+
+
+def _stack(examples: list[dict[str, Any]]) -> dict[str, Any]:
+    """A batch of examples; what was bad comes as one list."""
+    return {
+        "image": np.stack([example["image"] for example in examples]),
+        "label": np.array([example["label"] for example in examples], np.int32),
+        "weight": np.array([example["weight"] for example in examples], np.float32),
+        "bad": [each for example in examples for each in example["bad"]],
+    }
+
+
+def _pipeline(
+    reader: _Reader, batch_size: int, finish: Callable[[np.ndarray], np.ndarray]
+) -> Any:
+    """Grain's iterable data set of batches, in order."""
+    import grain
+    from absl import flags
+
+    if not flags.FLAGS.is_parsed():
+        # Grain has flags of its own for processes, which only a program of absl parses.
+        flags.FLAGS.mark_as_parsed()
+    options = reader.options
+    examples = grain.MapDataset.range(len(reader.order)).map(reader)
+    if options.workers:
+        # Whole batches go round the processes in turn, so that their order does not
+        # depend on how many there are.
+        batches = (
+            examples.batch(batch_size, batch_fn=_stack)
+            .to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1))
+            .mp_prefetch(
+                grain.MultiprocessingOptions(
+                    options.workers, per_worker_buffer_size=options.prefetch
+                )
+            )
+        )
+    else:
+        threads = os.cpu_count() or 1
+        batches = examples.to_iter_dataset(
+            grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4 * threads)
+        ).batch(batch_size, batch_fn=_stack)
+
+    def finished(batch: dict[str, Any]) -> dict[str, Any]:
+        # Copies: the arrays of another process lie in memory that goes with it.
+        label, weight = np.array(batch["label"]), np.array(batch["weight"])
+        image = finish(np.asarray(batch["image"]))
+        image[weight == 0] = 0
+        return {"image": image, "label": label, "weight": weight, "bad": batch["bad"]}
+
+    # In a thread of its own: a batch of 256 images takes some 0.1 s to normalise.
+    return grain.experimental.ThreadPrefetchIterDataset(
+        batches.map(finished), prefetch_buffer_size=options.prefetch
+    )

@@ -1,0 +1,78 @@
+"""A run that is asked to stop: by a scheduler (SIGTERM) or a user (Ctrl-C)."""
+
+import contextlib
+import logging
+import os
+import signal
+from collections.abc import Iterator
+from types import FrameType
+
+logger = logging.getLogger(__name__)
+
+EXIT_CODES: dict[int, int] = {signal.SIGTERM: 0, signal.SIGINT: 130}
+"""Signals that ask for a stop, and the exit code of a run that has saved itself.
+
+A scheduler that takes a machine away sends SIGTERM, and that is no failure.
+"""
+
+
+class Stopped(Exception):  # noqa: N818 (nothing has gone wrong)
+    """A run was asked to stop and has saved itself; started again, it goes on.
+
+    Attributes:
+        exit_code: What the process should end with.
+    """
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+class StopRequest:
+    """Whether this process has been asked to stop.
+
+    Attributes:
+        signal: The signal that asked, or 0.
+    """
+
+    def __init__(self) -> None:
+        self.signal = 0
+
+    def receive(self, number: int, frame: FrameType | None = None) -> None:
+        """Notes a signal; the second one ends the process as if nobody listened."""
+        if self.signal:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+            return
+        self.signal = number
+        logger.info(
+            "%s: the step is finished and saved, then the run stops; once more stops "
+            "it at once",
+            signal.Signals(number).name,
+        )
+
+
+@contextlib.contextmanager
+def stop_requests() -> Iterator[StopRequest]:
+    """Listens for requests to stop while the context is open.
+
+    Only the main thread of a program can listen; in any other one nothing is heard.
+
+    Yields:
+        The request, to look at after every step.
+    """
+    request = StopRequest()
+    before = {}
+    try:
+        for number in EXIT_CODES:
+            # None is a handler that was not set from Python, such as that of
+            # jax.distributed for SIGTERM.
+            before[number] = signal.getsignal(number) or signal.SIG_DFL
+            signal.signal(number, request.receive)
+    except ValueError:
+        before.clear()
+    try:
+        yield request
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
