@@ -162,7 +162,13 @@ EXPERIMENTS = {
         5,
     ),
     "mlp_methods": Experiment(
-        "mlp", "mnist", None, MLP_SPARSITIES, every_method(1000), 1
+        "mlp",
+        "mnist",
+        None,
+        MLP_SPARSITIES,
+        every_method(1000)
+        | {"naivehess, exact, N = 100": {"method": "naivehess", "num_samples": 100}},
+        1,
     ),
     "mlp_kfac": Experiment(
         "mlp",
@@ -214,7 +220,7 @@ EXPERIMENTS = {
             "globalmagni": {"method": "globalmagni", "num_samples": 1},
             "woodfisherblock_flops": {
                 "method": "woodfisherblock_flops",
-                "num_samples": 400,
+                "num_samples": 50,
             },
         },
         1,

@@ -7,6 +7,8 @@ sets are.
 """
 
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,21 @@ import pytest
 SHARED = Path(
     os.environ.get("WOODFISHER_SHARED", Path(__file__).parents[1].parent / "shared")
 )
+
+# Most of the suite's time is compilation, much of it of the same programs. What one
+# worker has compiled serves the other, and the processes that tests start.
+COMPILED = "JAX_COMPILATION_CACHE_DIR"
+OWNS_COMPILED = COMPILED not in os.environ
+if OWNS_COMPILED:
+    os.environ[COMPILED] = tempfile.mkdtemp(prefix="woodfisher-compiled-")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+
+
+def pytest_unconfigure() -> None:
+    """Removes what was compiled, in the process that made the folder for it."""
+    if OWNS_COMPILED:
+        shutil.rmtree(os.environ[COMPILED], ignore_errors=True)
 
 
 def require(path: Path, what: str) -> Path:

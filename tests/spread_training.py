@@ -16,9 +16,10 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from woodfisher_jax import distributed, models, train
+from woodfisher_jax import data, distributed, models, plan, train
 from woodfisher_jax.config import Config, ConfigError, from_dict
 from woodfisher_jax.preemption import Stopped
+from woodfisher_jax.progress import silent
 
 
 class Net(nn.Module):
@@ -54,6 +55,7 @@ def config(**values: Any) -> Config:
                 "frequency": 20,
                 "num_samples": 48,
                 "block_size": 50,
+                "batch_norm_samples": 50,
             },
             **values,
         }
@@ -100,6 +102,23 @@ def read(name: str) -> None:
         Path(name).read_text()
 
 
+def prepare_few(given: Config) -> None:
+    """Lays a run out, with too few examples in process 1."""
+    load = data.load
+
+    def few(*arguments: Any, **options: Any) -> data.DataSet:
+        found = load(*arguments, **options)
+        images, labels = found.train
+        rest = 50 if jax.process_index() == 1 else len(labels)
+        return found._replace(train=data.Split(images[:rest], labels[:rest]))
+
+    data.load = few
+    try:
+        plan.prepare(given, silent)
+    finally:
+        data.load = load
+
+
 def main() -> None:
     """Runs, and notes what this process has seen."""
     folder, name, *rest = sys.argv[1:]
@@ -124,6 +143,7 @@ def main() -> None:
             refused(distributed.together, read, "nowhere"),
             refused(distributed.check_equal, 7 - jax.process_index(), "the number"),
             refused(distributed.check_config, given),
+            refused(distributed.together, prepare_few, given),
         ]
         found["first"] = distributed.of_first(f"of {jax.process_index()}")
     rank = rest[1] if rest else "0"

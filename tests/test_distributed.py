@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -117,8 +116,10 @@ def test_only_the_first_process_reports(runs: tuple[Path, dict]) -> None:
     )
     assert two["sparsity"] == one["sparsity"]
     assert abs(two["final"]["top1"] - one["final"]["top1"]) < 0.5
-    assert len(list((folder / "two" / "tensorboard").iterdir())) == 1
-    assert (folder / "two" / "log.txt").read_text().count("workdir") == 1
+    # It was started twice, each time by two processes.
+    assert len(list((folder / "two" / "tensorboard").iterdir())) == 2
+    log = (folder / "two" / "log.txt").read_text()
+    assert log.count(f"workdir {folder / 'two'}") == 2
 
 
 def test_all_processes_stop_where_one_is_asked_to(runs: tuple[Path, dict]) -> None:
@@ -148,6 +149,9 @@ def test_processes_that_disagree_all_stop(runs: tuple[Path, dict]) -> None:
         )
         # The same but for the process's own number.
         assert messages[3] == ""
+    # Fewer examples than a batch.
+    assert "process 1 of 2 cannot start" in first[4]
+    assert "batch_size=64; expected at most the 50" in second[4]
     assert found["two.0"]["first"] == found["two.1"]["first"] == "of 0"
 
 
@@ -199,17 +203,21 @@ def test_a_failure_of_this_process_is_its_own() -> None:
         distributed.together(Path("nowhere").read_text)
 
 
-def test_others_that_cannot_be_found_are_an_error() -> None:
-    """A second process that never finds the first, in a process of its own."""
+@pytest.mark.slow
+def test_a_process_that_does_not_find_the_others_ends() -> None:
+    """JAX ends it by itself; what it waited for is in the log."""
     code = (
+        "import logging\nlogging.basicConfig(level=logging.INFO)\n"
         "from woodfisher_jax import config, distributed\n"
         "section = config.DistributedConfig('localhost:1', 2, 1, 1)\n"
-        "try:\n    distributed.initialize(section)\n"
-        "except config.ConfigError as error:\n    print(error)\n"
+        "distributed.initialize(section)\n"
     )
-    began = time.monotonic()
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=HERE.parent
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=HERE.parent,
+        timeout=120,
     )
-    assert time.monotonic() - began < 60
-    assert "config.distributed.coordinator='localhost:1'" in done.stdout + done.stderr
+    assert done.returncode != 0
+    assert "waiting for the other processes at localhost:1, at most 1 s" in done.stderr

@@ -20,7 +20,7 @@ SHORT = {
     "plain_dict": (3, 0.9),
     "transformer_text": (20, 0.9, 8),
 }
-"""Arguments after method and seed; the digits have ten classes, the text 128 letters."""
+"""Arguments after method and seed."""
 
 
 def example(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:

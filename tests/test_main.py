@@ -2,8 +2,10 @@
 
 import os
 import runpy
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,9 @@ from woodfisher_jax.config import Config, ConfigError, from_dict, to_dict
 from woodfisher_jax.models import MODELS
 
 ROOT = Path(__file__).parents[1]
+
+
+DIGITS = "--config=configs/digits.py"
 
 
 def call(*arguments: str, folder: Path = ROOT) -> subprocess.CompletedProcess[str]:
@@ -96,12 +101,26 @@ def test_each_variant_can_be_checked(stem: str, word: str) -> None:
         assert pruner.one_shot or pruner.stages[-1].time == pruner.end
 
 
+def test_an_interrupted_run_says_how_to_resume(tmp_path: Path) -> None:
+    arguments = [f"--workdir={tmp_path / 'run'}", "--config.dense.epochs=9999"]
+    child = subprocess.Popen(
+        [sys.executable, "-m", "woodfisher_jax.main", DIGITS, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        cwd=ROOT,
+    )
+    while child.poll() is None and not list(tmp_path.glob("run/checkpoints/44")):
+        time.sleep(0.02)
+    child.send_signal(signal.SIGINT)
+    told, _ = child.communicate(timeout=120)
+    assert child.returncode == 130, told
+    assert f"to resume, give the same command with --workdir={tmp_path}/run" in told
+
+
 def test_an_unknown_word_is_refused_with_those_there_are() -> None:
     with pytest.raises(ConfigError, match=r"configs/resnet50.py:91.*80, 90, 95.*'91'"):
         main.load_config(f"{ROOT}/configs/resnet50.py:91")
-
-
-DIGITS = "--config=configs/digits.py"
 
 
 @pytest.mark.parametrize(

@@ -137,6 +137,18 @@ def test_a_weight_that_is_not_zero_yet_is_after_the_step(dtype: Any) -> None:
     assert not np.asarray(params["a"]["kernel"], np.float32)[~MASK].any()
 
 
+def test_what_is_pruned_is_zero_to_the_optimizer() -> None:
+    """Of lamb, whose rate is the norm of the weights."""
+    tx = wf.masked(optax.lamb(0.1), {PATH: jnp.asarray(MASK)})
+    params, gradients = params_of(), params_of(1)
+    clean = wf.apply_masks(params, {PATH: MASK})
+    for step in (tx.update, jax.jit(tx.update)):
+        one, _ = step(gradients, tx.init(params), params)
+        two, _ = step(gradients, tx.init(params), clean)
+        kept = [np.asarray(u["a"]["kernel"])[MASK] for u in (one, two)]
+        np.testing.assert_array_equal(*kept)
+
+
 def test_a_gradient_that_is_not_finite_stays_out() -> None:
     tx = wf.masked(optax.adam(0.1), {PATH: jnp.asarray(MASK)})
     params = params_of()

@@ -58,6 +58,7 @@ def all_options() -> dict:
         "centered": True,
         "mean_samples": np.ones((3, 2)),
         "normalize_update": 1.0,
+        "update": "joint",
         "pi": True,
         "hessian": "hutchinson",
         "num_probes": 8,

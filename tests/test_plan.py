@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import spread_training  # noqa: F401 (has the model "net")
 from jax.sharding import AbstractMesh
+from saved_runs import random_network, save_run
 from small_runs import small
 
 from woodfisher_jax import plan as plan_
@@ -134,6 +135,19 @@ def test_a_given_network_is_not_trained_first(dense_file: Path) -> None:
     kernel = np.asarray(variables["params"]["fc1"]["kernel"])
     np.testing.assert_array_equal(kernel, np.where(kept, weights, 0))
     assert np.asarray(masks["fc2/kernel"]).all()
+
+
+def test_another_run_is_a_start(tmp_path: Path) -> None:
+    variables, masks = random_network("mlp", (8, 8, 1), 0.5, hidden=(16,))
+    model = {"name": "mlp", "hidden": [16]}
+    run = save_run(tmp_path / "run", model, {2: (variables, masks)})
+    plan, (found, found_masks) = prepare(small(init_from=str(run)), quiet)
+    assert plan.dense.last_step == 0
+    for path in ("fc1/kernel", "fc2/kernel"):
+        layer = path.partition("/")[0]
+        kernel = found["params"][layer]["kernel"]
+        np.testing.assert_array_equal(kernel, variables["params"][layer]["kernel"])
+        np.testing.assert_array_equal(found_masks[path], masks[path])
 
 
 def test_a_network_of_another_shape_is_refused(dense_file: Path) -> None:

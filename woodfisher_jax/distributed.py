@@ -6,6 +6,7 @@ spread at all.
 """
 
 import json
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +20,8 @@ from woodfisher_jax.pruning.sharding import AXIS, num_devices, one_axis, placed
 from woodfisher_jax.sections import DistributedConfig
 from woodfisher_jax.workdir import differences, identity
 
+logger = logging.getLogger(__name__)
+
 
 def initialize(settings: DistributedConfig) -> None:
     """Joins this process with the others of a run; alone, does nothing.
@@ -29,10 +32,16 @@ def initialize(settings: DistributedConfig) -> None:
         settings: How to find the others.
 
     Raises:
-        ConfigError: If they cannot be found.
+        ConfigError: If nothing says where they are, or JAX runs already.
     """
     if settings.coordinator is None or jax.distributed.is_initialized():
         return
+    # JAX ends a process that waits in vain, without an exception.
+    logger.info(
+        "waiting for the other processes at %s, at most %d s",
+        settings.coordinator,
+        settings.start_timeout_seconds,
+    )
     automatic = settings.coordinator == "auto"
     try:
         jax.distributed.initialize(
@@ -45,8 +54,8 @@ def initialize(settings: DistributedConfig) -> None:
     except (RuntimeError, ValueError) as error:
         raise ConfigError(
             f"config.distributed.coordinator={settings.coordinator!r}: {error}; give "
-            "host:port of process 0, num_processes and process_id, or 'auto' on a TPU "
-            "pod, under Slurm or Open MPI"
+            "host:port of process 0, num_processes and process_id; 'auto' is for TPU "
+            "pods, Slurm and Open MPI"
         ) from error
 
 

@@ -5,7 +5,6 @@ python -m woodfisher_jax.evaluate --workdir=runs/digits-20260101-120000
 
 import argparse
 import functools
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,9 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 
-from woodfisher_jax import checkpoint, data, distributed, models, pruners, report
-from woodfisher_jax import config as config_
+from woodfisher_jax import data, distributed, models, report
 from woodfisher_jax.data import DataSet
 from woodfisher_jax.data.batches import test_batches
 from woodfisher_jax.objective import (
@@ -28,6 +25,7 @@ from woodfisher_jax.objective import (
 )
 from woodfisher_jax.pruning import masks as masks_
 from woodfisher_jax.pruning.sharding import num_devices, replicate
+from woodfisher_jax.saved_run import read_run
 
 
 @functools.partial(jax.jit, static_argnames="model")
@@ -88,7 +86,7 @@ def evaluate(
 def evaluate_run(
     workdir: Path, which: str = "latest", data_dir: str | None = None
 ) -> dict[str, Any]:
-    """Judges the network of a saved run.
+    """Judges the network of a saved run, averaged if the run has averaged it.
 
     Args:
         workdir: Folder of the run.
@@ -103,47 +101,30 @@ def evaluate_run(
     Raises:
         ValueError: If the folder holds no run or no checkpoint.
     """
-    path = workdir / "config.json"
-    if not path.is_file():
-        raise ValueError(f"workdir={workdir}: there is no config.json, so no run here")
-    config = config_.from_dict(json.loads(path.read_text()))
+    config, variables, masks, meta = read_run(workdir, which)
     model = models.build_model(config.model.name, **config.model.settings)
     dataset = data.load(
         config.data.name,
         data_dir=data_dir or config.data.dir,
         options=config.data.image_options,
     )
-    image = np.zeros((1, *dataset.image_shape), np.float32)
-    variables = jax.eval_shape(model.init, jax.random.key(0), image)
-    target = {
-        "params": variables["params"],
-        "batch_stats": variables.get("batch_stats", {}),
-        "masks": jax.eval_shape(
-            lambda params: pruners.init_masks(params, config),
-            variables["params"],
-        ),
-    }
-    with checkpoint.open_manager(workdir / "checkpoints") as manager:
-        choose = {"latest": checkpoint.latest_event, "best": checkpoint.best_event}
-        event = choose[which](manager)
-        if checkpoint.read_shapes(manager, event).get("average"):
-            target["average"] = {n: target[n] for n in ("params", "batch_stats")}
-        arrays, meta = checkpoint.restore(manager, event, target)
     mesh = distributed.all_devices()
-    arrays |= arrays.pop("average", {})
-    params, batch_stats = replicate((arrays["params"], arrays["batch_stats"]), mesh)
-    kept, prunable = masks_.count(arrays["masks"])
+    params, batch_stats = replicate(
+        (variables["params"], variables.get("batch_stats", {})), mesh
+    )
+    kept, prunable = masks_.count(masks)
     try:
         costs = macs_per_weight(model, variables, dataset.image_shape)
     except ValueError:  # The run has said why.
         costs = None
+    size = config.eval_batch_size
     return {
-        **evaluate(model, params, batch_stats, dataset, mesh=mesh),
+        **evaluate(model, params, batch_stats, dataset, batch_size=size, mesh=mesh),
         "sparsity": (prunable - kept) / prunable,
         "nonzero": kept,
         "prunable": prunable,
         "step": meta["log"]["step"],
-        **report.macs_record(costs, params, arrays["masks"]),
+        **report.macs_record(costs, params, masks),
     }
 
 

@@ -15,6 +15,8 @@ class Log:
         rows: A record of each epoch and pruning step.
         losses: Loss of each step of the epoch so far.
         epoch_seconds: Wall time of its training so far.
+        starved_steps: How many of its steps a device had to wait for, having finished
+            the one before.
         seconds: Wall time spent, over all starts of the run.
     """
 
@@ -24,6 +26,7 @@ class Log:
     rows: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     losses: list[float] = dataclasses.field(default_factory=list)
     epoch_seconds: float = 0.0
+    starved_steps: int = 0
     seconds: float = 0.0
 
     @property

@@ -199,8 +199,7 @@ def _log_to_console() -> None:
         # Orbax reports every file it writes; --verbosity=0 shows that.
         absl.logging.set_verbosity(absl.logging.WARNING)
     logger = logging.getLogger("woodfisher_jax")
-    # What all processes do, the first one tells.
-    logger.setLevel(logging.INFO if distributed.is_first() else logging.WARNING)
+    logger.setLevel(logging.INFO)
     logger.propagate = False
     handler = logging.StreamHandler()
     handler.setFormatter(LOG_FORMAT)
@@ -212,6 +211,8 @@ def print_plan(config: Config) -> None:
     with progress_bar() as progress:
         plan, given = prepare(config, progress)
         needs = forecast(plan, *given)
+    if not distributed.is_first():
+        return
     for name, pruner in config.pruners.items():
         if name in needs:
             report.print_needs(needs[name])
@@ -225,9 +226,12 @@ def main(argv: Sequence[str]) -> None:
         _fail(ConfigError(f"unexpected arguments {argv[1:]}; options start with --"))
     try:
         config = config_.from_dict(flags.FLAGS.config.to_dict())
-        distributed.initialize(config.distributed)
-        workdir = Path(WORKDIR.value or _default_workdir(flags.FLAGS.config_file))
         _log_to_console()
+        distributed.initialize(config.distributed)
+        if not distributed.is_first():
+            # What all processes do, the first one tells.
+            logging.getLogger("woodfisher_jax").setLevel(logging.WARNING)
+        workdir = Path(WORKDIR.value or _default_workdir(flags.FLAGS.config_file))
         if PLAN.value:
             print_plan(config)
             return
@@ -245,7 +249,9 @@ def main(argv: Sequence[str]) -> None:
             results[method] = run(other, folders[method])
     except Stopped as stopped:
         if distributed.is_first():
-            print(stopped)
+            print(
+                f"{stopped}; to resume, give the same command with --workdir={workdir}"
+            )
         raise SystemExit(stopped.exit_code) from None
     except (
         ConfigError,

@@ -1,4 +1,4 @@
-"""Optimizers and learning rates of Optax by name; optimizer state under masks."""
+"""Optimizers and learning rates of Optax by name."""
 
 import difflib
 import inspect
@@ -9,8 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from woodfisher_jax.pruning.masks import Masks
-from woodfisher_jax.pruning.paths import Params, replace_leaves
+from woodfisher_jax.pruning.paths import Params
 
 OPTIMIZERS = (
     "adabelief",
@@ -213,27 +212,3 @@ def make_optimizer(
     return optax.chain(
         optax.add_decayed_weights(weight_decay, mask), build(schedule, **settings)
     )
-
-
-def mask_state(
-    tx: optax.GradientTransformation, state: Any, params: Params, masks: Masks
-) -> Any:
-    """Sets what the optimizer remembers of pruned weights to zero.
-
-    Whatever has the shape of a weight tensor is masked: momentum, means of gradients
-    and of their squares. A number kept for a whole tensor (novograd) stays.
-
-    Args:
-        tx: The transformation the state belongs to.
-        state: Its state.
-        params: The parameters that it optimises.
-        masks: From path to bool.
-    """
-    keep_all = jax.tree.map(lambda leaf: jnp.ones((), bool), params)
-
-    def masked(value: Any, mask: jax.Array) -> Any:
-        if jnp.ndim(mask) == 0 or jnp.shape(mask) != jnp.shape(value):
-            return value
-        return jnp.where(mask, value, jnp.zeros((), value.dtype))
-
-    return optax.tree_map_params(tx, masked, state, replace_leaves(keep_all, masks))

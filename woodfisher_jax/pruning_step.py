@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from woodfisher_jax import loss_path, optimizer, pruners, report
+from woodfisher_jax import loss_path, pruners, report
 from woodfisher_jax.batch_norm import reestimate
 from woodfisher_jax.data import batches
 from woodfisher_jax.evaluate import evaluate
@@ -16,6 +16,7 @@ from woodfisher_jax.plan import Plan, Stage
 from woodfisher_jax.pruning import flops
 from woodfisher_jax.pruning import prune as prune_
 from woodfisher_jax.pruning.gradients import sample_labels
+from woodfisher_jax.pruning.masked import mask_state
 from woodfisher_jax.pruning.masks import Masks
 from woodfisher_jax.pruning.methods import METHODS
 from woodfisher_jax.pruning.needs import Needs
@@ -114,7 +115,7 @@ def prune_state(
         **report.needs_record(info.needs),
     }
     batch_stats = _batch_stats(plan, pruner, params, state.batch_stats, draw)
-    opt_state = optimizer.mask_state(plan.train.tx, state.opt_state, params, masks)
+    opt_state = mask_state(state.opt_state, params, masks)
     state = TrainState(params, batch_stats, masks, opt_state, state.dense)
     return replicate(state, plan.mesh), record
 

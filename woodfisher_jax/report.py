@@ -3,9 +3,9 @@
 A *row* is what the run logs at one moment: ``event`` (``dense``, ``prune`` or
 ``train``), ``epoch`` (epochs completed, whole or not), ``step`` (optimizer steps
 taken), numbers such as ``loss``, ``top1`` and ``top5`` in percent, ``sparsity`` as a
-fraction, ``learning_rate``, ``seconds``, and ``sparsity/<path>`` for each tensor. A
-value may be None. The *results* are one object that sums up the run; `print_table`
-reads it.
+fraction, ``learning_rate``, ``seconds``, ``starved`` (share of the steps for whose
+batch the device had to wait), and ``sparsity/<path>`` for each tensor. A value may be
+None. The *results* are one object that sums up the run; `print_table` reads it.
 """
 
 import csv

@@ -130,9 +130,7 @@ def load_sparse(path: str | os.PathLike[str]) -> tuple[Arrays, Arrays]:
     return arrays, masks
 
 
-def to_bcoo(
-    array: jax.Array | np.ndarray, mask: jax.Array | np.ndarray
-) -> sparse.BCOO:
+def to_bcoo(array: jax.Array | np.ndarray, mask: jax.Array | np.ndarray) -> sparse.BCOO:
     """The weights that stay as a sparse array of JAX.
 
     Args:

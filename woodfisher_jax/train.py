@@ -131,8 +131,7 @@ def loop(
             # ----------------------------------------------------------------- stop
             if signal:
                 raise Stopped(
-                    f"Stopped after step {log.step}, which is saved. To resume, give "
-                    f"the same command with --workdir={workdir}",
+                    f"stopped after step {log.step}, which is saved in {workdir}",
                     EXIT_CODES[signal],
                 )
 
@@ -275,6 +274,7 @@ def train_segment(
         shard=distributed.shard(),
     ):
         before = running
+        log.starved_steps += before is not None and before[1].loss.is_ready()
         state, metrics = train_step(
             state,
             distributed.spread(batch, plan.mesh),
@@ -327,10 +327,11 @@ def finish_epoch(plan: Plan, phase: Phase, state: TrainState, log: Log) -> None:
             "train_loss": float(np.mean(np.asarray(log.losses, np.float32))),
             "learning_rate": float(phase.schedule(log.step - phase.first_step - 1)),
             "seconds": log.epoch_seconds,
+            "starved": log.starved_steps / phase.steps_per_epoch,
             **_sparsities(state.masks),
         }
     )
-    log.losses, log.epoch_seconds = [], 0.0
+    log.losses, log.epoch_seconds, log.starved_steps = [], 0.0, 0
     logger.info("epoch %g: top-1 %.2f %%", log.rows[-1]["epoch"], log.rows[-1]["top1"])
 
 

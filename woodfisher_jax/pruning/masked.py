@@ -81,10 +81,8 @@ def masked(
     ) -> tuple[Params, MaskedState]:
         masks = state.masks
         updates = apply_masks(updates, masks)
-        # Masks may be newer than what the optimizer remembers.
-        before = mask_state(state.inner_state, updates, masks)
         kept = None if params is None else apply_masks(params, masks)
-        changes, after = inner.update(updates, before, kept, **extra)
+        changes, after = inner.update(updates, state.inner_state, kept, **extra)
         changes = apply_masks(changes, masks)
         if params is not None:
             changes = _without_pruned(changes, params, masks)
