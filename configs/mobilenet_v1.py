@@ -10,8 +10,8 @@ hours at 4,000 a second, by arithmetic.
 
 After a colon the run of another script of the original, and the top-1 to expect (the
 paper's, from 72.00 %): ``75`` 70.09 %, ``89`` 63.87 %; by global magnitude
-``magnitude_75`` 69.90 %, ``magnitude_89`` 63.01 %. ``smoke`` is the whole network on 420
-generated JPEG files at 64 x 64 pixels.
+``magnitude_75`` 69.90 %, ``magnitude_89`` 63.01 %. ``smoke`` is the whole network on
+420 generated JPEG files at 64 x 64 pixels.
 """
 
 from ml_collections import ConfigDict

@@ -4,15 +4,15 @@
         --config.init_from=ResNet50-STR-Dense.pth
 
 Prunes all 54 layers (25,502,912 weights) in 9 steps over 40 epochs and trains for 60
-more; without ``init_from`` it trains the dense network for 100 epochs first. ImageNet as
-TFDS prepares it; for a folder with train/<class>/*.JPEG and val/ add
+more; without ``init_from`` it trains the dense network for 100 epochs first. ImageNet
+as TFDS prepares it; for a folder with train/<class>/*.JPEG and val/ add
 ``--config.data.name=imagenet_folder --config.data.dir=FOLDER``. With
 ``--config.train.dtype=bfloat16`` it trains in mixed precision.
 
 Hardware: the original ran on 4 GPUs with 45 images each; any number of devices that
 divides the batch of 180 gives the same run, and on others the nearest batch is named.
-120 million images are trained on: 13 hours at 2,500 images a second, by arithmetic. Each
-pruning step reads 160,000 images for its gradients; ``--plan`` says what it needs.
+128 million images are trained on: 14 hours at 2,500 images a second, by arithmetic.
+Each pruning step reads 160,000 images for its gradients; ``--plan`` says what it needs.
 
 After a colon the run of another script of the original, each with its hyper-parameters,
 and the top-1 to expect (the paper's, in %):
@@ -38,8 +38,8 @@ smoke                  an ImageNet-shaped set of 420 generated JPEG    none
 =====================  ==============================================  ==========
 
 One-shot, layer-wise, the paper's top-5: 92.14 % at 30 %, 90.57 % at 50 %, 67.13 % at
-65 %, from 92.86 %. The smoke run is the whole ResNet-50 from random weights: three epochs
-of ten steps, with pruning steps to 50 and 90 % between them; SMOKE_TIME on 2 CPU cores.
+65 %, from 92.86 %. The smoke run is the whole ResNet-50 from random weights: three
+epochs of ten steps, with pruning steps to 50 and 90 % between them; SMOKE_TIME
 ``--config.data.name=generated_records`` reads the same images as TFDS keeps them.
 """
 

@@ -54,6 +54,12 @@ def test_each_kind_of_curvature_has_a_builder_and_a_plan() -> None:
 def all_options() -> dict:
     """A value of each option that is not its default."""
     return {
+        "damping": 1e-3,
+        "block_size": 7,
+        "solver": "dense",
+        "store": "host",
+        "store_dtype": "bfloat16",
+        "scale_update": 0.5,
         "weight_decay": 1e-4,
         "centered": True,
         "mean_samples": np.ones((3, 2)),

@@ -63,8 +63,11 @@ def inner_product(params, batch):
 
 
 def run(params=None, samples=SAMPLES, loss_fn=inner_product, **options):
-    options = {"sparsity": 0.6, "damping": DAMPING} | options
     method = options.get("method", "woodfisherblock")
+    given = {"sparsity": 0.6}
+    if method not in ("diagfisher", "naivehess"):
+        given["damping"] = DAMPING
+    options = given | options
     if method in UPDATES and method not in FULL:
         options.setdefault("block_size", 7)
     return prune(loss_fn, params_of() if params is None else params, samples, **options)

@@ -17,7 +17,7 @@ PAGE = (Path(__file__).parents[1] / "docs/formats.md").read_text()
 
 @pytest.mark.parametrize(
     ("name", "shape"),
-    [("mlp", (8, 8, 1)), ("resnet20", (8, 8, 3))],
+    [("mlp", (8, 8, 1)), ("cifarnet", (32, 32, 3))],
 )
 def test_a_program_is_read_back(name: str, shape: tuple, tmp_path: Path) -> None:
     model = build_model(name)

@@ -36,7 +36,10 @@ def loss_fn(params, batch):
 
 
 def run(**options):
-    options = {"sparsity": 0.6, "damping": DAMPING} | options
+    given = {"sparsity": 0.6}
+    if options.get("method") not in ("diagfisher", "naivehess"):
+        given["damping"] = DAMPING
+    options = given | options
     samples = options.pop("samples", (X, Y))
     return prune(loss_fn, jax.tree.map(jnp.asarray, PARAMS), samples, **options)
 

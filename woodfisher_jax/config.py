@@ -17,7 +17,9 @@ from woodfisher_jax.pruning.flops import RESCALINGS
 from woodfisher_jax.pruning.hessian import ESTIMATORS
 from woodfisher_jax.pruning.methods import (
     METHODS,
+    OPTIONS,
     UPDATES,
+    applicable,
     check_options,
     method_named,
     scope_of,
@@ -45,6 +47,7 @@ __all__ = [
     "PruneConfig",
     "TrainConfig",
     "check_key",
+    "compared",
     "field_types",
     "from_dict",
     "is_pruner",
@@ -204,7 +207,7 @@ def _check(config: Config) -> None:
         _require(value >= 1, name, value, "1 or more")
     for method in config.compare_with:
         _named("compare_with", method_named, method)
-        for pruner in config.pruners.values():
+        for pruner in compared(config, method).pruners.values():
             _named("compare_with", check_options, method, _method_options(pruner))
     _check_distributed(config.distributed)
     _check_train(config.dense, "dense")
@@ -347,21 +350,23 @@ def _check_optimizer(optimizer: OptimizerConfig, name: str) -> None:
 
 def _method_options(prune: PruneConfig) -> dict[str, Any]:
     """What makes sense for some methods only."""
-    names = (
-        "update",
-        "centered",
-        "mean_samples",
-        "normalize_update",
-        "pi",
-        "hessian",
-        "num_probes",
-        "flops_power",
-        "flops_per_parameter",
-        "flops_normalize",
-        "flops_target",
-        "recompute",
+    return {name: getattr(prune, name) for name in OPTIONS if hasattr(prune, name)}
+
+
+def compared(config: Config, method: str) -> Config:
+    """The same run by another method; options that it does not have are left out."""
+    first, *others = (
+        dataclasses.replace(
+            pruner,
+            method=method,
+            scope=None,
+            **applicable(method, _method_options(pruner)),
+        )
+        for pruner in config.pruners.values()
     )
-    return {name: getattr(prune, name) for name in names}
+    return dataclasses.replace(
+        config, prune=first, also_prune=tuple(others), compare_with=()
+    )
 
 
 def _check_prune(prune: PruneConfig, name: str) -> None:

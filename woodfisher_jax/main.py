@@ -238,15 +238,8 @@ def main(argv: Sequence[str]) -> None:
         folders = {config.prune.method: workdir}
         results = {config.prune.method: run(config, workdir)}
         for method in config.compare_with:
-            first, *others = (
-                dataclasses.replace(pruner, method=method, scope=None)
-                for pruner in config.pruners.values()
-            )
-            other = dataclasses.replace(
-                config, prune=first, also_prune=tuple(others), compare_with=()
-            )
             folders[method] = workdir / f"compare-{method}"
-            results[method] = run(other, folders[method])
+            results[method] = run(config_.compared(config, method), folders[method])
     except Stopped as stopped:
         if distributed.is_first():
             print(

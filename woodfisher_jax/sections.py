@@ -326,7 +326,8 @@ class Config:
         seed: Of the initial weights, the order of examples and the Fisher samples.
         init_from: A PyTorch checkpoint (or .npz, .safetensors) of the dense network, or
             the folder of another run; it takes the place of training it.
-        compare_with: Methods to run after the main one on the same schedule.
+        compare_with: Methods to run after the main one on the same schedule, with the
+            same options as far as they have them.
         checkpoint_every_epochs: Besides a checkpoint after every pruning step.
         eval_batch_size: Examples a step of evaluation.
         compile_cache_dir: Folder for compiled programs, which a resumed run then need

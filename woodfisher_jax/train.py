@@ -274,7 +274,7 @@ def train_segment(
         shard=distributed.shard(),
     ):
         before = running
-        log.starved_steps += before is not None and before[1].loss.is_ready()
+        log.starved_steps += before is not None and is_done(before[1])
         state, metrics = train_step(
             state,
             distributed.spread(batch, plan.mesh),
@@ -298,6 +298,11 @@ def train_segment(
     if (log.step - phase.first_step) % phase.steps_per_epoch == 0:
         finish_epoch(plan, phase, state, log)
     return state
+
+
+def is_done(metrics: Metrics) -> bool:
+    """Whether a step has ended, so that its device waits for the next."""
+    return bool(metrics.loss.is_ready())  # type: ignore[attr-defined]
 
 
 def finish_step(step: int, metrics: Metrics, log: Log) -> bool:

@@ -211,7 +211,18 @@ def _is_estimated(row: Method) -> bool:
     return row.curvature is not None
 
 
+def _or_by_magnitude(applies: Callable[[Method], bool]) -> Callable[[Method], bool]:
+    """Methods without a curvature are compared with others under one set of options."""
+    return lambda row: row.curvature is None or applies(row)
+
+
 OPTIONS = {
+    "damping": Option(1e-5, _or_by_magnitude(_is_damped)),
+    "block_size": Option(None, _or_by_magnitude(_in_blocks)),
+    "solver": Option("auto", _or_by_magnitude(_in_blocks)),
+    "store": Option("auto", _or_by_magnitude(_in_blocks)),
+    "store_dtype": Option("float32", _or_by_magnitude(_in_blocks)),
+    "scale_update": Option(1.0, _or_by_magnitude(_updates)),
     "weight_decay": Option(0.0, _is_damped),
     "update": Option("sum", _in_blocks),
     "centered": Option(False, _in_blocks),
@@ -227,9 +238,29 @@ OPTIONS = {
     "flops_target": Option(None, _ranks_globally),
     "recompute": Option(0, _is_estimated),
 }
-"""Options of :func:`woodfisher_jax.prune` that make no sense for some methods. Those of
-curvature in general (damping, samples, blocks, stores) are not among them: several
-methods are compared with one set of them."""
+"""Options of :func:`woodfisher_jax.prune` that make no sense for some methods. Methods
+by magnitude take those of curvature in general, and have no use for them."""
+
+GOALS = ("flops_power", "flops_per_parameter", "flops_normalize", "flops_target")
+"""Options that say what is wanted, not how it is found: never left out."""
+
+
+def applicable(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The options with their defaults where they make no sense for a method.
+
+    For comparisons, where several methods are given one set of options.
+
+    Args:
+        name: Of the method.
+        given: Options of OPTIONS, by name.
+    """
+    row = method_named(name)
+    return {
+        key: value
+        if key in GOALS or OPTIONS[key].applies(row)
+        else OPTIONS[key].default
+        for key, value in given.items()
+    }
 
 
 def check_options(name: str, given: Mapping[str, Any]) -> None:

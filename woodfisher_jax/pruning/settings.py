@@ -162,6 +162,12 @@ def check_settings(
     check_options(
         method,
         {
+            "damping": damping,
+            "block_size": block_size,
+            "solver": solver,
+            "store": store,
+            "store_dtype": store_dtype,
+            "scale_update": scale_update,
             "weight_decay": weight_decay,
             "update": update,
             "centered": centered,
