@@ -31,7 +31,6 @@ TRAINING_IMAGES = {"mnist": 60_000, "cifar10": 50_000, "imagenet": 1_281_167}
 CHANGES_THE_RESULT = {
     "enable-dropout": "mlp has no dropout here",
     "use_se": "there are no mixed ResNets here",
-    "aa": "AutoAugment is not there yet",
     "woodtaylor-abs": "the signed statistic is used",
     "subtract-min": "statistics are compared as they are",
     "normalize-hgp": "the first-order term is used as it is",
@@ -71,6 +70,7 @@ def convert(flags: Namespace, file: Mapping[str, Any]) -> tuple[dict, list]:
         "data": {
             "name": flags.dset,
             "augment": not flags.disable_train_random_transforms,
+            "autoaugment": flags.aa,
         },
         "model": model,
         "train": _train(flags, file, trainer, notes),

@@ -373,6 +373,8 @@ def in_a_process(arguments: argparse.Namespace, name: str) -> Iterator[dict]:
     """Yields the records of one method from a process of its own."""
     command = [sys.executable, __file__, arguments.experiment, f"--method={name}"]
     command.append(f"--checkpoint={arguments.checkpoint}")
+    if arguments.seeds:
+        command.append(f"--seeds={arguments.seeds}")
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         for line in process.stdout:
@@ -390,8 +392,11 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, required=True)
     parser.add_argument("--out", type=Path, help="file for one JSON line a run")
     parser.add_argument("--method", help="one row alone, its records without a table")
+    parser.add_argument("--seeds", type=int, help="how many, if not as many as planned")
     arguments = parser.parse_args()
     experiment = EXPERIMENTS[arguments.experiment]
+    if arguments.seeds:
+        experiment = experiment._replace(num_seeds=arguments.seeds)
     if arguments.method:
         for record in runs(experiment, arguments.checkpoint, arguments.method):
             print(json.dumps(record), flush=True)

@@ -258,11 +258,11 @@ def test_options_of_a_small_run(tmp_path: Path) -> None:
         redraw_samples=False,
     )
     assert config.seed == 1
+    assert config.data.autoaugment
     assert config.train.optimizer.name == "adam"
     assert config.train.optimizer.settings == {}
     words = " ".join(notes)
     assert "optimizer.momentum" in words
-    assert "--aa" in words
     assert "--scale-prune-update" in words
 
 
