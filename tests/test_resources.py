@@ -17,7 +17,7 @@ import pytest
 from jax.tree_util import Partial
 
 import woodfisher_jax as wf
-from woodfisher_jax.pruning import panels, resources
+from woodfisher_jax.pruning import budget, panels, resources
 from woodfisher_jax.pruning.blocks import flat_order, within_tensors
 from woodfisher_jax.pruning.curvature import block_bytes
 from woodfisher_jax.pruning.fisher import solver_flops
@@ -45,8 +45,8 @@ def inner_product(params, batch):
 @pytest.fixture(autouse=True)
 def machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """A process of known size, endless disk, and small panels."""
-    monkeypatch.setattr(resources.memory, "resident", lambda: USED)
-    monkeypatch.setattr(resources, "free_bytes", lambda parent: 10**15)
+    monkeypatch.setattr(budget.memory, "resident", lambda: USED)
+    monkeypatch.setattr(budget, "free_bytes", lambda parent: 10**15)
     size = 4 * N * WIDTH * PANEL_BLOCKS
     monkeypatch.setattr(resources, "whole", partial(panels.whole, panel_bytes=size))
 
@@ -115,20 +115,20 @@ def test_factors_are_an_n_by_n_matrix_a_block() -> None:
 
 def test_a_phase_holds_vectors_panels_and_its_work() -> None:
     found = peaks(plan(store="disk", block_size=WIDTH))["curvature"]
-    vectors = resources.VECTOR_BYTES * 4000
+    vectors = budget.VECTOR_BYTES * 4000
     held = 4 * (4 * N * WIDTH * PANEL_BLOCKS)
     work = block_bytes(N, WIDTH, "sample_space")
     factors = BLOCKS * 4 * N * N
     assert found == vectors + held + work + factors
     # Weights, diagonal, scores, direction in float32, and at least one sorted copy.
-    assert resources.VECTOR_BYTES >= 5 * 4
+    assert budget.VECTOR_BYTES >= 5 * 4
 
 
 def test_chunks_of_gradients_take_their_room() -> None:
     few, many = (peaks(plan(microbatch_size=n))["gradients"] for n in (1, 5))
     # By tensor, flat, by block and the one before; the compiler may add to it.
     assert many - few >= 4 * (3 * 4 * 4000)
-    assert few >= STORED + resources.VECTOR_BYTES * 4000 + 4 * 4000
+    assert few >= STORED + budget.VECTOR_BYTES * 4000 + 4 * 4000
 
 
 def test_more_weights_samples_or_width_need_more() -> None:
@@ -173,7 +173,7 @@ def test_kronecker_factors_are_planned_and_take_no_store() -> None:
     assert (needs.store, needs.store_bytes, needs.blocks) == ("", 0, ())
     assert (needs.num_weights, needs.num_samples) == (20_000, 64)
     found, factors = peaks(needs), 8 * (200**2 + 100**2)
-    vectors = resources.VECTOR_BYTES * 20_000
+    vectors = budget.VECTOR_BYTES * 20_000
     assert found["curvature"] == vectors + 2 * factors + 3 * 8 * 200**2
     assert found["gradients"] >= vectors + 3 * factors
 
@@ -276,14 +276,14 @@ def test_with_less_memory_gradients_go_to_disk_and_then_it_is_refused() -> None:
 
 
 def test_without_a_disk_they_are_formed_again(monkeypatch) -> None:
-    monkeypatch.setattr(resources, "free_bytes", lambda parent: 0)
+    monkeypatch.setattr(budget, "free_bytes", lambda parent: 0)
     assert tiers(LIMITS) == ["device", "recompute", "refused"]
 
 
 def test_a_disk_that_just_holds_them(monkeypatch) -> None:
     above = peaks(plan(store="disk"))["curvature"]
     for free, store in ((STORED, "disk"), (STORED - 1, "recompute")):
-        monkeypatch.setattr(resources, "free_bytes", lambda parent, free=free: free)
+        monkeypatch.setattr(budget, "free_bytes", lambda parent, free=free: free)
         assert plan(above).store == store
 
 
@@ -402,7 +402,7 @@ def test_a_refusal_names_the_numbers() -> None:
 
 
 def test_a_refusal_for_the_disk_names_its_room(monkeypatch) -> None:
-    monkeypatch.setattr(resources, "free_bytes", lambda parent: 123_000)
+    monkeypatch.setattr(budget, "free_bytes", lambda parent: 123_000)
     message = refusal(10**9, store="disk")
     assert f"{STORED / 1e9:.3g} GB for its gradients" in message
     assert "0.000123 GB of disk" in message
@@ -418,7 +418,7 @@ def test_every_way_out_that_is_named_is_one(monkeypatch) -> None:
         ("disk", 100, 100_000),
         ("recompute", None, 10**15),
     ):
-        monkeypatch.setattr(resources, "free_bytes", lambda parent, free=disk: free)
+        monkeypatch.setattr(budget, "free_bytes", lambda parent, free=disk: free)
         options = {"store": store, "block_size": block_size}
         for above in LIMITS[::2]:
             try:
@@ -523,10 +523,8 @@ def accelerator(monkeypatch: pytest.MonkeyPatch):
     """Pretends that devices have so much memory of their own."""
 
     def pretend(free: int) -> None:
-        monkeypatch.setattr(
-            resources.memory, "device_limit", lambda device: USED + free
-        )
-        monkeypatch.setattr(resources.memory, "device_used", lambda device: USED)
+        monkeypatch.setattr(budget.memory, "device_limit", lambda device: USED + free)
+        monkeypatch.setattr(budget.memory, "device_used", lambda device: USED)
         # Blocks are then computed many at a time.
         monkeypatch.setattr(resources, "BATCH_BYTES", 10_000)
 
@@ -555,7 +553,7 @@ def test_without_room_on_host_and_disk_they_are_formed_again(
     accelerator, monkeypatch
 ) -> None:
     accelerator(1_000_000)
-    monkeypatch.setattr(resources, "free_bytes", lambda parent: 0)
+    monkeypatch.setattr(budget, "free_bytes", lambda parent: 0)
     needs = plan(STORED - 1)
     assert needs.store == "recompute"
     assert needs.limit_bytes == USED + 1_000_000
@@ -570,7 +568,7 @@ def test_a_refusal_for_the_host_s_memory_speaks_of_it(accelerator) -> None:
 def test_several_accelerators_have_each_their_own_memory() -> None:
     found = []
     for devices in (1, 8):
-        budget = resources._Budget(
+        room = budget.Budget(
             used=0,
             limit=20_000_000,
             host_used=0,
@@ -591,11 +589,11 @@ def test_several_accelerators_have_each_their_own_memory() -> None:
             {"w": samples["w"][:1]},
             order,
             settings,
-            budget,
+            room,
         )
         part = panels.whole(order, within_tensors(order, 100), 100)
         recompute = settings._replace(store="recompute")
-        parts = next(resources._candidates(part, work, recompute, budget)).parts
+        parts = next(resources._candidates(part, work, recompute, room)).parts
         found.append((work.microbatch_size, len(parts)))
     assert found[0] == found[1]
 

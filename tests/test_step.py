@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from woodfisher_jax import METHODS, plan_pruning, prune
-from woodfisher_jax.pruning import resources
+from woodfisher_jax.pruning import budget
 from woodfisher_jax.pruning.paths import leaves_by_path
 
 RANDOM = np.random.default_rng(0)
@@ -540,7 +540,7 @@ def test_options_out_of_range_or_place(options, message) -> None:
 
 @pytest.mark.parametrize("method", ["kfac", "naivehess"])
 def test_the_plan_is_that_of_the_step(monkeypatch, method) -> None:
-    monkeypatch.setattr(resources.memory, "resident", lambda: 10**9)
+    monkeypatch.setattr(budget.memory, "resident", lambda: 10**9)
     options = {"sparsity": 0.6, "method": method, "memory_limit": 10**12}
     found = plan_pruning(loss_fn, PARAMS, (X, Y), **options)
     assert found == run(**options)[2].needs

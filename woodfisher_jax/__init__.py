@@ -15,6 +15,7 @@ from woodfisher_jax.pruning import (
     obs,
     schedules,
 )
+from woodfisher_jax.pruning.budget import MemoryLimitError
 from woodfisher_jax.pruning.curvature import CurvatureError
 from woodfisher_jax.pruning.disk import StoreError
 from woodfisher_jax.pruning.masked import masked, masks_of, prune_masked, with_masks
@@ -27,7 +28,6 @@ from woodfisher_jax.pruning.masks import (
 from woodfisher_jax.pruning.methods import METHODS
 from woodfisher_jax.pruning.needs import Needs
 from woodfisher_jax.pruning.prune import PruneInfo, plan_pruning, prune
-from woodfisher_jax.pruning.resources import MemoryLimitError
 from woodfisher_jax.pruning.schedules import gradual
 
 __all__ = [

@@ -28,8 +28,8 @@ from woodfisher_jax.data import DataMissingError
 from woodfisher_jax.plan import prepare
 from woodfisher_jax.preemption import Stopped
 from woodfisher_jax.progress import progress_bar
+from woodfisher_jax.pruning.budget import MemoryLimitError
 from woodfisher_jax.pruning.curvature import CurvatureError
-from woodfisher_jax.pruning.resources import MemoryLimitError
 from woodfisher_jax.pruning_step import forecast
 from woodfisher_jax.train import DivergedError, run
 from woodfisher_jax.workdir import LOG_FORMAT

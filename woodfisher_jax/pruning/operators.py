@@ -16,14 +16,15 @@ import numpy as np
 from jax.tree_util import Partial
 
 from woodfisher_jax.pruning import blocks, hessian, kfac, kronecker, resources
+from woodfisher_jax.pruning.budget import MICROBATCH_SIZE
 from woodfisher_jax.pruning.gradients import Gradients, gradient_chunks
 from woodfisher_jax.pruning.inverse import InverseFisher
 from woodfisher_jax.pruning.masks import Masks
 from woodfisher_jax.pruning.methods import method_named
 from woodfisher_jax.pruning.moments import Moments
 from woodfisher_jax.pruning.needs import Needs, Passes
+from woodfisher_jax.pruning.passes import plan_passes
 from woodfisher_jax.pruning.paths import Params
-from woodfisher_jax.pruning.resources import MICROBATCH_SIZE
 from woodfisher_jax.pruning.samples import num_examples, regroup
 from woodfisher_jax.pruning.settings import Settings
 from woodfisher_jax.pruning.store import mean_square
@@ -143,7 +144,7 @@ def _plan_factors(problem: Problem) -> Needs:
             microbatch_size=microbatch_size,
         )
 
-    return resources.plan_passes(passes, problem.order, settings)
+    return plan_passes(passes, problem.order, settings)
 
 
 def _plan_hessian(problem: Problem) -> Needs:
@@ -161,7 +162,7 @@ def _plan_hessian(problem: Problem) -> Needs:
             num_probes=settings.num_probes,
         )
 
-    return resources.plan_passes(passes, problem.order, settings)
+    return plan_passes(passes, problem.order, settings)
 
 
 PLANNERS: dict[str, Callable[[Problem], Needs]] = {

@@ -4,45 +4,34 @@ From that follows where gradients wait between the statistic and the update, how
 are formed at once, and whether the step can be carried out at all.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple, NoReturn
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.tree_util import Partial
 
-from woodfisher_jax.pruning import memory
 from woodfisher_jax.pruning.blocks import FlatOrder, Layout
+from woodfisher_jax.pruning.budget import (
+    MICROBATCH_SIZE,
+    Budget,
+    MemoryLimitError,
+    budget_of,
+    vectors_bytes,
+)
 from woodfisher_jax.pruning.curvature import BATCH_BYTES, block_bytes, factor_bytes
-from woodfisher_jax.pruning.disk import free_bytes
 from woodfisher_jax.pruning.fisher import choose_solver, solver_flops
 from woodfisher_jax.pruning.gradients import chunk_length, compile_gradients
 from woodfisher_jax.pruning.masks import Masks
-from woodfisher_jax.pruning.needs import Needs, Passes, Phase
+from woodfisher_jax.pruning.needs import Needs, Phase
 from woodfisher_jax.pruning.panels import Panel, Part, split, whole
 from woodfisher_jax.pruning.paths import Params
 from woodfisher_jax.pruning.samples import regroup
 from woodfisher_jax.pruning.settings import STORES, Settings
-from woodfisher_jax.pruning.sharding import local_devices, num_devices
-
-MICROBATCH_SIZE = 64
-"""Examples at once, where they fit; more is no faster."""
+from woodfisher_jax.pruning.sharding import num_devices
 
 CPU_CHUNK_BYTES = 128 * 2**20
 """On a CPU, larger chunks of gradients than this leave the caches and are slower."""
-
-VECTOR_BYTES = 44
-"""For each prunable weight: weights, diagonal, scores and direction, what sorting the
-scores takes, masks, indices."""
-
-SLOPE_BYTES = 16
-"""The same for a loss with a slope: ḡ as it is added up and flat, h, and w - h."""
-
-
-class MemoryLimitError(MemoryError):
-    """A pruning step that does not fit; the message says what would."""
 
 
 class Storage(NamedTuple):
@@ -90,7 +79,7 @@ def plan(
     Raises:
         MemoryLimitError: If it does not fit in memory or on the disk.
     """
-    budget = _budget(settings)
+    budget = budget_of(settings)
     example = next(regroup(samples, 1))
     work = _gradient_work(loss_fn, params, masks, example, order, settings, budget)
     if not layout:
@@ -104,115 +93,6 @@ def plan(
         if _fits(needs, storage, budget):
             return needs, storage
     _refuse(needs, part, work, settings, budget)
-
-
-def plan_passes(
-    passes: Callable[[int], Passes], order: FlatOrder, settings: Settings
-) -> Needs:
-    """Plans a step whose curvature keeps no gradients.
-
-    Args:
-        passes: What it takes with so many examples at once.
-        order: The flat order of the prunable tensors.
-        settings: Of the step.
-
-    Raises:
-        MemoryLimitError: If it does not fit in memory.
-    """
-    budget = _budget(settings)
-    static = budget.used + _vectors(order, settings, budget)
-    room = (budget.limit - static) // 2
-    most = settings.microbatch_size or MICROBATCH_SIZE
-    found = passes(most)
-    while settings.microbatch_size is None and found.bytes > room and most > 1:
-        most = max(1, min(most // 2, int(room / found.bytes * most)))
-        found = passes(most)
-    after = static + found.bytes_after if budget.shared else static
-    phases = [Phase("gradients", found.flops, 0, static + found.bytes)]
-    if found.bytes_after:
-        phases.append(Phase("curvature", found.flops_after, 0, after))
-    needs = Needs(
-        store="",
-        store_dtype=settings.store_dtype,
-        store_bytes=0,
-        passes=1,
-        keep_factors=False,
-        microbatch_size=most,
-        num_weights=order.size,
-        num_samples=settings.num_samples,
-        batch_size=settings.batch_size,
-        blocks=(),
-        phases=tuple(phases),
-        limit_bytes=budget.limit,
-    )
-    taken, limit = needs.peak_bytes, budget.limit
-    if budget.host_used + found.bytes_after > budget.host_limit:
-        taken, limit = budget.host_used + found.bytes_after, budget.host_limit
-    if taken > limit:
-        raise MemoryLimitError(
-            f"this pruning step needs {taken / 1e9:.3g} GB of memory, and the limit is "
-            f"{limit / 1e9:.3g} GB ({order.size:,} weights, microbatch_size={most}). "
-            + ("Take a smaller microbatch_size, leave" if most > 1 else "Leave")
-            + " out the widest layers (prunable), or choose woodfisherblock, whose "
-            "block_size bounds its memory"
-        )
-    return needs
-
-
-# --------------------------------------------------------------------- what there is
-
-
-class _Budget(NamedTuple):
-    """Bytes there are, for the arrays of a device and for this process.
-
-    On a CPU both are the same memory. In a run of several processes these are the
-    smallest of all, so that all decide alike.
-    """
-
-    used: int
-    limit: int
-    host_used: int
-    host_limit: int
-    disk: int
-    shared: bool
-    devices: int
-
-    @property
-    def sharers(self) -> int:
-        """Devices whose arrays lie in the memory that ``limit`` is about."""
-        return self.devices if self.shared else 1
-
-
-def _budget(settings: Settings) -> _Budget:
-    mesh = settings.mesh
-    local = local_devices(mesh) or jax.local_devices()[:1]
-    host_used = memory.resident()
-    host_limit = settings.memory_limit or memory.host_limit()
-    used, limit = host_used, memory.device_limit(local[0])
-    if limit is not None:
-        used = memory.device_used(local[0])
-    found = np.asarray(
-        [
-            used,
-            -(host_limit if limit is None else limit),
-            host_used,
-            -host_limit,
-            -free_bytes(settings.store_dir),
-        ],
-        np.float32 if jax.process_count() > 1 else np.int64,
-    )
-    if mesh is not None and len(local) < mesh.size:
-        found = np.max(np.asarray(multihost_utils.process_allgather(found)), axis=0)
-    used, limit_, host_used, host_limit, disk = np.abs(found.astype(np.int64)).tolist()
-    return _Budget(
-        used=used,
-        limit=limit_,
-        host_used=host_used,
-        host_limit=host_limit,
-        disk=disk,
-        shared=limit is None,
-        devices=len(local),
-    )
 
 
 # ------------------------------------------------------------------------- gradients
@@ -243,10 +123,10 @@ def _gradient_work(
     example: Any,
     order: FlatOrder,
     settings: Settings,
-    budget: _Budget,
+    budget: Budget,
 ) -> _GradientWork:
     """Compiles the gradients of a chunk; a smaller one if the first does not fit."""
-    vectors = _vectors(order, settings, budget)
+    vectors = vectors_bytes(order, settings, budget)
     room = (budget.limit - budget.used - vectors) // budget.sharers
     devices = num_devices(settings.mesh)
 
@@ -288,16 +168,11 @@ def _rows_bytes(order: FlatOrder, samples: int) -> int:
     return 4 * 4 * order.size * samples
 
 
-def _vectors(order: FlatOrder, settings: Settings, budget: _Budget) -> int:
-    each = VECTOR_BYTES + (SLOPE_BYTES if settings.method.first_order else 0)
-    return each * order.size * budget.sharers
-
-
 # --------------------------------------------------------------------------- storage
 
 
 def _candidates(
-    part: Part, work: _GradientWork, settings: Settings, budget: _Budget
+    part: Part, work: _GradientWork, settings: Settings, budget: Budget
 ) -> Iterator[Storage]:
     """What the settings leave open, the best first."""
     if settings.store != "auto":
@@ -323,20 +198,20 @@ def _parts(
     keep_factors: bool,
     work: _GradientWork,
     settings: Settings,
-    budget: _Budget,
+    budget: Budget,
 ) -> tuple[Part, ...]:
     """All at once, or for recomputation as much at a time as there is room for."""
     if store != "recompute":
         return (part,)
     computing = _computing(part, keep_factors, settings, budget)
-    taken = _vectors(work.order, settings, budget) + budget.used
+    taken = vectors_bytes(work.order, settings, budget) + budget.used
     taken += max(budget.sharers * work.bytes, computing)
     room = (budget.limit - taken) // budget.sharers
     return split(part, room // _row_bytes(1, settings))
 
 
 def _computing(
-    part: Part, keep_factors: bool, settings: Settings, budget: _Budget
+    part: Part, keep_factors: bool, settings: Settings, budget: Budget
 ) -> int:
     """The curvature of a panel, and the factors of all if they are kept."""
     solvers = [(panel, _solver(panel, settings)) for panel in part.panels]
@@ -364,11 +239,11 @@ def _needs(
     work: _GradientWork,
     storage: Storage | None,
     settings: Settings,
-    budget: _Budget,
+    budget: Budget,
 ) -> Needs:
     """What a step takes with this storage."""
     many = budget.sharers
-    static = budget.used + _vectors(work.order, settings, budget)
+    static = budget.used + vectors_bytes(work.order, settings, budget)
     devices, n = num_devices(settings.mesh), settings.num_samples
     panels = storage.whole.panels if storage else ()
     columns = storage.whole.columns if storage else 0
@@ -410,7 +285,7 @@ def _needs(
     )
 
 
-def _panel_bytes(panel: Panel, solver: str, settings: Settings, budget: _Budget) -> int:
+def _panel_bytes(panel: Panel, solver: str, settings: Settings, budget: Budget) -> int:
     """A panel being fetched, as columns, as blocks, and the one before; its work."""
     held = 4 * _row_bytes(panel.stop - panel.start, settings)
     one = block_bytes(settings.num_samples, panel.width, solver)
@@ -427,7 +302,7 @@ def _block_counts(
     return tuple((width, n, solver) for (width, solver), n in counts.items())
 
 
-def _fits(needs: Needs, storage: Storage, budget: _Budget) -> bool:
+def _fits(needs: Needs, storage: Storage, budget: Budget) -> bool:
     here = needs.store_bytes * budget.devices // max(1, len(storage.whole.indices))
     if storage.store == "disk" and here > budget.disk:
         return False
@@ -444,7 +319,7 @@ def _refuse(
     part: Part | None,
     work: _GradientWork,
     settings: Settings,
-    budget: _Budget,
+    budget: Budget,
 ) -> NoReturn:
     worst = max(needs.phases, key=lambda phase: phase.peak_bytes)
     where = "the memory limit" if budget.shared else "the memory of the device"
@@ -485,7 +360,7 @@ def _ways_out(
     active: np.ndarray | None,
     work: _GradientWork,
     settings: Settings,
-    budget: _Budget,
+    budget: Budget,
 ) -> list[str]:
     """For each setting that could make it fit, the nearest value found that does."""
 
