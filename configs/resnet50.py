@@ -34,7 +34,7 @@ one_shot               one step, thresholds a layer, no training; a    see below
                        sweep over sparsities is ``scripts/sweep.py
                        resnet50_layerwise``
 smoke                  an ImageNet-shaped set of 420 generated JPEG    none
-                       files at 64 x 64 pixels
+                       files at 48 x 48 pixels
 =====================  ==============================================  ==========
 
 One-shot, layer-wise, the paper's top-5: 92.14 % at 30 %, 90.57 % at 50 %, 67.13 % at
@@ -146,7 +146,7 @@ def shrink(config: ConfigDict) -> None:
     """Makes a run of minutes on two cores of it, on images that it draws itself."""
     config.checkpoint_every_epochs = 1
     config.eval_batch_size = 50
-    config.data.update({"name": "generated_images", "image_size": 64, "resize": 72})
+    config.data.update({"name": "generated_images", "image_size": 48, "resize": 54})
     config.model.num_classes = 10
 
     config.dense.epochs = 0
@@ -155,3 +155,4 @@ def shrink(config: ConfigDict) -> None:
 
     config.prune.update({"initial_sparsity": 0.5, "start": 1, "end": 2, "frequency": 1})
     config.prune.update({"num_samples": 8, "batch_size": 4, "loss_samples": 32})
+    config.prune.block_size = 20_000

@@ -13,7 +13,8 @@ PACKAGE = ROOT / "woodfisher_jax"
 # From bottom to top. A module imports rooms of lower levels only; modules of one level
 # do not import each other, but for those of one folder.
 LEVELS = [
-    {"pruning.paths", "pruning.fisher", "pruning.obs", "pruning.schedules"},
+    {"pruning.paths", "pruning.fisher", "pruning.obs", "pruning.schedules"}
+    | {"pruning.projections"},
     {"pruning.memory", "pruning.sharding", "pruning.needs", "pruning.kronecker"}
     | {"pruning.recompute", "pruning.diagnostics"},
     {"pruning.masks", "pruning.blocks", "pruning.samples", "pruning.curvature"},

@@ -13,6 +13,7 @@ from woodfisher_jax.pruning import (
     gradients,
     masks,
     obs,
+    projections,
     schedules,
 )
 from woodfisher_jax.pruning.budget import MemoryLimitError
@@ -49,6 +50,7 @@ __all__ = [
     "masks_of",
     "obs",
     "plan_pruning",
+    "projections",
     "prune",
     "prune_masked",
     "schedules",

@@ -23,6 +23,9 @@ from woodfisher_jax.torch_weights import check_output, image_shape, write_state_
 
 ImageShape = tuple[int, ...]
 
+BATCH_SIZES = (1, 64)
+"""For which products are timed: what is fast for one row may be slow for many."""
+
 
 class Format(NamedTuple):
     """What a run can be exported as.
@@ -113,8 +116,9 @@ def export(
     remark = row.write(out, saved, image_shape or ())
     lines = [f"{out}: {out.stat().st_size:,} bytes, {remark}"]
     if time_products:
-        found = latency(saved.variables["params"], saved.masks)
-        lines.append(latency_line(found))
+        for rows in BATCH_SIZES:
+            found = latency(saved.variables["params"], saved.masks, rows)
+            lines.append(latency_line(found))
     return lines
 
 
