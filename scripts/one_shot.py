@@ -170,6 +170,21 @@ EXPERIMENTS = {
         | {"naivehess, exact, N = 100": {"method": "naivehess", "num_samples": 100}},
         1,
     ),
+    "mlp_joint": Experiment(
+        "mlp",
+        "mnist",
+        None,
+        MLP_SPARSITIES,
+        {
+            f"woodfisher, {update}": {
+                "method": "woodfisher",
+                "num_samples": 1000,
+                "update": update,
+            }
+            for update in ("none", "sum", "joint")
+        },
+        3,
+    ),
     "mlp_kfac": Experiment(
         "mlp",
         "mnist",
