@@ -3,13 +3,13 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from woodfisher_jax.data import generated
 from woodfisher_jax.data.array_records import (
     DataMissingError,
     data_root,
     open_images,
 )
 from woodfisher_jax.data.dataset import DataSet
+from woodfisher_jax.data.generated import write_once
 from woodfisher_jax.data.image_folder import find_images
 from woodfisher_jax.data.streams import ImageOptions, ImageSource, ImageStream
 
@@ -82,7 +82,7 @@ def generated_images(data_dir: str | None, options: ImageOptions) -> DataSet:
     Returns:
         The data set.
     """
-    root = generated.write_once("images", data_dir)
+    root = write_once("images", data_dir)
     train, test = find_images("generated_images", root)
     return _data_set("generated_images", train, test, len(train.classes), options)
 
@@ -97,7 +97,7 @@ def generated_records(data_dir: str | None, options: ImageOptions) -> DataSet:
     Returns:
         The data set.
     """
-    root = generated.write_once("records", data_dir)
+    root = write_once("records", data_dir)
     return _from_records("generated_records", "imagenet2012", str(root), options)
 
 
