@@ -280,7 +280,7 @@ def cli(arguments: Sequence[str] | None = None) -> None:
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-    print(f"{out}: {len(state_dict)} tensors, {out.stat().st_size / 1e6:.1f} MB")
+    print(f"{out}: {len(state_dict)} tensors, {out.stat().st_size:,} bytes")
 
 
 if __name__ == "__main__":
