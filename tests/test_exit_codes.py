@@ -1,0 +1,36 @@
+"""A command ends with a line and a code; what nobody foresaw keeps its traceback."""
+
+import pytest
+
+from woodfisher_jax.exit_codes import FAILED, INTERRUPTED, USAGE, exits
+
+CODES: dict[type[Exception], int] = {FileNotFoundError: USAGE, OSError: FAILED}
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (FileNotFoundError("no x; give y"), 2, "error: no x; give y\n"),
+        (OSError("disk full"), 1, "error: disk full\n"),
+        (KeyboardInterrupt(), 130, "interrupted\n"),
+    ],
+)
+def test_an_error_is_a_line_and_a_code(
+    capsys: pytest.CaptureFixture[str], error: BaseException, code: int, said: str
+) -> None:
+    with pytest.raises(SystemExit) as ended, exits(CODES):
+        raise error
+    assert ended.value.code == code
+    told = capsys.readouterr()
+    assert (told.out, told.err) == ("", said)
+
+
+def test_all_others_pass() -> None:
+    with pytest.raises(ZeroDivisionError), exits(CODES):
+        raise ZeroDivisionError
+    with exits(CODES):
+        pass
+
+
+def test_the_codes_are_those_of_shells() -> None:
+    assert (FAILED, USAGE, INTERRUPTED) == (1, 2, 130)
