@@ -23,7 +23,7 @@ from bench_pruning import processor, sequential_inverse
 from rich.console import Console
 from rich.table import Table
 
-from woodfisher_jax import report
+from woodfisher_jax import environment
 from woodfisher_jax.pruning.curvature import inverse_diagonals, inverse_products
 from woodfisher_jax.pruning.fisher import choose_solver, matmul
 
@@ -124,7 +124,7 @@ def show(rows: list[dict]) -> None:
                 "benchmark": "blocks",
                 "processor": processor(),
                 "rows": rows,
-                **report.environment(),
+                **environment.environment(),
             }
         )
     )

@@ -14,7 +14,7 @@ import numpy as np
 from bench_pruning import processor
 
 import woodfisher_jax as wf
-from woodfisher_jax import models, report
+from woodfisher_jax import environment, models
 from woodfisher_jax.objective import frozen_loss
 from woodfisher_jax.pruning.gradients import gradient_chunks
 
@@ -76,7 +76,7 @@ def main() -> None:
         "per_sample_ms_an_image": per_sample,
         "planned_microbatch_size": planned.microbatch_size,
         "ratio": chosen / min(ms for _, ms in rows),
-        **report.environment(),
+        **environment.environment(),
     }
     print(json.dumps(result, indent=1))
 

@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 import woodfisher_jax as wf
-from woodfisher_jax import models, report
+from woodfisher_jax import environment, metrics, models, tables
 from woodfisher_jax.objective import frozen_loss
 from woodfisher_jax.progress import progress_bar
 from woodfisher_jax.pruning.fisher import matmul
@@ -111,7 +111,7 @@ def main() -> None:
     }
     needs = wf.plan_pruning(loss_fn, params, samples, **options)
     assert needs is not None
-    report.print_needs(needs)
+    tables.print_needs(needs)
     for _ in range(1 + arguments.warm):
         start = time.perf_counter()
         with progress_bar() as progress:
@@ -129,7 +129,7 @@ def show(
     needs = info.needs
     assert needs is not None
     stats = jax.devices()[0].memory_stats() or {}
-    peak = stats.get("peak_bytes_in_use", report.peak_rss_bytes())
+    peak = stats.get("peak_bytes_in_use", environment.peak_rss_bytes())
     seconds = [info.seconds_gradients, info.seconds_curvature, info.seconds_update]
     table = Table(
         title=f"{arguments.model}, {needs.num_weights:,} weights, "
@@ -162,8 +162,8 @@ def show(
         "matrix_rate": rate,
         "peak_bytes": peak,
         "sparsity": info.sparsity,
-        **report.needs_record(needs),
-        **report.environment(),
+        **metrics.needs_record(needs),
+        **environment.environment(),
     }
     print(json.dumps(result))
 

@@ -10,7 +10,6 @@ for the first), updated by one gradient at a time. Prints a table and a line of 
 
 import argparse
 import json
-import platform
 import time
 from pathlib import Path
 from typing import Any
@@ -22,8 +21,9 @@ from rich.console import Console
 from rich.table import Table
 
 import woodfisher_jax as wf
-from woodfisher_jax import data, models, report, torch_weights
+from woodfisher_jax import data, environment, models, torch_weights
 from woodfisher_jax.data import batches
+from woodfisher_jax.environment import processor
 from woodfisher_jax.objective import frozen_loss
 from woodfisher_jax.pruning import blocks, curvature
 from woodfisher_jax.pruning.gradients import gradient_chunks
@@ -85,16 +85,6 @@ def worst(found: list[Any], expected: list[Any]) -> float:
     )
 
 
-def processor() -> str:
-    """Name of this machine's processor."""
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor()
-
-
 def main() -> None:
     """Runs both and prints the comparison."""
     parser = argparse.ArgumentParser(
@@ -127,7 +117,7 @@ def main() -> None:
         jax.block_until_ready(pruned)
         seconds.append(time.perf_counter() - start)
     cold, warm = seconds[0], float(np.median(seconds[1:]))
-    peak = report.peak_rss_bytes()
+    peak = environment.peak_rss_bytes()
 
     order = blocks.flat_order(masks)
     flat = [
@@ -172,7 +162,7 @@ def main() -> None:
         "weights_error": float(np.max(np.abs(after - truth)) / largest),
         "weights_error_sequential": float(np.max(np.abs(reference - truth)) / largest),
         "peak_rss_bytes": peak,
-        **report.environment(),
+        **environment.environment(),
     }
     table = Table(title=f"MLP, N = {NUM_SAMPLES}, whole layers, {processor()}")
     table.add_column("")

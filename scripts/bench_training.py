@@ -21,7 +21,7 @@ import jax
 import numpy as np
 from bench_pruning import processor
 
-from woodfisher_jax import data, models, optimizer, report, state_dicts
+from woodfisher_jax import data, environment, models, optimizer, state_dicts
 from woodfisher_jax.train_step import TrainState, train_step
 
 BATCH_SIZE, LEARNING_RATE, MOMENTUM, WEIGHT_DECAY = 128, 0.01, 0.9, 1e-4
@@ -141,7 +141,7 @@ def main() -> None:
     found = compared(loops, dataset, arguments.steps, arguments.rounds)
     for name, figures in found.items():
         print(json.dumps({"loop": name, **figures}))
-    print(json.dumps({"processor": processor(), **report.environment()}))
+    print(json.dumps({"processor": processor(), **environment.environment()}))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import woodfisher_jax as wf
-from woodfisher_jax import data, models, report, torch_weights
+from woodfisher_jax import data, environment, models, torch_weights
 from woodfisher_jax.batch_norm import reestimate
 from woodfisher_jax.data import batches
 from woodfisher_jax.evaluate import evaluate
@@ -341,7 +341,7 @@ def runs(experiment: Experiment, checkpoint: Path, name: str) -> Iterator[dict]:
         start = time.perf_counter()
         for target, params, known in pruned(given, experiment, arguments, seed):
             seconds = time.perf_counter() - start
-            peak = report.peak_rss_bytes()
+            peak = environment.peak_rss_bytes()
             yield {
                 "method": name,
                 "seed": seed,

@@ -37,6 +37,7 @@ NETWORKS = {
     "centered": {"block_size": 50, "centered": True, "diagnostics": True},
     "slope": {"method": "woodtaylorblock", "damping": 1e-2, "diagnostics": True},
     "kronecker": {"method": "kfac", "damping": 1e-2},
+    "groups": {"block_size": 50, "pattern": "2x2", "update": "joint"},
 }
 
 Found = dict[str, np.ndarray]

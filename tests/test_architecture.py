@@ -14,26 +14,29 @@ PACKAGE = ROOT / "woodfisher_jax"
 # do not import each other, but for those of one folder.
 LEVELS = [
     {"pruning.paths", "pruning.fisher", "pruning.obs", "pruning.schedules"}
-    | {"pruning.projections"},
+    | {"pruning.projections", "exit_codes"},
     {"pruning.memory", "pruning.sharding", "pruning.needs", "pruning.kronecker"}
-    | {"pruning.recompute", "pruning.diagnostics"},
+    | {"pruning.recompute", "pruning.diagnostics", "pruning.leave_one_out"},
     {"pruning.masks", "pruning.blocks", "pruning.samples", "pruning.curvature"},
     {"pruning.gradients", "pruning.methods", "pruning.panels", "pruning.layers"}
+    | {"pruning.patterns"}
     | {"pruning.joint"},
-    {"pruning.disk", "pruning.capture", "pruning.flops", "pruning.hessian"},
-    {"pruning.settings", "pruning.kfac", "pruning.vectors", "pruning.moments"},
+    {"pruning.disk", "pruning.capture", "pruning.flops", "pruning.hessian"}
+    | {"pruning.groups"},
+    {"pruning.kronecker_groups"}
+    | {"pruning.settings", "pruning.kfac", "pruning.vectors", "pruning.moments"},
     {"pruning.budget", "pruning.store", "pruning.selection"},
     {"pruning.resources", "pruning.passes"},
     {"pruning.inverse", "pruning.info"},
     {"pruning.operators"},
     {"pruning.step"},
     {"pruning.prune"},
-    {"pruning.masked"},
-    {"", "models", "data", "checkpoint", "report", "plots", "progress", "torch_pickle"}
-    | {"preemption"},
+    {"pruning.masked", "pruning.matching"},
+    {"", "models", "data", "checkpoint", "plots", "progress", "torch_pickle"}
+    | {"preemption", "metrics", "tables", "environment", "page", "quantities"},
     {"torch_files", "objective", "optimizer", "sections", "sparse_files"},
-    {"config", "state_dicts", "latency", "serving"},
-    {"saved_run"},
+    {"config", "state_dicts", "latency", "serving", "charts"},
+    {"saved_run", "config_files"},
     {
         "torch_weights",
         "workdir",
@@ -42,11 +45,12 @@ LEVELS = [
         "batch_norm",
         "loss_path",
         "pruners",
+        "record",
     },
-    {"distributed"},
-    {"evaluate", "export"},
-    {"plan"},
-    {"pruning_step", "results"},
+    {"distributed", "provenance", "stage_charts"},
+    {"evaluate", "export", "run_page", "comparison"},
+    {"plan", "comparison_page"},
+    {"pruning_step", "results", "report"},
     {"train"},
     {"main"},
 ]

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from woodfisher_jax.pruning.blocks import (
+    NARROWEST,
     across_tensors,
     active_within_tensors,
     flat_order,
@@ -188,6 +189,27 @@ def test_the_full_matrix_is_one_block_over_all_tensors() -> None:
     order = flat_order({"a": jnp.ones(6), "b": jnp.ones(4)})
     (group,) = full_matrix(order)
     np.testing.assert_array_equal(group, np.arange(10)[None])
+
+
+def test_the_full_matrix_narrows_as_weights_go() -> None:
+    order = flat_order({"a": np.zeros((300, 200)), "b": np.zeros((50, 400))})
+    active = np.random.default_rng(0).random(order.size) < 0.3
+    (group,) = full_matrix(order, None, active)
+    # 80,000 weights: the half of it still holds the 24,000, a quarter does not.
+    assert group.shape == (1, 40_000)
+    real = group[group < order.size]
+    np.testing.assert_array_equal(real, np.flatnonzero(active))
+    few = np.zeros(order.size, bool)
+    few[7] = True
+    assert full_matrix(order, None, few)[0].shape == (1, NARROWEST)
+
+
+def test_a_small_full_matrix_stays_as_wide_as_it_is() -> None:
+    order = PAIR
+    active = np.arange(order.size) == 3
+    np.testing.assert_array_equal(
+        full_matrix(order, None, active)[0], full_matrix(order)[0]
+    )
 
 
 @pytest.mark.parametrize("block_size", [1, 3, 100])

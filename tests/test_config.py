@@ -128,6 +128,16 @@ def test_how_images_are_read_is_part_of_data() -> None:
             ["loss_path_steps=4", "loss_samples=0"],
         ),
         ({"prune": {"batch_norm_samples": -1}}, ["batch_norm_samples=-1"]),
+        ({"prune": {"pattern": "rows"}}, ["prune.pattern", "'rows'", "heads:H"]),
+        ({"prune": {"pattern": "2:4"}}, ["prune.pattern", "sparsity=0.9", "has 0.5"]),
+        (
+            {"prune": {"pattern": "2:4", "target_sparsity": 0.4}},
+            ["prune.pattern", "target_sparsity=0.4", "expected 0.5"],
+        ),
+        (
+            {"prune": {"pattern": "heads:2", "scope": "layer"}},
+            ["prune.pattern", "scope='layer'"],
+        ),
         ({"prune_3": {}}, ["config.prune_3", "config.prune_2"]),
         ({"prune_2": {"end": 5}}, ["config.prune_2.end=5"]),
         ({"prune_2": {"dampng": 5.0}}, ["prune_2.dampng", "prune_2.damping?"]),

@@ -111,13 +111,15 @@ def test_an_incomplete_folder_is_not_taken_for_a_finished_one(site, tmp_path):
         prepare.prepare("mnist", str(tmp_path))
 
 
-def test_no_network_is_said_in_one_line(monkeypatch, tmp_path):
+def test_no_network_is_said_in_one_line(monkeypatch, tmp_path, capsys):
     def fail(address, timeout):
         raise requests.ConnectionError("a long story")
 
     monkeypatch.setattr(requests, "head", fail)
     with pytest.raises(SystemExit) as caught:
         prepare.main(["mnist", f"--data_dir={tmp_path}"])
-    assert "mnist cannot be downloaded: no connection" in caught.value.code
-    assert "\n" not in caught.value.code
+    assert caught.value.code == 1
+    said = capsys.readouterr().err
+    assert "error: mnist cannot be downloaded: no connection" in said
+    assert said.count("\n") == 1
     assert not list(tmp_path.iterdir())

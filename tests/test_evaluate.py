@@ -8,10 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from saved_runs import random_network, save_run
 from small_runs import small
 
-from woodfisher_jax import data, models, train
-from woodfisher_jax.evaluate import evaluate, evaluate_run
+from woodfisher_jax import data, models, prune, train
+from woodfisher_jax.evaluate import cli, evaluate, evaluate_run
+from woodfisher_jax.exit_codes import FAILED, USAGE
+from woodfisher_jax.pruning.patterns import PatternError
 
 ROOT = Path(__file__).parents[1]
 
@@ -55,6 +58,32 @@ def test_a_saved_run_scores_what_its_results_say(tmp_path: Path) -> None:
     )
     assert f"top-1     {results['final']['top1']:.2f} %" in done.stdout
     assert "sparsity  80.0" in done.stdout
+
+
+def test_a_saved_run_is_held_against_a_pattern(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"hidden": (16,), "num_classes": 10}
+    variables, masks = random_network("mlp", (8, 8, 1), 0.0, **settings)
+    params, masks, _ = prune(
+        None, variables["params"], method="magni", masks=masks, pattern="2:4"
+    )
+    model = {"name": "mlp", **settings}
+    save_run(tmp_path, model, {1: ({"params": params}, masks)})
+    # 64 x 16 and 16 x 10 weights.
+    assert evaluate_run(tmp_path, pattern="2:4")["groups"] == (1024 + 160) / 4
+    with pytest.raises(PatternError, match=r"'1:4' is broken by"):
+        evaluate_run(tmp_path, pattern="1:4")
+    for pattern, code in (("2x1", FAILED), ("rows", USAGE)):
+        command = ["evaluate", str(tmp_path), f"--pattern={pattern}"]
+        monkeypatch.setattr(sys, "argv", command)
+        with pytest.raises(SystemExit) as caught:
+            cli()
+        assert caught.value.code == code
+        assert pattern in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", [*command[:2], "--pattern=2:4"])
+    cli()
+    assert "pattern   2:4 in all 296 groups" in capsys.readouterr().out
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:

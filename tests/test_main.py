@@ -1,255 +1,287 @@
-"""The command line: configs, overrides, and errors that say what to write."""
+"""The command line: help, errors that say what to write, exit codes, quiet."""
 
+import logging
 import os
-import runpy
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from absl import flags
+from absl.testing import flagsaver
 
 from woodfisher_jax import main
-from woodfisher_jax.config import Config, ConfigError, from_dict, to_dict
-from woodfisher_jax.models import MODELS
+from woodfisher_jax.config import from_dict
+from woodfisher_jax.preemption import Stopped
 
 ROOT = Path(__file__).parents[1]
-
-
-DIGITS = "--config=configs/digits.py"
-
-
-def call(*arguments: str, folder: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "woodfisher_jax.main", *arguments],
-        capture_output=True,
-        text=True,
-        cwd=folder,
-    )
-
-
-def test_the_defaults_are_the_dataclasses() -> None:
-    assert from_dict(main.defaults().to_dict()) == Config()
-
-
-@pytest.mark.parametrize(
-    "path", sorted((ROOT / "configs").glob("*.py")), ids=lambda p: p.stem
+DIGITS = "--config=digits"
+SMALL = (
+    DIGITS,
+    "--config.dense.epochs=1",
+    "--config.train.epochs=2",
+    "--config.prune.end=2",
+    "--config.prune.num_samples=50",
+    "--config.prune.target_sparsity=0.9",
+    "--config.model.hidden=(16,)",
 )
-def test_each_config_can_be_run(path: Path) -> None:
-    config = from_dict(main.load_config(str(path)).to_dict())
-    assert config.prune.stages[-1].sparsity == config.prune.target_sparsity
-    docstring = path.read_text()
-    assert f"--config=configs/{path.name}" in docstring
-    assert to_dict(config)["model"]["name"] in MODELS
+
+Command = Callable[..., tuple[object, str, str]]
 
 
-def test_a_config_file_may_take_an_argument(tmp_path: Path) -> None:
-    path = tmp_path / "c.py"
-    path.write_text("def get_config(word='x'):\n    return {'data': {'name': word}}\n")
-    assert main.load_config(f"{path}:mnist").data.name == "mnist"
+@pytest.fixture
+def command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Command]:
+    """Runs a command line in this process: (exit code, output, errors)."""
+    logger = logging.getLogger("woodfisher_jax")
+    monkeypatch.setattr(logger, "handlers", [])
+    monkeypatch.setattr(logger, "propagate", True)
+    monkeypatch.setattr(logger, "level", logger.level)
+
+    def call(*arguments: str) -> tuple[object, str, str]:
+        argv = ["main.py", *arguments]
+        monkeypatch.setattr(sys, "argv", argv)
+        capsys.readouterr()
+        code: object = 0
+        try:
+            main.main(main.parse(argv))
+        except SystemExit as ended:
+            code = ended.code
+        return code, *capsys.readouterr()
+
+    with flagsaver.flagsaver():
+        yield call
+        for name in [n for n in flags.FLAGS if n.partition(".")[0] == "config"]:
+            delattr(flags.FLAGS, name)
+        if "config_file" in flags.FLAGS:
+            delattr(flags.FLAGS, "config_file")
 
 
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        (
-            "def get_config():\n    return {'sede': 1}\n",
-            ["config.sede", "config.seed?"],
-        ),
-        (
-            "def get_config():\n    return {'prune': {'dampin': 1}}\n",
-            ["config.prune.dampin", "config.prune.damping?"],
-        ),
-        ("def get_config():\n    return {'seed': 'a'}\n", ["config.seed='a'", "int"]),
-        ("x = 1\n", ["must define get_config()"]),
-    ],
-)
-def test_a_bad_config_file_is_refused(
-    tmp_path: Path, text: str, words: list[str]
+# ------------------------------------------------------------------------------- help
+
+
+def test_help_is_a_screen_with_examples_configs_and_exit_codes(
+    command: Command,
 ) -> None:
-    path = tmp_path / "c.py"
-    path.write_text(text)
-    with pytest.raises(ConfigError) as caught:
-        main.load_config(str(path))
-    for word in words:
-        assert word in str(caught.value)
+    for flag in ("--help", "-h"):
+        code, told, _ = command(flag)
+        assert code == 0
+        for word in ("--config=digits", "--workdir", "--quiet", "resnet50 ", "130"):
+            assert word in told
+        lines = told.splitlines()
+        assert len(lines) < 45
+        assert max(map(len, lines)) <= 88
 
 
-FILES = sorted((ROOT / "configs").glob("*.py"))
-VARIANTS = [
-    (path.stem, word)
-    for path in FILES
-    for word in ("", *runpy.run_path(str(path)).get("VARIANTS", ()))
-]
+def test_full_help_has_every_field_and_flag(command: Command) -> None:
+    code, told, _ = command("--helpfull", "--config=resnet50")
+    assert code == 0
+    assert "--config.prune.block_size=2000\n" in told
+    assert "--workdir" in told
+    code, told, _ = command("--helpfull")
+    assert "--config.prune.block_size=None\n" in told
 
 
-def test_the_counterparts_of_the_originals_scripts_are_there() -> None:
-    words = {"80", "90", "95", "98", "magnitude_80", "magnitude_90", "magnitude_95"}
-    words |= {"magnitude_98", "flops_power", "flops_335", "two_pruners", "one_shot"}
-    assert {word for stem, word in VARIANTS if stem == "resnet50"} >= words
-    words = {"75", "89", "magnitude_75", "magnitude_89", "smoke"}
-    assert {word for stem, word in VARIANTS if stem == "mobilenet_v1"} >= words
-
-
-@pytest.mark.parametrize(("stem", "word"), VARIANTS)
-def test_each_variant_can_be_checked(stem: str, word: str) -> None:
-    path = f"{ROOT / 'configs' / stem}.py{':' if word else ''}{word}"
-    config = from_dict(main.load_config(path).to_dict())
-    for pruner in config.pruners.values():
-        assert pruner.stages[-1].sparsity == pruner.target_sparsity
-        assert pruner.one_shot or pruner.stages[-1].time == pruner.end
-
-
-def test_an_interrupted_run_says_how_to_resume(tmp_path: Path) -> None:
-    arguments = [f"--workdir={tmp_path / 'run'}", "--config.dense.epochs=9999"]
-    child = subprocess.Popen(
-        [sys.executable, "-m", "woodfisher_jax.main", DIGITS, *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        cwd=ROOT,
-    )
-    while child.poll() is None and not list(tmp_path.glob("run/checkpoints/44")):
-        time.sleep(0.02)
-    child.send_signal(signal.SIGINT)
-    told, _ = child.communicate(timeout=120)
-    assert child.returncode == 130, told
-    assert f"to resume, give the same command with --workdir={tmp_path}/run" in told
-
-
-def test_an_unknown_word_is_refused_with_those_there_are() -> None:
-    with pytest.raises(ConfigError, match=r"configs/resnet50.py:91.*80, 90, 95.*'91'"):
-        main.load_config(f"{ROOT}/configs/resnet50.py:91")
+# ----------------------------------------------------------------------------- errors
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], ["--config=configs/digits.py"]),
-        (["--config=configs/nope.py"], ["configs/nope.py", "no such file"]),
+        ([], ["no config is given", "  digits ", "--config=digits", "--help"]),
+        ([DIGITS, DIGITS], ["--config is given 2 times"]),
+        (["--config=configs/nope.py"], ["configs/nope.py", "no file", "digits"]),
+        (["--config=digts"], ["did you mean --config=digits?"]),
         ([DIGITS, "--config.prune.num_sample=3"], ["did you mean", "num_samples?"]),
-        ([DIGITS, "--config.prune.num_samples=abc"], ["num_samples=abc", "int"]),
+        ([DIGITS, "--config.prune.num_samples=abc"], ["num_samples='abc'", "whole"]),
+        ([DIGITS, "--config.prune.one_shot=maybe"], ["one_shot='maybe'", "True or"]),
+        ([DIGITS, "--config.prune.method=kfca"], ["'kfca'", "did you mean 'kfac'?"]),
+        ([DIGITS, "--config.train.schedule=cosin"], ["did you mean 'cosine'?"]),
+        ([DIGITS, "--config.seed=None"], ["config.seed=None", "expected int"]),
         ([DIGITS, "--config.model.hidde=3"], ["config.model", "'hidde'", "'hidden'?"]),
+        ([DIGITS, "--config.model.hidden=abc"], ["config.model", "(64, 'abc')"]),
         ([DIGITS, "--config.train.optimizer.b1=1"], ["optimizer.b1", "momentum"]),
         ([DIGITS, "--config.seed.x=3"], ["config.seed"]),
         ([DIGITS, "--config.prune.target_sparsity=2"], ["target_sparsity=2.0"]),
         ([DIGITS, "--config.model.name=resnet21"], ["resnet21", "resnet20"]),
-        ([DIGITS, "--config.init_from=pyproject.toml"], ["pyproject.toml"]),
+        ([DIGITS, "--config.data.name=mnits"], ["config.data", "'mnist'?"]),
+        ([DIGITS, "--config.init_from=pyproject.toml"], ["init_from", "pyproject.tom"]),
+        ([DIGITS, "--config.init_from=nowhere.pth"], ["init_from", "nowhere.pth"]),
         ([DIGITS, "--bogus=1"], ["bogus"]),
-        (
-            ["--config=configs/resnet50.py", "--config.data.dir=nowhere"],
-            ["imagenet2012", "nowhere"],
-        ),
+        ([DIGITS, "--prune.method=kfac"], ["did you mean --config.prune.method?"]),
+        ([DIGITS, "--quiet=3"], ["quiet='3'; expected True or False"]),
+        (["--config=resnet50", "--config.data.dir=nowhere"], ["imagenet2012", "nowhe"]),
         ([DIGITS, "stray"], ["stray"]),
     ],
     ids=lambda value: " ".join(value[-1:]),
 )
-def test_an_error_is_one_line_and_exit_2(
-    tmp_path: Path, arguments: list[str], words: list[str]
+def test_an_error_is_told_without_a_traceback_and_exit_2(
+    tmp_path: Path, command: Command, arguments: list[str], words: list[str]
 ) -> None:
-    done = call(*arguments, f"--workdir={tmp_path / 'run'}")
-    assert done.returncode == 2
-    assert "Traceback" not in done.stderr
+    code, told, errors = command(*arguments, f"--workdir={tmp_path / 'run'}")
+    assert code == 2
+    assert told == ""
+    assert "Traceback" not in errors
+    *_, error = errors.split("error: ")
     for word in words:
-        assert word in done.stderr
+        assert word in error
 
 
-def test_settings_and_further_pruners_can_be_overridden(tmp_path: Path) -> None:
-    """In one process: config_flags reads the overrides as the command line does."""
+def test_what_fails_on_the_way_is_exit_1_and_logged(
+    tmp_path: Path, command: Command
+) -> None:
+    workdir = tmp_path / "run"
+    code, _, errors = command(
+        *SMALL, "--config.dense.learning_rate=1e30", f"--workdir={workdir}"
+    )
+    assert code == 1
+    assert "error: the training loss is" in errors
+    assert "Traceback" not in errors
+    assert "DivergedError" in (workdir / "log.txt").read_text()
+
+
+# -------------------------------------------------------------------------- arguments
+
+
+def test_a_value_may_be_an_argument_of_its_own() -> None:
+    given = ["m", "--config", "digits", "--config.seed", "-1", "--config.x.y", "--plan"]
+    expected = ["m", "--config=digits", "--config.seed=-1", "--config.x.y", "--plan"]
+    assert main.joined(given) == expected
+
+
+def test_settings_and_further_pruners_can_be_overridden(
+    tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "c.py"
     path.write_text(
         "def get_config():\n"
         "    return {\n"
         "        'train': {'optimizer': {'name': 'adam'}},\n"
-        "        'prune': {'prunable': 'fc1', 'num_samples': 10},\n"
+        "        'prune': {'prunable': 'fc1', 'num_samples': 10, 'block_size': 3},\n"
         "        'prune_2': {'prunable': 'fc2'},\n"
         "    }\n"
     )
-    code = (
-        "import sys\n"
-        "from absl import flags\n"
-        "from woodfisher_jax import config, main\n"
-        "main.parse(sys.argv)\n"
-        "print(config.from_dict(flags.FLAGS.config.to_dict()))\n"
-    )
-    arguments = [
-        f"--config={path}",
+    parsed = []
+    monkeypatch.setattr(main, "run_all", lambda config, _: parsed.append(config))
+    code, *_ = command(
+        "--config",
+        str(path),
         "--config.train.optimizer.b1=0.5",
         "--config.train.optimizer.nesterov=True",
         "--config.model.hidden=(8,)",
         "--config.prune.num_samples=20",
-        "--config.prune.block_size=9",
+        "--config.prune.block_size=None",
         "--config.prune_2.target_sparsity=0.6",
         "--config.prune_2.true_fisher=True",
         "--config.prune_2.scope=layer",
-    ]
-    done = subprocess.run(
-        [sys.executable, "-c", code, *arguments],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
     )
-    first = {"prunable": "fc1", "num_samples": 20, "block_size": 9}
+    assert code == 0
     second = {
         "prunable": "fc2",
         "target_sparsity": 0.6,
         "true_fisher": True,
         "scope": "layer",
     }
-    optimizer = {"name": "adam", "b1": 0.5, "nesterov": True}
     expected = from_dict(
         {
             "model": {"hidden": (8,)},
-            "train": {"optimizer": optimizer},
-            "prune": first,
+            "train": {"optimizer": {"name": "adam", "b1": 0.5, "nesterov": True}},
+            "prune": {"prunable": "fc1", "num_samples": 20},
             "prune_2": second,
         }
     )
-    assert done.stdout == f"{expected}\n", done.stderr
+    assert parsed == [expected]
 
 
-def test_help_names_the_command() -> None:
-    done = call("--help")
-    assert "--config=configs/digits.py" in done.stdout
-    assert "--workdir" in done.stdout
+# ------------------------------------------------------------------------------- runs
 
 
 def test_a_run_and_its_comparison(tmp_path: Path) -> None:
-    done = call(
-        DIGITS,
-        "--config.dense.epochs=2",
-        "--config.train.epochs=2",
-        "--config.prune.end=2",
-        "--config.prune.num_samples=50",
-        "--config.prune.target_sparsity=0.9",
-        "--config.model.hidden=(16,)",
-        f"--workdir={tmp_path}",
-    )
-    assert done.returncode == 0, done.stderr
-    assert "woodfisher" in done.stdout
-    assert "globalmagni" in done.stdout
-    assert str(tmp_path) in done.stdout
-    assert (tmp_path / "comparison.png").stat().st_size > 1000
-    assert (tmp_path / "compare-globalmagni" / "results.json").exists()
-    assert "workdir" in (tmp_path / "log.txt").read_text()
-    assert "orbax" not in done.stderr
-
-
-def test_the_workdir_has_a_default(tmp_path: Path) -> None:
-    config = tmp_path / "tiny.py"
-    config.write_text(
-        "def get_config():\n"
-        "    return {'dense': {'epochs': 1}, 'prune': {'one_shot': True}}\n"
-    )
+    """As users run it, in a process and a folder of its own."""
     done = subprocess.run(
-        [sys.executable, "-m", "woodfisher_jax.main", f"--config={config}"],
+        [sys.executable, "-m", "woodfisher_jax.main", *SMALL],
         capture_output=True,
         text=True,
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "FORCE_COLOR": "1"},
     )
     assert done.returncode == 0, done.stderr
-    (run,) = (tmp_path / "runs").iterdir()
-    assert run.name.startswith("tiny-")
-    assert (run / "results.json").exists()
+    assert done.stdout.count("target sparsity 90.00 %") == 2
+    assert "globalmagni" in done.stdout
+    (workdir,) = (tmp_path / "runs").iterdir()
+    assert workdir.name.startswith("digits-")
+    assert str(workdir.relative_to(tmp_path)) in done.stdout
+    assert (workdir / "comparison.png").stat().st_size > 1000
+    assert (workdir / "compare-globalmagni" / "results.json").exists()
+    page = (workdir / "report.html").read_text()
+    assert "globalmagni, just pruned" in page
+    assert f"--workdir={workdir.relative_to(tmp_path)}" in page
+    assert "orbax" not in done.stderr
+    assert "━" not in done.stderr  # No bars where there is no terminal.
+    assert "images/s" in done.stderr
+    assert "images/s" in (workdir / "log.txt").read_text()
+
+
+def test_quiet_prints_a_line_for_each_result(tmp_path: Path, command: Command) -> None:
+    code, told, errors = command(*SMALL, "--quiet", f"--workdir={tmp_path}")
+    assert code == 0
+    assert errors == ""
+    pruned, compared = told.splitlines()
+    assert pruned.startswith("woodfisher: 90.0")
+    assert compared.startswith("globalmagni: 90.0")
+    for line in (pruned, compared):
+        assert "% sparse, top-1" in line
+        assert " s, " in line
+    assert pruned.endswith(str(tmp_path))
+    assert compared.endswith(str(tmp_path / "compare-globalmagni"))
+    assert "images/s" in (tmp_path / "log.txt").read_text()
+
+
+@pytest.mark.parametrize("program", ["main.py", "/usr/bin/woodfisher"])
+def test_a_stopped_run_says_how_to_resume(
+    command: Command, monkeypatch: pytest.MonkeyPatch, program: str
+) -> None:
+    def stop(*_: object, **__: object) -> None:
+        sys.argv[0] = program
+        raise Stopped("stopped after step 3", 130)
+
+    monkeypatch.setattr(main, "run", stop)
+    name = "woodfisher" if "bin" in program else "python -m woodfisher_jax.main"
+    argument = "--config.model.hidden=(8, 4)"
+    code, told, _ = command(DIGITS, argument, "--workdir=a b")
+    assert code == 130
+    assert told.splitlines()[-1] == f"  {name} {DIGITS} '{argument}' '--workdir=a b'"
+
+
+def test_the_folder_that_was_chosen_is_named_to_resume(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise Stopped("stopped after step 3", 0)
+
+    monkeypatch.setattr(main, "run", stop)
+    code, told, _ = command(DIGITS)
+    assert code == 0
+    assert f"{DIGITS} --workdir=runs/digits-20" in told
+
+
+def test_an_interrupted_run_goes_on_by_the_command_it_says(tmp_path: Path) -> None:
+    arguments = [DIGITS, "--config.dense.epochs=9999", f"--workdir={tmp_path}"]
+    child = subprocess.Popen(
+        [sys.executable, "-m", "woodfisher_jax.main", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        cwd=ROOT,
+    )
+    while child.poll() is None and not list(tmp_path.glob("checkpoints/44")):
+        time.sleep(0.02)
+    child.send_signal(signal.SIGINT)
+    told, _ = child.communicate(timeout=120)
+    assert child.returncode == 130, told
+    assert f"-m woodfisher_jax.main {' '.join(arguments)}" in told
+    assert "saved in" in told

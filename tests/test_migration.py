@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from woodfisher_jax import main
+from woodfisher_jax import config_files
 from woodfisher_jax.config import Config, from_dict, to_dict
 from woodfisher_jax.sections import PruneConfig, TrainConfig
 
@@ -64,7 +64,7 @@ def converted(tmp_path: Path, text: str, *flags: str) -> tuple[Config, list[str]
     values, notes = convert_config.convert(found, original_flags.read(path))
     written = tmp_path / "converted.py"
     written.write_text(convert_config.render(values, "command"))
-    config = from_dict(main.load_config(str(written)).to_dict())
+    config = from_dict(config_files.load_config(str(written)).to_dict())
     assert config == from_dict(values)
     return config, notes
 
@@ -173,7 +173,7 @@ def test_resnet50_is_the_originals(tmp_path: Path, variant: str, flags: str) -> 
     arch = ["--arch=resnet50", "--fisher-subsample-size=400", "--fisher-mini-bsz=400"]
     config, notes = converted(tmp_path, text, *COMMON.split(), *arch, *flags.split())
     path = f"{ROOT / 'configs' / 'resnet50.py'}:{variant}"
-    assert plain(config) == plain(from_dict(main.load_config(path).to_dict()))
+    assert plain(config) == plain(from_dict(config_files.load_config(path).to_dict()))
     assert any("the last step is at 40" in note for note in notes)
 
 
@@ -201,7 +201,7 @@ def test_mobilenet_is_the_originals(tmp_path: Path) -> None:
     )
     config, _ = converted(tmp_path, text, *COMMON.split(), *flags.split())
     path = f"{ROOT / 'configs' / 'mobilenet_v1.py'}:89"
-    expected = plain(from_dict(main.load_config(path).to_dict()))
+    expected = plain(from_dict(config_files.load_config(path).to_dict()))
     # A factor after epoch 100 of 100 is none.
     expected["train"]["decay_end_epoch"] = 101
     assert plain(config) == expected
@@ -273,7 +273,9 @@ def test_the_script_prints_a_config(tmp_path: Path, monkeypatch, capsys) -> None
     monkeypatch.setattr(sys, "argv", [str(script), str(path), *MNIST])
     runpy.run_path(str(script), run_name="__main__")
     (tmp_path / "converted.py").write_text(capsys.readouterr().out)
-    config = from_dict(main.load_config(str(tmp_path / "converted.py")).to_dict())
+    config = from_dict(
+        config_files.load_config(str(tmp_path / "converted.py")).to_dict()
+    )
     assert config.prune.method == "magni"
     assert config.prune.prunable == "^(?!fc3/).*kernel$"
 
@@ -285,7 +287,7 @@ def test_the_script_prints_a_config(tmp_path: Path, monkeypatch, capsys) -> None
 def test_each_run_of_a_sweep_is_a_config(name: str) -> None:
     one = sweep.SWEEPS[name]
     folders = set()
-    base = main.load_config(str(ROOT / one.config)).to_dict()
+    base = config_files.load_config(str(ROOT / one.config)).to_dict()
     for fields in sweep.runs(one):
         values = copy.deepcopy(base)
         for field, value in fields.items():

@@ -37,6 +37,18 @@ def test_the_second_signal_is_that_of_a_process_that_does_not_listen(
     assert sent == [(os.getpid(), signal.SIGINT, signal.SIG_DFL)]
 
 
+def test_the_cursor_that_bars_have_hidden_comes_back(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(preemption.os, "kill", lambda *_: None)
+    for terminal in (False, True):
+        monkeypatch.setattr(preemption.sys.stderr, "isatty", lambda t=terminal: t)
+        with stop_requests() as request:
+            request.signal = signal.SIGINT
+            request.receive(signal.SIGINT)
+        assert ("\x1b[?25h" in capsys.readouterr().err) == terminal
+
+
 def test_a_thread_that_cannot_listen_hears_nothing() -> None:
     before = signal.getsignal(signal.SIGTERM)
     heard = []

@@ -2,7 +2,9 @@
 
 import io
 import re
+import sys
 
+import pytest
 from rich.console import Console
 
 from woodfisher_jax.progress import progress_bar
@@ -36,17 +38,40 @@ def test_a_label_can_come_again() -> None:
     assert shown.count("gradients: 2 in") == 3
 
 
-def test_a_terminal_gets_a_bar_a_label() -> None:
+def test_a_terminal_has_a_bar_of_what_runs_and_a_line_of_what_is_done() -> None:
     shown = run(
         True, ("gradients", 0, 7), ("gradients", 7, 7), ("[a]", 1, 30), ("x", 1, 1)
     )
     text = re.sub(r"\x1b\[[?0-9;]*[a-zA-Z]", "", shown)  # Colours and cursor moves.
-    *_, gradients, running, other = [line.split() for line in text.splitlines() if line]
-    assert gradients[0] == "gradients"
-    assert "7/7" in gradients
+    assert "gradients: 7 in 0.0 s" in text
+    assert "x: 1 in 0.0 s" in text
+    *_, running = [line.split() for line in text.splitlines() if line]
     assert running[0] == "[a]"
     assert "1/30" in running
-    assert other[0] == "x"
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_bars_go_to_a_terminal_alone(
+    monkeypatch: pytest.MonkeyPatch, terminal: bool
+) -> None:
+    """Also where the environment says what Rich would believe."""
+    error = io.StringIO()
+    monkeypatch.setattr(error, "isatty", lambda: terminal)
+    monkeypatch.setattr(sys, "stderr", error)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    with progress_bar() as callback:
+        callback("gradients", 1, 2)
+    assert ("gradients" in error.getvalue()) == terminal
+
+
+def test_quiet_shows_nothing() -> None:
+    shown = io.StringIO()
+    console = Console(file=shown, force_terminal=True)
+    with progress_bar(console, min_seconds=0, quiet=True) as callback:
+        callback("gradients", 1, 2)
+        callback("gradients", 2, 2)
+    assert shown.getvalue() == ""
 
 
 def test_a_total_of_nothing() -> None:

@@ -11,7 +11,9 @@ from small_runs import small
 import woodfisher_jax as wf
 from woodfisher_jax import data, pruning_step
 from woodfisher_jax.config import ConfigError
+from woodfisher_jax.objective import predict
 from woodfisher_jax.plan import Plan, Stage, prepare
+from woodfisher_jax.pruning.paths import leaves_by_path
 from woodfisher_jax.pruning_step import fisher_batch, forecast, options, prune_state
 from woodfisher_jax.train_step import TrainState
 
@@ -33,6 +35,7 @@ def test_every_option_of_prune_has_a_field() -> None:
     plan, _ = start()
     given = set(options(plan, plan.config.prune))
     elsewhere = {"loss_fn", "params", "samples", "mean_samples", "masks", "prunable"}
+    elsewhere |= {"targets"}
     elsewhere |= {"sparsity", "flops_target", "progress", "axis_order"}
     assert given == arguments - elsewhere
 
@@ -168,6 +171,18 @@ def test_recomputation_goes_through_the_config() -> None:
     assert (new.params["fc1"]["kernel"] != other.params["fc1"]["kernel"]).any()
 
 
+def test_a_pattern_goes_through_the_config() -> None:
+    pruner = {"one_shot": True, "pattern": "2:4", "target_sparsity": 0.5}
+    plan, state = start(prune={**pruner, "method": "globalmagni", "loss_samples": 0})
+    state, record = prune_state(plan, state, Stage(0, 0.5, "prune"), [])
+    assert record["sparsity"] == record["target_sparsity"] == 0.5
+    wf.patterns.check(state.params, "2:4")
+    wf.patterns.check(state.masks, "2:4")
+    plan, state = start(prune={**pruner, "pattern": "2:3", "target_sparsity": 1 / 3})
+    with pytest.raises(ValueError, match=r"'2:3'.*64 inputs, no multiple of 3"):
+        forecast(plan, {"params": state.params}, state.masks)
+
+
 def test_losses_are_left_out_when_none_are_asked_for() -> None:
     plan, state = start(prune__loss_samples=0)
     _, record = prune_state(plan, state, Stage(0, 0.5, "prune"), [])
@@ -223,3 +238,69 @@ def test_macs_on_the_way_start_from_what_there_is() -> None:
     assert pruning_step._goal(pruner, half, earlier, 500.0) == found
     last = Stage(0, 0.8, "prune")
     assert pruning_step._goal(pruner, last, earlier, 500.0) == {"flops_target": 100e-6}
+
+
+MATCHED = {
+    "prune__method": "woodtaylor",
+    "prune__update": "joint",
+    "prune__auto_damping": True,
+}
+
+
+class Unread:
+    """A split that nobody may look at."""
+
+    def __getattribute__(self, name: str) -> Any:
+        raise AssertionError(f"the test split was read: {name}")
+
+
+@pytest.mark.parametrize("match", ["none", "outputs", "labels"])
+def test_the_test_split_chooses_nothing(match: str) -> None:
+    plan, state = start(prune__match=match, prune__diagnostics=True, **MATCHED)
+    plan = plan._replace(dataset=plan.dataset._replace(test=Unread()))
+    forecast(
+        plan, {"params": state.params, "batch_stats": state.batch_stats}, state.masks
+    )
+    done: list[dict[str, Any]] = []
+    for stage in plan.stages[:2]:
+        state, record = prune_state(plan, state, stage, done)
+        done.append(record)
+    assert done[1]["sparsity"] > done[0]["sparsity"] > 0
+    assert 0 < done[0]["damping_update"]["multiple"] <= 100
+    with pytest.raises(AssertionError, match="the test split was read"):
+        _ = plan.dataset.test.images
+
+
+def test_outputs_are_those_of_the_network_before_the_first_step() -> None:
+    plan, state = start(prune__match="outputs", **MATCHED)
+    first, record = prune_state(plan, state, plan.stages[0], [])
+    for path, leaf in leaves_by_path(first.dense["params"]).items():
+        np.testing.assert_array_equal(leaf, leaves_by_path(state.params)[path])
+    rows = pruning_step._rows(plan, plan.config.prune, first, 1)
+    batch = fisher_batch(plan, plan.config.prune, first, 1)
+    images = batch["image"]
+    asked = predict(plan.model, {"params": state.params}, images) - predict(
+        plan.model, {"params": first.params}, images
+    )
+    np.testing.assert_array_equal(rows.samples["inputs"], images)
+    np.testing.assert_allclose(
+        rows.targets, np.sum(rows.samples["direction"] * asked, 1), atol=1e-4
+    )
+    second, _ = prune_state(plan, first, plan.stages[1], [record])
+    assert second.dense is first.dense
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"prune__match": "outputs"}, "match='outputs' makes no sense"),
+        ({"prune__match": "logits", **MATCHED}, "match.*outputs.*labels"),
+        ({"prune__match": "labels", "prune__recompute": 2, **MATCHED}, "recompute"),
+        ({"prune__auto_damping": True, "prune__method": "kfac"}, "auto_damping"),
+    ],
+)
+def test_what_does_not_go_with_matching_is_refused(
+    changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        small(**changes)

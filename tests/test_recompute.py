@@ -28,6 +28,16 @@ def test_they_may_fall_as_macs_do() -> None:
     assert found[0] - found[1] > found[-2] - found[-1]
 
 
+def test_exponential_levels_leave_the_same_share_at_each() -> None:
+    found = levels(0.2, 0.9, 4, None)
+    left = 1 - np.array([0.2, *found])
+    np.testing.assert_allclose(left[1:] / left[:-1], (0.1 / 0.8) ** (1 / 5))
+    assert found[-1] == 0.9
+    # Of MACs what is left is the level itself.
+    macs = np.array([40.0, *levels(40.0, 10.0, 1, None, limit=0.0)])
+    np.testing.assert_allclose(macs, [40.0, 20.0, 10.0])
+
+
 def test_without_recomputations_there_is_one_step() -> None:
     assert levels(0.3, 0.8, 0, 1.0) == [0.8]
 
@@ -36,6 +46,7 @@ def test_degrees_by_name() -> None:
     assert degree_of("linear", None) == 1.0
     assert degree_of("poly", None) == 3.0
     assert degree_of("poly", 2) == 2.0
+    assert degree_of("exponential", None) is None
 
 
 @pytest.mark.parametrize(
@@ -43,6 +54,7 @@ def test_degrees_by_name() -> None:
     [
         ("cubic", None, "recompute_schedule='cubic'.*linear.*poly"),
         ("linear", 2.0, "recompute_degree=2.0 makes no sense"),
+        ("exponential", 2.0, "recompute_degree=2.0.*'exponential'"),
         ("poly", 0.0, "recompute_degree=0.0; expected a positive"),
         ("poly", float("inf"), "recompute_degree=inf"),
     ],

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from woodfisher_jax import report, results
+from woodfisher_jax import metrics, results
 from woodfisher_jax.history import Log
 
 ROWS = [
@@ -17,7 +17,7 @@ def test_each_start_writes_each_row_once(
 ) -> None:
     written = []
     monkeypatch.setattr(
-        report.EventWriter, "write", lambda self, row: written.append(row["step"])
+        metrics.EventWriter, "write", lambda self, row: written.append(row["step"])
     )
     with results.open_events(tmp_path, Log()) as events:
         events(ROWS[:1])
@@ -26,7 +26,7 @@ def test_each_start_writes_each_row_once(
         events(ROWS[:3])
     # A second start begins a file of its own for TensorBoard with the history.
     assert written == [10, 10, 20, 30]
-    assert [row["step"] for row in report.read_metrics(tmp_path)] == [10, 20, 30]
+    assert [row["step"] for row in metrics.read_metrics(tmp_path)] == [10, 20, 30]
 
 
 def test_other_processes_write_nothing(

@@ -1,7 +1,7 @@
 """The ImageNet runs end to end on generated files: minutes each, so all are slow.
 
 A run is killed after its first pruning step and resumed; its weights are those of a run
-that nobody killed, to the bit.
+that nobody killed, to the bit. Then it is evaluated and exported, and read back.
 """
 
 import json
@@ -16,6 +16,10 @@ import pytest
 
 from woodfisher_jax import checkpoint
 from woodfisher_jax.evaluate import evaluate_run
+from woodfisher_jax.pruning.paths import leaves_by_path
+from woodfisher_jax.saved_run import read_run
+from woodfisher_jax.state_dicts import to_variables
+from woodfisher_jax.torch_files import read_state_dict
 
 ROOT = Path(__file__).parents[1]
 STEPS = 10
@@ -80,3 +84,12 @@ def test_a_killed_run_ends_with_the_bits_of_a_whole_one(
     found = evaluate_run(tmp_path / "cut")
     assert found["top1"] == results["final"]["top1"]
     assert found["nonzero"] == results["nonzero"]
+    exported = tmp_path / "exported.safetensors"
+    command = ["-m", "woodfisher_jax.torch_weights", str(tmp_path / "cut")]
+    subprocess.run(
+        [sys.executable, *command, f"--out={exported}"], cwd=ROOT, check=True
+    )
+    saved = read_run(tmp_path / "cut").variables
+    again = leaves_by_path(to_variables(read_state_dict(exported), saved)[0])
+    for path, leaf in leaves_by_path(saved).items():
+        np.testing.assert_array_equal(again[path], leaf, path)

@@ -1,6 +1,8 @@
 """Weights out as PyTorch takes them, from files and runs; and in again, bit for bit."""
 
+import os
 import re
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -176,7 +178,17 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path, monkeypatch) -
     def fail(*_: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr("safetensors.numpy.save_file", fail)
+    monkeypatch.setattr("safetensors.numpy.save", fail)
     with pytest.raises(OSError, match="disk full"):
         write_state_dict(path, {"a": np.zeros(3)}, overwrite=True)
     assert path.read_bytes() == before
+
+
+def test_a_file_may_be_read_by_whom_the_umask_allows(tmp_path: Path) -> None:
+    old = os.umask(0o022)
+    try:
+        write_state_dict(tmp_path / "weights.safetensors", {"a": np.ones(3)})
+    finally:
+        os.umask(old)
+    mode = (tmp_path / "weights.safetensors").stat().st_mode
+    assert stat.S_IMODE(mode) == 0o644

@@ -15,9 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from read_pages import Page
 from small_runs import small
 
-from woodfisher_jax import checkpoint, report, train
+from woodfisher_jax import checkpoint, metrics, train
 from woodfisher_jax.config import Config, ConfigError, to_dict
 from woodfisher_jax.evaluate import evaluate_run
 from woodfisher_jax.plan import prepare
@@ -73,6 +74,9 @@ def test_results_keep_the_contract(finished: tuple[Path, dict]) -> None:
         assert all(part > 0 for part in parts)
         assert sum(parts) <= stage["seconds"]
         assert {"step", "sparsity", "top1_before", "top1_after"} <= stage.keys()
+        counts = stage["saliency_histogram"]
+        kept = round(prunable * (1 - stage["sparsity"]))
+        assert sum(counts["kept"]) + counts["zeros"][0] == kept
     assert results["peak_rss_bytes"] > 1e8
     assert results["device"]["platform"] == jax.default_backend()
     assert "jax" in results["versions"]
@@ -87,6 +91,8 @@ def test_everything_is_in_the_workdir(finished: tuple[Path, dict]) -> None:
     for name in ("accuracy.png", "sparsity.png", "metrics.csv", "log.txt"):
         assert (workdir / name).stat().st_size > 100, name
     assert list((workdir / "tensorboard").iterdir())
+    page = Page((workdir / "report.html").read_text())
+    assert page.row("prune 3")[3] == "80.00 %"
     rows = [
         json.loads(line)
         for line in (workdir / "metrics.jsonl").read_text().split("\n")[:-1]
@@ -233,7 +239,7 @@ def test_a_run_that_is_asked_to_stop_resumes_in_the_middle_of_an_epoch(
     assert results["final"] == finished[1]["final"]
     kept = ("event", "epoch", "step", "train_loss", "top1", "loss")
     rows = [
-        [{key: row.get(key) for key in kept} for row in report.read_metrics(folder)]
+        [{key: row.get(key) for key in kept} for row in metrics.read_metrics(folder)]
         for folder in (tmp_path, finished[0])
     ]
     assert rows[0] == rows[1]
@@ -284,7 +290,7 @@ def test_a_schedule_in_steps_may_prune_within_an_epoch(tmp_path: Path) -> None:
     first = 2 * 22
     assert [s["step"] - first for s in results["stages"]] == [5, 15, 25, 30]
     # Each stage has the accuracy it starts from in the history, for the plot.
-    rows = report.read_metrics(tmp_path)
+    rows = metrics.read_metrics(tmp_path)
     for stage in results["stages"]:
         here = [row for row in rows if row["step"] == stage["step"]]
         assert [row["event"] for row in here] == ["train", "prune"]
@@ -362,7 +368,7 @@ def test_repeated_one_shot_prunes_in_turn_and_trains_after(tmp_path: Path) -> No
         for side in ("before", "after")
     )
     assert before[1:] == after[:-1]
-    assert report.read_metrics(tmp_path)[-1]["event"] == "train"
+    assert metrics.read_metrics(tmp_path)[-1]["event"] == "train"
 
 
 def test_repeated_one_shot_from_dense_is_each_one_shot(tmp_path: Path) -> None:

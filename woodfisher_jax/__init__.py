@@ -1,9 +1,9 @@
 """Prune neural networks with second-order information (WoodFisher) in JAX.
 
-``prune`` does it in one call; ``masked``, ``gradual`` and ``prune_masked`` do it in a
-training loop of your own. Its steps are pure functions in ``gradients``,
-``blocks``, ``fisher`` (one block), ``curvature`` (many), ``obs`` (statistics and
-updates), ``masks`` and ``schedules``.
+``prune`` does it in one call, ``prune_matched`` in stages without labels; ``masked``,
+``gradual`` and ``prune_masked`` do it in a training loop of your own. The steps are
+pure functions in ``gradients``, ``blocks``, ``fisher`` (one block), ``curvature``
+(many), ``obs`` (statistics and updates), ``masks`` and ``schedules``.
 """
 
 from woodfisher_jax.pruning import (
@@ -12,7 +12,9 @@ from woodfisher_jax.pruning import (
     fisher,
     gradients,
     masks,
+    matching,
     obs,
+    patterns,
     projections,
     schedules,
 )
@@ -26,10 +28,15 @@ from woodfisher_jax.pruning.masks import (
     sparsity,
     sparsity_by_path,
 )
+from woodfisher_jax.pruning.matching import prune_matched
 from woodfisher_jax.pruning.methods import METHODS
 from woodfisher_jax.pruning.needs import Needs
 from woodfisher_jax.pruning.prune import PruneInfo, plan_pruning, prune
 from woodfisher_jax.pruning.schedules import gradual
+
+# The only place, which the build reads too: so it is that of the code that runs, in a
+# checkout that is not installed or beside an installed copy of another version.
+__version__ = "0.1.0"
 
 __all__ = [
     "METHODS",
@@ -38,6 +45,7 @@ __all__ = [
     "Needs",
     "PruneInfo",
     "StoreError",
+    "__version__",
     "apply_masks",
     "blocks",
     "curvature",
@@ -48,11 +56,14 @@ __all__ = [
     "masked",
     "masks",
     "masks_of",
+    "matching",
     "obs",
+    "patterns",
     "plan_pruning",
     "projections",
     "prune",
     "prune_masked",
+    "prune_matched",
     "schedules",
     "sparsity",
     "sparsity_by_path",

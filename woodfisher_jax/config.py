@@ -15,6 +15,7 @@ from woodfisher_jax.optimizer import LR_SCHEDULES, optimizer_settings
 from woodfisher_jax.pruning.fisher import SOLVERS
 from woodfisher_jax.pruning.flops import RESCALINGS
 from woodfisher_jax.pruning.hessian import ESTIMATORS
+from woodfisher_jax.pruning.matching import MATCHES
 from woodfisher_jax.pruning.methods import (
     METHODS,
     OPTIONS,
@@ -24,6 +25,8 @@ from woodfisher_jax.pruning.methods import (
     method_named,
     scope_of,
 )
+from woodfisher_jax.pruning.patterns import check_goal, parse
+from woodfisher_jax.pruning.projections import METRICS
 from woodfisher_jax.pruning.recompute import SCHEDULES, degree_of
 from woodfisher_jax.pruning.settings import STORE_DTYPES, STORES
 from woodfisher_jax.sections import (
@@ -200,6 +203,14 @@ def _require(condition: bool, where: str, value: Any, expected: str) -> None:
         raise ConfigError(f"config.{where}={value!r}; expected {expected}")
 
 
+def _check_choice(value: Any, where: str, choices: typing.Iterable[str]) -> None:
+    """Raises with the nearest of the choices unless the value is one of them."""
+    choices = list(choices)
+    close = difflib.get_close_matches(str(value), choices, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    _require(value in choices, where, value, f"one of {choices}{hint}")
+
+
 def _check(config: Config) -> None:
     _require(config.seed >= 0, "seed", config.seed, "0 or more")
     for name in ("checkpoint_every_epochs", "eval_batch_size"):
@@ -301,16 +312,9 @@ def _check_train(train: TrainConfig, name: str) -> None:
         train.accumulation_steps,
         f"a divisor of batch_size={train.batch_size}",
     )
-    _require(
-        train.dtype in DTYPES, f"{name}.dtype", train.dtype, f"one of {list(DTYPES)}"
-    )
+    _check_choice(train.dtype, f"{name}.dtype", DTYPES)
     _check_share(train.average_decay, f"{name}.average_decay")
-    _require(
-        train.schedule in LR_SCHEDULES,
-        f"{name}.schedule",
-        train.schedule,
-        f"one of {list(LR_SCHEDULES)}",
-    )
+    _check_choice(train.schedule, f"{name}.schedule", LR_SCHEDULES)
     milestones = train.decay_at_epochs
     _require(
         all(type(epoch) is int and epoch >= 0 for epoch in milestones),
@@ -373,7 +377,7 @@ def _check_prune(prune: PruneConfig, name: str) -> None:
     def require(condition: bool, field: str, expected: str) -> None:
         _require(condition, f"{name}.{field}", getattr(prune, field), expected)
 
-    require(prune.method in METHODS, "method", f"one of {list(METHODS)}")
+    _check_choice(prune.method, f"{name}.method", METHODS)
     _named(name, scope_of, prune.method, prune.scope)
     for field in ("target_sparsity", "initial_sparsity"):
         value = getattr(prune, field)
@@ -404,6 +408,12 @@ def _check_prune(prune: PruneConfig, name: str) -> None:
     require(
         0 < prune.damping < float("inf"), "damping", "a positive number, such as 1e-5"
     )
+    require(
+        prune.match == "none" or (prune.recompute == 0 and prune.batch_size == 1),
+        "match",
+        "none with recompute or batch_size above 1: each step has rows of its own, one "
+        "an example; for several steps set repeated_one_shot=True",
+    )
     _check_share(prune.label_smoothing, f"{name}.label_smoothing")
     for field, choices in (
         ("solver", ["auto", *SOLVERS]),
@@ -411,16 +421,39 @@ def _check_prune(prune: PruneConfig, name: str) -> None:
         ("store_dtype", list(STORE_DTYPES)),
         ("hessian", list(ESTIMATORS)),
         ("update", list(UPDATES)),
+        ("match", list(MATCHES)),
+        ("match_metric", list(METRICS)),
         ("flops_normalize", list(RESCALINGS)),
         ("recompute_schedule", list(SCHEDULES)),
     ):
-        require(getattr(prune, field) in choices, field, f"one of {choices}")
+        _check_choice(getattr(prune, field), f"{name}.{field}", choices)
     for field in ("memory_limit_gb", "flops_target", "normalize_update"):
         value = getattr(prune, field)
         require(value is None or value > 0, field, "a positive number or None")
     _named(name, check_options, prune.method, _method_options(prune))
     _named(name, degree_of, prune.recompute_schedule, prune.recompute_degree)
+    _named(f"{name}.pattern", _check_pattern, prune)
     _check_steps(prune, require)
+
+
+def _check_pattern(prune: PruneConfig) -> None:
+    """A pattern goes with the goal, and a network obeys it in the end."""
+    pattern = parse(prune.pattern)
+    if pattern is None:
+        return
+    target, own = prune.target_sparsity, pattern.sparsity
+    check_goal(
+        pattern,
+        target,
+        scope_of(prune.method, prune.scope),
+        prune.flops_target,
+        prune.flops_power,
+    )
+    if own is not None and target < own - 1e-6:
+        raise ValueError(
+            f"target_sparsity={target} with pattern={prune.pattern!r}; expected "
+            f"{own:.6g}"
+        )
 
 
 def _check_steps(prune: PruneConfig, require: Callable[..., None]) -> None:

@@ -1,11 +1,10 @@
 """Top-1, top-5 and loss over a data set; runnable on a saved run.
 
-python -m woodfisher_jax.evaluate --workdir=runs/digits-20260101-120000
+python -m woodfisher_jax.evaluate runs/digits-20260101-120000
 """
 
 import argparse
 import functools
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from woodfisher_jax import data, distributed, models, report
+from woodfisher_jax import data, distributed, metrics, models, tables
 from woodfisher_jax.data import DataSet
 from woodfisher_jax.data.batches import test_batches
+from woodfisher_jax.exit_codes import FAILED, USAGE, exits
 from woodfisher_jax.objective import (
     cross_entropy,
     macs_per_weight,
@@ -24,6 +24,8 @@ from woodfisher_jax.objective import (
     variables_of,
 )
 from woodfisher_jax.pruning import masks as masks_
+from woodfisher_jax.pruning import patterns
+from woodfisher_jax.pruning.paths import leaves_by_path
 from woodfisher_jax.pruning.sharding import num_devices, replicate
 from woodfisher_jax.saved_run import read_run
 
@@ -84,7 +86,10 @@ def evaluate(
 
 
 def evaluate_run(
-    workdir: Path, which: str = "latest", data_dir: str | None = None
+    workdir: Path,
+    which: str = "latest",
+    data_dir: str | None = None,
+    pattern: str | None = None,
 ) -> dict[str, Any]:
     """Judges the network of a saved run, averaged if the run has averaged it.
 
@@ -92,16 +97,23 @@ def evaluate_run(
         workdir: Folder of the run.
         which: "latest" or "best" checkpoint.
         data_dir: Where the data set is, if no longer where the config says.
+        pattern: One that the weights left have to obey, such as "2:4".
 
     Returns:
         ``top1``, ``top5``, ``loss``, and ``sparsity``, ``nonzero``, ``prunable`` of the
         masks; ``step`` of the checkpoint; ``macs`` and ``layers``, as in the results of
-        a run.
+        a run; ``groups``, how many obey the pattern, if one is given.
 
     Raises:
         ValueError: If the folder holds no run or no checkpoint.
+        PatternError: If the weights do not obey the pattern.
     """
     config, variables, masks, meta = read_run(workdir, which)
+    groups = {}
+    if pattern is not None:
+        leaves = leaves_by_path(variables["params"])
+        weights = {path: leaves[path] for path in masks}
+        groups["groups"] = patterns.check(weights, pattern, lambda path, leaf: True)
     model = models.build_model(config.model.name, **config.model.settings)
     dataset = data.load(
         config.data.name,
@@ -124,7 +136,8 @@ def evaluate_run(
         "nonzero": kept,
         "prunable": prunable,
         "step": meta["log"]["step"],
-        **report.macs_record(costs, params, masks),
+        **metrics.macs_record(costs, params, masks),
+        **groups,
     }
 
 
@@ -133,8 +146,22 @@ def cli() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m woodfisher_jax.evaluate",
         description="Prints top-1, top-5, loss and sparsity of a saved run.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="""examples:
+  python -m woodfisher_jax.evaluate runs/digits
+  python -m woodfisher_jax.evaluate runs/digits --which=best --layers
+  python -m woodfisher_jax.evaluate runs/resnet20 --pattern=2:4
+exit codes: 0 done, 1 weights do not obey the pattern, 2 the command has to be
+changed""",
     )
-    parser.add_argument("--workdir", type=Path, required=True, help="folder of the run")
+    run = parser.add_mutually_exclusive_group(required=True)
+    run.add_argument(
+        "run",
+        type=Path,
+        nargs="?",
+        help="folder of a run, or one of its checkpoints/NUMBER",
+    )
+    run.add_argument("--workdir", type=Path, help="the same by name")
     parser.add_argument(
         "--which",
         choices=["latest", "best"],
@@ -143,29 +170,36 @@ def cli() -> None:
     )
     parser.add_argument("--data_dir", help="where the data set is, if it has moved")
     parser.add_argument(
+        "--pattern",
+        help="also check that the prunable weights obey it: 2:4, 4x1, filters, ...",
+    )
+    parser.add_argument(
         "--layers",
         action="store_true",
         help="also weights and multiply-accumulates of each layer",
     )
     arguments = parser.parse_args()
-    try:
-        found = evaluate_run(arguments.workdir, arguments.which, arguments.data_dir)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+    folder = arguments.run or arguments.workdir
+    codes = {patterns.PatternError: FAILED, ValueError: USAGE, OSError: USAGE}
+    with exits(codes):
+        found = evaluate_run(
+            folder, arguments.which, arguments.data_dir, arguments.pattern
+        )
     print(
         f"step      {found['step']}\n"
         f"top-1     {found['top1']:.2f} %\n"
         f"top-5     {found['top5']:.2f} %\n"
-        f"loss      {found['loss']:.4f}\n"
+        f"loss      {found['loss']:.4f} nats an image\n"
         f"sparsity  {100 * found['sparsity']:.2f} % "
         f"({found['nonzero']:,} of {found['prunable']:,} prunable weights left)"
     )
     if found["macs"]:
         sparse, dense = (found["macs"][kind] / 1e6 for kind in ("sparse", "dense"))
-        print(f"M MACs    {sparse:.4g} of {dense:.4g}")
+        print(f"MACs      {sparse:.4g} of {dense:.4g} million an image")
+    if arguments.pattern:
+        print(f"pattern   {arguments.pattern} in all {found['groups']:,} groups")
     if arguments.layers:
-        report.print_layers(found["layers"])
+        tables.print_layers(found["layers"])
 
 
 if __name__ == "__main__":

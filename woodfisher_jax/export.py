@@ -4,7 +4,6 @@ python -m woodfisher_jax.export runs/digits --format=bitmask --out=digits.safete
 """
 
 import argparse
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +12,7 @@ import jax
 import numpy as np
 
 from woodfisher_jax import data, models
+from woodfisher_jax.exit_codes import USAGE, exits
 from woodfisher_jax.latency import latency, latency_line
 from woodfisher_jax.objective import predict
 from woodfisher_jax.saved_run import WHICH, SavedRun, read_run
@@ -142,9 +142,17 @@ def cli(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m woodfisher_jax.export",
         description="Writes the network of a saved run to one file.",
-        epilog="torch: state dict for load_state_dict. masked: dense, with masks. "
-        "bitmask, csr: the weights left. stablehlo: a program, for jax.export. "
-        "Layouts and loaders: docs/formats.md",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="""formats (layouts and loaders: docs/formats.md):
+  torch       a state dict, for load_state_dict
+  masked      dense arrays, with their masks
+  bitmask     the weights left, and a bit for each weight that says where
+  csr         the weights left, as compressed sparse rows
+  stablehlo   a program, for jax.export
+examples:
+  python -m woodfisher_jax.export runs/digits --format=bitmask --out=d.safetensors
+  python -m woodfisher_jax.export runs/digits --format=stablehlo --out=d.stablehlo
+exit codes: 0 done, 2 the command has to be changed""",
     )
     parser.add_argument(
         "run", type=Path, help="folder of a run, or one of its checkpoints/NUMBER"
@@ -179,11 +187,8 @@ def cli(arguments: Sequence[str] | None = None) -> None:
         "--overwrite", action="store_true", help="replace a file that is there"
     )
     given = vars(parser.parse_args(arguments))
-    try:
+    with exits({ValueError: USAGE, OSError: USAGE}):
         lines = export(given.pop("run"), given.pop("format"), given.pop("out"), **given)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
     print("\n".join(lines))
 
 

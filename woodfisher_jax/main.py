@@ -1,36 +1,36 @@
 """The command line: the only file with flags.
 
-    python -m woodfisher_jax.main --config=configs/digits.py
+    python -m woodfisher_jax.main --config=digits
 
 Any field of the config is overridden by ``--config.<field>=<value>``.
 """
 
-import ast
-import dataclasses
-import functools
 import logging
-import runpy
+import re
+import shlex
 import sys
+import textwrap
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, TextIO
 
 import absl.logging
-import ml_collections
 from absl import app, flags
-from ml_collections import config_dict, config_flags
+from ml_collections import config_flags
 
 from woodfisher_jax import config as config_
-from woodfisher_jax import distributed, plots, report
+from woodfisher_jax import config_files, distributed, metrics, plots, tables
 from woodfisher_jax.config import Config, ConfigError
 from woodfisher_jax.data import DataMissingError
+from woodfisher_jax.exit_codes import FAILED, USAGE, exits
 from woodfisher_jax.plan import prepare
 from woodfisher_jax.preemption import Stopped
 from woodfisher_jax.progress import progress_bar
 from woodfisher_jax.pruning.budget import MemoryLimitError
 from woodfisher_jax.pruning.curvature import CurvatureError
 from woodfisher_jax.pruning_step import forecast
+from woodfisher_jax.run_page import write_run_page
 from woodfisher_jax.train import DivergedError, run
 from woodfisher_jax.workdir import LOG_FORMAT
 
@@ -47,143 +47,221 @@ PLAN = flags.DEFINE_bool(
     "Print what a pruning step needs (memory, traffic, arithmetic) and run nothing.",
 )
 
-USAGE = """Trains, prunes and retrains a network.
+QUIET = flags.DEFINE_bool(
+    "quiet",
+    False,
+    "Print a line for each result, and errors. The log is in the folder of the run.",
+)
 
-    python -m woodfisher_jax.main --config=configs/digits.py [--workdir=FOLDER]
-        [--config.prune.target_sparsity=0.95] [--config.seed=1] ... [--plan]
+PROGRAM = "python -m woodfisher_jax.main"
+
+HELP = """Trains a network, prunes it and retrains it.
+
+usage: {program} --config=NAME [options]
+
+  --config=NAME          a config of the package (below), or the path of a file
+  --config=NAME:WORD     a variant of it, such as resnet50:smoke
+  --config.FIELD=VALUE   override a field of the config; may be repeated
+  --workdir=FOLDER       where the run goes (default runs/NAME-TIME); given again,
+                         a run that was stopped goes on
+  --plan                 print what a pruning step needs, and run nothing
+  --quiet                print a line for each result, and errors
+  --helpfull             every field of the config with its value, and all flags
+
+configs:
+{configs}
+
+examples:
+  {program} --config=digits
+  {program} --config=digits --config.seed=1 \\
+      --config.prune.method=kfac --config.prune.target_sparsity=0.9
+  {program} --config=resnet50:smoke --workdir=runs/smoke
+  {program} --config=my_config.py --plan
+
+exit codes: 0 done, or stopped by SIGTERM and saved; 1 the run failed; 2 nothing was
+run, for the command has to be changed; 130 stopped by Ctrl-C and saved
 """
 
-
-def defaults(section: type = Config) -> ml_collections.ConfigDict:
-    """The dataclass defaults as a ConfigDict; an absent value knows its type."""
-    values = ml_collections.ConfigDict()
-    for field in dataclasses.fields(section):
-        annotation = config_.field_types(section)[field.name]
-        if dataclasses.is_dataclass(annotation) and isinstance(annotation, type):
-            values[field.name] = defaults(annotation)
-        elif field.name in ("settings", "also_prune"):
-            continue  # Keys of their own, where a config file has them.
-        else:
-            expected, _ = config_.value_type(annotation)
-            default = field.default
-            values[field.name] = (
-                config_dict.placeholder(expected) if default is None else default
-            )
-    return values
+ERRORS: dict[type[Exception], int] = {
+    ConfigError: USAGE,
+    flags.Error: USAGE,
+    DataMissingError: USAGE,
+    MemoryLimitError: USAGE,
+    CurvatureError: FAILED,
+    DivergedError: FAILED,
+    ValueError: FAILED,
+    OSError: FAILED,
+}
+"""What may end a run without a traceback, and with which exit code."""
 
 
-def further_pruner() -> ml_collections.ConfigDict:
-    """The fields of ``prune_2`` and the like; what stays None is as in ``prune``."""
-    values = ml_collections.ConfigDict()
-    for name, annotation in config_.field_types(config_.PruneConfig).items():
-        values[name] = config_dict.placeholder(config_.value_type(annotation)[0])
-    return values
-
-
-def load_config(path: str) -> ml_collections.ConfigDict:
-    """Reads a config file over the defaults.
-
-    Args:
-        path: A Python file with ``get_config()``; ``file.py:word`` calls
-            ``get_config("word")``.
-
-    Returns:
-        A locked ConfigDict with every field.
-
-    Raises:
-        ConfigError: If there is no such file or it names fields that do not exist.
-    """
-    name, _, argument = path.partition(":")
-    if not Path(name).is_file():
-        raise ConfigError(
-            f"--config={path}: there is no such file (from {Path.cwd()}); try "
-            "--config=configs/digits.py"
-        )
-    get_config = runpy.run_path(name).get("get_config")
-    if get_config is None:
-        raise ConfigError(f"--config={path}: the file must define get_config()")
-    try:
-        values = get_config(argument) if argument else get_config()
-    except ValueError as error:
-        raise ConfigError(f"--config={path}: {error}") from error
-    merged = defaults()
-    for key in filter(config_.is_pruner, values):
-        merged[key] = further_pruner()
-    _merge(merged, values, "config")
-    return merged.lock()
-
-
-def _merge(target: ml_collections.ConfigDict, values: Mapping, where: str) -> None:
-    for key, value in values.items():
-        if where not in config_.OPEN_GROUPS:
-            config_.check_key(key, target, where)
-        if isinstance(target.get(key), ml_collections.ConfigDict):
-            _merge(target[key], value, f"{where}.{key}")
-        elif key not in target:
-            target[key] = value
-        else:
-            try:
-                target[key] = value
-            except (TypeError, ValueError) as error:
-                raise ConfigError(f"{where}.{key}={value!r}: {error}") from error
-
-
-def add_settings(arguments: Sequence[str], values: ml_collections.ConfigDict) -> None:
-    """Makes room for settings that overrides add to a model or an optimizer."""
-    for argument in arguments:
-        name, given, text = argument.lstrip("-").partition("=")
-        where, _, key = name.rpartition(".")
-        if not given or where not in config_.OPEN_GROUPS:
-            continue
-        group = functools.reduce(lambda v, k: v[k], where.split(".")[1:], values)
-        if key not in group:
-            try:
-                value = ast.literal_eval(text)
-            except (ValueError, SyntaxError):
-                value = text
-            with group.unlocked():
-                group[key] = value
-
-
-def check_overrides(arguments: Sequence[str], known: ml_collections.ConfigDict) -> None:
-    """Raises for an override of a field that does not exist, with the nearest one."""
-    for argument in arguments:
-        name = argument.lstrip("-").partition("=")[0]
-        if not argument.startswith("-") or not name.startswith("config."):
-            continue
-        level, where = known, "config"
-        for key in name.split(".")[1:]:
-            if not isinstance(level, ml_collections.ConfigDict):
-                raise ConfigError(f"{where} is no group of fields, so {name} is none")
-            config_.check_key(key, level, where)
-            level, where = level[key], f"{where}.{key}"
+# ------------------------------------------------------------------- the command line
 
 
 def parse(argv: Sequence[str]) -> list[str]:
     """Defines the config's flags from its file and parses the command line."""
-    paths = [a.partition("=")[2] for a in argv if _is_config_flag(a)]
-    rest = [a for a in argv if not _is_config_flag(a)]
+    given = joined(argv)
+    paths = [a.partition("=")[2] for a in given if _is_config(a)]
+    rest = [a for a in given if not _is_config(a)]
+    if any(a in ("-h", "-help", "--help", "--helpshort") for a in rest):
+        print(HELP.format(program=PROGRAM, configs=_configs()), end="")
+        raise SystemExit(0)
+    with exits(ERRORS):
+        if len(paths) > 1:
+            raise ConfigError(f"--config is given {len(paths)} times; expected one")
+        if "--helpfull" in rest:
+            print(_full_help(paths[0] if paths else None))
+            raise SystemExit(0)
+        if not paths or not paths[0]:
+            raise ConfigError(
+                f"no config is given; expected one of\n{_configs()}\nor a file of your "
+                f"own, as in {PROGRAM} --config=digits (--help says more)"
+            )
+        values = config_files.load_config(paths[0])
+        rest = config_files.override(rest, values)
+        config_flags.DEFINE_config_dict("config", values, sys_argv=rest)
+        flags.DEFINE_string("config_file", paths[0], "The --config given.")
+        try:
+            return flags.FLAGS(rest)
+        except flags.IllegalFlagValueError as error:
+            raise ConfigError(config_files.unreadable(str(error), values)) from error
+        except flags.UnrecognizedFlagError as error:
+            raise ConfigError(_unknown(error, values)) from error
+
+
+def joined(argv: Sequence[str]) -> list[str]:
+    """The arguments, ``--config.x value`` as ``--config.x=value``."""
+    left, given = list(argv), []
+    while left:
+        argument = left.pop(0)
+        is_open = re.fullmatch(r"--?config(\.[^=]+)?", argument)
+        if is_open and left and not left[0].startswith("--"):
+            argument += f"={left.pop(0)}"
+        given.append(argument)
+    return given
+
+
+def _is_config(argument: str) -> bool:
+    return re.match(r"--?config(=|$)", argument) is not None
+
+
+def _configs() -> str:
+    lines = config_files.shipped().items()
+    width = max(len(name) for name, _ in lines)
+    return "\n".join(
+        f"  {name:{width}}  {textwrap.shorten(summary, 76 - width, placeholder=' ...')}"
+        for name, summary in lines
+    )
+
+
+def _full_help(path: str | None) -> str:
+    values = config_files.load_config(path) if path else config_files.defaults()
+    return (
+        f"Every field of {path or 'a config'} with its value:\n"
+        f"{config_files.explained(values)}\n\nAll flags:\n{flags.FLAGS.get_help()}"
+    )
+
+
+def _unknown(error: flags.UnrecognizedFlagError, values: Any) -> str:
+    """What absl says of an unknown flag; whoever forgot the config. is told so."""
+    name = f"config.{error.flagname}"
     try:
-        if len(paths) == 1 and paths[0]:
-            values = load_config(paths[0])
-            add_settings(rest[1:], values)
-            check_overrides(rest[1:], values)
-            config_flags.DEFINE_config_dict("config", values, sys_argv=rest)
-            flags.DEFINE_string("config_file", paths[0], "The --config given.")
-        elif not any(a.lstrip("-").startswith("help") for a in rest):
-            raise ConfigError("give one config: --config=configs/digits.py")
-        return flags.FLAGS(rest)
-    except (ConfigError, flags.Error) as error:
-        _fail(error)
+        config_files.override([f"--{name}=None"], values)
+    except ConfigError:
+        return str(error)
+    return f"there is no flag --{error.flagname}; did you mean --{name}?"
 
 
-def _is_config_flag(argument: str) -> bool:
-    return argument.lstrip("-").startswith("config=") and argument.startswith("-")
+# ---------------------------------------------------------------------------- the run
 
 
-def _fail(error: Exception) -> NoReturn:
-    print(f"error: {error}", file=sys.stderr)
-    raise SystemExit(2)
+def main(argv: Sequence[str]) -> None:
+    """Runs the config, then the methods to compare it with."""
+    with exits(ERRORS):
+        if len(argv) > 1:
+            raise ConfigError(f"unexpected arguments {argv[1:]}; options start with --")
+        config = config_.from_dict(flags.FLAGS.config.to_dict())
+        _log_to_console()
+        distributed.initialize(config.distributed)
+        if not distributed.is_first():
+            # What all processes do, the first one tells.
+            logging.getLogger("woodfisher_jax").setLevel(logging.WARNING)
+        if PLAN.value:
+            print_plan(config)
+        else:
+            workdir = Path(WORKDIR.value or _default_workdir(flags.FLAGS.config_file))
+            run_all(config, workdir)
+
+
+def run_all(config: Config, workdir: Path) -> None:
+    """Runs the config and the methods to compare it with, and tells the results."""
+    results: dict[str, dict[str, Any]] = {}
+    folders: dict[str, Path] = {}
+    for method in (config.prune.method, *config.compare_with):
+        is_main = not results
+        folders[method] = workdir if is_main else workdir / f"compare-{method}"
+        one = config if is_main else config_.compared(config, method)
+        try:
+            results[method] = run(
+                one,
+                folders[method],
+                quiet=QUIET.value,
+                command=resume_command(workdir) if is_main else "",
+            )
+        except Stopped as stopped:
+            if distributed.is_first():
+                print(f"{stopped}; to resume:\n  {resume_command(workdir)}")
+            raise SystemExit(stopped.exit_code) from None
+        if distributed.is_first() and not QUIET.value:
+            tables.print_table(results[method])
+    if not distributed.is_first():
+        return
+    if len(results) > 1:
+        rows = {name: metrics.read_metrics(folder) for name, folder in folders.items()}
+        plots.plot_accuracy(workdir / "comparison.png", rows)
+        write_run_page(workdir)
+    if QUIET.value:
+        for method, folder in folders.items():
+            print(result_line(results[method], folder))
+        return
+    if len(results) > 1:
+        tables.print_comparison(results)
+    print(
+        f"Results, plots and checkpoints are in {workdir}; to look at: "
+        f"{workdir / 'report.html'}"
+    )
+
+
+def result_line(results: dict[str, Any], folder: Path) -> str:
+    """How a run ended, in one line."""
+    return (
+        f"{results['method']}: {100 * results['sparsity']:.2f} % sparse, "
+        f"top-1 {results['final']['top1']:.2f} % "
+        f"(dense {results['dense']['top1']:.2f} %), "
+        f"{results['seconds_total']:.1f} s, {folder}"
+    )
+
+
+def resume_command(workdir: Path) -> str:
+    """This command, with the folder that the run is to go on in."""
+    by_name = Path(sys.argv[0]).name == "woodfisher"
+    given = shlex.join(sys.argv[1:])
+    folder = "" if WORKDIR.present else f" {shlex.quote(f'--workdir={workdir}')}"
+    return f"{'woodfisher' if by_name else PROGRAM} {given}{folder}"
+
+
+def print_plan(config: Config) -> None:
+    """Prints what a pruning step of the run needs; nothing is run or written."""
+    with progress_bar(quiet=QUIET.value) as progress:
+        plan, given = prepare(config, progress)
+        needs = forecast(plan, *given)
+    if not distributed.is_first():
+        return
+    for name, pruner in config.pruners.items():
+        if name in needs:
+            tables.print_needs(needs[name])
+        else:
+            print(f"{name}: {pruner.method!r} keeps no gradients: nothing to plan")
 
 
 def _default_workdir(config_file: str) -> Path:
@@ -191,6 +269,18 @@ def _default_workdir(config_file: str) -> Path:
     # The clocks of processes differ.
     when = distributed.of_first(time.strftime("%Y%m%d-%H%M%S"))
     return Path("runs") / f"{name}-{when}"
+
+
+class _StandardError(logging.StreamHandler):
+    """Writes to the standard error of the moment, which live bars take over."""
+
+    @property
+    def stream(self) -> TextIO:
+        return sys.stderr
+
+    @stream.setter
+    def stream(self, value: TextIO) -> None:
+        """Does nothing: there is only one."""
 
 
 def _log_to_console() -> None:
@@ -201,72 +291,14 @@ def _log_to_console() -> None:
     logger = logging.getLogger("woodfisher_jax")
     logger.setLevel(logging.INFO)
     logger.propagate = False
-    handler = logging.StreamHandler()
+    handler = _StandardError()
+    handler.setLevel(logging.ERROR if QUIET.value else logging.INFO)
     handler.setFormatter(LOG_FORMAT)
     logger.addHandler(handler)
 
 
-def print_plan(config: Config) -> None:
-    """Prints what a pruning step of the run needs; nothing is run or written."""
-    with progress_bar() as progress:
-        plan, given = prepare(config, progress)
-        needs = forecast(plan, *given)
-    if not distributed.is_first():
-        return
-    for name, pruner in config.pruners.items():
-        if name in needs:
-            report.print_needs(needs[name])
-        else:
-            print(f"{name}: {pruner.method!r} keeps no gradients: nothing to plan")
-
-
-def main(argv: Sequence[str]) -> None:
-    """Runs the config, then the methods to compare it with."""
-    if len(argv) > 1:
-        _fail(ConfigError(f"unexpected arguments {argv[1:]}; options start with --"))
-    try:
-        config = config_.from_dict(flags.FLAGS.config.to_dict())
-        _log_to_console()
-        distributed.initialize(config.distributed)
-        if not distributed.is_first():
-            # What all processes do, the first one tells.
-            logging.getLogger("woodfisher_jax").setLevel(logging.WARNING)
-        workdir = Path(WORKDIR.value or _default_workdir(flags.FLAGS.config_file))
-        if PLAN.value:
-            print_plan(config)
-            return
-        folders = {config.prune.method: workdir}
-        results = {config.prune.method: run(config, workdir)}
-        for method in config.compare_with:
-            folders[method] = workdir / f"compare-{method}"
-            results[method] = run(config_.compared(config, method), folders[method])
-    except Stopped as stopped:
-        if distributed.is_first():
-            print(
-                f"{stopped}; to resume, give the same command with --workdir={workdir}"
-            )
-        raise SystemExit(stopped.exit_code) from None
-    except (
-        ConfigError,
-        DataMissingError,
-        CurvatureError,
-        DivergedError,
-        MemoryLimitError,
-        ValueError,
-        OSError,
-    ) as error:
-        _fail(error)
-    if not distributed.is_first():
-        return
-    if len(results) > 1:
-        rows = {name: report.read_metrics(folder) for name, folder in folders.items()}
-        plots.plot_accuracy(workdir / "comparison.png", rows)
-        report.print_comparison(results)
-    print(f"Results, plots and checkpoints are in {workdir}")
-
-
 def cli() -> None:
-    """Entry point of ``python -m woodfisher_jax.main``."""
+    """Entry point of ``python -m woodfisher_jax.main`` and ``woodfisher``."""
     app.run(main, flags_parser=parse)
 
 

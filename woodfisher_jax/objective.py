@@ -79,6 +79,28 @@ def frozen_loss(
     return Partial(_frozen_loss(model, label_smoothing), batch_stats)
 
 
+@functools.lru_cache(maxsize=8)
+def _frozen_outputs(model: nn.Module) -> Callable[[Any, Any, Any], jax.Array]:
+    @jax.jit
+    def outputs(batch_stats: Any, params: Any, images: jax.Array) -> jax.Array:
+        return predict(model, variables_of(params, batch_stats), images)
+
+    return outputs
+
+
+def frozen_outputs(model: nn.Module, batch_stats: Any) -> Partial:
+    """Logits on running statistics, for curvature that takes no labels.
+
+    Args:
+        model: A Linen classifier.
+        batch_stats: Its running statistics; new values do not compile anew.
+
+    Returns:
+        (params, images) -> logits.
+    """
+    return Partial(_frozen_outputs(model), batch_stats)
+
+
 def macs_per_weight(
     model: nn.Module, variables: Variables, image_shape: tuple[int, ...]
 ) -> dict[str, float]:

@@ -1,9 +1,10 @@
 """A config made into a plan: data, model, phases of training, pruning steps."""
 
+import contextlib
 import dataclasses
 import functools
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -116,25 +117,27 @@ def prepare(config: Config, progress: Progress) -> tuple[Plan, tuple[Any, Masks]
     Returns:
         The plan, and the variables and masks to start from.
     """
-    try:
+    with _refused_as("config.model"):
         model = models.build_model(config.model.name, **config.model.settings)
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f"config.model: {error}") from error
-    state_dict = (
-        torch_weights.read_weights(config.init_from) if config.init_from else None
-    )
-    dataset = data.load(
-        config.data.name,
-        data_dir=config.data.dir,
-        progress=progress,
-        options=config.data.image_options,
-    )
+    with _refused_as("config.init_from"):
+        state_dict = (
+            torch_weights.read_weights(config.init_from) if config.init_from else None
+        )
+    with _refused_as("config.data"):
+        dataset = data.load(
+            config.data.name,
+            data_dir=config.data.dir,
+            progress=progress,
+            options=config.data.image_options,
+        )
     image = np.zeros((1, *dataset.image_shape), np.float32)
-    variables = jax.jit(model.init)(jax.random.key(config.seed), image)
+    with _refused_as("config.model"):
+        variables = jax.jit(model.init)(jax.random.key(config.seed), image)
     _check_classes(config, dataset, model, variables)
     saved: dict[str, np.ndarray] = {}
     if state_dict is not None:
-        variables, saved = torch_weights.to_variables(state_dict, variables)
+        with _refused_as("config.init_from"):
+            variables, saved = torch_weights.to_variables(state_dict, variables)
     plan = make_plan(config, dataset, model, progress)
     selected = pruners.init_masks(variables["params"], config)
     masks = {path: jnp.asarray(saved.get(path, m)) for path, m in selected.items()}
@@ -151,6 +154,17 @@ def prepare(config: Config, progress: Progress) -> tuple[Plan, tuple[Any, Masks]
         logger.warning("multiply-accumulates are not reported: %s", error)
         costs = None
     return plan._replace(costs=costs), (variables, masks)
+
+
+@contextlib.contextmanager
+def _refused_as(field: str) -> Iterator[None]:
+    """Gives what is refused the name of the field that it comes from."""
+    try:
+        yield
+    except data.DataMissingError:
+        raise  # Says more, and that the config is right.
+    except (ValueError, TypeError, OSError) as error:
+        raise ConfigError(f"{field}: {error}") from error
 
 
 def _check_classes(

@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from types import FrameType
 
@@ -41,6 +42,9 @@ class StopRequest:
     def receive(self, number: int, frame: FrameType | None = None) -> None:
         """Notes a signal; the second one ends the process as if nobody listened."""
         if self.signal:
+            if sys.stderr.isatty():
+                # Live bars hide the cursor, and will not come to show it again.
+                print("\x1b[?25h", end="", file=sys.stderr, flush=True)
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
             return

@@ -1,5 +1,6 @@
 """Progress of long work: live bars on a terminal, one line each elsewhere."""
 
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,23 +27,30 @@ def silent(label: str, done: int, total: int) -> None:
 
 @contextmanager
 def progress_bar(
-    console: Console | None = None, min_seconds: float = 1.0
+    console: Console | None = None, min_seconds: float = 1.0, quiet: bool = False
 ) -> Iterator[Callback]:
     """Shows the progress of labelled pieces of work while the context is open.
 
-    On a terminal each label has a live bar with its rate and the time left. Elsewhere
-    (a log file, a notebook) each label prints one line, when it is finished, unless
-    it was done in a moment.
+    Each label prints one line when it is finished, unless it was done in a moment. On a
+    terminal it has a live bar until then, with its rate and the time left; elsewhere (a
+    log file, a notebook) nothing else is shown.
 
     Args:
         console: where to show it; by default the standard error.
         min_seconds: work shorter than this prints no line.
+        quiet: whether to show nothing at all.
 
     Yields:
         ``callback(label, done, total)``, to call after every piece. Calling it with
         ``done=0`` first starts the clock. A label may come again after it is finished.
     """
-    console = console or Console(stderr=True)
+    if quiet:
+        yield silent
+        return
+    if console is None:
+        # Told by the stream alone: with FORCE_COLOR in the environment, as some
+        # schedulers set it, Rich would take a file for a terminal.
+        console = Console(stderr=True, force_terminal=sys.stderr.isatty())
     if not console.is_terminal:
         yield _lines(console, min_seconds)
         return
@@ -54,19 +62,18 @@ def progress_bar(
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console) as progress:
-        yield _bars(progress)
+        yield _bars(progress, _lines(console, min_seconds))
 
 
 class _Rate(ProgressColumn):
-    """Pieces a second, of the running bar or over a finished one's whole time."""
+    """Pieces a second."""
 
     def render(self, task: Task) -> Text:
-        rate = task.finished_speed or task.speed
-        return Text("" if rate is None else f"{rate:.3g}/s")
+        return Text("" if task.speed is None else f"{task.speed:.3g}/s")
 
 
-def _bars(progress: Progress) -> Callback:
-    """Makes a callback that draws one bar a label."""
+def _bars(progress: Progress, lines: Callback) -> Callback:
+    """Makes a callback that draws one bar a running label."""
     running: dict[str, TaskID] = {}
 
     def callback(label: str, done: int, total: int) -> None:
@@ -74,7 +81,8 @@ def _bars(progress: Progress) -> Callback:
             running[label] = progress.add_task(label, total=total)
         progress.update(running[label], completed=done, total=total)
         if done >= total:
-            del running[label]
+            progress.remove_task(running.pop(label))
+        lines(label, done, total)
 
     return callback
 
@@ -88,7 +96,7 @@ def _lines(console: Console, min_seconds: float) -> Callback:
         if done >= total:
             del started[label]
             seconds = time.monotonic() - start
-            line = f"{label}: {total} in {seconds:.1f} s"
+            line = f"{label}: {total:,} in {seconds:.1f} s"
             if seconds >= min_seconds:
                 console.print(line, markup=False, highlight=False, soft_wrap=True)
 

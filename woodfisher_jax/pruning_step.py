@@ -1,5 +1,6 @@
 """One pruning step of a run: its samples, options and needs, and what it did."""
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -7,28 +8,39 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from woodfisher_jax import loss_path, pruners, report
+from woodfisher_jax import loss_path, metrics, pruners
 from woodfisher_jax.batch_norm import reestimate
 from woodfisher_jax.data import batches
 from woodfisher_jax.evaluate import evaluate
-from woodfisher_jax.objective import frozen_loss, predict, variables_of
+from woodfisher_jax.objective import (
+    frozen_loss,
+    frozen_outputs,
+    predict,
+    variables_of,
+)
 from woodfisher_jax.plan import Plan, Stage
-from woodfisher_jax.pruning import flops
+from woodfisher_jax.pruning import flops, matching
 from woodfisher_jax.pruning import prune as prune_
 from woodfisher_jax.pruning.gradients import sample_labels
+from woodfisher_jax.pruning.info import PruneInfo
 from woodfisher_jax.pruning.masked import mask_state
 from woodfisher_jax.pruning.masks import Masks
+from woodfisher_jax.pruning.matching import Rows, outputs_of, towards_labels
 from woodfisher_jax.pruning.methods import METHODS
 from woodfisher_jax.pruning.needs import Needs
 from woodfisher_jax.pruning.paths import leaves_by_path, replace_leaves
-from woodfisher_jax.pruning.samples import Examples
+from woodfisher_jax.pruning.samples import Examples, regroup
+from woodfisher_jax.pruning.settings import AUTO
 from woodfisher_jax.pruning.sharding import replicate
 from woodfisher_jax.sections import PruneConfig
 from woodfisher_jax.train_step import TrainState
 
+logger = logging.getLogger(__name__)
+
 PASSED = (
     "method",
     "scope",
+    "pattern",
     "flops_power",
     "flops_per_parameter",
     "flops_normalize",
@@ -56,6 +68,7 @@ PASSED = (
 """Fields that are arguments of :func:`woodfisher_jax.prune` by the same name."""
 
 REPORTED = (
+    "saliency_histogram",
     "saliency_sum",
     "predicted_loss_increase",
     "gradient_term",
@@ -83,16 +96,20 @@ def prune_state(
     pruner, draw = plan.config.pruners[stage.pruner], len(done)
     earlier = [record for record in done if record["pruner"] == stage.pruner]
     paths = pruners.selected_paths(state.params, pruner)
-    if pruner.from_dense:
-        state = _from_dense(state, paths, first=not earlier)
+    if pruner.needs_dense and not earlier:
+        state = state._replace(dense=dense_copy(state))
+    elif pruner.from_dense:
+        state = _from_dense(state, paths)
     macs = None
     if plan.costs is not None:
         macs = flops.sparse_macs(plan.costs, state.params, state.masks)
     goal = _goal(pruner, stage, earlier, macs)
+    rows = _rows(plan, pruner, state, draw)
     params, masks, info = prune_.prune(
-        _fisher_loss(plan, pruner, state.batch_stats),
+        rows.loss_fn,
         state.params,
-        _fisher_source(plan, pruner, state, draw),
+        rows.samples,
+        targets=rows.targets,
         mean_samples=_mean_samples(plan, pruner, draw),
         masks={path: state.masks[path] for path in paths},
         progress=plan.progress,
@@ -109,15 +126,33 @@ def prune_state(
         "macs": plan.costs and flops.sparse_macs(plan.costs, params, masks),
         **_losses(plan, pruner, state, params, draw),
         **{n: v for n in REPORTED if (v := getattr(info, n)) is not None},
+        **_dampings(info),
         "seconds_gradients": info.seconds_gradients,
         "seconds_curvature": info.seconds_curvature,
         "seconds_update": info.seconds_update,
-        **report.needs_record(info.needs),
+        **metrics.needs_record(info.needs),
     }
     batch_stats = _batch_stats(plan, pruner, params, state.batch_stats, draw)
     opt_state = mask_state(state.opt_state, params, masks)
     state = TrainState(params, batch_stats, masks, opt_state, state.dense)
     return replicate(state, plan.mesh), record
+
+
+def _dampings(info: PruneInfo) -> dict[str, Any]:
+    """The dampings that a step has chosen, and how well they predict."""
+    found: dict[str, Any] = {}
+    for name, chosen in zip(
+        ("damping_statistic", "damping_update"), info.dampings or (), strict=False
+    ):
+        found[name] = chosen._asdict()
+        logger.info(
+            "%s: %.3g, %.2g of the mean eigenvalue, leave-one-out error %.0f %%",
+            name.replace("_", " for the "),
+            chosen.damping,
+            chosen.multiple,
+            100 * chosen.error,
+        )
+    return found
 
 
 def forecast(plan: Plan, variables: Any, masks: Masks) -> dict[str, Needs]:
@@ -156,6 +191,7 @@ def options(plan: Plan, pruner: PruneConfig) -> dict[str, Any]:
     decay = plan.config.train.weight_decay
     return {
         **{name: getattr(pruner, name) for name in PASSED},
+        **({"damping": AUTO} if pruner.auto_damping else {}),
         "weight_decay": decay if pruner.damping_plus_weight_decay else 0.0,
         "probe_seed": plan.config.seed if pruner.hessian == "hutchinson" else 0,
         "memory_limit": None if limit is None else limit * 1e9,
@@ -192,10 +228,8 @@ def _goal(
     return {"flops_target": pruner.flops_target + left * way}
 
 
-def _from_dense(state: TrainState, paths: Sequence[str], first: bool) -> TrainState:
+def _from_dense(state: TrainState, paths: Sequence[str]) -> TrainState:
     """The state before the first step; what other pruners prune stays as it is."""
-    if first:
-        return state._replace(dense=dense_copy(state))
     leaves, masks = leaves_by_path(state.dense["params"]), state.dense["masks"]
     return state._replace(
         params=replace_leaves(state.params, {path: leaves[path] for path in paths}),
@@ -280,6 +314,25 @@ def _fisher_source(
     if pruner.recompute and pruner.redraw_samples:
         return lambda again: fisher_batch(plan, pruner, state, draw, again)
     return fisher_batch(plan, pruner, state, draw)
+
+
+def _rows(plan: Plan, pruner: PruneConfig, state: TrainState, draw: int) -> Rows:
+    """What a step takes the gradients of, at which samples, and towards what."""
+    if pruner.match == "none":
+        loss_fn = _fisher_loss(plan, pruner, state.batch_stats)
+        return Rows(loss_fn, _fisher_source(plan, pruner, state, draw), None)
+    count = pruner.num_samples
+    batch = next(regroup(_examples(plan, pruner, _draw(pruner, draw), count), count))
+    outputs_fn = frozen_outputs(plan.model, state.batch_stats)
+    if pruner.match == "labels":
+        outputs = outputs_of(outputs_fn, state.params, batch["image"])
+        wanted = towards_labels(outputs, batch["label"])
+    else:
+        dense = frozen_outputs(plan.model, state.dense["batch_stats"])
+        wanted = outputs_of(dense, state.dense["params"], batch["image"])
+    key = jax.random.fold_in(jax.random.key(plan.config.seed), draw)
+    stage = matching.Stage(outputs_fn, batch["image"], wanted)
+    return matching.matching_rows(stage, state.params, key, pruner.match_metric)
 
 
 def _mean_samples(plan: Plan, pruner: PruneConfig, draw: int) -> Any:

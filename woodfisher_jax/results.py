@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from woodfisher_jax import config as config_
-from woodfisher_jax import distributed, plots, pruners, report
+from woodfisher_jax import distributed, environment, metrics, plots, pruners
 from woodfisher_jax.history import Log
 from woodfisher_jax.plan import Plan
 from woodfisher_jax.pruning import masks as masks_
+from woodfisher_jax.run_page import write_run_page
 from woodfisher_jax.train_step import TrainState
 
 
@@ -26,9 +27,9 @@ def open_events(workdir: Path, log: Log) -> Iterator[Callable[[list], None]]:
         for row in rows[written:]:
             events.write(row)
         written = len(rows)
-        report.write_metrics(workdir, rows)
+        metrics.write_metrics(workdir, rows)
 
-    with report.EventWriter(workdir / "tensorboard", log.rows) as events:
+    with metrics.EventWriter(workdir / "tensorboard", log.rows) as events:
         yield write
 
 
@@ -46,10 +47,10 @@ def summarize(plan: Plan, state: TrainState, log: Log) -> dict[str, Any]:
         "final": {key: log.rows[-1][key] for key in ("top1", "top5", "loss")},
         "stages": log.stages,
         "sparsity_by_path": masks_.sparsity_by_path(state.masks),
-        **report.macs_record(plan.costs, state.params, state.masks),
+        **metrics.macs_record(plan.costs, state.params, state.masks),
         "seconds_total": log.seconds,
-        "peak_rss_bytes": report.peak_rss_bytes(),
-        **report.environment(),
+        "peak_rss_bytes": environment.peak_rss_bytes(),
+        **environment.environment(),
         "seed": plan.config.seed,
         "config": config_.to_dict(plan.config),
     }
@@ -71,10 +72,10 @@ def target_sparsity(plan: Plan, state: TrainState) -> float | None:
 
 
 def write_report(workdir: Path, results: dict[str, Any], log: Log) -> None:
-    """Writes results, tables and plots, and prints the table."""
-    report.write_results(workdir, results)
+    """Writes results, tables, plots and the page."""
+    metrics.write_results(workdir, results)
     if results["layers"]:
-        report.write_layers(workdir, results["layers"])
+        metrics.write_layers(workdir, results["layers"])
     name = results["method"]
     plots.plot_accuracy(workdir / "accuracy.png", {name: log.rows})
     plots.plot_layer_sparsity(
@@ -89,4 +90,4 @@ def write_report(workdir: Path, results: dict[str, Any], log: Log) -> None:
                 stage["loss_path"],
                 f"{stage['pruner']} {number}, {100 * stage['sparsity']:.2f} % sparse",
             )
-    report.print_table(results)
+    write_run_page(workdir)

@@ -175,6 +175,12 @@ class PruneConfig:
         microbatch_size: Most examples whose gradients a device forms at once; default
             64, or as many as fit.
         damping: λ on the Fisher's diagonal.
+        auto_damping: Take the λ by which each gradient is best predicted from the
+            others in place of ``damping``.
+        match: What a step of woodtaylor brings the network's outputs back to: outputs,
+            those of the network before the first step, without any labels; labels,
+            nearer to the labels; none, the gradients are those of the loss.
+        match_metric: Of the distance to them, identity or softmax.
         damping_plus_weight_decay: Add weight_decay of ``train`` to the damping.
         centered: Take the covariance of the gradients for the Fisher.
         pi: For kfac, split the damping by the traces of the factors.
@@ -184,6 +190,9 @@ class PruneConfig:
             samples, which also come first.
         block_size: c, weights a block; default whole tensors.
         scope: global or layer; default the method's own.
+        pattern: What stays or goes together: 2:4 (any N:M of consecutive inputs), 4x1
+            (any block of inputs by outputs), filters, heads:6 (attention heads, with
+            their number); default single weights.
         update: How the remaining weights move: sum (the paper's), joint or none.
         scale_update: Factor on the update of the remaining weights; 0 for none.
         normalize_update: Largest norm of the update of a tensor, in norms of its
@@ -193,7 +202,8 @@ class PruneConfig:
         flops_per_parameter: Let a layer count by those of one of its weights.
         flops_normalize: log for their binary logarithm; none.
         recompute: How often a pruning step computes the curvature again on its way.
-        recompute_schedule: linear, or poly for long parts of the way first.
+        recompute_schedule: linear, poly for long parts of the way first, or
+            exponential for the same share of what is left at each.
         recompute_degree: Exponent of poly; default 3.
         solver: auto, sample_space, dense or recursion.
         store: Where gradients wait between statistic and update: auto, device, host,
@@ -240,6 +250,9 @@ class PruneConfig:
     batch_size: int = 1
     microbatch_size: int | None = None
     damping: float = 1e-5
+    auto_damping: bool = False
+    match: str = "none"
+    match_metric: str = "identity"
     damping_plus_weight_decay: bool = False
     centered: bool = False
     pi: bool = False
@@ -248,6 +261,7 @@ class PruneConfig:
     mean_samples: int | None = None
     block_size: int | None = None
     scope: str | None = None
+    pattern: str | None = None
     update: str = "sum"
     scale_update: float = 1.0
     normalize_update: float | None = None
@@ -273,6 +287,11 @@ class PruneConfig:
     loss_samples: int | None = None
     diagnostics: bool = False
     loss_path_steps: int = 0
+
+    @property
+    def needs_dense(self) -> bool:
+        """Whether the network before the first step is kept."""
+        return self.from_dense or self.match == "outputs"
 
     @property
     def stages(self) -> tuple[Stage, ...]:

@@ -59,6 +59,17 @@ def save_sparse(
         ValueError: If there is no such format, a path has a colon, a mask does not fit
             its array, or a weight outside its mask is not zero.
         TypeError: If a mask is not boolean.
+
+    Example:
+        >>> import tempfile
+        >>> from woodfisher_jax import sparse_files
+        >>> params = {"w": jnp.array([1.0, 0.0])}
+        >>> masks = {"w": jnp.array([True, False])}
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     sparse_files.save_sparse(f"{folder}/net.safetensors", params, masks)
+        ...     arrays, masks = sparse_files.load_sparse(f"{folder}/net.safetensors")
+        >>> arrays["w"].tolist(), masks["w"].tolist()
+        ([1.0, 0.0], [True, False])
     """
     if format not in FORMATS:
         raise ValueError(f"format={format!r}; expected one of {list(FORMATS)}")
@@ -82,7 +93,8 @@ def save_sparse(
     path = Path(path)
     unfinished = path.with_name(path.name + ".tmp")
     metadata = {"format": f"woodfisher_jax {format}", "version": "1"}
-    safetensors.numpy.save_file(stored, unfinished, metadata)
+    # Not save_file: its files are for the owner alone, whatever the umask.
+    unfinished.write_bytes(safetensors.numpy.save(stored, metadata))
     unfinished.replace(path)
 
 
@@ -139,6 +151,12 @@ def to_bcoo(array: jax.Array | np.ndarray, mask: jax.Array | np.ndarray) -> spar
 
     Returns:
         A BCOO with as many entries as the mask keeps; ``todense`` gives the array.
+
+    Example:
+        >>> from woodfisher_jax import sparse_files
+        >>> w = sparse_files.to_bcoo(jnp.eye(3), jnp.eye(3, dtype=bool))
+        >>> w.nse, (jnp.arange(3.0) @ w).tolist()
+        (3, [0.0, 1.0, 2.0])
     """
     mask = np.asarray(mask)
     return sparse.BCOO(

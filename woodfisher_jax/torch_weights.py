@@ -9,7 +9,6 @@ The file is a state dict: ``model.load_state_dict(safetensors.torch.load_file(..
 import argparse
 import ast
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import numpy as np
 import safetensors.numpy
 
 from woodfisher_jax import models
+from woodfisher_jax.exit_codes import USAGE, exits
 from woodfisher_jax.saved_run import WHICH, read_run
 from woodfisher_jax.state_dicts import (
     StateDictMismatchError,
@@ -94,7 +94,8 @@ def write_state_dict(
     """
     path = check_output(path, overwrite=overwrite)
     unfinished = path.with_name(path.name + ".tmp")
-    safetensors.numpy.save_file(dict(state_dict), unfinished, {"format": "pt"})
+    # Not save_file: its files are for the owner alone, whatever the umask.
+    unfinished.write_bytes(safetensors.numpy.save(dict(state_dict), {"format": "pt"}))
     unfinished.replace(path)
 
 
@@ -229,7 +230,13 @@ def cli(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m woodfisher_jax.torch_weights",
         description="Writes the weights of a run or a file as a PyTorch state dict.",
-        epilog="In PyTorch: model.load_state_dict(safetensors.torch.load_file(OUT))",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="""in PyTorch: model.load_state_dict(safetensors.torch.load_file(OUT))
+examples:
+  python -m woodfisher_jax.torch_weights runs/digits --out=digits.safetensors
+  python -m woodfisher_jax.torch_weights resnet50.pth --model=resnet50 \\
+      --out=resnet50.safetensors
+exit codes: 0 done, 2 the command has to be changed""",
     )
     parser.add_argument(
         "source",
@@ -274,12 +281,9 @@ def cli(arguments: Sequence[str] | None = None) -> None:
     )
     given = vars(parser.parse_args(arguments))
     out = given.pop("out")
-    try:
+    with exits({ValueError: USAGE, OSError: USAGE}):
         given["settings"] = dict(given["settings"])
         state_dict = convert(given.pop("source"), out, **given)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
     print(f"{out}: {len(state_dict)} tensors, {out.stat().st_size:,} bytes")
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from woodfisher_jax import checkpoint, distributed, report
+from woodfisher_jax import checkpoint, distributed, tables
 from woodfisher_jax import config as config_
 from woodfisher_jax.config import Config
 from woodfisher_jax.data import batches
@@ -23,11 +23,12 @@ from woodfisher_jax.evaluate import evaluate
 from woodfisher_jax.history import Log
 from woodfisher_jax.plan import Phase, Plan, Stage, prepare
 from woodfisher_jax.preemption import EXIT_CODES, Stopped, StopRequest, stop_requests
-from woodfisher_jax.progress import progress_bar, silent
+from woodfisher_jax.progress import progress_bar
 from woodfisher_jax.pruning import masks as masks_
 from woodfisher_jax.pruning.masks import Masks
 from woodfisher_jax.pruning.sharding import replicate
 from woodfisher_jax.pruning_step import dense_copy, forecast, prune_state
+from woodfisher_jax.record import write_command
 from woodfisher_jax.results import open_events, summarize, write_report
 from woodfisher_jax.train_step import (
     Metrics,
@@ -45,7 +46,9 @@ class DivergedError(ArithmeticError):
     """The training loss is not finite any more."""
 
 
-def run(config: Config, workdir: Path) -> dict[str, Any]:
+def run(
+    config: Config, workdir: Path, quiet: bool = False, command: str = ""
+) -> dict[str, Any]:
     """Carries a run out, or on from its last checkpoint.
 
     Under several processes each calls it with the same config, and a workdir that all
@@ -54,6 +57,8 @@ def run(config: Config, workdir: Path) -> dict[str, Any]:
     Args:
         config: Checked, from :func:`woodfisher_jax.config.from_dict`.
         workdir: Where everything it leaves behind goes.
+        quiet: Whether to show no progress; the log is written all the same.
+        command: That started it, for its page.
 
     Returns:
         The content of ``results.json``.
@@ -71,10 +76,11 @@ def run(config: Config, workdir: Path) -> dict[str, Any]:
         jax.config.update("jax_compilation_cache_dir", config.compile_cache_dir)
     distributed.first_only(claim_workdir, workdir, config)
     distributed.together(check_shared, workdir)
+    distributed.first_only(write_command, workdir, command)
     first = distributed.is_first()
     with (
         log_file(workdir) if first else contextlib.nullcontext(),
-        progress_bar() if first else contextlib.nullcontext(silent) as progress,
+        progress_bar(quiet=quiet or not first) as progress,
         stop_requests() as request,
     ):
         logger.info("workdir %s", workdir)
@@ -84,7 +90,7 @@ def run(config: Config, workdir: Path) -> dict[str, Any]:
             f"the training set {plan.dataset.name} must be the same in all processes",
         )
         for name, needs in forecast(plan, *given).items() if plan.stages else ():
-            logger.info("%s: %s", name, report.needs_line(needs))
+            logger.info("%s: %s", name, tables.needs_line(needs))
         with checkpoint.open_manager(workdir / "checkpoints") as manager:
             results = loop(plan, given, workdir, manager, request, started)
     return results
@@ -157,7 +163,7 @@ def start_or_resume(
     fresh = TrainState(
         params, variables.get("batch_stats", {}), masks, phase.tx.init(params)
     )
-    if any(pruner.from_dense for pruner in plan.config.pruners.values()):
+    if any(pruner.needs_dense for pruner in plan.config.pruners.values()):
         fresh = fresh._replace(dense=dense_copy(fresh))
     fresh = averaging(fresh, phase.settings.average_decay)
     fresh = replicate(fresh, plan.mesh)
@@ -239,9 +245,9 @@ def prune_stage(plan: Plan, state: TrainState, log: Log, stage: Stage) -> TrainS
         }
     )
     logger.info(
-        "%s: pruned to %.4f: top-1 %.2f -> %.2f %%, %.1f s",
+        "%s: pruned to %.2f %%: top-1 %.2f -> %.2f %%, %.1f s",
         stage.pruner,
-        record["sparsity"],
+        100 * record["sparsity"],
         top1_before,
         after["top1"],
         record["seconds"],
@@ -261,7 +267,7 @@ def train_segment(
     if stage is not None and stage.time > log.step:
         end = min(end, begun + stage.time - log.step)
     decaying = stage is not None or settings.weight_decay_after_pruning
-    label = f"epoch {phase.first_epoch + epoch + 1}"
+    label = f"epoch {phase.first_epoch + epoch + 1}, steps"
     running: tuple[int, Metrics] | None = None
     for batch in batches.epoch_batches(
         plan.dataset,
@@ -337,7 +343,15 @@ def finish_epoch(plan: Plan, phase: Phase, state: TrainState, log: Log) -> None:
         }
     )
     log.losses, log.epoch_seconds, log.starved_steps = [], 0.0, 0
-    logger.info("epoch %g: top-1 %.2f %%", log.rows[-1]["epoch"], log.rows[-1]["top1"])
+    row = log.rows[-1]
+    logger.info(
+        "epoch %g: top-1 %.2f %%, training loss %.4f, %.1f s, %.0f images/s",
+        row["epoch"],
+        row["top1"],
+        row["train_loss"],
+        row["seconds"],
+        phase.steps_per_epoch * phase.settings.batch_size / row["seconds"],
+    )
 
 
 def judge(plan: Plan, state: TrainState) -> dict[str, float]:

@@ -3,12 +3,14 @@
 import contextlib
 import json
 import logging
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from woodfisher_jax import config as config_
 from woodfisher_jax.config import Config, ConfigError
+from woodfisher_jax.preemption import Stopped
 
 MACHINE = (
     "distributed",
@@ -93,7 +95,10 @@ def differences(found: Any, wanted: Any, where: str) -> list[str]:
 
 @contextlib.contextmanager
 def log_file(workdir: Path) -> Iterator[None]:
-    """Copies this package's log messages to ``log.txt`` while the context is open."""
+    """Copies this package's log messages to ``log.txt`` while the context is open.
+
+    The traceback of an error that ends the context is written there too.
+    """
     handler = logging.FileHandler(workdir / "log.txt")
     handler.setFormatter(LOG_FORMAT)
     logger = logging.getLogger("woodfisher_jax")
@@ -101,6 +106,15 @@ def log_file(workdir: Path) -> Iterator[None]:
     logger.addHandler(handler)
     try:
         yield
+    except Stopped:
+        raise
+    except Exception:
+        said = "ended by an error"
+        record = logger.makeRecord(
+            logger.name, logging.ERROR, __file__, 0, said, (), sys.exc_info()
+        )
+        handler.handle(record)
+        raise
     finally:
         logger.removeHandler(handler)
         handler.close()

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from woodfisher_jax.data.array_records import DataMissingError, data_root, open_builder
+from woodfisher_jax.exit_codes import FAILED, USAGE, exits
 
 Examples = Iterator[tuple[int, dict[str, Any]]]
 """Pairs of a key and the features of one example.
@@ -173,11 +174,15 @@ def main(argv: list[str] | None = None) -> None:
         argv: the arguments; None takes the command line's.
 
     Raises:
-        SystemExit: with the reason, when the data set cannot be prepared.
+        SystemExit: when the data set cannot be prepared.
     """
     parser = argparse.ArgumentParser(
         prog="python -m woodfisher_jax.data.prepare",
         description="Downloads a data set and prepares it, without TensorFlow.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="""example:
+  python -m woodfisher_jax.data.prepare mnist --data_dir=data
+exit codes: 0 done, 1 the download failed, 2 the command has to be changed""",
     )
     parser.add_argument("name", choices=SPLITS)
     parser.add_argument(
@@ -186,10 +191,8 @@ def main(argv: list[str] | None = None) -> None:
         "TFDS_DATA_DIR, or ~/tensorflow_datasets)",
     )
     options = parser.parse_args(argv)
-    try:
+    with exits({DataMissingError: USAGE, OSError: FAILED}):
         folder = prepare(options.name, options.data_dir)
-    except (ConnectionError, DataMissingError) as error:
-        raise SystemExit(str(error)) from error
     print(f"{options.name} is ready in {folder}")
 
 

@@ -51,6 +51,10 @@ def output_major(path: str, ndim: int) -> tuple[int, ...]:
 
     Returns:
         The axes, slowest first.
+
+    Example:
+        >>> wf.blocks.output_major("conv/kernel", 4), wf.blocks.output_major("w", 2)
+        ((3, 2, 0, 1), (0, 1))
     """
     # NNX states end in "kernel/value".
     if path.removesuffix("/value").split("/")[-1] == "kernel" and ndim >= 2:
@@ -90,6 +94,11 @@ def flatten(order: FlatOrder, tensors: Mapping[str, jax.Array]) -> jax.Array:
 
     Returns:
         Array [..., d].
+
+    Example:
+        >>> tensors = {"a": jnp.array([1.0, 2.0]), "b": jnp.array([[3.0], [4.0]])}
+        >>> wf.blocks.flatten(wf.blocks.flat_order(tensors), tensors).tolist()
+        [1.0, 2.0, 3.0, 4.0]
     """
     parts = []
     for path, shape, axes in zip(order.paths, order.shapes, order.axes, strict=True):
@@ -101,7 +110,13 @@ def flatten(order: FlatOrder, tensors: Mapping[str, jax.Array]) -> jax.Array:
 
 
 def unflatten(order: FlatOrder, vector: jax.Array) -> dict[str, jax.Array]:
-    """Cuts a flat vector [d] into the tensors it was made of: undoes ``flatten``."""
+    """Cuts a flat vector [d] into the tensors it was made of: undoes ``flatten``.
+
+    Example:
+        >>> order = wf.blocks.flat_order({"a": jnp.ones(2), "b": jnp.ones((2, 1))})
+        >>> wf.blocks.unflatten(order, jnp.arange(4))["b"].tolist()
+        [[2], [3]]
+    """
     tensors = {}
     for i, (path, shape, axes) in enumerate(
         zip(order.paths, order.shapes, order.axes, strict=True)
@@ -145,6 +160,11 @@ def within_tensors(
     Returns:
         With a block size one group whose last chunks are padded; without one, a group
         for each distinct tensor size.
+
+    Example:
+        >>> order = wf.blocks.flat_order({"a": jnp.ones(3), "b": jnp.ones((2, 1))})
+        >>> [group.tolist() for group in wf.blocks.within_tensors(order, 2)]
+        [[[0, 1], [2, 5], [3, 4]]]
     """
     del active
     indices = [np.arange(*bounds) for bounds in pairwise(order.offsets)]
@@ -192,6 +212,11 @@ def across_tensors(
 
     Returns:
         One group, whose last chunk is padded.
+
+    Example:
+        >>> order = wf.blocks.flat_order({"a": jnp.ones(3), "b": jnp.ones((2, 1))})
+        >>> [group.tolist() for group in wf.blocks.across_tensors(order, 2)]
+        [[[0, 1], [2, 3], [4, 5]]]
     """
     del active
     width = min(block_size, order.size) if block_size else order.size
@@ -203,19 +228,34 @@ def full_matrix(
 ) -> Layout:
     """One block over all tensors, with the terms that cross them.
 
+    Weights that are pruned decouple from the others, so they may be left out. The width
+    is d, or the half or a quarter of it and so on down to :data:`NARROWEST`, for each
+    width compiles anew.
+
     Args:
         order: The flat order.
         block_size: If given, the full matrix is cut at tensor borders and every
             ``block_size`` weights, which is :func:`within_tensors`.
-        active: Not used.
+        active: Weights that are not pruned [d], bool; default all.
 
     Returns:
         One group of one block, or the chunks.
     """
-    del active
     if block_size is not None:
         return within_tensors(order, block_size)
-    return across_tensors(order, None)
+    if active is None or active.all() or not active.any():
+        return across_tensors(order, None)
+    indices = np.flatnonzero(active)
+    width = order.size
+    while -(-width // 2) >= max(len(indices), NARROWEST):
+        width = -(-width // 2)
+    if width == order.size:
+        return across_tensors(order, None)
+    return (_chunks(indices, width, order.size),)
+
+
+NARROWEST = 10_000
+"""Weights below which a block is not made narrower: compiling takes longer."""
 
 
 def gather(vectors: jax.Array, group: jax.Array | np.ndarray) -> jax.Array:
@@ -227,6 +267,11 @@ def gather(vectors: jax.Array, group: jax.Array | np.ndarray) -> jax.Array:
 
     Returns:
         Array [..., num_blocks, width].
+
+    Example:
+        >>> blocks = jnp.array([[2, 0], [1, 3]])  # 3 is padding
+        >>> wf.blocks.gather(jnp.array([7.0, 8.0, 9.0]), blocks).tolist()
+        [[9.0, 7.0], [8.0, 0.0]]
     """
     return jnp.take(vectors, group, axis=-1, mode="fill", fill_value=0)
 

@@ -210,10 +210,9 @@ def _diagonal(
     solver: str,
     dtype: str,
 ) -> Block:
-    del others
     row = SOLVERS[solver]
     gradients, damping = gradients.astype(dtype), damping.astype(dtype)
-    factor = row.factorize(gradients, damping)
+    factor = others[0] if others else row.factorize(gradients, damping)
     diagonal = row.diagonal(factor, gradients, damping)
     error = diagonal_error(row, factor, gradients, damping, diagonal)
     return Block(diagonal.astype(jnp.float32), error.astype(jnp.float32), factor)
@@ -254,6 +253,7 @@ def inverse_diagonals(
     *,
     mesh: Mesh | None = None,
     keep: bool = False,
+    factors: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array | None]:
     """diag(F⁻¹) of blocks of one shape.
 
@@ -264,6 +264,7 @@ def inverse_diagonals(
         names: For each block the tensor it lies in, for errors.
         mesh: The devices that have the blocks; default one.
         keep: Whether to return what :func:`inverse_products` can start from.
+        factors: The same, where it is known already; default formed.
 
     Returns:
         The diagonals [num_blocks, c], float32, and the factors [num_blocks, n, n] or
@@ -271,11 +272,17 @@ def inverse_diagonals(
 
     Raises:
         CurvatureError: If a block is not accurate even in float64.
+
+    Example:
+        >>> G = jnp.array([[[1.0, 0.0]]])  # one block, one gradient, two weights
+        >>> diagonals, _ = wf.curvature.inverse_diagonals(G, 1.0, "sample_space", ["w"])
+        >>> diagonals.round(4).tolist()
+        [[0.5, 1.0]]
     """
     return computed_blocks(
         _diagonal if keep else _diagonal_alone,
         gradients,
-        (),
+        () if factors is None else (factors,),
         damping,
         solver,
         names,
@@ -311,6 +318,11 @@ def inverse_products(
 
     Raises:
         CurvatureError: If a block is not accurate even in float64.
+
+    Example:
+        >>> G, v = jnp.array([[[1.0, 0.0]]]), jnp.array([[2.0, 1.0]])
+        >>> wf.curvature.inverse_products(G, 1.0, v, "dense", ["w"]).round(4).tolist()
+        [[1.0, 1.0]]
     """
     found, _ = computed_blocks(
         _product,

@@ -39,6 +39,15 @@ class Solver(NamedTuple):
         diagonal: (factor, gradients, damping) -> diag(F⁻¹) [c].
         product: (factor, gradients, damping, v) -> F⁻¹ v, for a vector v [c] or the
             rows of a matrix [k, c].
+
+    Example:
+        >>> G = jnp.array([[1.0, 0.0]])
+        >>> solver = wf.fisher.SOLVERS["sample_space"]
+        >>> factor = solver.factorize(G, 1.0)
+        >>> solver.diagonal(factor, G, 1.0).round(4).tolist()
+        [0.5, 1.0]
+        >>> solver.product(factor, G, 1.0, jnp.array([2.0, 1.0])).round(4).tolist()
+        [1.0, 1.0]
     """
 
     factorize: Callable[[jax.Array, jax.Array], jax.Array]
@@ -60,6 +69,11 @@ def fisher_product(
 
     Returns:
         Array of the shape of ``vector``.
+
+    Example:
+        >>> G = jnp.array([[1.0, 0.0]])
+        >>> wf.fisher.fisher_product(G, 1.0, jnp.array([1.0, 1.0])).tolist()
+        [2.0, 1.0]
     """
     along_samples = matmul(vector, gradients.T) / gradients.shape[0]
     return damping * vector + matmul(along_samples, gradients)
@@ -72,14 +86,14 @@ def _significant(remainder: jax.Array) -> jax.Array:
     )
 
 
-def _gram(rows: jax.Array) -> jax.Array:
+def gram_matrix(rows: jax.Array) -> jax.Array:
     """X Xᵀ, of which one of the four quarters is only mirrored."""
     half = rows.shape[0] // 2
     if half < _WORTH_HALVING:
         return matmul(rows, rows.T)
     upper, lower = rows[:half], rows[half:]
     corner = matmul(lower, upper.T)
-    return jnp.block([[matmul(upper, upper.T), corner.T], [corner, _gram(lower)]])
+    return jnp.block([[matmul(upper, upper.T), corner.T], [corner, gram_matrix(lower)]])
 
 
 def _lower_product(lower: jax.Array, matrix: jax.Array) -> jax.Array:
@@ -117,12 +131,21 @@ _WORTH_HALVING = 128
 # ---------------------------------------------------------------- sample space, N < c
 
 
+@jax.jit
+def shifted_factor(gram: jax.Array, shift: jax.Array) -> jax.Array:
+    """L⁻¹ for the Cholesky factor L of ``s I + G Gᵀ``; NaN unless it is positive.
+
+    Args:
+        gram: G Gᵀ, [N, N].
+        shift: s = N λ.
+    """
+    identity = jnp.eye(gram.shape[0], dtype=gram.dtype)
+    return _inverse_factor(gram + shift * identity)
+
+
 def _sample_space_factorize(gradients: jax.Array, damping: jax.Array) -> jax.Array:
     """L⁻¹ [N, N] for the Cholesky factor L of S = N λ I + G Gᵀ."""
-    num_samples = gradients.shape[0]
-    gram = _gram(gradients)
-    identity = jnp.eye(num_samples, dtype=gram.dtype)
-    return _inverse_factor(gram + num_samples * damping * identity)
+    return shifted_factor(gram_matrix(gradients), gradients.shape[0] * damping)
 
 
 def _sample_space_diagonal(
@@ -154,7 +177,7 @@ def _dense_factorize(gradients: jax.Array, damping: jax.Array) -> jax.Array:
     NaN where F has lost its damping to rounding.
     """
     num_samples, width = gradients.shape
-    fisher = _gram(gradients.T) / num_samples
+    fisher = gram_matrix(gradients.T) / num_samples
     factor = _inverse_factor(fisher + damping * jnp.eye(width, dtype=fisher.dtype))
     if num_samples >= width:
         return factor
@@ -202,6 +225,11 @@ def recursive_inverse(
 
     Returns:
         F⁻¹, [c, c].
+
+    Example:
+        >>> G = jnp.array([[1.0, 0.0]])
+        >>> wf.fisher.recursive_inverse(G, 1.0).round(4).tolist()
+        [[0.5, 0.0], [0.0, 1.0]]
     """
     num_samples, width = gradients.shape
     steps = -(-num_samples // rank)
@@ -251,6 +279,10 @@ def choose_solver(num_samples: int, width: int) -> str:
 
     Returns:
         "sample_space" or "dense".
+
+    Example:
+        >>> wf.fisher.choose_solver(400, 2_000), wf.fisher.choose_solver(1_000, 784)
+        ('sample_space', 'dense')
     """
     return min(
         ("sample_space", "dense"),

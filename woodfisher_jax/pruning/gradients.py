@@ -56,6 +56,15 @@ def masked_gradient(
 
     Returns:
         The loss (scalar) and, in float32, the gradient of each masked parameter.
+
+    Example:
+        >>> def loss_fn(params, x):
+        ...     return jnp.mean(x @ params["w"])
+        >>> params, masks = {"w": jnp.ones(2)}, {"w": jnp.array([True, False])}
+        >>> x = jnp.ones((3, 2))
+        >>> loss, g = wf.gradients.masked_gradient(loss_fn, params, masks, x)
+        >>> float(loss), g["w"].tolist()
+        (2.0, [1.0, 0.0])
     """
     leaves = leaves_by_path(params)
     weights = {path: leaves[path] for path in masks}
@@ -309,5 +318,10 @@ def sample_labels(key: jax.Array, logits: jax.Array) -> jax.Array:
 
     Returns:
         int32 labels [...].
+
+    Example:
+        >>> logits = jnp.array([[-100.0, 100.0], [100.0, -100.0]])
+        >>> wf.gradients.sample_labels(jax.random.key(0), logits).tolist()
+        [1, 0]
     """
     return jax.random.categorical(key, logits, axis=-1).astype(jnp.int32)

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from woodfisher_jax.pruning.leave_one_out import ChosenDamping
 from woodfisher_jax.pruning.needs import Needs
 
 
@@ -25,7 +26,11 @@ class PruneInfo(NamedTuple):
         seconds_curvature: Wall time of the curvature's diagonal, scores and masks.
         seconds_update: Wall time of the update of the remaining weights.
         needs: What the step was planned to take; None without a curvature.
+        dampings: For damping="auto", what was chosen for the statistic and, with the
+            joint update, for the update; else None.
         macs: Multiply-accumulates of one example now; None without a FLOP target.
+        saliency_histogram: Counts of weights by their statistic, see
+            :func:`woodfisher_jax.pruning.diagnostics.saliency_histogram`.
         saliency_sum: Sum of the statistic over the weights that went, with -γ/2 for
             methods of first order: the loss increase if single weights were removed
             independently; None for magnitudes.
@@ -34,8 +39,8 @@ class PruneInfo(NamedTuple):
         gradient_term: ``ḡᵀδw`` in it.
         magnitude_overlap: Share of the weights that stay which global magnitude would
             keep as well; None without diagnostics.
-        magnitude_correlation: Spearman's rank correlation of the statistic and |w| over
-            the weights that could go; None without diagnostics.
+        magnitude_correlation: Spearman's rank correlation of the statistic and ``|w|``
+            over the weights that could go; None without diagnostics.
         fisher_trace: Trace of the undamped Fisher of each parameter; None without
             diagnostics.
     """
@@ -49,7 +54,9 @@ class PruneInfo(NamedTuple):
     seconds_curvature: float
     seconds_update: float
     needs: Needs | None = None
+    dampings: tuple[ChosenDamping, ...] | None = None
     macs: float | None = None
+    saliency_histogram: dict[str, Any] | None = None
     saliency_sum: float | None = None
     predicted_loss_increase: float | None = None
     gradient_term: float | None = None

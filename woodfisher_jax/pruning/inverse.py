@@ -19,10 +19,18 @@ from jax.sharding import Mesh
 from woodfisher_jax.pruning import blocks, curvature
 from woodfisher_jax.pruning.blocks import FlatOrder
 from woodfisher_jax.pruning.disk import locked_folder
-from woodfisher_jax.pruning.fisher import choose_solver, matmul
+from woodfisher_jax.pruning.fisher import (
+    choose_solver,
+    gram_matrix,
+    matmul,
+    shifted_factor,
+)
 from woodfisher_jax.pruning.gradients import Gradients
+from woodfisher_jax.pruning.groups import group_saliencies, parts_of
 from woodfisher_jax.pruning.joint import joint_updates
+from woodfisher_jax.pruning.leave_one_out import ChosenDamping, choose_damping
 from woodfisher_jax.pruning.panels import Panel, Part, block_names
+from woodfisher_jax.pruning.patterns import Groups
 from woodfisher_jax.pruning.resources import Storage
 from woodfisher_jax.pruning.settings import Settings
 from woodfisher_jax.pruning.sharding import AXIS, held, replicate
@@ -52,7 +60,9 @@ class InverseFisher:
         self._gradients = gradients
         self._storage = storage
         self._settings = settings
+        self._damping = settings.damping
         self._factors: dict[int, jax.Array | None] = {}
+        self._chosen: jax.Array | None = None
         self._stack = ExitStack()
         self._folder: Path | None = None
         self._store: Store | None = None
@@ -92,11 +102,12 @@ class InverseFisher:
         for part, panel, gradients in self._panels("curvature blocks"):
             found, factors = curvature.inverse_diagonals(
                 gradients,
-                settings.damping,
+                self._strength(),
                 self._solver(panel),
                 block_names(part, panel),
                 mesh=settings.mesh,
                 keep=self._storage.keep_factors,
+                factors=self._chosen,
             )
             self._factors[part.first + panel.start] = factors
             vector = self._put(vector, found, part, panel)
@@ -113,7 +124,7 @@ class InverseFisher:
         for part, panel, gradients in self._panels("update blocks"):
             found = curvature.inverse_products(
                 gradients,
-                settings.damping,
+                self._strength(),
                 self._take(vector, part, panel),
                 self._solver(panel),
                 block_names(part, panel),
@@ -143,13 +154,44 @@ class InverseFisher:
                 self._take(weights, part, panel),
                 self._take(kept, part, panel),
                 targets,
-                self._settings.damping,
+                self._strength(),
                 self._solver(panel),
                 block_names(part, panel),
                 mesh=self._settings.mesh,
+                factors=self._chosen,
             )
             result = self._put(result, found, part, panel)
         return result
+
+    def group_saliency(self, weights: jax.Array, groups: Groups) -> jax.Array:
+        """ρ of groups, summed over the blocks that they lie in [groups, choices].
+
+        Args:
+            weights: w, [d]; in methods of first order w - h.
+            groups: Of a pattern; for N:M the choices are its ``removals``, else one.
+
+        Raises:
+            CurvatureError: If a block is not accurate even in float64.
+        """
+        settings, removals = self._settings, groups.removals
+        choices = 1 if removals is None else len(removals)
+        total = jnp.zeros((groups.number, choices), jnp.float32)
+        total = replicate(total, settings.mesh)
+        for part, panel, gradients in self._panels("blocks of groups"):
+            parts = parts_of(self._index(part, panel), groups)
+            found = group_saliencies(
+                gradients,
+                self._take(weights, part, panel),
+                parts,
+                removals,
+                self._strength(),
+                self._solver(panel),
+                block_names(part, panel),
+                mesh=settings.mesh,
+            )
+            numbers = [p.groups for p in parts]
+            total = _added(total, found, np.concatenate(numbers, 1), settings.mesh)
+        return total
 
     def quadratic_form(self, vector: jax.Array) -> float:
         """``vᵀ F v = Σ_B λ ‖v_B‖² + (1/N) Σ_n (g_nB · v_B)²`` over the blocks B.
@@ -157,11 +199,67 @@ class InverseFisher:
         Args:
             vector: v, [d]; zero for weights in no block.
         """
-        settings, total = self._settings, 0.0
+        total = 0.0
         for part, panel, gradients in self._panels("loss model blocks"):
             vectors = self._take(vector, part, panel)
-            total += float(_forms(gradients, vectors, settings.damping))
+            total += float(_forms(gradients, vectors, self._strength()))
         return total
+
+    def slope(self, targets: jax.Array) -> jax.Array:
+        """``ḡ = -Gᵀy / N``: down it, the rows change by y [d].
+
+        Args:
+            targets: y, [N].
+        """
+        result = self._zeros()
+        for part, panel, gradients in self._panels("slope blocks"):
+            result = self._put(result, _slopes(gradients, targets), part, panel)
+        return result
+
+    def choose_damping(
+        self, support: jax.Array, missing: jax.Array, targets: jax.Array
+    ) -> ChosenDamping:
+        """Takes the damping by leave-one-out from here on; see :func:`choose_damping`.
+
+        What is to be predicted is ``b = G v + y``.
+
+        Args:
+            support: Weights of which the others predict one row [d], bool.
+            missing: v, [d].
+            targets: y, [N].
+
+        Returns:
+            The damping, the same for all blocks.
+        """
+        number = self._settings.num_samples
+        gram, right = jnp.zeros((number, number), jnp.float32), targets
+        for part, panel, gradients in self._panels("damping blocks"):
+            more = _gram_and_missing(
+                gradients,
+                self._take(support, part, panel),
+                self._take(missing, part, panel),
+            )
+            gram, right = gram + more[0], right + more[1]
+        chosen = choose_damping(gram, right)
+        self._damping, self._factors = chosen.damping, {}
+        self._chosen = None
+        if self._is_one_block():
+            # Its factor is N³ from here; from the gradients N²c.
+            self._chosen = shifted_factor(gram, number * chosen.damping)[None]
+        return chosen
+
+    def _strength(self) -> float:
+        assert self._damping is not None, "choose_damping comes first"
+        return self._damping
+
+    def _is_one_block(self) -> bool:
+        (part, *more) = self._storage.parts
+        if more or len(part.panels) > 1 or part.panels[0].num_blocks > 1:
+            return False
+        return (
+            self._settings.mesh is None
+            and self._solver(part.panels[0]) == "sample_space"
+        )
 
     # ------------------------------------------------------------- gradients by panels
 
@@ -247,6 +345,40 @@ def _forms(gradients: jax.Array, vectors: jax.Array, damping: float) -> jax.Arra
     along = matmul(gradients.astype(jnp.float32), vectors[..., None])
     squares = jnp.sum(along * along) / gradients.shape[1]
     return squares + damping * jnp.sum(vectors * vectors)
+
+
+@jax.jit
+def _slopes(gradients: jax.Array, targets: jax.Array) -> jax.Array:
+    """-Gᵀy / N of each block of a panel."""
+    along = matmul(targets[None], gradients.astype(jnp.float32))
+    return -along[:, 0] / gradients.shape[1]
+
+
+@jax.jit
+def _gram_and_missing(
+    gradients: jax.Array, support: jax.Array, missing: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Σ_B G_S G_Sᵀ and Σ_B G v over the blocks of a panel."""
+    wide = gradients.astype(jnp.float32)
+
+    def one_block(
+        block: tuple[jax.Array, jax.Array, jax.Array],
+    ) -> tuple[jax.Array, jax.Array]:
+        rows, kept, vector = block
+        products = matmul(rows, vector[:, None])[:, 0]
+        return gram_matrix(jnp.where(kept, rows, 0.0)), products
+
+    grams, products = jax.lax.map(one_block, (wide, support, missing))
+    return jnp.sum(grams, axis=0), jnp.sum(products, axis=0)
+
+
+@partial(jax.jit, static_argnames="mesh", donate_argnames="total")
+def _added(
+    total: jax.Array, values: jax.Array, index: jax.Array, mesh: Mesh | None
+) -> jax.Array:
+    """Adds what is known of some groups [blocks, groups * choices] to their rows."""
+    rows = held(values, mesh).reshape(-1, total.shape[1])
+    return total.at[index.reshape(-1)].add(rows, mode="drop")
 
 
 @partial(jax.jit, static_argnames="mesh", donate_argnames="vector")

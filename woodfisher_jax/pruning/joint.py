@@ -28,6 +28,7 @@ def joint_update(
     targets: jax.Array,
     damping: jax.Array,
     solver: str = "sample_space",
+    factor: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """The minimizer of one block's quadratic model, all other weights at zero.
 
@@ -49,13 +50,15 @@ def joint_update(
         damping: λ > 0.
         solver: A key of :data:`~woodfisher_jax.pruning.fisher.SOLVERS`; the first form
             for "sample_space", the second for the others.
+        factor: The solver's own of G_S, where it is known already; default formed.
 
     Returns:
         δ [c], and an estimate of its relative rounding error (scalar).
     """
     staying = jnp.where(kept, gradients, 0.0)
     missed = matmul(gradients, jnp.where(kept, 0.0, weights)) + targets
-    factor = SOLVERS[solver].factorize(staying, damping)
+    if factor is None:
+        factor = SOLVERS[solver].factorize(staying, damping)
     if solver == "sample_space":
         update, error = _in_sample_space(factor, staying, missed, damping)
     else:
@@ -96,7 +99,7 @@ def _joint(
     solver: str,
     dtype: str,
 ) -> Block:
-    weights, kept, targets = others
+    weights, kept, targets, *factors = others
     update, error = joint_update(
         gradients.astype(dtype),
         weights.astype(dtype),
@@ -104,6 +107,7 @@ def _joint(
         targets.astype(dtype),
         damping.astype(dtype),
         solver,
+        *factors,
     )
     return Block(update.astype(jnp.float32), error.astype(jnp.float32), None)
 
@@ -118,6 +122,7 @@ def joint_updates(
     names: Sequence[str],
     *,
     mesh: Mesh | None = None,
+    factors: jax.Array | None = None,
 ) -> jax.Array:
     """:func:`joint_update` of blocks of one shape, checked for precision.
 
@@ -130,6 +135,7 @@ def joint_updates(
         solver: A key of :data:`~woodfisher_jax.pruning.fisher.SOLVERS`.
         names: For each block the tensor it lies in, for errors.
         mesh: The devices that have the blocks; default one.
+        factors: Of G_S, [num_blocks, n, n], where they are known already.
 
     Returns:
         δ, [num_blocks, c], float32; exactly ``-w`` where a weight goes.
@@ -140,6 +146,13 @@ def joint_updates(
     everywhere = jnp.broadcast_to(targets, (len(gradients), *targets.shape))
     others = (weights, kept, everywhere)
     found, _ = computed_blocks(
-        _joint, gradients, others, damping, solver, names, mesh=mesh
+        _joint,
+        gradients,
+        others if factors is None else (*others, factors),
+        damping,
+        solver,
+        names,
+        repeat_with=(_joint, others),
+        mesh=mesh,
     )
     return found

@@ -63,6 +63,14 @@ def masked(
     Raises:
         ValueError: At ``init``, if a mask does not fit the parameters.
         TypeError: At ``init``, if a mask is not boolean.
+
+    Example:
+        >>> params = {"w": jnp.array([1.0, 2.0])}
+        >>> tx = wf.masked(optax.sgd(0.5), {"w": jnp.array([True, False])})
+        >>> opt_state = tx.init(params)
+        >>> updates, opt_state = tx.update({"w": jnp.ones(2)}, opt_state, params)
+        >>> optax.apply_updates(params, updates)["w"].tolist()
+        [0.5, 0.0]
     """
     inner = optax.with_extra_args_support(tx)
 
@@ -125,6 +133,11 @@ def masks_of(opt_state: Any) -> Masks:
 
     Raises:
         ValueError: If there are none, or several.
+
+    Example:
+        >>> tx = wf.masked(optax.adam(0.1), {"w": jnp.array([True, False])})
+        >>> wf.masks_of(tx.init({"w": jnp.ones(2)}))["w"].tolist()
+        [True, False]
     """
     found = [s for s in jax.tree.leaves(opt_state, is_leaf=_has_masks) if _has_masks(s)]
     if len(found) != 1:
@@ -151,6 +164,15 @@ def with_masks(
     Raises:
         ValueError: If the state has no masks, or the new ones are of other parameters.
         TypeError: If a mask is not boolean.
+
+    Example:
+        >>> params = {"w": jnp.array([1.0, 2.0])}
+        >>> tx = wf.masked(optax.adam(0.1), {"w": jnp.ones(2, bool)})
+        >>> opt_state = tx.init(params)
+        >>> masks = {"w": jnp.array([False, True])}
+        >>> params, opt_state = wf.with_masks(params, opt_state, masks)
+        >>> params["w"].tolist(), wf.masks_of(opt_state)["w"].tolist()
+        ([0.0, 2.0], [False, True])
     """
     old = masks_of(opt_state)
     check_masks(params, masks)
@@ -189,6 +211,15 @@ def prune_masked(
 
     Raises:
         ValueError: If the state has no masks; and as :func:`prune`.
+
+    Example:
+        >>> params = {"w": jnp.array([[3.0, -1.0], [0.5, 2.0]])}
+        >>> opt_state = wf.masked(optax.adam(0.1), wf.init_masks(params)).init(params)
+        >>> params, opt_state, info = wf.prune_masked(
+        ...     None, params, opt_state, sparsity=0.5, method="globalmagni"
+        ... )
+        >>> params["w"].tolist(), info.nonzero
+        ([[3.0, 0.0], [0.0, 2.0]], 2)
     """
     if given := options.keys() & {"masks", "prunable"}:
         raise ValueError(

@@ -19,7 +19,12 @@ Prunable = Callable[[str, jax.Array], bool] | str | None
 
 
 def is_kernel(path: str, leaf: jax.Array) -> bool:
-    """The default predicate: arrays of two or more dimensions are prunable."""
+    """The default predicate: arrays of two or more dimensions are prunable.
+
+    Example:
+        >>> wf.masks.is_kernel("layer/kernel", jnp.ones((2, 3)))
+        True
+    """
     del path
     return leaf.ndim >= 2
 
@@ -37,6 +42,13 @@ def init_masks(params: Params, prunable: Prunable = None) -> Masks:
 
     Raises:
         ValueError: If nothing is selected, or if the expression is not one.
+
+    Example:
+        >>> params = {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}
+        >>> list(wf.init_masks(params))
+        ['kernel']
+        >>> list(wf.init_masks(params, prunable="bias"))
+        ['bias']
     """
     leaves = leaves_by_path(params)
     selects = _predicate(prunable)
@@ -114,6 +126,11 @@ def apply_masks(params: Params, masks: Mapping[str, jax.Array]) -> Params:
     Args:
         params: Any pytree; gradients of the same structure work as well.
         masks: From path to boolean array.
+
+    Example:
+        >>> masks = {"w": jnp.array([True, False])}
+        >>> wf.apply_masks({"w": jnp.array([1.0, 2.0])}, masks)["w"].tolist()
+        [1.0, 0.0]
     """
     leaves = leaves_by_path(params)
     # `where`, not a product: 0 * inf is not 0, and -1 * 0 is -0.
@@ -131,6 +148,10 @@ def count(masks: Mapping[str, jax.Array]) -> tuple[int, int]:
 
     Returns:
         ``(kept, prunable)``.
+
+    Example:
+        >>> wf.masks.count({"w": jnp.array([True, False, False, False])})
+        (1, 4)
     """
     kept = sum(int(n) for n in _kept(dict(masks)).values())
     return kept, sum(mask.size for mask in masks.values())
@@ -142,13 +163,24 @@ def _kept(masks: Masks) -> dict[str, jax.Array]:
 
 
 def sparsity(masks: Mapping[str, jax.Array]) -> float:
-    """Fraction of the prunable weights that are pruned, in [0, 1]."""
+    """Fraction of the prunable weights that are pruned, in [0, 1].
+
+    Example:
+        >>> wf.sparsity({"w": jnp.array([True, False, False, False])})
+        0.75
+    """
     kept, prunable = count(masks)
     return (prunable - kept) / prunable
 
 
 def sparsity_by_path(masks: Mapping[str, jax.Array]) -> dict[str, float]:
-    """Sparsity of each prunable parameter."""
+    """Sparsity of each prunable parameter.
+
+    Example:
+        >>> masks = {"v": jnp.array([True, False]), "w": jnp.array([True, True])}
+        >>> wf.sparsity_by_path(masks)
+        {'v': 0.5, 'w': 0.0}
+    """
     # jit sorts dicts by key; the order of the masks is kept.
     kept = _kept(dict(masks))
     return {
@@ -164,6 +196,10 @@ def num_kept(num_weights: int, target_sparsity: float) -> int:
     Note: the original takes ``ceil(n (1 - s))`` in floating point and then loses the
     last weight and all its ties to a strict comparison: the same number as here, or
     one less where n (1 - s) is an integer, and fewer with ties.
+
+    Example:
+        >>> wf.masks.num_kept(32_360, 0.9)
+        3236
     """
     # 32,360 x (1 - 0.9) is 3,235.9999999999995 in floating point.
     return math.floor(num_weights * (1.0 - target_sparsity) + 1e-6)
@@ -183,6 +219,11 @@ def keep_highest(scores: jax.Array, mask: jax.Array, kept: jax.Array) -> jax.Arr
 
     Returns:
         The new mask [n], bool.
+
+    Example:
+        >>> scores = jnp.array([3.0, 1.0, 2.0, 2.0])
+        >>> wf.masks.keep_highest(scores, jnp.ones(4, bool), 2).tolist()
+        [True, False, True, False]
     """
     ranked = jnp.where(mask, scores, -jnp.inf)
     # Index n (kept = 0) is out of range and clamps; nothing has room then anyway.

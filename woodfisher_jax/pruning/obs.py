@@ -8,7 +8,12 @@ import jax.numpy as jnp
 
 
 def magnitude(weights: jax.Array) -> jax.Array:
-    """Saliency by size: ``|w|``."""
+    """Saliency by size: ``|w|``.
+
+    Example:
+        >>> wf.obs.magnitude(jnp.array([-2.0, 1.0])).tolist()
+        [2.0, 1.0]
+    """
     return jnp.abs(weights)
 
 
@@ -27,6 +32,10 @@ def obd_saliency(weights: jax.Array, fisher_diagonal: jax.Array) -> jax.Array:
 
     Returns:
         Array [c].
+
+    Example:
+        >>> wf.obs.obd_saliency(jnp.array([2.0, 1.0]), jnp.array([0.5, 8.0])).tolist()
+        [1.0, 4.0]
     """
     return 0.5 * fisher_diagonal * weights * weights
 
@@ -51,6 +60,12 @@ def obs_saliency(weights: jax.Array, inverse_diagonal: jax.Array) -> jax.Array:
 
     Returns:
         Array [c].
+
+    Example:
+        A large weight in a flat direction goes before a small one in a steep direction:
+
+        >>> wf.obs.obs_saliency(jnp.array([2.0, 1.0]), jnp.array([8.0, 0.25])).tolist()
+        [0.25, 2.0]
     """
     return weights * weights / (2.0 * inverse_diagonal)
 
@@ -72,5 +87,11 @@ def obs_direction(
 
     Returns:
         Array [c].
+
+    Example:
+        >>> goes = jnp.array([True, False])
+        >>> w, diagonal = jnp.array([2.0, 1.0]), jnp.array([8.0, 0.25])
+        >>> wf.obs.obs_direction(w, diagonal, goes).tolist()
+        [-0.25, 0.0]
     """
     return jnp.where(newly_pruned, -weights / inverse_diagonal, 0.0)

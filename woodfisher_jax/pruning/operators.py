@@ -19,12 +19,15 @@ from woodfisher_jax.pruning import blocks, hessian, kfac, kronecker, resources
 from woodfisher_jax.pruning.budget import MICROBATCH_SIZE
 from woodfisher_jax.pruning.gradients import Gradients, gradient_chunks
 from woodfisher_jax.pruning.inverse import InverseFisher
+from woodfisher_jax.pruning.kronecker_groups import kronecker_saliencies
+from woodfisher_jax.pruning.leave_one_out import ChosenDamping
 from woodfisher_jax.pruning.masks import Masks
 from woodfisher_jax.pruning.methods import method_named
 from woodfisher_jax.pruning.moments import Moments
 from woodfisher_jax.pruning.needs import Needs, Passes
 from woodfisher_jax.pruning.passes import plan_passes
 from woodfisher_jax.pruning.paths import Params
+from woodfisher_jax.pruning.patterns import Groups
 from woodfisher_jax.pruning.samples import num_examples, regroup
 from woodfisher_jax.pruning.settings import Settings
 from woodfisher_jax.pruning.store import mean_square
@@ -52,13 +55,31 @@ class Operator(Protocol):
         ...
 
 
-class JointOperator(Operator, Protocol):
-    """One that also answers the removal of many weights at once."""
+class RowOperator(Operator, Protocol):
+    """One of rows: it knows of their values, and of many weights gone at once."""
+
+    def slope(self, targets: jax.Array) -> jax.Array:
+        """``-Gᵀy / N`` for values y [N] of the rows [d]."""
+        ...
+
+    def choose_damping(
+        self, support: jax.Array, missing: jax.Array, targets: jax.Array
+    ) -> ChosenDamping:
+        """The damping by leave-one-out, used from here on."""
+        ...
 
     def joint_update(
         self, weights: jax.Array, kept: jax.Array, targets: jax.Array
     ) -> jax.Array:
         """How the kept weights move when all others go [d]."""
+        ...
+
+
+class GroupOperator(Operator, Protocol):
+    """One that knows what groups of weights are worth that go together."""
+
+    def group_saliency(self, weights: jax.Array, groups: Groups) -> jax.Array:
+        """Their joint statistic [groups, choices]."""
         ...
 
 
@@ -71,6 +92,7 @@ class Problem(NamedTuple):
         masks: What is pruned already.
         samples: Counted: there are enough.
         mean_samples: For the mean gradient alone, or None for that of ``samples``.
+        targets: y, [N], by which the rows are to change, or None; they make a slope.
         order: The flat order of the masks.
         settings: Of the step.
     """
@@ -80,6 +102,7 @@ class Problem(NamedTuple):
     masks: Masks
     samples: Any
     mean_samples: Any
+    targets: jax.Array | None
     order: blocks.FlatOrder
     settings: Settings
 
@@ -336,6 +359,11 @@ class KroneckerInverse:
         """See :class:`Operator`."""
         return self._multiplied(self._inverted(), vector)
 
+    def group_saliency(self, weights: jax.Array, groups: Groups) -> jax.Array:
+        """See :class:`GroupOperator`."""
+        found = kronecker_saliencies(self._inverted(), weights, self._order, groups)
+        return jnp.asarray(found, jnp.float32)
+
     def quadratic_form(self, vector: jax.Array) -> float:
         """See :class:`Operator`."""
         found = self._multiplied(self._factors, vector)
@@ -359,6 +387,7 @@ def kronecker_inverse(problem: Problem, with_moments: bool) -> Curvature:
         batch_size=settings.batch_size,
         microbatch_size=needs.microbatch_size,
     )
+    assert settings.damping is not None
     damped = kronecker.damped(factors, settings.damping, pi=settings.pi)
     operator = KroneckerInverse(damped, problem.order)
     return Curvature(nullcontext(operator), None, needs)

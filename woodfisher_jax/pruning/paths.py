@@ -24,6 +24,11 @@ def leaves_by_path(params: Params) -> dict[str, jax.Array]:
 
     Raises:
         ValueError: If two leaves have the same path, as in {"a/b": x, "a": {"b": y}}.
+
+    Example:
+        >>> from woodfisher_jax.pruning.paths import leaves_by_path
+        >>> leaves_by_path({"layer": {"kernel": 1.0, "bias": 2.0}})
+        {'layer/bias': 2.0, 'layer/kernel': 1.0}
     """
     leaves, _ = jax.tree_util.tree_flatten_with_path(params)
     named = {_name(path): leaf for path, leaf in leaves}
@@ -46,6 +51,11 @@ def replace_leaves(params: Params, leaves: Mapping[str, Any]) -> Params:
 
     Raises:
         KeyError: If a path is not in the tree.
+
+    Example:
+        >>> from woodfisher_jax.pruning.paths import replace_leaves
+        >>> replace_leaves({"layer": {"kernel": 1.0, "bias": 2.0}}, {"layer/bias": 0.0})
+        {'layer': {'bias': 0.0, 'kernel': 1.0}}
     """
     known = leaves_by_path(params)
     unknown = [path for path in leaves if path not in known]

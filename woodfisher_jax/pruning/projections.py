@@ -17,6 +17,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.tree_util import Partial
 
 METRICS = ("identity", "softmax")
 """Names of the matrices M."""
@@ -39,6 +40,15 @@ def directions(key: jax.Array, outputs: jax.Array, metric: str) -> jax.Array:
 
     Raises:
         ValueError: If there is no such metric.
+
+    Example:
+        >>> key, outputs = jax.random.key(0), jnp.zeros((4, 3))
+        >>> r = wf.projections.directions(key, outputs, "identity")
+        >>> r.shape, abs(r).max().item(), abs(r).min().item()
+        ((4, 3), 1.0, 1.0)
+        >>> r = wf.projections.directions(key, outputs, "softmax")
+        >>> bool(jnp.allclose(r.sum(axis=-1), 0, atol=1e-6))
+        True
     """
     signs = jax.random.rademacher(key, outputs.shape, jnp.float32)
     if metric == "identity":
@@ -50,10 +60,7 @@ def directions(key: jax.Array, outputs: jax.Array, metric: str) -> jax.Array:
     raise ValueError(f"metric={metric!r}; expected one of {list(METRICS)}")
 
 
-@functools.lru_cache(maxsize=8)
-def projected(
-    outputs_fn: Callable[[Any, Any], jax.Array],
-) -> Callable[[Any, Any], jax.Array]:
+def projected(outputs_fn: Callable[..., jax.Array]) -> Callable[[Any, Any], jax.Array]:
     """A loss whose gradient is that of a projection of the outputs.
 
     ``(params, batch) -> (1/m) Σ_j r_j · z(w, x_j)`` with z of ``batch["inputs"]`` and r
@@ -62,16 +69,25 @@ def projected(
 
     Args:
         outputs_fn: (params, inputs) -> outputs [m, k]. For the same one the same loss
-            is returned, so that nothing is compiled anew.
+            is returned, so that nothing is compiled anew. Outputs that depend on more
+            arrays (batch-norm statistics) are ``jax.tree_util.Partial(f, arrays)``.
 
     As in::
 
         r = directions(key, net(params, images), "identity")
         wf.prune(projected(net), params, {"inputs": images, "direction": r}, ...)
     """
+    if isinstance(outputs_fn, Partial):
+        loss = _projected(outputs_fn.func)
+        return Partial(loss, *outputs_fn.args, **outputs_fn.keywords)
+    return _projected(outputs_fn)
 
-    def loss(params: Any, batch: Any) -> jax.Array:
-        outputs = outputs_fn(params, batch["inputs"])
+
+@functools.lru_cache(maxsize=8)
+def _projected(outputs_fn: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    def loss(*arguments: Any, **others: Any) -> jax.Array:
+        *first, batch = arguments
+        outputs = outputs_fn(*first, batch["inputs"], **others)
         along = jnp.sum(
             outputs * batch["direction"], axis=tuple(range(1, outputs.ndim))
         )

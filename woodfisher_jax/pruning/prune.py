@@ -12,6 +12,7 @@ from woodfisher_jax.pruning.info import PruneInfo, joined
 from woodfisher_jax.pruning.masks import Masks, Prunable
 from woodfisher_jax.pruning.needs import Needs
 from woodfisher_jax.pruning.paths import Params, leaves_by_path
+from woodfisher_jax.pruning.patterns import GroupNames, groups_of
 from woodfisher_jax.pruning.recompute import levels
 from woodfisher_jax.pruning.selection import MILLION, count_costs, num_kept
 from woodfisher_jax.pruning.settings import (
@@ -22,6 +23,7 @@ from woodfisher_jax.pruning.settings import (
     check_params,
     check_samples,
     check_settings,
+    check_targets,
 )
 from woodfisher_jax.pruning.step import Examples, prune_step
 
@@ -36,14 +38,16 @@ def prune(
     masks: Masks | None = None,
     prunable: Prunable = None,
     scope: str | None = None,
+    pattern: str | GroupNames | None = None,
     flops_target: float | None = None,
     flops_power: float = 0.0,
     flops_per_parameter: bool = False,
     flops_normalize: str = "none",
-    damping: float = 1e-5,
+    damping: float | str = 1e-5,
     weight_decay: float = 0.0,
     centered: bool = False,
     mean_samples: Any = None,
+    targets: Any = None,
     pi: bool = False,
     hessian: str = "exact",
     num_probes: int = 64,
@@ -86,7 +90,8 @@ def prune(
             number of the recomputation (from 0) that returns such samples anew. Methods
             by magnitude need none, but with FLOP options one example.
         sparsity: Fraction of all prunable weights to be zero afterwards, in [0, 1); or
-            ``flops_target``.
+            ``flops_target``. Default that of a pattern N:M; less leaves groups as they
+            are where it would cost most.
         method: A name from the table; default "woodfisherblock".
         masks: What is pruned already, path -> bool; default nothing. It also says what
             is prunable. Pruned weights never come back.
@@ -94,6 +99,11 @@ def prune(
             are given; default arrays of two or more dimensions.
         scope: "global" (one threshold) or "layer" (the sparsity in each tensor);
             default the method's own.
+        pattern: What stays or goes together, scored by its joint statistic: "2:4" (any
+            N:M of consecutive inputs), "4x1" (any block of inputs by outputs),
+            "filters", "heads:6" (attention heads), or a function (path, shape) ->
+            group numbers; see :func:`~woodfisher_jax.pruning.patterns.parse`. Default
+            None, single weights.
         flops_target: Instead of a sparsity: millions of multiply-accumulates for one
             example to be left, in prunable layers and others; default None.
         flops_power: a, by which saliencies are divided by MACs^a of their layer, so
@@ -101,12 +111,18 @@ def prune(
         flops_per_parameter: Whether a layer counts by the MACs of one of its weights
             instead of all; default False.
         flops_normalize: "log" for the binary logarithm of the MACs; default "none".
-        damping: λ, added to the Fisher's diagonal; default 1e-5.
+        damping: λ, added to the Fisher's diagonal; default 1e-5. "auto" for the one
+            by which each gradient is best predicted from the others; see
+            :mod:`~woodfisher_jax.pruning.leave_one_out`.
         weight_decay: That of training; added to the damping; default 0.
         centered: Take the covariance of the gradients, F - ḡḡᵀ, in place of F; default
             False.
         mean_samples: Examples for ḡ alone in methods of first order, all of which are
             used, in the forms of ``samples``; default the same.
+        targets: y, [N], for methods of first order: values by which the rows are to
+            change, so that ``ḡ = -Gᵀy / N``; with gradients of ``r · f(w, x)`` the
+            step moves the outputs f by as much along r. Default -1 for all, the mean
+            gradient.
         pi: For kfac, split the damping by the traces of the factors; default False.
         hessian: For naivehess, "exact" or "hutchinson"; default "exact".
         num_probes: P, vectors of random signs of "hutchinson"; default 64.
@@ -125,7 +141,8 @@ def prune(
             longer δw is shortened. Default None, no limit.
         recompute: R, how often the curvature is computed again on the way to the
             target, at R sparsities between; default 0.
-        recompute_schedule: "linear", or "poly" for long steps first; default "linear".
+        recompute_schedule: "linear", "poly" for long steps first, or "exponential" for
+            the same share of what is left at each; default "linear".
         recompute_degree: Exponent of "poly"; default 3.
         solver: "auto", or a key of :data:`~woodfisher_jax.pruning.fisher.SOLVERS`.
         store: Where gradients wait between statistic and update: "device", "host",
@@ -155,17 +172,27 @@ def prune(
 
     References:
         Singh & Alistarh, WoodFisher, NeurIPS 2020, arXiv:2004.14340.
+
+    Example:
+        >>> params = {"w": jnp.array([[3.0, -1.0], [0.5, 2.0]]), "b": jnp.zeros(2)}
+        >>> def loss_fn(params, x):
+        ...     return jnp.mean((x @ params["w"] + params["b"] - 1) ** 2)
+        >>> params, masks, info = wf.prune(loss_fn, params, jnp.eye(2), sparsity=0.5)
+        >>> int(jnp.count_nonzero(params["w"])), list(masks), info.sparsity
+        (2, ['w'], 0.5)
     """
     settings, examples, masks, order = _checked(
         params,
         _drawn(samples, 0),
         _drawn(mean_samples, 0),
+        targets=targets,
         masks=masks,
         prunable=prunable,
         axis_order=axis_order,
         sparsity=sparsity,
         method=method,
         scope=scope,
+        pattern=pattern,
         flops_target=flops_target,
         flops_power=flops_power,
         flops_per_parameter=flops_per_parameter,
@@ -229,6 +256,15 @@ def plan_pruning(
     Raises:
         ValueError: If an argument is out of range or samples are too few.
         MemoryLimitError: If the step cannot fit in memory; it says what would.
+
+    Example:
+        >>> def loss_fn(params, x):
+        ...     return jnp.mean((x @ params["w"] - 1) ** 2)
+        >>> needs = wf.plan_pruning(
+        ...     loss_fn, {"w": jnp.ones((2, 3))}, jnp.eye(2), sparsity=0.5
+        ... )
+        >>> needs.num_weights, needs.num_samples, needs.blocks
+        (6, 2, ((6, 1, 'sample_space'),))
     """
     mean_samples = _drawn(options.pop("mean_samples", None), 0)
     settings, examples, masks, order = _checked(
@@ -253,6 +289,7 @@ def _checked(
     samples: Any,
     mean_samples: Any,
     *,
+    targets: Any = None,
     masks: Masks | None = None,
     prunable: Prunable = None,
     axis_order: blocks.AxisOrder = blocks.output_major,
@@ -260,7 +297,9 @@ def _checked(
 ) -> tuple[Settings, Examples, Masks, blocks.FlatOrder]:
     """Settings, samples, masks in the tree's order, and the flat order."""
     check_params(params)
-    settings, samples = check_settings(samples, mean_samples=mean_samples, **options)
+    settings, samples = check_settings(
+        samples, mean_samples=mean_samples, targets=targets, **options
+    )
     if masks is None:
         masks = masks_.init_masks(params, prunable)
     elif prunable is not None:
@@ -272,8 +311,12 @@ def _checked(
     # The tree's own order, whatever jit or a checkpoint has made of the dict's.
     masks = {path: masks[path] for path in leaves_by_path(params) if path in masks}
     others = None if mean_samples is None else check_mean_samples(mean_samples)
-    examples = Examples(samples, others)
-    return settings, examples, masks, blocks.flat_order(masks, axis_order)
+    rows = None if targets is None else check_targets(targets, settings.num_samples)
+    examples = Examples(samples, others, rows)
+    order = blocks.flat_order(masks, axis_order)
+    if settings.pattern is not None:
+        groups_of(settings.pattern, order)  # refuses tensors that it does not fit
+    return settings, examples, masks, order
 
 
 def _goals(
@@ -296,5 +339,5 @@ def _goals(
     costs = count_costs(loss_fn, params, masks, examples.curvature, settings)
     assert costs is not None
     assert settings.flops_target is not None
-    way = levels(costs.total / MILLION, settings.flops_target, number, degree)
+    way = levels(costs.total / MILLION, settings.flops_target, number, degree, 0.0)
     return [settings._replace(flops_target=level) for level in way]

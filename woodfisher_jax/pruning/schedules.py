@@ -38,6 +38,10 @@ def polynomial_sparsity(
 
     Returns:
         The sparsity at ``time``.
+
+    Example:
+        >>> wf.schedules.polynomial_sparsity(5, 0, 10, initial=0.0, target=0.5)
+        0.4375
     """
     if time >= end:
         return target
@@ -77,6 +81,11 @@ def gradual(
 
     Raises:
         ValueError: If an argument is out of range.
+
+    Example:
+        >>> steps = wf.gradual(start=0, end=4, frequency=2, initial=0.5, target=0.9)
+        >>> [(step.time, round(step.sparsity, 2)) for step in steps]
+        [(0, 0.5), (2, 0.85), (4, 0.9)]
     """
     if frequency < 1:
         raise ValueError(f"frequency={frequency}; expected 1 or more")
@@ -97,5 +106,10 @@ def gradual(
 
 
 def one_shot(target: float, time: int = 0) -> tuple[Stage, ...]:
-    """A single step straight to the target."""
+    """A single step straight to the target.
+
+    Example:
+        >>> wf.schedules.one_shot(0.9)
+        (Stage(time=0, sparsity=0.9),)
+    """
     return gradual(time, time, 1, target, target)

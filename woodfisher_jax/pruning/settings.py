@@ -22,6 +22,7 @@ from woodfisher_jax.pruning.methods import (
     scope_of,
 )
 from woodfisher_jax.pruning.paths import Params, leaves_by_path
+from woodfisher_jax.pruning.patterns import GroupNames, Pattern, check_goal, parse
 from woodfisher_jax.pruning.recompute import degree_of
 from woodfisher_jax.pruning.samples import batch_length, num_examples, regroup
 from woodfisher_jax.pruning.sharding import one_axis
@@ -42,12 +43,13 @@ class Settings(NamedTuple):
     Attributes:
         method: Row of the table.
         scope: "global" or "layer".
+        pattern: What stays or goes together; None for single weights.
         sparsity: Of all prunable weights afterwards, [0, 1); None with a FLOP target.
         flops_target: MACs of one example afterwards, in millions, or None.
         flops_power: Exponent of the MACs that the scores are divided by; 0 for none.
         flops_per_parameter: Whether a layer counts by one of its weights.
         flops_normalize: A key of RESCALINGS.
-        damping: λ > 0, weight decay included.
+        damping: λ > 0, weight decay included; None where gradients choose it.
         centered: Whether F is the covariance of the gradients.
         pi: Whether the damping of Kronecker factors follows their traces.
         hessian: A key of ESTIMATORS.
@@ -62,7 +64,7 @@ class Settings(NamedTuple):
         scale_update: Factor on δw.
         normalize_update: Largest ‖δw‖ / ‖w‖ of a tensor, or None.
         recompute: R, fresh curvatures on the way to the target.
-        recompute_degree: Of the way; 1 is linear.
+        recompute_degree: Of the way; 1 is linear, None exponential.
         solver: "auto" or a key of SOLVERS.
         store: "auto" or one of STORES.
         store_dtype: "float32" or "bfloat16".
@@ -75,12 +77,13 @@ class Settings(NamedTuple):
 
     method: Method
     scope: str
+    pattern: Pattern | None
     sparsity: float | None
     flops_target: float | None
     flops_power: float
     flops_per_parameter: bool
     flops_normalize: str
-    damping: float
+    damping: float | None
     centered: bool
     pi: bool
     hessian: str
@@ -94,7 +97,7 @@ class Settings(NamedTuple):
     scale_update: float
     normalize_update: float | None
     recompute: int
-    recompute_degree: float
+    recompute_degree: float | None
     solver: str
     store: str
     store_dtype: str
@@ -109,6 +112,12 @@ class Settings(NamedTuple):
         """Whether the choice of weights depends on what they cost."""
         return self.flops_target is not None or self.flops_power > 0
 
+    @property
+    def completes_pattern(self) -> bool:
+        """Whether all groups of N:M are to obey it, not only the cheapest."""
+        own = self.pattern.sparsity if self.pattern else None
+        return own is not None and (self.sparsity or 0.0) > own - 1e-6
+
 
 def check_settings(
     samples: Any,
@@ -116,11 +125,12 @@ def check_settings(
     sparsity: float | None = None,
     method: str = "woodfisherblock",
     scope: str | None = None,
+    pattern: str | GroupNames | None = None,
     flops_target: float | None = None,
     flops_power: float = 0.0,
     flops_per_parameter: bool = False,
     flops_normalize: str = "none",
-    damping: float = 1e-5,
+    damping: float | str = 1e-5,
     weight_decay: float = 0.0,
     centered: bool = False,
     pi: bool = False,
@@ -146,6 +156,7 @@ def check_settings(
     diagnostics: bool = False,
     progress: Progress | None = None,
     mean_samples: Any = None,
+    targets: Any = None,
 ) -> tuple[Settings, Any]:
     """Checks the arguments of :func:`woodfisher_jax.prune`.
 
@@ -172,6 +183,7 @@ def check_settings(
             "update": update,
             "centered": centered,
             "mean_samples": mean_samples,
+            "targets": targets,
             "normalize_update": normalize_update,
             "pi": pi,
             "hessian": hessian,
@@ -184,15 +196,20 @@ def check_settings(
             "recompute": recompute,
         },
     )
+    rule = parse(pattern)
+    if rule is not None:
+        check_goal(rule, sparsity, scope, flops_target, flops_power)
+        sparsity = rule.sparsity if sparsity is None else sparsity
     _check_goal(sparsity, flops_target, flops_power, scope)
-    _check_curvature(damping, weight_decay, solver, store, store_dtype, memory_limit)
+    strength = _damping(damping, weight_decay, row)
+    _check_curvature(solver, store, store_dtype, memory_limit)
     _check_choice("hessian", hessian, ESTIMATORS)
     _check_probes(hessian, num_probes, probe_seed)
     _check_choice("flops_normalize", flops_normalize, RESCALINGS)
     _check_choice("update", update, UPDATES)
     _check_update(scale_update, normalize_update)
-    if update == "joint" and row.first_order:
-        _check_slope(centered, mean_samples)
+    if row.first_order:
+        _check_slope(update, centered, mean_samples, targets, recompute)
     _check_whole(
         num_samples=num_samples,
         batch_size=batch_size,
@@ -203,12 +220,13 @@ def check_settings(
     settings = Settings(
         method=row,
         scope=scope,
+        pattern=rule,
         sparsity=None if sparsity is None else float(sparsity),
         flops_target=None if flops_target is None else float(flops_target),
         flops_power=float(flops_power),
         flops_per_parameter=bool(flops_per_parameter),
         flops_normalize=flops_normalize,
-        damping=float(damping) + float(weight_decay),
+        damping=strength,
         centered=bool(centered),
         pi=bool(pi),
         hessian=hessian,
@@ -304,26 +322,43 @@ def _check_goal(
         )
 
 
-def _check_curvature(
-    damping: float,
-    weight_decay: float,
-    solver: str,
-    store: str,
-    store_dtype: str,
-    memory_limit: float | None,
-) -> None:
-    _real(damping=damping, weight_decay=weight_decay)
-    # Within float32, with room for its inverse.
-    if not 1e-30 <= damping <= 1e30:
-        raise ValueError(
-            f"damping={damping}; expected a positive number, such as 1e-5 "
-            "(from 1e-30 to 1e30)"
-        )
+AUTO = "auto"
+"""The damping that the gradients choose among themselves."""
+
+
+def _damping(damping: float | str, weight_decay: float, row: Method) -> float | None:
+    """λ with weight decay added; None for AUTO."""
+    _real(weight_decay=weight_decay)
     if not 0 <= weight_decay <= 1e30:
         raise ValueError(
             f"weight_decay={weight_decay}; expected what training adds to the "
             "gradient, such as 1e-4, or 0"
         )
+    if damping == AUTO:
+        if weight_decay or row.curvature not in (None, "inverse"):
+            raise ValueError(
+                "damping='auto' is for methods whose Fisher has blocks, and has no "
+                f"weight_decay={weight_decay} added; give a number, such as 1e-5"
+            )
+        return None
+    if isinstance(damping, str):
+        raise ValueError(f"damping={damping!r}; expected a number, or 'auto'")
+    _real(damping=damping)
+    # Within float32, with room for its inverse.
+    if not 1e-30 <= damping <= 1e30:
+        raise ValueError(
+            f"damping={damping}; expected a positive number, such as 1e-5 "
+            "(from 1e-30 to 1e30), or 'auto'"
+        )
+    return float(damping) + float(weight_decay)
+
+
+def _check_curvature(
+    solver: str,
+    store: str,
+    store_dtype: str,
+    memory_limit: float | None,
+) -> None:
     _check_choice("solver", solver, ("auto", *SOLVERS))
     _check_choice("store", store, ("auto", *STORES))
     _check_choice("store_dtype", store_dtype, STORE_DTYPES)
@@ -350,9 +385,16 @@ def _check_update(scale_update: float, normalize_update: float | None) -> None:
         )
 
 
-def _check_slope(centered: bool, mean_samples: Any) -> None:
+def _check_slope(
+    update: str, centered: bool, mean_samples: Any, targets: Any, recompute: Any
+) -> None:
     """The joint update takes its slope from the gradients of the Fisher."""
-    if centered or mean_samples is not None:
+    if targets is not None and (centered or mean_samples is not None or recompute):
+        raise ValueError(
+            "targets are values for the rows of one Fisher; expected centered=False, "
+            "mean_samples=None and recompute=0 with them"
+        )
+    if update == "joint" and (centered or mean_samples is not None):
         raise ValueError(
             "update='joint' of a method of first order takes the mean of the Fisher's "
             "own gradients; expected centered=False and mean_samples=None"
@@ -394,6 +436,21 @@ def check_samples(
             "multiply-accumulates are counted by tracing loss_fn with it"
         )
     return settings, next(regroup(samples, 1))
+
+
+def check_targets(targets: Any, num_samples: int) -> jax.Array:
+    """Targets as an array [N].
+
+    Raises:
+        ValueError: If there is not one finite number for each gradient.
+    """
+    found = jnp.asarray(targets, jnp.float32)
+    if found.shape != (num_samples,) or not bool(jnp.all(jnp.isfinite(found))):
+        raise ValueError(
+            f"targets has shape {found.shape}, num_samples={num_samples}; expected one "
+            "finite number for each gradient"
+        )
+    return found
 
 
 def check_mean_samples(samples: Any) -> Any:

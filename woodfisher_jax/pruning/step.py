@@ -11,21 +11,28 @@ import numpy as np
 
 from woodfisher_jax.pruning import blocks, selection
 from woodfisher_jax.pruning import masks as masks_
-from woodfisher_jax.pruning.diagnostics import magnitude_overlap, rank_correlation
+from woodfisher_jax.pruning.diagnostics import (
+    magnitude_overlap,
+    rank_correlation,
+    saliency_histogram,
+)
 from woodfisher_jax.pruning.gradients import LossFn, as_partial
 from woodfisher_jax.pruning.info import Clock, PruneInfo
+from woodfisher_jax.pruning.leave_one_out import ChosenDamping
 from woodfisher_jax.pruning.masks import Masks
 from woodfisher_jax.pruning.moments import Moments
 from woodfisher_jax.pruning.needs import Needs
 from woodfisher_jax.pruning.operators import (
     BUILDERS,
-    JointOperator,
+    GroupOperator,
     Operator,
     Problem,
+    RowOperator,
     mean_of_others,
     moments_of,
 )
 from woodfisher_jax.pruning.paths import Params
+from woodfisher_jax.pruning.patterns import Groups, groups_of
 from woodfisher_jax.pruning.settings import Settings, check_loss
 from woodfisher_jax.pruning.sharding import replicate
 from woodfisher_jax.pruning.vectors import (
@@ -43,10 +50,12 @@ class Examples(NamedTuple):
         curvature: For the curvature, or a single one to count MACs with; None where
             neither is needed.
         mean: For the mean gradient alone, or None.
+        targets: By which the rows are to change [N], or None.
     """
 
     curvature: Any
     mean: Any
+    targets: jax.Array | None = None
 
 
 class _Slope(NamedTuple):
@@ -55,10 +64,12 @@ class _Slope(NamedTuple):
     Attributes:
         mean: ḡ, [d].
         newton: h = F⁻¹ḡ, [d].
+        targets: y, of ``ḡ = -Gᵀy / N``, [N].
     """
 
     mean: jax.Array
     newton: jax.Array
+    targets: jax.Array
 
 
 class _Model(NamedTuple):
@@ -69,6 +80,7 @@ class _Model(NamedTuple):
         diagonal: Of the operator [d].
         slope: For methods of first order.
         moments: Of the gradients, for diagnostics.
+        dampings: Chosen on the way; more are added.
         needs: What the curvature was planned to take.
     """
 
@@ -76,6 +88,7 @@ class _Model(NamedTuple):
     diagonal: jax.Array
     slope: _Slope | None
     moments: Moments | None
+    dampings: list[ChosenDamping]
     needs: Needs | None
 
 
@@ -97,7 +110,8 @@ def prune_step(
         order: The flat order of the masks.
         settings: Checked, N included.
     """
-    if settings.sparsity is not None:
+    groups = groups_of(settings.pattern, order) if settings.pattern else None
+    if settings.sparsity is not None and not settings.completes_pattern:
         selection.num_kept(masks, order, settings)  # refuses before work starts
     costs = selection.count_costs(loss_fn, params, masks, samples.curvature, settings)
     row, clock = settings.method, Clock()
@@ -111,7 +125,7 @@ def prune_step(
             loss_fn = check_loss(loss_fn, params, samples.curvature)
             loss = replicate(as_partial(loss_fn), settings.mesh)
             problem = Problem(loss, params, masks, *samples, order, settings)
-            model = _model(problem, stack, clock)
+            model = _model(problem, weights, active, stack, clock)
         else:
             clock.mark(0.0)
 
@@ -120,7 +134,12 @@ def prune_step(
         diagonal = model.diagonal if model else None
         scores = selection.saliency(point, diagonal, active, row.statistic)
         check_finite(scores, order, "the saliency of", "its weights or its curvature")
-        kept = selection.choose(scores, active, masks, order, costs, settings)
+        if groups is None:
+            kept = selection.choose(scores, active, masks, order, costs, settings)
+        else:
+            scores, kept = _by_groups(
+                model, point, scores, active, masks, groups, costs, order, settings
+            )
         clock.mark(_forming(model))
 
         # 6: the others make up for the newly pruned.
@@ -131,7 +150,10 @@ def prune_step(
             moved = weights + _scaled(change, weights, order, settings)
             check_finite(moved, order, "the updated weights of", "the update")
         found: dict[str, Any] = {
-            "macs": selection.macs_of(kept, order, costs, settings)
+            "macs": selection.macs_of(kept, order, costs, settings),
+            "saliency_histogram": saliency_histogram(
+                *(np.asarray(array) for array in (scores, active, kept))
+            ),
         }
         if model:
             found |= _told(model, scores, active & ~kept)
@@ -145,30 +167,99 @@ def prune_step(
     return new_params, new_masks, _info(new_masks, settings, clock, found)
 
 
-def _model(problem: Problem, stack: ExitStack, clock: Clock) -> _Model:
+def _model(
+    problem: Problem,
+    weights: jax.Array,
+    active: jax.Array,
+    stack: ExitStack,
+    clock: Clock,
+) -> _Model:
     """Builds the operator and takes its diagonal, and the slope where it is asked for.
 
     The operator is closed with the stack; the clock is marked where gradients end.
     """
     settings = problem.settings
     first_order = settings.method.first_order
-    needs_mean = first_order and problem.mean_samples is None
+    targets = problem.targets
+    needs_mean = first_order and problem.mean_samples is None and targets is None
     built = BUILDERS[settings.method.curvature or ""](
         problem, needs_mean or settings.diagnostics
     )
     operator = stack.enter_context(built.operator)
     clock.mark(operator.seconds_gradients)
+    dampings = []
+    if settings.damping is None:
+        rows = cast(RowOperator, operator)
+        missing = _smallest(weights, active, settings)
+        values = jnp.zeros(settings.num_samples) if targets is None else targets
+        dampings.append(rows.choose_damping(active, missing, values))
     diagonal = operator.diagonal()
     moments = built.moments
     if moments is None and settings.diagnostics:
         moments = moments_of(problem)
     slope = None
     if first_order:
-        own = moments if problem.mean_samples is None else mean_of_others(problem)
-        assert own is not None
-        mean = own.vector(problem.order)
-        slope = _Slope(mean, operator.product(mean))
-    return _Model(operator, diagonal, slope, moments, built.needs)
+        mean = _mean_gradient(problem, operator, moments)
+        if targets is None:
+            targets = jnp.full(settings.num_samples, -1.0, jnp.float32)
+        slope = _Slope(mean, operator.product(mean), targets)
+    return _Model(operator, diagonal, slope, moments, dampings, built.needs)
+
+
+def _by_groups(
+    model: _Model | None,
+    point: jax.Array,
+    scores: jax.Array,
+    active: jax.Array,
+    masks: Masks,
+    groups: Groups,
+    costs: selection.Costs | None,
+    order: blocks.FlatOrder,
+    settings: Settings,
+) -> tuple[jax.Array, jax.Array]:
+    """Scores and mask of a pattern, [d] each.
+
+    By magnitude a group is worth the sum of its squares, by Optimal Brain Damage that
+    of its saliencies, by Optimal Brain Surgeon its joint saliency.
+    """
+    if model is None:
+        scores = scores * scores
+    if model is not None and settings.method.direction is not None:
+        operator = cast(GroupOperator, model.operator)
+        values: Any = operator.group_saliency(jnp.where(active, point, 0.0), groups)
+    else:
+        values = selection.sums_of_single(scores, groups)
+    if groups.removals is not None:
+        goal = None
+        if not settings.completes_pattern:
+            goal = selection.num_kept(masks, order, settings)
+        kept, scores = selection.choose_of_each(values, scores, active, groups, goal)
+    else:
+        scores = selection.shared(values, active, groups)
+        kept = selection.choose(scores, active, masks, order, costs, settings, groups)
+    return scores, kept
+
+
+def _smallest(weights: jax.Array, active: jax.Array, settings: Settings) -> jax.Array:
+    """The weights that global magnitude would take: a guess at what will go [d].
+
+    All of them where the goal is no sparsity.
+    """
+    goal = settings.sparsity
+    left = 0 if goal is None else masks_.num_kept(len(weights), goal)
+    stays = masks_.keep_highest(jnp.abs(weights), active, jnp.asarray(left))
+    return jnp.where(stays, 0.0, weights)
+
+
+def _mean_gradient(
+    problem: Problem, operator: Operator, moments: Moments | None
+) -> jax.Array:
+    """ḡ of the targets, of other samples, or of the Fisher's own [d]."""
+    if problem.targets is not None:
+        return cast(RowOperator, operator).slope(problem.targets)
+    own = moments if problem.mean_samples is None else mean_of_others(problem)
+    assert own is not None
+    return own.vector(problem.order)
 
 
 def _forming(model: _Model | None) -> float:
@@ -233,9 +324,13 @@ def _joint(
 ) -> jax.Array:
     """The minimum with all that goes taken together; zero for what goes [d]."""
     del active
-    slope = 0.0 if model.slope is None else -1.0
-    targets = jnp.full(settings.num_samples, slope, jnp.float32)
-    operator = cast(JointOperator, model.operator)
+    operator = cast(RowOperator, model.operator)
+    targets = jnp.zeros(settings.num_samples, jnp.float32)
+    if model.slope is not None:
+        targets = model.slope.targets
+    if settings.damping is None:
+        gone = jnp.where(kept, 0.0, weights)
+        model.dampings.append(operator.choose_damping(kept, gone, targets))
     return jnp.where(kept, operator.joint_update(weights, kept, targets), 0.0)
 
 
@@ -285,7 +380,10 @@ def _saliency_sum(
 def _told(model: _Model, scores: jax.Array, gone: jax.Array) -> dict[str, Any]:
     """What is known of every step with a curvature."""
     total = _saliency_sum(scores, gone, model.slope)
-    return {"needs": model.needs, "saliency_sum": float(total)}
+    found: dict[str, Any] = {"needs": model.needs, "saliency_sum": float(total)}
+    if model.dampings:
+        found["dampings"] = tuple(model.dampings)
+    return found
 
 
 def _compared(

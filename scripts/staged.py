@@ -1,0 +1,305 @@
+"""Accuracy along one staged pruning, with outputs matched, on the two checkpoints.
+
+    python scripts/staged.py mlp --checkpoint=mnist_25_epoch_93.97.ckpt
+    python scripts/staged.py resnet20 --checkpoint=resnet20_cifar10.pth.tar
+
+A run prunes the dense network in stages by ``prune_matched``, with fresh training
+images at each, and is judged on the test split at the sparsities of the table; nothing
+is chosen by it. Batch-norm statistics are re-estimated on training images at each
+stage; global magnitude, in one step from the dense network, is judged in the same way.
+``--without`` takes one ingredient away. Prints a Markdown table of mean and standard
+deviation of top-1 in percent over the seeds; ``--out`` keeps a line of JSON a stage.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import woodfisher_jax as wf
+from woodfisher_jax import data, environment, models, torch_weights
+from woodfisher_jax.batch_norm import reestimate
+from woodfisher_jax.data import batches
+from woodfisher_jax.evaluate import evaluate
+from woodfisher_jax.objective import frozen_outputs
+from woodfisher_jax.pruning.matching import Stage, outputs_of, towards_labels
+
+BATCH_NORM_IMAGES = 10_000
+"""Augmented training images of the statistics that are judged."""
+
+BATCH_NORM_IMAGES_STAGE = 2_000
+"""The same on the way."""
+
+
+class Network(NamedTuple):
+    """A checkpoint, and the way that its pruning takes.
+
+    Attributes:
+        model: Name of the model.
+        dataset: Name of the data set.
+        prunable: Regular expression on parameter paths.
+        rows: Images of the first stage; those after have more, see :func:`rows_at`.
+        augment: Whether they are flipped and cropped.
+        levels: Sparsity of each stage; where one repeats, the later is a repair.
+        reported: Those of the table.
+    """
+
+    model: str
+    dataset: str
+    prunable: str | None
+    rows: int
+    augment: bool
+    levels: tuple[float, ...]
+    reported: tuple[float, ...]
+
+
+MLP_LEVELS = (
+    *(0.1, 0.2, 0.3, 0.4, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8),
+    *(0.83, 0.86, 0.88, 0.9, 0.92, 0.935, 0.95, 0.96, 0.97, 0.975, 0.98, 0.98),
+)
+RESNET20_LEVELS = (
+    *(0.2, 0.3, 0.4, 0.5, 0.55, 0.6, 0.65, 0.7, 0.7, 0.75, 0.8, 0.8),
+    *(0.83, 0.86, 0.88, 0.9, 0.9, 0.9),
+)
+MOST_ROWS = 4000
+
+NETWORKS = {
+    "mlp": Network(
+        "mlp",
+        "mnist",
+        None,
+        1000,
+        False,
+        MLP_LEVELS,
+        (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98),
+    ),
+    "resnet20": Network(
+        "resnet20",
+        "cifar10",
+        r"layer\d/block\d+/conv\d/kernel",
+        1000,
+        True,
+        RESNET20_LEVELS,
+        (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9),
+    ),
+}
+
+WITHOUT: dict[str, dict[str, Any]] = {
+    "nothing": {},
+    "auto_damping": {"damping": 1e-5},
+    "joint": {"update": "sum"},
+    "update": {"update": "none"},
+}
+"""Ingredients that are an option of the step; ``stages``, ``residual`` and
+``statistics`` are taken away by the script."""
+
+
+def rows_at(network: Network, level: float) -> int:
+    """Images of a stage: N² times the weights that stay is the same for all."""
+    return min(MOST_ROWS, int(network.rows / (1 - level) ** 0.5))
+
+
+class Setup(NamedTuple):
+    """What a run works on.
+
+    Attributes:
+        network: See :class:`Network`.
+        dataset: Its data.
+        model: The Linen module.
+        params: Of the dense network.
+        stats: Its batch-norm statistics.
+    """
+
+    network: Network
+    dataset: data.DataSet
+    model: Any
+    params: Any
+    stats: Any
+
+
+def setup(network: Network, checkpoint: Path) -> Setup:
+    """Reads model, data and checkpoint."""
+    model = models.build_model(network.model)
+    dataset = data.load(network.dataset)
+    image = np.zeros((1, *dataset.train.images.shape[1:]), np.float32)
+    variables, _ = torch_weights.to_variables(
+        torch_weights.read_state_dict(checkpoint),
+        jax.eval_shape(model.init, jax.random.key(0), image),
+    )
+    params, stats = (
+        jax.tree.map(jnp.asarray, variables.get(name, {}))
+        for name in ("params", "batch_stats")
+    )
+    return Setup(network, dataset, model, params, stats)
+
+
+def statistics_of(given: Setup, params: Any, seed: int, draw: int, count: int) -> Any:
+    """Batch-norm statistics of a network as it is now."""
+    images = batches.batch_norm_batches(
+        given.dataset, seed=seed, draw=draw, count=count, batch_size=128
+    )
+    return reestimate(given.model, params, given.stats, images)
+
+
+def judged(given: Setup, params: Any, stats: Any) -> dict[str, float]:
+    """Test top-1 on stored statistics and on new ones."""
+    found = {"top1": evaluate(given.model, params, stats, given.dataset)["top1"]}
+    if given.stats:
+        anew = statistics_of(given, params, 0, 0, BATCH_NORM_IMAGES)
+        found["top1_stored"] = evaluate(
+            given.model, params, given.stats, given.dataset
+        )["top1"]
+        found["top1"] = evaluate(given.model, params, anew, given.dataset)["top1"]
+    return found
+
+
+def staged(given: Setup, match: str, without: str, seed: int) -> Iterator[dict]:
+    """A record of each reported stage of one run."""
+    network, records = given.network, []
+    levels = network.reported if without == "stages" else network.levels
+    stats, start = given.stats, time.perf_counter()
+    judging = 0.0
+
+    def stage(number: int, params: Any) -> Stage:
+        nonlocal stats
+        if number and given.stats and without != "statistics":
+            stats = statistics_of(given, params, seed, number, BATCH_NORM_IMAGES_STAGE)
+        batch = batches.fisher_samples(
+            given.dataset,
+            seed=seed,
+            draw=number,
+            count=rows_at(network, levels[number]),
+            augment=network.augment,
+        )
+        now = frozen_outputs(given.model, stats)
+        outputs = outputs_of(now, params, batch["image"])
+        if without == "residual":
+            return Stage(now, batch["image"], outputs)
+        if match == "labels":
+            return Stage(now, batch["image"], towards_labels(outputs, batch["label"]))
+        dense = frozen_outputs(given.model, given.stats)
+        wanted = outputs_of(dense, given.params, batch["image"])
+        return Stage(now, batch["image"], wanted)
+
+    def after(number: int, params: Any, masks: Any, info: wf.PruneInfo) -> None:
+        nonlocal judging
+        spent = time.perf_counter() - start - judging
+        is_last = levels[number : number + 2] != (levels[number],) * 2
+        if levels[number] not in network.reported or not is_last:
+            return
+        records.append(
+            {
+                "run": f"matched ({match})",
+                "without": without,
+                "seed": seed,
+                "sparsity": levels[number],
+                **judged(given, params, stats),
+                "dampings": [d.multiple for d in info.dampings or ()],
+                "seconds": spent,
+                "peak_bytes": environment.peak_rss_bytes(),
+            }
+        )
+        judging = time.perf_counter() - start - spent
+
+    wf.prune_matched(
+        stage,
+        given.params,
+        sparsity=levels,
+        prunable=network.prunable,
+        seed=seed,
+        after=after,
+        **WITHOUT.get(without, {}),
+    )
+    yield from records
+
+
+def by_magnitude(given: Setup) -> Iterator[dict]:
+    """A record of each reported sparsity, in one step each."""
+    for level in given.network.reported:
+        params = wf.prune(
+            None,
+            given.params,
+            sparsity=level,
+            method="globalmagni",
+            prunable=given.network.prunable,
+        )[0]
+        yield {
+            "run": "globalmagni",
+            "without": "nothing",
+            "seed": 0,
+            "sparsity": level,
+            **judged(given, params, given.stats),
+        }
+
+
+def table(records: list[dict[str, Any]], key: str) -> str:
+    """Mean and standard deviation over seeds, in percent, as Markdown."""
+    levels = sorted({record["sparsity"] for record in records})
+    rows: dict[str, dict[float, list[float]]] = {}
+    for record in records:
+        without = record["without"]
+        name = record["run"] + (f", no {without}" if without != "nothing" else "")
+        rows.setdefault(name, {}).setdefault(record["sparsity"], []).append(record[key])
+    lines = [
+        "| | " + " | ".join(f"{level:g}" for level in levels) + " |",
+        "|---" * (len(levels) + 1) + "|",
+    ]
+    for name, cells in rows.items():
+        shown = []
+        for level in levels:
+            values = cells.get(level, [])
+            spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+            shown.append(f"{statistics.mean(values):.2f}{spread}" if values else "")
+        lines.append(f"| {name} | " + " | ".join(shown) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Runs the seeds and prints the tables."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("network", choices=NETWORKS)
+    parser.add_argument("--checkpoint", type=Path, required=True)
+    parser.add_argument("--match", choices=("outputs", "labels"), default="outputs")
+    parser.add_argument(
+        "--without",
+        choices=(*WITHOUT, "stages", "residual", "statistics"),
+        default="nothing",
+    )
+    parser.add_argument("--rows", type=int, help="images of the first stage")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--out", type=Path, help="file for one JSON line a record")
+    arguments = parser.parse_args()
+    network = NETWORKS[arguments.network]
+    if arguments.rows:
+        network = network._replace(rows=arguments.rows)
+    given = setup(network, arguments.checkpoint)
+    records = []
+    runs = [by_magnitude(given)]
+    runs += [
+        staged(given, arguments.match, arguments.without, seed)
+        for seed in range(arguments.seeds)
+    ]
+    for run in runs:
+        for record in run:
+            records.append(record)
+            print(json.dumps(record), flush=True)
+            if arguments.out:
+                lines = "".join(json.dumps(r) + "\n" for r in records)
+                arguments.out.write_text(lines)
+    print(f"\ndense: {judged(given, given.params, given.stats)}\n")
+    print(table(records, "top1"))
+    if given.stats:
+        print(f"\nStored statistics:\n\n{table(records, 'top1_stored')}")
+
+
+if __name__ == "__main__":
+    main()

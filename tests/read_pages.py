@@ -1,0 +1,76 @@
+"""A page as a browser would take it, checked for what it must not hold."""
+
+import re
+from html.parser import HTMLParser
+from xml.etree import ElementTree
+
+VOID = {"meta", "link", "br", "img"}
+FETCHING = {"src", "srcset", "action", "data", "poster", "xlink:href", "background"}
+
+
+class Page(HTMLParser):
+    """Tags, texts and tables of a page.
+
+    Raises:
+        AssertionError: A tag is not closed, or something would be fetched or run.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.words: list[str] = []
+        self.tables: list[list[list[str]]] = []
+        self.names: set[str] = set()
+        self.links: list[str] = []
+        self.feed(text)
+        self.close()
+        assert not self.open, self.open
+        for drawing in re.findall(r"<svg.*?</svg>", text, re.DOTALL):
+            ElementTree.fromstring(drawing)
+        style = text[text.index("<style>") : text.index("</style>")]
+        assert "url(" not in style
+        assert "@import" not in style
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        self.names.add(tag)
+        assert tag not in ("script", "iframe", "object", "embed", "img", "base"), tag
+        for key, value in given.items():
+            assert not key.startswith("on"), key
+            assert key not in FETCHING, key
+            if key == "href":
+                assert value is not None
+                assert value.startswith("#") or value == "data:,", value
+                self.links.append(value)
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("td", "th"):
+            self.tables[-1][-1].append("")
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.handle_endtag(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if "style" in self.open:
+            return
+        self.words.append(data)
+        if {"td", "th"} & set(self.open):
+            self.tables[-1][-1][-1] += data
+
+    @property
+    def text(self) -> str:
+        """All that can be read, with single spaces."""
+        return " ".join(" ".join(self.words).split())
+
+    def row(self, first: str) -> list[str]:
+        """The cells of the first row that begins so, over all tables."""
+        return next(r for table in self.tables for r in table if r and r[0] == first)

@@ -1,0 +1,163 @@
+"""``damping="auto"`` and ``targets`` of a pruning step, through the whole pipeline."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import woodfisher_jax as wf
+from woodfisher_jax.pruning.leave_one_out import choose_damping
+
+N, D = 24, 60
+
+
+def linear(params: Any, batch: Any) -> jax.Array:
+    """A loss whose gradients are the examples themselves."""
+    weights = jnp.concatenate([params["a"].ravel(), params["b"].ravel()])
+    return jnp.mean(batch @ weights)
+
+
+@pytest.fixture(scope="module")
+def problem() -> tuple[dict[str, jax.Array], np.ndarray]:
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(N, 5)) @ rng.normal(size=(5, D))
+    rows += 0.3 * rng.normal(size=rows.shape)
+    weights = rng.normal(size=D)
+    params = {
+        "a": jnp.asarray(weights[:40].reshape(8, 5), jnp.float32),
+        "b": jnp.asarray(weights[40:].reshape(4, 5), jnp.float32),
+    }
+    return params, rows.astype(np.float32)
+
+
+def flat(tensors: Any) -> np.ndarray:
+    return np.concatenate([np.ravel(tensors["a"]), np.ravel(tensors["b"])])
+
+
+def gram(rows: np.ndarray) -> jax.Array:
+    return jnp.asarray(rows @ rows.T)
+
+
+@pytest.mark.parametrize("block_size", [None, 7])
+@pytest.mark.parametrize("with_targets", [False, True])
+def test_the_choices_are_those_of_what_goes(
+    problem: Any, block_size: int | None, with_targets: bool
+) -> None:
+    params, rows = problem
+    targets = np.linspace(-1, 1, N).astype(np.float32) if with_targets else None
+    method = "woodtaylor" if with_targets else "woodfisher"
+    given = {} if targets is None else {"targets": targets}
+    _, masks, info = wf.prune(
+        linear,
+        params,
+        rows,
+        sparsity=0.5,
+        method=method,
+        update="joint",
+        damping="auto",
+        block_size=block_size,
+        **given,
+    )
+    weights, kept = flat(params), flat(masks)
+    values = np.zeros(N, np.float32) if targets is None else targets
+    small = np.abs(weights) <= np.sort(np.abs(weights))[D // 2 - 1]
+    first = choose_damping(
+        gram(rows), jnp.asarray(rows @ np.where(small, weights, 0) + values)
+    )
+    second = choose_damping(
+        gram(np.where(kept, rows, 0)),
+        jnp.asarray(rows @ np.where(kept, 0, weights) + values),
+    )
+    for found, expected in zip(info.dampings, (first, second), strict=True):
+        assert found.multiple == expected.multiple
+        assert found.damping == pytest.approx(expected.damping, rel=1e-4)
+
+
+def test_the_result_is_that_of_the_chosen_number(problem: Any) -> None:
+    """With the sum of updates one damping is chosen, and it is used for both."""
+    params, rows = problem
+    given = {"sparsity": 0.6, "method": "woodfisher"}
+    found, masks, info = wf.prune(linear, params, rows, damping="auto", **given)
+    assert info.dampings is not None
+    (chosen,) = info.dampings
+    again, same, plain = wf.prune(linear, params, rows, damping=chosen.damping, **given)
+    assert plain.dampings is None
+    np.testing.assert_array_equal(flat(masks), flat(same))
+    np.testing.assert_allclose(flat(found), flat(again), rtol=1e-4, atol=1e-5)
+
+
+def test_targets_are_reached_in_float64_s_answer(problem: Any) -> None:
+    """δ_S = G_Sᵀ (N λ I + G_S G_Sᵀ)⁻¹ (G_P w_P + y)."""
+    params, rows = problem
+    targets = np.linspace(-2, 2, N)
+    found, masks, _ = wf.prune(
+        linear,
+        params,
+        rows,
+        sparsity=0.5,
+        method="woodtaylor",
+        update="joint",
+        damping=0.1,
+        targets=targets,
+    )
+    weights, kept = flat(params).astype(float), flat(masks)
+    staying = np.where(kept, rows, 0).astype(float)
+    missed = rows @ np.where(kept, 0, weights) + targets
+    system = staying @ staying.T + N * 0.1 * np.eye(N)
+    expected = np.where(kept, weights + staying.T @ np.linalg.solve(system, missed), 0)
+    np.testing.assert_allclose(flat(found), expected, rtol=2e-3, atol=2e-4)
+
+
+def test_the_statistic_is_taken_after_the_newton_step(problem: Any) -> None:
+    params, rows = problem
+    targets = np.linspace(-2, 2, N)
+    _, masks, _ = wf.prune(
+        linear,
+        params,
+        rows,
+        sparsity=0.5,
+        method="woodtaylor",
+        damping=0.1,
+        targets=targets,
+    )
+    inverse = np.linalg.inv(0.1 * np.eye(D) + rows.T @ rows.astype(float) / N)
+    newton = inverse @ (-rows.T @ targets / N)
+    scores = (flat(params) - newton) ** 2 / (2 * np.diag(inverse))
+    np.testing.assert_array_equal(flat(masks), scores > np.sort(scores)[D // 2 - 1])
+
+
+def test_targets_of_minus_one_are_the_mean_gradient(problem: Any) -> None:
+    params, rows = problem
+    given = {"sparsity": 0.5, "method": "woodtaylor", "damping": 0.1}
+    for update in ("sum", "joint"):
+        found = wf.prune(linear, params, rows, update=update, **given)[0]
+        again = wf.prune(
+            linear, params, rows, update=update, targets=-np.ones(N), **given
+        )[0]
+        np.testing.assert_allclose(flat(found), flat(again), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"damping": "automatic"}, "damping='automatic'; expected a number, or 'auto'"),
+        ({"damping": "auto", "weight_decay": 0.1}, "no weight_decay=0.1 added"),
+        ({"damping": "auto", "method": "kfac"}, "whose Fisher has blocks"),
+        ({"targets": np.ones(N)}, "targets makes no sense with method='woodfisher'"),
+        (
+            {"method": "woodtaylor", "targets": np.ones(N), "mean_samples": np.ones(3)},
+            "targets are values for the rows of one Fisher",
+        ),
+        (
+            {"method": "woodtaylor", "targets": np.full(N, np.nan)},
+            "expected one finite number",
+        ),
+    ],
+)
+def test_bad_input(problem: Any, options: dict[str, Any], message: str) -> None:
+    params, rows = problem
+    given = {"method": "woodfisher", **options}
+    with pytest.raises(ValueError, match=message):
+        wf.prune(linear, params, rows, sparsity=0.5, **given)

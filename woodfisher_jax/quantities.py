@@ -1,0 +1,61 @@
+"""Numbers with their units, as pages show them; a dash where there is none."""
+
+import math
+
+NONE, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
+PREFIXES = ("", " k", " M", " G", " T", " P")
+"""Of powers of a thousand."""
+
+
+def fixed(value: float | None, digits: int = 2) -> str:
+    """A number with so many digits after the point."""
+    if value is None or math.isnan(value):
+        return NONE
+    return f"{value:,.{digits}f}".replace("-", MINUS)
+
+
+def significant(value: float | None, digits: int = 3) -> str:
+    """A number with so many digits that count, in powers of ten where it is far off."""
+    if value is None or math.isnan(value):
+        return NONE
+    text = f"{value:.{digits}g}".replace("e-0", "e-").replace("e+0", "e")
+    return text.replace("-", MINUS)
+
+
+def percent(fraction: float | None, digits: int = 2) -> str:
+    """A fraction in percent, unit included."""
+    return NONE if fraction is None else f"{fixed(100 * fraction, digits)} %"
+
+
+def scaled(number: float | None) -> str:
+    """A count with a prefix for its power of a thousand, such as 4.09 G."""
+    if number is None:
+        return NONE
+    power = 0
+    while abs(number) >= 999.5 and power < len(PREFIXES) - 1:
+        number, power = number / 1000, power + 1
+    return f"{number:.3g}{PREFIXES[power]}".replace("-", MINUS)
+
+
+def storage(number: float | None) -> str:
+    """Bytes with a unit of powers of a thousand."""
+    if number is None:
+        return NONE
+    text = scaled(number)
+    return text + ("B" if " " in text else " B")
+
+
+def counted(number: int, noun: str) -> str:
+    """So many of something."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds below two minutes, else minutes or hours."""
+    if seconds is None:
+        return NONE
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    if seconds < 7200:
+        return f"{seconds / 60:.1f} min"
+    return f"{seconds / 3600:.1f} h"
