@@ -22,6 +22,7 @@ LEVELS = [
     | {"pruning.patterns"}
     | {"pruning.joint"},
     {"pruning.disk", "pruning.capture", "pruning.flops", "pruning.hessian"}
+    | {"pruning.inputs"}
     | {"pruning.groups"},
     {"pruning.kronecker_groups"}
     | {"pruning.settings", "pruning.kfac", "pruning.vectors", "pruning.moments"},

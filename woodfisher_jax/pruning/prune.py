@@ -9,6 +9,12 @@ from woodfisher_jax.pruning import blocks, operators
 from woodfisher_jax.pruning import masks as masks_
 from woodfisher_jax.pruning.gradients import LossFn, as_partial
 from woodfisher_jax.pruning.info import PruneInfo, joined
+from woodfisher_jax.pruning.inputs import (
+    check_loss,
+    check_mean_samples,
+    check_params,
+    check_targets,
+)
 from woodfisher_jax.pruning.masks import Masks, Prunable
 from woodfisher_jax.pruning.needs import Needs
 from woodfisher_jax.pruning.paths import Params, leaves_by_path
@@ -18,12 +24,8 @@ from woodfisher_jax.pruning.selection import MILLION, count_costs, num_kept
 from woodfisher_jax.pruning.settings import (
     Progress,
     Settings,
-    check_loss,
-    check_mean_samples,
-    check_params,
     check_samples,
     check_settings,
-    check_targets,
 )
 from woodfisher_jax.pruning.step import Examples, prune_step
 

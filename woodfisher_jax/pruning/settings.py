@@ -6,14 +6,12 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from woodfisher_jax.pruning.fisher import SOLVERS
 from woodfisher_jax.pruning.flops import RESCALINGS
-from woodfisher_jax.pruning.gradients import LossFn
 from woodfisher_jax.pruning.hessian import ESTIMATORS
+from woodfisher_jax.pruning.inputs import counted
 from woodfisher_jax.pruning.methods import (
     UPDATES,
     Method,
@@ -21,10 +19,9 @@ from woodfisher_jax.pruning.methods import (
     method_named,
     scope_of,
 )
-from woodfisher_jax.pruning.paths import Params, leaves_by_path
 from woodfisher_jax.pruning.patterns import GroupNames, Pattern, check_goal, parse
 from woodfisher_jax.pruning.recompute import degree_of
-from woodfisher_jax.pruning.samples import batch_length, num_examples, regroup
+from woodfisher_jax.pruning.samples import regroup
 from woodfisher_jax.pruning.sharding import one_axis
 
 STORES = ("device", "host", "disk", "recompute")
@@ -426,7 +423,7 @@ def check_samples(
         ValueError: If there are too few.
     """
     if settings.method.curvature is not None:
-        samples, count = _counted(samples, num_samples, settings.batch_size)
+        samples, count = counted(samples, num_samples, settings.batch_size)
         return settings._replace(num_samples=count), samples
     if not settings.counts_macs:
         return settings, None
@@ -436,104 +433,3 @@ def check_samples(
             "multiply-accumulates are counted by tracing loss_fn with it"
         )
     return settings, next(regroup(samples, 1))
-
-
-def check_targets(targets: Any, num_samples: int) -> jax.Array:
-    """Targets as an array [N].
-
-    Raises:
-        ValueError: If there is not one finite number for each gradient.
-    """
-    found = jnp.asarray(targets, jnp.float32)
-    if found.shape != (num_samples,) or not bool(jnp.all(jnp.isfinite(found))):
-        raise ValueError(
-            f"targets has shape {found.shape}, num_samples={num_samples}; expected one "
-            "finite number for each gradient"
-        )
-    return found
-
-
-def check_mean_samples(samples: Any) -> Any:
-    """Samples for the mean gradient, in a form that can be read more than once.
-
-    Raises:
-        ValueError: If there are none.
-    """
-    try:
-        return _counted(samples, None, 1)[0]
-    except ValueError as error:
-        raise ValueError(f"mean_samples: {error}") from error
-
-
-def _counted(samples: Any, num_samples: int | None, batch_size: int) -> tuple[Any, int]:
-    """Samples that can be read more than once, and N."""
-    if samples is None:
-        raise ValueError(
-            "samples is missing; expected a batch or an iterable of batches, since "
-            "this method estimates curvature from gradients"
-        )
-    total = num_examples(samples)
-    if total is None:
-        # A generator can be read only once, and the loss is checked on an example
-        # before the gradients start; so what is needed is kept.
-        needed = None if num_samples is None else num_samples * batch_size
-        taken: list[Any] = []
-        total = 0
-        for batch in regroup(samples, min(needed or 1024, 1024)):
-            taken.append(batch)
-            total += batch_length(batch)
-            if needed is not None and total >= needed:
-                break
-        samples = taken
-    count = total // batch_size if num_samples is None else int(num_samples)
-    if count < 1 or count * batch_size > total:
-        raise ValueError(
-            f"samples hold {total} examples, but num_samples={num_samples} gradients "
-            f"of batch_size={batch_size} need {max(count, 1) * batch_size}; give more "
-            "examples or lower one of the two"
-        )
-    return samples, count
-
-
-def check_params(params: Params) -> None:
-    """Raises unless all leaves are floating-point arrays.
-
-    Raises:
-        TypeError: With the path of the first other leaf.
-    """
-    for path, leaf in leaves_by_path(params).items():
-        kind = getattr(leaf, "dtype", type(leaf).__name__)
-        if not hasattr(leaf, "dtype") or not jnp.issubdtype(leaf.dtype, jnp.floating):
-            raise TypeError(
-                f"params[{path!r}] has type {kind}; expected floating-point arrays "
-                "only. Keep counters and indices out of params, in the closure of "
-                "loss_fn for instance"
-            )
-
-
-def check_loss(loss_fn: LossFn | None, params: Params, samples: Any) -> LossFn:
-    """Raises unless the loss of one example is a floating-point scalar.
-
-    Returns:
-        The loss.
-
-    Raises:
-        TypeError: With what it returned, or if there is none.
-    """
-    if loss_fn is None:
-        raise TypeError(
-            "loss_fn is missing; expected a function (params, batch) -> scalar, since "
-            "this method estimates curvature from gradients"
-        )
-    example = next(regroup(samples, 1))
-    found = jax.eval_shape(loss_fn, params, example)
-    if (
-        not hasattr(found, "shape")
-        or found.shape != ()
-        or not jnp.issubdtype(found.dtype, jnp.floating)
-    ):
-        raise TypeError(
-            "loss_fn must return a scalar, the mean loss over the batch; for a batch "
-            f"of one example it returned {found}"
-        )
-    return loss_fn

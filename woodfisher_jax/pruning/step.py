@@ -18,6 +18,7 @@ from woodfisher_jax.pruning.diagnostics import (
 )
 from woodfisher_jax.pruning.gradients import LossFn, as_partial
 from woodfisher_jax.pruning.info import Clock, PruneInfo
+from woodfisher_jax.pruning.inputs import check_loss
 from woodfisher_jax.pruning.leave_one_out import ChosenDamping
 from woodfisher_jax.pruning.masks import Masks
 from woodfisher_jax.pruning.moments import Moments
@@ -33,7 +34,7 @@ from woodfisher_jax.pruning.operators import (
 )
 from woodfisher_jax.pruning.paths import Params
 from woodfisher_jax.pruning.patterns import Groups, groups_of
-from woodfisher_jax.pruning.settings import Settings, check_loss
+from woodfisher_jax.pruning.settings import Settings
 from woodfisher_jax.pruning.sharding import replicate
 from woodfisher_jax.pruning.vectors import (
     check_finite,
