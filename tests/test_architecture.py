@@ -36,6 +36,7 @@ LEVELS = [
     {"", "models", "data", "checkpoint", "plots", "progress", "torch_pickle"}
     | {"preemption", "metrics", "tables", "environment", "page", "quantities"},
     {"torch_files", "objective", "optimizer", "sections", "sparse_files"},
+    {"config_checks"},
     {"config", "state_dicts", "latency", "serving", "charts"},
     {"saved_run", "config_files"},
     {
