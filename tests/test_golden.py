@@ -259,7 +259,9 @@ def test_the_original_s_woodtaylorblock(
     order = flat_order(masks)
     w = flatten(order, params)
     curvature = inverse_fisher(
-        Problem(as_partial(torch_loss), params, masks, samples, None, order, settings),
+        Problem(
+            as_partial(torch_loss), params, masks, samples, None, None, order, settings
+        ),
         with_moments=True,
     )
     with curvature.operator as operator:
