@@ -239,11 +239,11 @@ def mnist_gradients(tfds_dir: Path, checkpoints_dir: Path) -> dict[str, np.ndarr
 @pytest.mark.parametrize(
     ("layer", "solver", "count"),
     [
-        ("fc1", "sample_space", 100),
+        pytest.param("fc1", "sample_space", 100, marks=pytest.mark.slow),
         ("fc1", "sample_space", 300),
         ("fc2", "sample_space", 100),
-        ("fc2", "sample_space", 300),
-        ("fc3", "sample_space", 100),
+        pytest.param("fc2", "sample_space", 300, marks=pytest.mark.slow),
+        pytest.param("fc3", "sample_space", 100, marks=pytest.mark.slow),
         ("fc3", "dense", 300),
         ("fc3", "recursion", 300),
     ],
