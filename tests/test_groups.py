@@ -236,7 +236,13 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name == "with a slope" else [])
+        for name in CASES
+    ],
+)
 def test_what_goes_raises_the_loss_least(case):
     pattern, options = CASES[case]
     options = {"damping": DAMPING, **options}

@@ -30,8 +30,10 @@ from woodfisher_jax.pruning.sharding import (
 )
 
 HERE = Path(__file__).parent
-QUICK = ("disk", "recompute")
+QUICK = ("disk",)
 """Networks that every run of the tests prunes; the others are slow."""
+RARE = ("gradients of means", "one sample", "two blocks")
+"""Of the other cases the slow ones."""
 TOLERANCES = {"figures": 1e-4}
 """Where it is not 1e-6: sums over all weights, which devices add up in their order."""
 SPREADS = ("eight devices", "two processes")
@@ -93,13 +95,16 @@ def outcomes(folder: Path, cases: list[str]) -> dict[str, list[dict]]:
 
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory: pytest.TempPathFactory):
-    return outcomes(tmp_path_factory.mktemp("quick"), [*QUICK, *OTHERS])
+    return outcomes(
+        tmp_path_factory.mktemp("quick"),
+        [*QUICK, *(case for case in OTHERS if case not in RARE)],
+    )
 
 
 @pytest.fixture(scope="module")
 def slow(tmp_path_factory: pytest.TempPathFactory):
     rest = [case for case in NETWORKS if case not in QUICK]
-    return outcomes(tmp_path_factory.mktemp("slow"), rest)
+    return outcomes(tmp_path_factory.mktemp("slow"), [*rest, *RARE])
 
 
 def of_case(found: dict, case: str) -> dict[str, np.ndarray]:
@@ -149,12 +154,18 @@ def test_nor_with_any_other_method_or_store(slow, case) -> None:
     assert_alike(slow, case)
 
 
-@pytest.mark.parametrize("case", ["gradients", "gradients of means"])
-def test_gradients_of_single_samples_are_the_same_on_every_mesh(quick, case) -> None:
+def test_gradients_of_single_samples_are_the_same_on_every_mesh(quick) -> None:
     # Summed over devices they would still look like gradients.
-    assert_alike(quick, case)
-    one = of_case(quick["one device"][0], case)
-    assert {len(array) for array in one.values()} == {83 if case == "gradients" else 27}
+    assert_alike(quick, "gradients")
+    one = of_case(quick["one device"][0], "gradients")
+    assert {len(array) for array in one.values()} == {83}
+
+
+@pytest.mark.slow
+def test_gradients_of_means_are_the_same_on_every_mesh(slow) -> None:
+    assert_alike(slow, "gradients of means")
+    one = of_case(slow["one device"][0], "gradients of means")
+    assert {len(array) for array in one.values()} == {27}
 
 
 def test_a_block_that_needs_float64_is_repeated_wherever_it_lies(quick) -> None:
@@ -168,9 +179,10 @@ def test_the_tensor_that_cannot_be_inverted_is_named_on_every_mesh(quick) -> Non
         assert message.startswith("'b', is too ill conditioned")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["one sample", "two blocks"])
-def test_more_devices_than_samples_or_blocks(quick, case) -> None:
-    assert_alike(quick, case)
+def test_more_devices_than_samples_or_blocks(slow, case) -> None:
+    assert_alike(slow, case)
 
 
 # ------------------------------------------------------------------- in this process
