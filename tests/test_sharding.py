@@ -31,9 +31,10 @@ from woodfisher_jax.pruning.sharding import (
 
 HERE = Path(__file__).parent
 QUICK = ("disk",)
-"""Networks that every run of the tests prunes; the others are slow."""
+"""Networks pruned along with the cases that are no networks; all take minutes and are
+slow. That training and masks do not depend on devices is held by test_distributed.py."""
 RARE = ("gradients of means", "one sample", "two blocks")
-"""Of the other cases the slow ones."""
+"""Cases that go with the other networks."""
 TOLERANCES = {"figures": 1e-4}
 """Where it is not 1e-6: sums over all weights, which devices add up in their order."""
 SPREADS = ("eight devices", "two processes")
@@ -132,6 +133,7 @@ def assert_alike(outcomes: dict, case: str) -> None:
                     np.testing.assert_array_equal(got[name], array, (spread, name))
 
 
+@pytest.mark.slow
 def test_as_many_devices_as_claimed(quick) -> None:
     expected = {"one device": 1, "eight devices": 8, "two processes": 4}
     for spread, number in expected.items():
@@ -140,6 +142,7 @@ def test_as_many_devices_as_claimed(quick) -> None:
         ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", QUICK)
 def test_masks_and_weights_do_not_depend_on_the_devices(quick, case) -> None:
     assert_alike(quick, case)
@@ -154,6 +157,7 @@ def test_nor_with_any_other_method_or_store(slow, case) -> None:
     assert_alike(slow, case)
 
 
+@pytest.mark.slow
 def test_gradients_of_single_samples_are_the_same_on_every_mesh(quick) -> None:
     # Summed over devices they would still look like gradients.
     assert_alike(quick, "gradients")
@@ -168,11 +172,13 @@ def test_gradients_of_means_are_the_same_on_every_mesh(slow) -> None:
     assert {len(array) for array in one.values()} == {27}
 
 
+@pytest.mark.slow
 def test_a_block_that_needs_float64_is_repeated_wherever_it_lies(quick) -> None:
     assert_alike(quick, "float64")
     assert of_case(quick["one device"][0], "float64")["repeated"] > 0
 
 
+@pytest.mark.slow
 def test_the_tensor_that_cannot_be_inverted_is_named_on_every_mesh(quick) -> None:
     for found in (found for spread in quick.values() for found in spread):
         message = str(of_case(found, "refused")["message"])
