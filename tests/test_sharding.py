@@ -31,8 +31,8 @@ from woodfisher_jax.pruning.sharding import (
 
 HERE = Path(__file__).parent
 QUICK = ("disk",)
-"""Networks pruned along with the cases that are no networks; all take minutes and are
-slow. That training and masks do not depend on devices is held by test_distributed.py."""
+"""Networks pruned along with the cases that are no networks; all take minutes, and are
+slow. test_distributed.py holds in every run that masks do not depend on devices."""
 RARE = ("gradients of means", "one sample", "two blocks")
 """Cases that go with the other networks."""
 TOLERANCES = {"figures": 1e-4}
