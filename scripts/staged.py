@@ -22,14 +22,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 import woodfisher_jax as wf
 from woodfisher_jax import data, environment, models, torch_weights
 from woodfisher_jax.batch_norm import reestimate
 from woodfisher_jax.data import batches
 from woodfisher_jax.evaluate import evaluate
-from woodfisher_jax.objective import frozen_outputs
-from woodfisher_jax.pruning.matching import Stage, outputs_of, towards_labels
+from woodfisher_jax.objective import frozen_loss, frozen_outputs
+from woodfisher_jax.pruning.matching import Stage, outputs_of
 
 BATCH_NORM_IMAGES = 10_000
 """Augmented training images of the statistics that are judged."""
@@ -38,55 +39,80 @@ BATCH_NORM_IMAGES_STAGE = 2_000
 """The same on the way."""
 
 
+Level = tuple[float, int]
+"""Sparsity of a stage, and its rows."""
+
+
 class Network(NamedTuple):
-    """A checkpoint, and the way that its pruning takes.
+    """A checkpoint, and the ways that its pruning takes.
 
     Attributes:
         model: Name of the model.
         dataset: Name of the data set.
         prunable: Regular expression on parameter paths.
-        rows: Images of the first stage; those after have more, see :func:`rows_at`.
-        augment: Whether they are flipped and cropped.
-        levels: Sparsity of each stage; where one repeats, the later is a repair.
-        reported: Those of the table.
+        augment: Whether the images of a stage are flipped and cropped.
+        metric: Of the distance of the outputs.
+        ways: For "outputs" and "labels" the stages; where a sparsity repeats, the later
+            ones are repairs.
+        reported: Sparsities of the table.
     """
 
     model: str
     dataset: str
     prunable: str | None
-    rows: int
     augment: bool
-    levels: tuple[float, ...]
+    metric: str
+    ways: dict[str, tuple[Level, ...]]
     reported: tuple[float, ...]
 
 
-MLP_LEVELS = (
-    *(0.1, 0.2, 0.3, 0.4, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8),
-    *(0.83, 0.86, 0.88, 0.9, 0.92, 0.935, 0.95, 0.96, 0.97, 0.975, 0.98, 0.98),
-)
-RESNET20_LEVELS = (
-    *(0.2, 0.3, 0.4, 0.5, 0.55, 0.6, 0.65, 0.7, 0.7, 0.75, 0.8, 0.8),
-    *(0.83, 0.86, 0.88, 0.9, 0.9, 0.9),
-)
-MOST_ROWS = 4000
+def way(*parts: tuple[int, list[float]]) -> tuple[Level, ...]:
+    """Stages with their rows, from (rows, sparsities)."""
+    return tuple((level, rows) for rows, levels in parts for level in levels)
+
+
+SGD_RATE = 0.1
+"""Of plain SGD on the masks, beside the stages with labels."""
+
+LABEL_BATCH_SIZE = 16
+"""Images a row, where the rows are gradients of the loss."""
 
 NETWORKS = {
     "mlp": Network(
         "mlp",
         "mnist",
         None,
-        1000,
         False,
-        MLP_LEVELS,
+        "softmax",
+        {
+            "outputs": way(
+                (1000, [0.5, 0.6, 0.7, 0.8]),
+                (2000, [0.85, 0.9]),
+                (3000, [0.925, 0.94, 0.95, 0.95, 0.96, 0.97, 0.975]),
+                (3000, [0.98] * 3),
+            ),
+            "labels": way(
+                (1000, [0.5] * 16 + [0.6] * 2 + [0.7] * 2 + [0.8] * 3 + [0.85]),
+                (1000, [0.9] * 3 + [0.925] + [0.95] * 3 + [0.965] * 2),
+                (1000, [0.975] * 2 + [0.98] * 5),
+            ),
+        },
         (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98),
     ),
     "resnet20": Network(
         "resnet20",
         "cifar10",
         r"layer\d/block\d+/conv\d/kernel",
-        1000,
         True,
-        RESNET20_LEVELS,
+        "identity",
+        {
+            "outputs": way(
+                (1000, [0.3, 0.4, 0.5, 0.6]),
+                (1500, [0.7]),
+                (2000, [0.75, 0.8, 0.8]),
+                (3000, [0.84, 0.87] + [0.9] * 3),
+            ),
+        },
         (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9),
     ),
 }
@@ -99,11 +125,6 @@ WITHOUT: dict[str, dict[str, Any]] = {
 }
 """Ingredients that are an option of the step; ``stages``, ``residual`` and
 ``statistics`` are taken away by the script."""
-
-
-def rows_at(network: Network, level: float) -> int:
-    """Images of a stage: N² times the weights that stay is the same for all."""
-    return min(MOST_ROWS, int(network.rows / (1 - level) ** 0.5))
 
 
 class Setup(NamedTuple):
@@ -163,7 +184,13 @@ def judged(given: Setup, params: Any, stats: Any) -> dict[str, float]:
 def staged(given: Setup, match: str, without: str, seed: int) -> Iterator[dict]:
     """A record of each reported stage of one run."""
     network, records = given.network, []
-    levels = network.reported if without == "stages" else network.levels
+    stages = network.ways[match]
+    if without == "stages":
+        stages = tuple(
+            (level, rows) for level, rows in stages if level in network.reported
+        )
+        stages = tuple(dict(stages).items())
+    levels = [level for level, _ in stages]
     stats, start = given.stats, time.perf_counter()
     judging = 0.0
 
@@ -175,15 +202,14 @@ def staged(given: Setup, match: str, without: str, seed: int) -> Iterator[dict]:
             given.dataset,
             seed=seed,
             draw=number,
-            count=rows_at(network, levels[number]),
+            count=stages[number][1] * (LABEL_BATCH_SIZE if match == "labels" else 1),
             augment=network.augment,
         )
         now = frozen_outputs(given.model, stats)
-        outputs = outputs_of(now, params, batch["image"])
-        if without == "residual":
-            return Stage(now, batch["image"], outputs)
         if match == "labels":
-            return Stage(now, batch["image"], towards_labels(outputs, batch["label"]))
+            return Stage(now, batch["image"], batch["label"])
+        if without == "residual":
+            return Stage(now, batch["image"], outputs_of(now, params, batch["image"]))
         dense = frozen_outputs(given.model, given.stats)
         wanted = outputs_of(dense, given.params, batch["image"])
         return Stage(now, batch["image"], wanted)
@@ -191,21 +217,30 @@ def staged(given: Setup, match: str, without: str, seed: int) -> Iterator[dict]:
     def after(number: int, params: Any, masks: Any, info: wf.PruneInfo) -> None:
         nonlocal judging
         spent = time.perf_counter() - start - judging
-        is_last = levels[number : number + 2] != (levels[number],) * 2
-        if levels[number] not in network.reported or not is_last:
+        level = levels[number]
+        if level not in network.reported or level in levels[number + 1 :]:
             return
+        about = {"without": without, "seed": seed, "sparsity": level}
         records.append(
             {
                 "run": f"matched ({match})",
-                "without": without,
-                "seed": seed,
-                "sparsity": levels[number],
+                **about,
                 **judged(given, params, stats),
                 "dampings": [d.multiple for d in info.dampings or ()],
                 "seconds": spent,
                 "peak_bytes": environment.peak_rss_bytes(),
             }
         )
+        if match == "labels":
+            controls = {
+                "SGD on the mask": wf.masks.apply_masks(given.params, masks),
+                "SGD, dense": given.params,
+            }
+            for name, begun in controls.items():
+                mask = masks if "mask" in name else wf.init_masks(given.params)
+                ended = descended(given, begun, mask, stages[: number + 1], seed)
+                found = {"run": name, **about, **judged(given, ended, stats)}
+                records.append(found)
         judging = time.perf_counter() - start - spent
 
     wf.prune_matched(
@@ -213,11 +248,43 @@ def staged(given: Setup, match: str, without: str, seed: int) -> Iterator[dict]:
         given.params,
         sparsity=levels,
         prunable=network.prunable,
+        metric=network.metric,
+        batch_size=LABEL_BATCH_SIZE,
         seed=seed,
         after=after,
         **WITHOUT.get(without, {}),
     )
     yield from records
+
+
+def descended(
+    given: Setup, params: Any, masks: Any, stages: tuple[Level, ...], seed: int
+) -> Any:
+    """Plain SGD with the images of some stages, a step for each of their rows."""
+    loss = frozen_loss(given.model, given.stats)
+    optimizer = optax.sgd(SGD_RATE)
+
+    @jax.jit
+    def descend(params: Any, rows: Any) -> Any:
+        def step(params: Any, batch: Any) -> tuple[Any, None]:
+            slope = jax.grad(loss)(params, batch)
+            change, _ = optimizer.update(slope, optimizer.init(params))
+            moved = optax.apply_updates(params, change)
+            return wf.masks.apply_masks(moved, masks), None
+
+        return jax.lax.scan(step, params, rows)[0]
+
+    for number, (_, rows) in enumerate(stages):
+        count = rows * LABEL_BATCH_SIZE
+        batch = batches.fisher_samples(
+            given.dataset, seed=seed, draw=number, count=count, augment=False
+        )
+        shaped = {
+            name: array.reshape(rows, LABEL_BATCH_SIZE, *array.shape[1:])
+            for name, array in batch.items()
+        }
+        params = descend(params, shaped)
+    return params
 
 
 def by_magnitude(given: Setup) -> Iterator[dict]:
@@ -274,13 +341,12 @@ def main() -> None:
         choices=(*WITHOUT, "stages", "residual", "statistics"),
         default="nothing",
     )
-    parser.add_argument("--rows", type=int, help="images of the first stage")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path, help="file for one JSON line a record")
     arguments = parser.parse_args()
     network = NETWORKS[arguments.network]
-    if arguments.rows:
-        network = network._replace(rows=arguments.rows)
+    if arguments.match not in network.ways:
+        parser.error(f"--match={arguments.match} has no stages for {arguments.network}")
     given = setup(network, arguments.checkpoint)
     records = []
     runs = [by_magnitude(given)]

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from woodfisher_jax.pruning import leave_one_out
 from woodfisher_jax.pruning.leave_one_out import (
     MULTIPLES,
     choose_damping,
@@ -52,6 +53,30 @@ def test_the_choice_has_the_smallest_error_of_the_path() -> None:
     assert chosen.error == pytest.approx(min(errors) / np.mean(right**2), rel=1e-3)
     # N λ is the multiple of the mean eigenvalue.
     assert chosen.damping * len(rows) == pytest.approx(chosen.multiple * mean, rel=1e-4)
+
+
+def test_multiples_below_the_least_are_not_taken() -> None:
+    rows, right = problem()
+    gram, right = jnp.asarray(rows @ rows.T, jnp.float32), jnp.asarray(right)
+    free = choose_damping(gram, right)
+    bound = choose_damping(gram, right, least=0.5)
+    assert free.multiple < 0.5
+    assert bound.multiple == min(m for m in MULTIPLES if m >= 0.5)
+
+
+def test_a_thousand_rows_are_asked_and_all_get_their_shift(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rows, right = problem(num_samples=40, noise=3.0)
+    some = slice(None, None, 3)
+    gram, few = rows @ rows.T, rows[some] @ rows[some].T
+    asked = choose_damping(jnp.asarray(few), jnp.asarray(right[some]))
+    monkeypatch.setattr(leave_one_out, "MOST_ROWS", 14)
+    leave_one_out._errors.clear_cache()
+    found = choose_damping(jnp.asarray(gram), jnp.asarray(right))
+    leave_one_out._errors.clear_cache()
+    assert found.multiple == asked.multiple
+    assert 40 * found.damping == pytest.approx(14 * asked.damping, rel=1e-5)
 
 
 def test_noise_asks_for_more_damping() -> None:

@@ -13,11 +13,12 @@ import woodfisher_jax as wf
 from woodfisher_jax.pruning import gradients
 from woodfisher_jax.pruning.leave_one_out import MULTIPLES
 from woodfisher_jax.pruning.matching import (
+    LABEL_DAMPING,
     Stage,
+    label_rows,
     matching_rows,
     outputs_of,
     prune_matched,
-    towards_labels,
 )
 
 
@@ -57,18 +58,49 @@ def test_rows_and_targets_are_those_of_the_definition(params: Any) -> None:
     )
 
 
-def test_towards_labels_is_a_step_down_the_cross_entropy() -> None:
-    logits = jnp.asarray(np.random.default_rng(0).normal(size=(50, 6)) * 3)
-    labels = jnp.arange(50) % 6
+def cross_entropy(params: Any, x: Any, labels: Any) -> jax.Array:
+    log_probabilities = jax.nn.log_softmax(net(params, x))
+    return -jnp.mean(log_probabilities[jnp.arange(len(labels)), labels])
 
-    def loss(z: jax.Array) -> jax.Array:
-        return -jnp.take_along_axis(jax.nn.log_softmax(z), labels[:, None], 1)[:, 0]
 
-    moved = towards_labels(logits, labels)
-    assert bool(jnp.all(loss(moved) < loss(logits)))
-    # Along -∇, whose bound it minimizes: H <= I / 2.
-    slope = jax.vmap(jax.grad(lambda z, y: -jax.nn.log_softmax(z)[y]))(logits, labels)
-    np.testing.assert_allclose(moved - logits, -2 * slope, atol=1e-5)
+def labels_of(x: np.ndarray) -> np.ndarray:
+    return (x[:, 0] > 0).astype(np.int32) + 2 * (x[:, 1] > 0)
+
+
+def test_label_rows_have_the_slope_of_the_loss_and_the_scale_of_one_example(
+    params: Any,
+) -> None:
+    x = images(0, 64)
+    rows = label_rows(Stage(net, x, labels_of(x)), batch_size=4)
+    means = jax.tree.map(lambda a: a.reshape(16, 4, *a.shape[1:]), rows.samples)
+    found = jax.vmap(lambda b: jax.grad(rows.loss_fn)(params, b))(means)
+    slope = jax.grad(cross_entropy)(params, x, labels_of(x))
+    for path, row in found.items():
+        np.testing.assert_allclose(
+            -rows.targets * np.mean(row, 0), slope[path], rtol=1e-4, atol=1e-6
+        )
+    one = jax.grad(cross_entropy)(params, x[:4], labels_of(x[:4]))
+    np.testing.assert_allclose(found["out"][0], 2.0 * one["out"], rtol=1e-4, atol=1e-6)
+    assert (rows.targets, rows.batch_size) == (-0.5, 4)
+
+
+def test_stages_towards_labels_train(params: Any) -> None:
+    test = images(99, 400)
+    drawn = []
+
+    def stage(i: int, p: Any) -> Stage:
+        drawn.append(images(i, 160))
+        return Stage(net, drawn[-1], labels_of(drawn[-1]))
+
+    found, masks, infos = prune_matched(
+        stage, params, sparsity=[0.3] * 12, batch_size=4
+    )
+    before, after = (cross_entropy(p, test, labels_of(test)) for p in (params, found))
+    assert after < before / 2
+    assert {info.num_samples for info in infos} == {40}
+    assert all(info.dampings is None for info in infos)  # LABEL_DAMPING
+    assert LABEL_DAMPING == 1e-2
+    assert wf.sparsity(masks) == pytest.approx(0.3, abs=0.01)
 
 
 def test_outputs_are_found_some_at_a_time(params: Any) -> None:

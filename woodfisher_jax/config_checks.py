@@ -267,10 +267,15 @@ def _check_prune(prune: PruneConfig, name: str) -> None:
         0 < prune.damping < float("inf"), "damping", "a positive number, such as 1e-5"
     )
     require(
-        prune.match == "none" or (prune.recompute == 0 and prune.batch_size == 1),
+        prune.match == "none" or prune.recompute == 0,
         "match",
-        "none with recompute or batch_size above 1: each step has rows of its own, one "
-        "an example; for several steps set repeated_one_shot=True",
+        "none with recompute: each step has rows of its own; for several steps set "
+        "repeated_one_shot=True",
+    )
+    require(
+        prune.match != "outputs" or prune.batch_size == 1,
+        "batch_size",
+        "1 with match='outputs', whose rows are one an example",
     )
     _check_share(prune.label_smoothing, f"{name}.label_smoothing")
     for field, choices in (

@@ -25,7 +25,7 @@ from woodfisher_jax.pruning.gradients import sample_labels
 from woodfisher_jax.pruning.info import PruneInfo
 from woodfisher_jax.pruning.masked import mask_state
 from woodfisher_jax.pruning.masks import Masks
-from woodfisher_jax.pruning.matching import Rows, outputs_of, towards_labels
+from woodfisher_jax.pruning.matching import Rows, outputs_of
 from woodfisher_jax.pruning.methods import METHODS
 from woodfisher_jax.pruning.needs import Needs
 from woodfisher_jax.pruning.paths import leaves_by_path, replace_leaves
@@ -321,15 +321,14 @@ def _rows(plan: Plan, pruner: PruneConfig, state: TrainState, draw: int) -> Rows
     if pruner.match == "none":
         loss_fn = _fisher_loss(plan, pruner, state.batch_stats)
         return Rows(loss_fn, _fisher_source(plan, pruner, state, draw), None)
-    count = pruner.num_samples
+    count = pruner.num_samples * pruner.batch_size
     batch = next(regroup(_examples(plan, pruner, _draw(pruner, draw), count), count))
     outputs_fn = frozen_outputs(plan.model, state.batch_stats)
     if pruner.match == "labels":
-        outputs = outputs_of(outputs_fn, state.params, batch["image"])
-        wanted = towards_labels(outputs, batch["label"])
-    else:
-        dense = frozen_outputs(plan.model, state.dense["batch_stats"])
-        wanted = outputs_of(dense, state.dense["params"], batch["image"])
+        stage = matching.Stage(outputs_fn, batch["image"], batch["label"])
+        return matching.label_rows(stage, pruner.batch_size)
+    dense = frozen_outputs(plan.model, state.dense["batch_stats"])
+    wanted = outputs_of(dense, state.dense["params"], batch["image"])
     key = jax.random.fold_in(jax.random.key(plan.config.seed), draw)
     stage = matching.Stage(outputs_fn, batch["image"], wanted)
     return matching.matching_rows(stage, state.params, key, pruner.match_metric)

@@ -178,8 +178,9 @@ class PruneConfig:
         auto_damping: Take the λ by which each gradient is best predicted from the
             others in place of ``damping``.
         match: What a step of woodtaylor brings the network's outputs back to: outputs,
-            those of the network before the first step, without any labels; labels,
-            nearer to the labels; none, the gradients are those of the loss.
+            those of the network before the first step, without any labels; labels, by
+            the loss of batch_size examples a row, which is training; none, the
+            gradients are those of the loss.
         match_metric: Of the distance to them, identity or softmax.
         damping_plus_weight_decay: Add weight_decay of ``train`` to the damping.
         centered: Take the covariance of the gradients for the Fisher.

@@ -254,7 +254,7 @@ def full_matrix(
     return (_chunks(indices, width, order.size),)
 
 
-NARROWEST = 10_000
+NARROWEST = 4_000
 """Weights below which a block is not made narrower: compiling takes longer."""
 
 

@@ -55,16 +55,17 @@ def check_loss(loss_fn: LossFn | None, params: Params, samples: Any) -> LossFn:
 
 
 def check_targets(targets: Any, num_samples: int) -> jax.Array:
-    """Targets as an array [N].
+    """Targets as an array, [N] or [].
 
     Raises:
-        ValueError: If there is not one finite number for each gradient.
+        ValueError: If there is neither one finite number nor one for each gradient.
     """
     found = jnp.asarray(targets, jnp.float32)
-    if found.shape != (num_samples,) or not bool(jnp.all(jnp.isfinite(found))):
+    shapes = ((num_samples,), ())
+    if found.shape not in shapes or not bool(jnp.all(jnp.isfinite(found))):
         raise ValueError(
             f"targets has shape {found.shape}, num_samples={num_samples}; expected one "
-            "finite number for each gradient"
+            "finite number for each gradient, or one for all"
         )
     return found
 

@@ -217,7 +217,11 @@ class InverseFisher:
         return result
 
     def choose_damping(
-        self, support: jax.Array, missing: jax.Array, targets: jax.Array
+        self,
+        support: jax.Array,
+        missing: jax.Array,
+        targets: jax.Array,
+        least: float = 0.0,
     ) -> ChosenDamping:
         """Takes the damping by leave-one-out from here on; see :func:`choose_damping`.
 
@@ -227,6 +231,7 @@ class InverseFisher:
             support: Weights of which the others predict one row [d], bool.
             missing: v, [d].
             targets: y, [N].
+            least: Of its multiples; default 0.
 
         Returns:
             The damping, the same for all blocks.
@@ -240,7 +245,7 @@ class InverseFisher:
                 self._take(missing, part, panel),
             )
             gram, right = gram + more[0], right + more[1]
-        chosen = choose_damping(gram, right)
+        chosen = choose_damping(gram, right, least)
         self._damping, self._factors = chosen.damping, {}
         self._chosen = None
         if self._is_one_block():

@@ -11,7 +11,9 @@ the error of that prediction for row n, fitted to all rows but n, is
 
 (Golub, Heath & Wahba, Generalized Cross-Validation, 1979, Eq. 1.4, which divides by the
 mean of the diagonal in place of each entry). So the mean of e_n² over a path of
-dampings costs one eigendecomposition of N x N.
+dampings costs one eigendecomposition of N x N. The shift N λ is a ratio of variances,
+noise to signal, whatever N is; so a thousand of many rows are asked, and the others
+take the shift that these chose.
 """
 
 from typing import NamedTuple
@@ -22,8 +24,11 @@ import numpy as np
 
 from woodfisher_jax.pruning.fisher import matmul
 
-MULTIPLES = tuple(float(10.0**x) for x in np.arange(-4.0, 2.01, 0.25))
+MULTIPLES = tuple(float(10.0**x) for x in np.arange(-4.0, 1.01, 0.25))
 """Dampings tried: N λ in units of the mean eigenvalue of G Gᵀ."""
+
+MOST_ROWS = 1000
+"""Rows that are asked; an eigendecomposition of 4,000 takes longer than the step."""
 
 
 class ChosenDamping(NamedTuple):
@@ -70,17 +75,22 @@ def leave_one_out_residuals(
 def _errors(
     gram: jax.Array, right: jax.Array, multiples: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
+    every = -(-len(right) // MOST_ROWS)
+    gram, right = gram[::every, ::every], right[::every]
     mean = jnp.trace(gram) / gram.shape[0]
     left = leave_one_out_residuals(gram, right, mean * multiples)
     return mean, jnp.mean(left * left, axis=1), jnp.mean(right * right)
 
 
-def choose_damping(gram: jax.Array, right: jax.Array) -> ChosenDamping:
+def choose_damping(
+    gram: jax.Array, right: jax.Array, least: float = 0.0
+) -> ChosenDamping:
     """The damping of MULTIPLES with the smallest leave-one-out error.
 
     Args:
-        gram: G Gᵀ, [N, N], N at least 2.
+        gram: G Gᵀ, [N, N], N at least 2; evenly spaced rows of more than MOST_ROWS.
         right: b, [N]: what the step is to be along each row; all zero tells nothing.
+        least: Multiples below it are not taken; default all are.
 
     Raises:
         ValueError: If gradients or b are all zero, or not finite.
@@ -92,7 +102,8 @@ def choose_damping(gram: jax.Array, right: jax.Array) -> ChosenDamping:
             f"that go; there are {len(right)}, of mean square {float(mean):.3g}, and "
             f"they say {float(square) ** 0.5:.3g} of them: give a number, such as 1e-5"
         )
-    best = int(np.nanargmin(np.where(np.isfinite(errors), errors, np.inf)))
+    allowed = np.isfinite(errors) & (np.asarray(MULTIPLES) >= least)
+    best = int(np.argmin(np.where(allowed, errors, np.inf)))
     multiple = MULTIPLES[best]
     damping = float(mean) * multiple / len(right)
     return ChosenDamping(damping, multiple, float(errors[best]) / float(square))

@@ -10,17 +10,18 @@ slope, and the joint update, with the damping that the rows choose among themsel
 curvature of the outputs does not vanish where a network fits its data, as that of the
 loss does, and a step also repairs what the steps before it did.
 
-With labels the outputs go towards ``f + 2 (e_label - softmax(f))`` instead, which
-lowers the cross entropy: its Hessian in the logits is never above 1/2 (Böhning,
-Multinomial logistic regression algorithm, 1992).
+With labels instead, the rows are gradients of the cross entropy, each of a few
+examples, and the slope is that of the loss: each stage also trains.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
 
 from woodfisher_jax.pruning.gradients import LossFn
 from woodfisher_jax.pruning.info import PruneInfo
@@ -32,8 +33,12 @@ from woodfisher_jax.pruning.prune import prune
 from woodfisher_jax.pruning.recompute import levels
 
 MATCHES = ("none", "outputs", "labels")
-"""What a run's outputs are brought back to: nothing, those of the dense network without
-labels, or nearer to the labels."""
+"""What a run's outputs are brought to: nothing, those of the dense network without
+labels, or the labels."""
+
+LABEL_DAMPING = 1e-2
+"""λ of stages with labels: leave-one-out takes more, the best for a single step, but
+noise averages out over many."""
 
 OutputsFn = Callable[[Params, Any], jax.Array]
 
@@ -43,13 +48,13 @@ class Stage(NamedTuple):
 
     Attributes:
         outputs_fn: (params, inputs) -> outputs [n, k], with statistics as they are now.
-        inputs: Examples without labels, one a row, new ones at each stage.
-        wanted: Outputs that they are to have [n, k].
+        inputs: Examples, new ones at each stage.
+        wanted: Outputs that they are to have [n, k], or their labels, integers [n].
     """
 
     outputs_fn: OutputsFn
     inputs: Any
-    wanted: jax.Array
+    wanted: jax.Array | np.ndarray
 
 
 class Rows(NamedTuple):
@@ -57,26 +62,16 @@ class Rows(NamedTuple):
 
     Attributes:
         loss_fn: Whose gradients the rows are.
-        samples: One a row.
-        targets: y, by which the rows are to change [N]; None for no such thing.
+        samples: Their examples.
+        targets: y, by which the rows are to change, [N] or one number; None for no
+            such thing.
+        batch_size: m, examples a row.
     """
 
     loss_fn: LossFn
     samples: Any
-    targets: jax.Array | None
-
-
-def towards_labels(outputs: jax.Array, labels: jax.Array) -> jax.Array:
-    """Outputs at the minimum of Böhning's bound on the cross entropy.
-
-    ``z + 2 (e_label - softmax(z))``
-
-    Args:
-        outputs: Logits z, [n, k].
-        labels: int [n].
-    """
-    hot = jax.nn.one_hot(labels, outputs.shape[-1], dtype=outputs.dtype)
-    return outputs + 2.0 * (hot - jax.nn.softmax(outputs))
+    targets: jax.Array | float | None
+    batch_size: int = 1
 
 
 def outputs_of(
@@ -111,6 +106,50 @@ def matching_rows(
     return Rows(projected(stage.outputs_fn), samples, missing)
 
 
+def label_rows(stage: Stage, batch_size: int = 16) -> Rows:
+    """Rows of the cross entropy of a few examples each, scaled to the Fisher of one.
+
+    ``g_n = √m ∇_w (1/m) Σ_j CE(f(w, x_nj), label_nj)``: gradients at their noise have a
+    second moment m times smaller in the mean of m, and √m makes up for it. The slope is
+    that of the loss itself, ``ḡ = Σ_n g_n / (N √m)``.
+
+    Args:
+        stage: f, x and the labels.
+        batch_size: m; default 16.
+    """
+    root = float(batch_size) ** 0.5
+    samples = {"inputs": stage.inputs, "labels": np.asarray(stage.wanted)}
+    loss = scaled_cross_entropy(stage.outputs_fn, root)
+    return Rows(loss, samples, -1.0 / root, batch_size)
+
+
+def scaled_cross_entropy(outputs_fn: OutputsFn, scale: float) -> LossFn:
+    """``(params, batch) -> scale · mean CE(f(w, inputs), labels)``.
+
+    Args:
+        outputs_fn: f; for the same one, with other arrays in its ``Partial``, nothing
+            is compiled anew.
+        scale: Of the loss.
+    """
+    if isinstance(outputs_fn, Partial):
+        loss = _scaled_cross_entropy(outputs_fn.func, scale)
+        return Partial(loss, *outputs_fn.args, **outputs_fn.keywords)
+    return _scaled_cross_entropy(outputs_fn, scale)
+
+
+@functools.lru_cache(maxsize=8)
+def _scaled_cross_entropy(outputs_fn: Callable[..., jax.Array], scale: float) -> LossFn:
+    # Cached, since jit recognises a function it has compiled by its identity.
+    def loss(*arguments: Any, **others: Any) -> jax.Array:
+        *first, batch = arguments
+        outputs = outputs_fn(*first, batch["inputs"], **others)
+        log_probabilities = jax.nn.log_softmax(outputs)
+        picked = jnp.take_along_axis(log_probabilities, batch["labels"][:, None], -1)
+        return -scale * jnp.mean(picked)
+
+    return loss
+
+
 def prune_matched(
     stage: Callable[[int, Params], Stage],
     params: Params,
@@ -121,6 +160,7 @@ def prune_matched(
     masks: Masks | None = None,
     prunable: Prunable = None,
     metric: str = "identity",
+    batch_size: int = 16,
     seed: int = 0,
     after: Callable[[int, Params, Masks, PruneInfo], None] | None = None,
     **options: Any,
@@ -140,10 +180,11 @@ def prune_matched(
         prunable: As for :func:`woodfisher_jax.prune`, if no masks are given.
         metric: Of the distance of the outputs: "identity", or "softmax" for that in
             which the cross entropy is curved; default "identity".
+        batch_size: Examples a row where labels are wanted; default 16.
         seed: Of the random directions.
         after: Called at the end of each stage with its number and what it left.
         **options: Of :func:`woodfisher_jax.prune`; unless given method="woodtaylor",
-            update="joint", damping="auto".
+            update="joint", damping="auto", with labels :data:`LABEL_DAMPING`.
 
     Returns:
         ``(params, masks, infos)``, the info of each stage.
@@ -167,19 +208,28 @@ def prune_matched(
     """
     masks = init_masks(params, prunable) if masks is None else masks
     way = _way(sparsity_of(masks), sparsity, stages, repairs)
-    given = {"method": "woodtaylor", "update": "joint", "damping": "auto", **options}
     key, infos = jax.random.key(seed), []
     for number, level in enumerate(way):
         found = stage(number, params)
-        rows = matching_rows(found, params, jax.random.fold_in(key, number), metric)
+        if np.issubdtype(found.wanted.dtype, np.integer):
+            rows, damping = label_rows(found, batch_size), LABEL_DAMPING
+        else:
+            again = jax.random.fold_in(key, number)
+            rows, damping = matching_rows(found, params, again, metric), "auto"
         params, masks, info = prune(
             rows.loss_fn,
             params,
             rows.samples,
             targets=rows.targets,
+            batch_size=rows.batch_size,
             sparsity=level,
             masks=masks,
-            **given,
+            **{
+                "method": "woodtaylor",
+                "update": "joint",
+                "damping": damping,
+                **options,
+            },
         )
         infos.append(info)
         if after is not None:

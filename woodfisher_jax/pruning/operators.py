@@ -63,7 +63,11 @@ class RowOperator(Operator, Protocol):
         ...
 
     def choose_damping(
-        self, support: jax.Array, missing: jax.Array, targets: jax.Array
+        self,
+        support: jax.Array,
+        missing: jax.Array,
+        targets: jax.Array,
+        least: float = 0.0,
     ) -> ChosenDamping:
         """The damping by leave-one-out, used from here on."""
         ...
@@ -92,7 +96,8 @@ class Problem(NamedTuple):
         masks: What is pruned already.
         samples: Counted: there are enough.
         mean_samples: For the mean gradient alone, or None for that of ``samples``.
-        targets: y, [N], by which the rows are to change, or None; they make a slope.
+        targets: y, [N], by which the rows are to change, or one number [] for all, or
+            None; they make a slope.
         order: The flat order of the masks.
         settings: Of the step.
     """

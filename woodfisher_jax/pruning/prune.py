@@ -123,8 +123,8 @@ def prune(
             used, in the forms of ``samples``; default the same.
         targets: y, [N], for methods of first order: values by which the rows are to
             change, so that ``ḡ = -Gᵀy / N``; with gradients of ``r · f(w, x)`` the
-            step moves the outputs f by as much along r. Default -1 for all, the mean
-            gradient.
+            step moves the outputs f by as much along r. One number for all is the mean
+            gradient times it; default -1.
         pi: For kfac, split the damping by the traces of the factors; default False.
         hessian: For naivehess, "exact" or "hutchinson"; default "exact".
         num_probes: P, vectors of random signs of "hutchinson"; default 64.

@@ -51,7 +51,7 @@ class Examples(NamedTuple):
         curvature: For the curvature, or a single one to count MACs with; None where
             neither is needed.
         mean: For the mean gradient alone, or None.
-        targets: By which the rows are to change [N], or None.
+        targets: By which the rows are to change [N], or on average [], or None.
     """
 
     curvature: Any
@@ -65,12 +65,10 @@ class _Slope(NamedTuple):
     Attributes:
         mean: ḡ, [d].
         newton: h = F⁻¹ḡ, [d].
-        targets: y, of ``ḡ = -Gᵀy / N``, [N].
     """
 
     mean: jax.Array
     newton: jax.Array
-    targets: jax.Array
 
 
 class _Model(NamedTuple):
@@ -80,6 +78,8 @@ class _Model(NamedTuple):
         operator: The curvature, entered.
         diagonal: Of the operator [d].
         slope: For methods of first order.
+        asked: y, of ``ḡ = -Gᵀy / N``: what the rows are to change by, [N]; zero without
+            a slope.
         moments: Of the gradients, for diagnostics.
         dampings: Chosen on the way; more are added.
         needs: What the curvature was planned to take.
@@ -88,6 +88,7 @@ class _Model(NamedTuple):
     operator: Operator
     diagonal: jax.Array
     slope: _Slope | None
+    asked: jax.Array
     moments: Moments | None
     dampings: list[ChosenDamping]
     needs: Needs | None
@@ -181,30 +182,35 @@ def _model(
     """
     settings = problem.settings
     first_order = settings.method.first_order
-    targets = problem.targets
+    number, targets = settings.num_samples, problem.targets
     needs_mean = first_order and problem.mean_samples is None and targets is None
     built = BUILDERS[settings.method.curvature or ""](
         problem, needs_mean or settings.diagnostics
     )
     operator = stack.enter_context(built.operator)
     clock.mark(operator.seconds_gradients)
+    asked = jnp.zeros(number, jnp.float32)
+    if first_order:
+        asked = jnp.broadcast_to(-1.0 if targets is None else targets, (number,))
     dampings = []
     if settings.damping is None:
         rows = cast(RowOperator, operator)
         missing = _smallest(weights, active, settings)
-        values = jnp.zeros(settings.num_samples) if targets is None else targets
-        dampings.append(rows.choose_damping(active, missing, values))
+        if not jnp.any(missing) and not jnp.any(asked):
+            missing = weights
+        dampings.append(rows.choose_damping(active, missing, asked))
     diagonal = operator.diagonal()
     moments = built.moments
     if moments is None and settings.diagnostics:
         moments = moments_of(problem)
     slope = None
     if first_order:
-        mean = _mean_gradient(problem, operator, moments)
         if targets is None:
-            targets = jnp.full(settings.num_samples, -1.0, jnp.float32)
-        slope = _Slope(mean, operator.product(mean), targets)
-    return _Model(operator, diagonal, slope, moments, dampings, built.needs)
+            mean = _mean_gradient(problem, moments)
+        else:
+            mean = cast(RowOperator, operator).slope(asked)
+        slope = _Slope(mean, operator.product(mean))
+    return _Model(operator, diagonal, slope, asked, moments, dampings, built.needs)
 
 
 def _by_groups(
@@ -252,12 +258,8 @@ def _smallest(weights: jax.Array, active: jax.Array, settings: Settings) -> jax.
     return jnp.where(stays, 0.0, weights)
 
 
-def _mean_gradient(
-    problem: Problem, operator: Operator, moments: Moments | None
-) -> jax.Array:
-    """ḡ of the targets, of other samples, or of the Fisher's own [d]."""
-    if problem.targets is not None:
-        return cast(RowOperator, operator).slope(problem.targets)
+def _mean_gradient(problem: Problem, moments: Moments | None) -> jax.Array:
+    """ḡ of other samples, or of the Fisher's own [d]."""
     own = moments if problem.mean_samples is None else mean_of_others(problem)
     assert own is not None
     return own.vector(problem.order)
@@ -326,13 +328,12 @@ def _joint(
     """The minimum with all that goes taken together; zero for what goes [d]."""
     del active
     operator = cast(RowOperator, model.operator)
-    targets = jnp.zeros(settings.num_samples, jnp.float32)
-    if model.slope is not None:
-        targets = model.slope.targets
-    if settings.damping is None:
-        gone = jnp.where(kept, 0.0, weights)
-        model.dampings.append(operator.choose_damping(kept, gone, targets))
-    return jnp.where(kept, operator.joint_update(weights, kept, targets), 0.0)
+    gone = jnp.where(kept, 0.0, weights)
+    if settings.damping is None and (jnp.any(gone) or jnp.any(model.asked)):
+        # Less damping than chose the mask would be a step beyond where the model holds.
+        least = model.dampings[0].multiple
+        model.dampings.append(operator.choose_damping(kept, gone, model.asked, least))
+    return jnp.where(kept, operator.joint_update(weights, kept, model.asked), 0.0)
 
 
 UPDATES: dict[str, Callable[..., jax.Array]] = {
