@@ -185,6 +185,39 @@ EXPERIMENTS = {
         },
         3,
     ),
+    "mlp_damping": Experiment(
+        "mlp",
+        "mnist",
+        None,
+        MLP_SPARSITIES,
+        {
+            f"woodfisher, joint, damping {damping}": {
+                "method": "woodfisher",
+                "num_samples": 1000,
+                "update": "joint",
+                "damping": damping,
+            }
+            for damping in (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, "auto")
+        },
+        3,
+    ),
+    "mlp_swaps": Experiment(
+        "mlp",
+        "mnist",
+        None,
+        MLP_SPARSITIES,
+        {
+            f"woodfisher, joint, damping auto, swaps {swaps}": {
+                "method": "woodfisher",
+                "num_samples": 1000,
+                "update": "joint",
+                "damping": "auto",
+                "swaps": swaps,
+            }
+            for swaps in (0, 20)
+        },
+        3,
+    ),
     "mlp_kfac": Experiment(
         "mlp",
         "mnist",

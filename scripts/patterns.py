@@ -30,14 +30,18 @@ from woodfisher_jax import data, models, torch_weights
 from woodfisher_jax.batch_norm import reestimate
 from woodfisher_jax.data import DataSet, batches
 from woodfisher_jax.evaluate import evaluate
-from woodfisher_jax.objective import frozen_loss
+from woodfisher_jax.objective import frozen_loss, frozen_outputs
+from woodfisher_jax.pruning.matching import Stage, outputs_of
 from woodfisher_jax.train_step import TrainState, train_step
 
 BATCH_NORM_IMAGES = 10_000
-"""Augmented training images that batch-norm statistics are re-estimated from."""
+"""Augmented training images of the statistics that are judged."""
 
-STAGES = 8
-"""Steps of the last row, each with fresh gradients."""
+BATCH_NORM_IMAGES_STAGE = 2_000
+"""The same on the way."""
+
+WAY = (0.5, 0.75, 1.0, 1.0)
+"""Of the last row: share of the way to the pattern at each stage; one is a repair."""
 
 VIT = {"width": 64, "num_heads": 4, "depth": 4, "patch_size": 7, "num_classes": 10}
 
@@ -48,9 +52,9 @@ METHODS: dict[str, dict[str, Any]] = {
     "woodfisherblock, masks alone": ALONE,
     "woodfisherblock, sum": {"method": "woodfisherblock"},
     "woodfisherblock, joint": JOINT,
-    f"woodfisherblock, joint, {STAGES} stages": {**JOINT, "recompute": STAGES - 1},
+    f"outputs matched, {len(WAY)} stages": {"method": "woodtaylor", "damping": "auto"},
 }
-"""Name in the table -> arguments of ``wf.prune``."""
+"""Name in the table -> arguments of ``wf.prune``, or of ``wf.prune_matched``."""
 
 
 class Network(NamedTuple):
@@ -108,18 +112,17 @@ def vit(epochs: int, pattern: str) -> Network:
 
 
 def pruned(network: Network, arguments: dict[str, Any], seed: int) -> Any:
-    """Params after one pruning, with samples of their own at each recomputation."""
+    """Params after one pruning."""
     number = arguments.get("num_samples", 0)
-
-    def samples(draw: int) -> Any:
-        return batches.fisher_samples(
-            network.dataset, seed=seed, draw=draw, count=number
+    samples = None
+    if number:
+        samples = batches.fisher_samples(
+            network.dataset, seed=seed, draw=0, count=number
         )
-
     params, masks, _ = wf.prune(
         frozen_loss(network.model, network.batch_stats),
         network.params,
-        samples if number else None,
+        samples,
         prunable=network.prunable,
         **arguments,
     )
@@ -127,19 +130,50 @@ def pruned(network: Network, arguments: dict[str, Any], seed: int) -> Any:
     return jax.block_until_ready(params)
 
 
+def matched(network: Network, arguments: dict[str, Any], seed: int) -> Any:
+    """Params after stages that keep the outputs, statistics re-estimated at each."""
+    number, goal = arguments.pop("num_samples"), arguments.pop("sparsity")
+    dense = frozen_outputs(network.model, network.batch_stats)
+
+    def stage(draw: int, params: Any) -> Stage:
+        stats, augment = network.batch_stats, bool(network.batch_stats)
+        if draw and stats:
+            stats = statistics_of(network, params, seed, draw, BATCH_NORM_IMAGES_STAGE)
+        images = batches.fisher_samples(
+            network.dataset, seed=seed, draw=draw, count=number, augment=augment
+        )["image"]
+        wanted = outputs_of(dense, network.params, images)
+        return Stage(frozen_outputs(network.model, stats), images, wanted)
+
+    goal = goal or wf.patterns.parse(arguments["pattern"]).sparsity
+    params, masks, _ = wf.prune_matched(
+        stage,
+        network.params,
+        sparsity=[share * goal for share in WAY],
+        prunable=network.prunable,
+        seed=seed,
+        **arguments,
+    )
+    wf.patterns.check(masks, arguments["pattern"])
+    return jax.block_until_ready(params)
+
+
+def statistics_of(
+    network: Network, params: Any, seed: int, draw: int, count: int
+) -> Any:
+    """Batch-norm statistics of augmented training images."""
+    images = batches.batch_norm_batches(
+        network.dataset, seed=seed, draw=draw, count=count, batch_size=128
+    )
+    return reestimate(network.model, params, network.batch_stats, images)
+
+
 def judged(network: Network, params: Any) -> Iterator[float]:
     """Top-1 with the statistics there are, and with re-estimated ones if any."""
     model, stats, dataset = network.model, network.batch_stats, network.dataset
     yield evaluate(model, params, stats, dataset)["top1"]
     if stats:
-        images = batches.batch_norm_batches(
-            dataset,
-            seed=0,
-            draw=0,
-            count=BATCH_NORM_IMAGES,
-            batch_size=128,
-        )
-        fresh = reestimate(model, params, stats, images)
+        fresh = statistics_of(network, params, 0, 0, BATCH_NORM_IMAGES)
         yield evaluate(model, params, fresh, dataset)["top1"]
 
 
@@ -183,11 +217,12 @@ def main() -> None:
         by_magnitude = options["method"] == "globalmagni"
         if not by_magnitude:
             fisher = {"num_samples": given.num_samples, "damping": given.damping}
-            arguments |= fisher
+            arguments = {**arguments, **fisher, **options}
         results, times = [], []
         for seed in range(1 if by_magnitude else given.seeds):
             start = time.perf_counter()
-            params = pruned(network, arguments, seed)
+            run = matched if name.startswith("outputs matched") else pruned
+            params = run(network, dict(arguments), seed)
             times.append(time.perf_counter() - start)
             results.append(tuple(judged(network, params)))
         print(row(name, results, statistics.median(times)), flush=True)

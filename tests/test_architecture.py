@@ -16,7 +16,8 @@ LEVELS = [
     {"pruning.paths", "pruning.fisher", "pruning.obs", "pruning.schedules"}
     | {"pruning.projections", "exit_codes"},
     {"pruning.memory", "pruning.sharding", "pruning.needs", "pruning.kronecker"}
-    | {"pruning.recompute", "pruning.diagnostics", "pruning.leave_one_out"},
+    | {"pruning.recompute", "pruning.diagnostics", "pruning.leave_one_out"}
+    | {"pruning.swaps"},
     {"pruning.masks", "pruning.blocks", "pruning.samples", "pruning.curvature"},
     {"pruning.gradients", "pruning.methods", "pruning.panels", "pruning.layers"}
     | {"pruning.patterns"}

@@ -260,6 +260,7 @@ def _check_prune(prune: PruneConfig, name: str) -> None:
         "loss_samples",
         "loss_path_steps",
         "recompute",
+        "swaps",
         "flops_power",
     )
     _check_fields(prune, name, amounts, 0, "0 or more")

@@ -56,6 +56,7 @@ PASSED = (
     "update",
     "scale_update",
     "normalize_update",
+    "swaps",
     "recompute",
     "recompute_schedule",
     "recompute_degree",

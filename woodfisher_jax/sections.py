@@ -198,6 +198,8 @@ class PruneConfig:
         scale_update: Factor on the update of the remaining weights; 0 for none.
         normalize_update: Largest norm of the update of a tensor, in norms of its
             weights; default no limit.
+        swaps: Most rounds of swaps between weights that stay and weights that go, for
+            the joint update.
         flops_power: Divide saliencies by the multiply-accumulates of their layer to
             this power.
         flops_per_parameter: Let a layer count by those of one of its weights.
@@ -266,6 +268,7 @@ class PruneConfig:
     update: str = "sum"
     scale_update: float = 1.0
     normalize_update: float | None = None
+    swaps: int = 0
     flops_power: float = 0.0
     flops_per_parameter: bool = False
     flops_normalize: str = "none"

@@ -28,6 +28,7 @@ class PruneInfo(NamedTuple):
         needs: What the step was planned to take; None without a curvature.
         dampings: For damping="auto", what was chosen for the statistic and, with the
             joint update, for the update; else None.
+        swap_losses: With swaps, the model loss before the first round and after each.
         macs: Multiply-accumulates of one example now; None without a FLOP target.
         saliency_histogram: Counts of weights by their statistic, see
             :func:`woodfisher_jax.pruning.diagnostics.saliency_histogram`.
@@ -55,6 +56,7 @@ class PruneInfo(NamedTuple):
     seconds_update: float
     needs: Needs | None = None
     dampings: tuple[ChosenDamping, ...] | None = None
+    swap_losses: tuple[float, ...] | None = None
     macs: float | None = None
     saliency_histogram: dict[str, Any] | None = None
     saliency_sum: float | None = None

@@ -21,6 +21,7 @@ from woodfisher_jax.pruning.blocks import FlatOrder
 from woodfisher_jax.pruning.disk import locked_folder
 from woodfisher_jax.pruning.fisher import (
     choose_solver,
+    fisher_product,
     gram_matrix,
     matmul,
     shifted_factor,
@@ -193,6 +194,33 @@ class InverseFisher:
             total = _added(total, found, np.concatenate(numbers, 1), settings.mesh)
         return total
 
+    def multiplied(self, vector: jax.Array) -> jax.Array:
+        """F v, the damped Fisher itself, for a flat vector v [d]."""
+        result = self._zeros()
+        for part, panel, gradients in self._panels("swap blocks"):
+            vectors = self._take(vector, part, panel)
+            found = _multiplied(gradients, vectors, self._strength())
+            result = self._put(result, found, part, panel)
+        return result
+
+    def leverages(self, kept: jax.Array) -> jax.Array:
+        """``h_k = g_kᵀ (N λ I + G_S G_Sᵀ)⁻¹ g_k`` of every weight, by blocks [d].
+
+        Args:
+            kept: S as True, [d].
+        """
+        result = self._zeros()
+        for part, panel, gradients in self._panels("swap blocks"):
+            support = self._take(kept, part, panel)
+            found = _leverages(gradients, support, self._strength())
+            result = self._put(result, found, part, panel)
+        return result
+
+    @property
+    def damping(self) -> float:
+        """λ, given or chosen."""
+        return self._strength()
+
     def quadratic_form(self, vector: jax.Array) -> float:
         """``vᵀ F v = Σ_B λ ‖v_B‖² + (1/N) Σ_n (g_nB · v_B)²`` over the blocks B.
 
@@ -350,6 +378,27 @@ def _forms(gradients: jax.Array, vectors: jax.Array, damping: float) -> jax.Arra
     along = matmul(gradients.astype(jnp.float32), vectors[..., None])
     squares = jnp.sum(along * along) / gradients.shape[1]
     return squares + damping * jnp.sum(vectors * vectors)
+
+
+@jax.jit
+def _multiplied(gradients: jax.Array, vectors: jax.Array, damping: float) -> jax.Array:
+    """F_B v_B of each block of a panel."""
+    wide = gradients.astype(jnp.float32)
+    return jax.vmap(fisher_product, (0, None, 0))(wide, damping, vectors)
+
+
+@jax.jit
+def _leverages(gradients: jax.Array, kept: jax.Array, damping: float) -> jax.Array:
+    """Values h of each block of a panel."""
+
+    def one_block(block: tuple[jax.Array, jax.Array]) -> jax.Array:
+        rows, support = block
+        wide = rows.astype(jnp.float32)
+        gram = gram_matrix(jnp.where(support, wide, 0.0))
+        whitened = matmul(shifted_factor(gram, len(rows) * damping), wide)
+        return jnp.sum(whitened * whitened, axis=0)
+
+    return jax.lax.map(one_block, (gradients, kept))
 
 
 @jax.jit

@@ -231,6 +231,7 @@ OPTIONS = {
     "match": Option("none", lambda row: row.first_order),
     "targets": Option(None, lambda row: row.first_order),
     "normalize_update": Option(None, _updates),
+    "swaps": Option(0, _or_by_magnitude(_in_blocks)),
     "pi": Option(False, lambda row: row.curvature == "kronecker"),
     "hessian": Option("exact", lambda row: row.curvature == "hessian"),
     "num_probes": Option(64, lambda row: row.curvature == "hessian"),

@@ -78,6 +78,19 @@ class RowOperator(Operator, Protocol):
         """How the kept weights move when all others go [d]."""
         ...
 
+    def multiplied(self, vector: jax.Array) -> jax.Array:
+        """F v, not inverted [d]."""
+        ...
+
+    def leverages(self, kept: jax.Array) -> jax.Array:
+        """What G_S tells of each column of G [d]; see :mod:`.swaps`."""
+        ...
+
+    @property
+    def damping(self) -> float:
+        """λ, given or chosen."""
+        ...
+
 
 class GroupOperator(Operator, Protocol):
     """One that knows what groups of weights are worth that go together."""

@@ -61,6 +61,7 @@ def prune(
     update: str = "sum",
     scale_update: float = 1.0,
     normalize_update: float | None = None,
+    swaps: int = 0,
     recompute: int = 0,
     recompute_schedule: str = "linear",
     recompute_degree: float | None = None,
@@ -141,6 +142,9 @@ def prune(
         scale_update: Factor on δw; 0 leaves the other weights where they are.
         normalize_update: Largest norm of δw in a tensor, in norms of its weights; a
             longer δw is shortened. Default None, no limit.
+        swaps: Most rounds in which weights that would go take the places of weights
+            that would stay, while the model loss of the joint update falls; see
+            :mod:`~woodfisher_jax.pruning.swaps`. Default 0; 20 is plenty.
         recompute: R, how often the curvature is computed again on the way to the
             target, at R sparsities between; default 0.
         recompute_schedule: "linear", "poly" for long steps first, or "exponential" for
@@ -213,6 +217,7 @@ def prune(
         update=update,
         scale_update=scale_update,
         normalize_update=normalize_update,
+        swaps=swaps,
         recompute=recompute,
         recompute_schedule=recompute_schedule,
         recompute_degree=recompute_degree,

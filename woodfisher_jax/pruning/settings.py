@@ -60,6 +60,7 @@ class Settings(NamedTuple):
         update: One of UPDATES.
         scale_update: Factor on δw.
         normalize_update: Largest ‖δw‖ / ‖w‖ of a tensor, or None.
+        swaps: Most rounds of swaps between weights that stay and that go.
         recompute: R, fresh curvatures on the way to the target.
         recompute_degree: Of the way; 1 is linear, None exponential.
         solver: "auto" or a key of SOLVERS.
@@ -93,6 +94,7 @@ class Settings(NamedTuple):
     update: str
     scale_update: float
     normalize_update: float | None
+    swaps: int
     recompute: int
     recompute_degree: float | None
     solver: str
@@ -141,6 +143,7 @@ def check_settings(
     update: str = "sum",
     scale_update: float = 1.0,
     normalize_update: float | None = None,
+    swaps: int = 0,
     recompute: int = 0,
     recompute_schedule: str = "linear",
     recompute_degree: float | None = None,
@@ -182,6 +185,7 @@ def check_settings(
             "mean_samples": mean_samples,
             "targets": targets,
             "normalize_update": normalize_update,
+            "swaps": swaps,
             "pi": pi,
             "hessian": hessian,
             "num_probes": num_probes,
@@ -205,6 +209,7 @@ def check_settings(
     _check_choice("flops_normalize", flops_normalize, RESCALINGS)
     _check_choice("update", update, UPDATES)
     _check_update(scale_update, normalize_update)
+    _check_swaps(swaps, update, pattern, scope, flops_target, flops_power)
     if row.first_order:
         _check_slope(update, centered, mean_samples, targets, recompute)
     _check_whole(
@@ -236,6 +241,7 @@ def check_settings(
         update=update,
         scale_update=0.0 if update == "none" else float(scale_update),
         normalize_update=normalize_update,
+        swaps=int(swaps),
         recompute=_recomputations(recompute),
         recompute_degree=degree_of(recompute_schedule, recompute_degree),
         solver=solver,
@@ -379,6 +385,22 @@ def _check_update(scale_update: float, normalize_update: float | None) -> None:
         raise ValueError(
             f"normalize_update={normalize_update!r}; expected the largest norm of the "
             "update in norms of the weights, such as 1.0, or None"
+        )
+
+
+def _check_swaps(swaps: Any, update: str, pattern: Any, *others: Any) -> None:
+    """The model loss of the joint update decides, and nothing but it."""
+    if not isinstance(swaps, numbers.Integral) or swaps < 0:
+        raise ValueError(f"swaps={swaps}; expected a number of rounds, 0 or more")
+    if not swaps:
+        return
+    if update != "joint" or pattern is not None or others != ("global", None, 0.0):
+        scope, flops_target, flops_power = others
+        raise ValueError(
+            f"swaps={swaps} with update={update!r}, pattern={pattern!r}, scope="
+            f"{scope!r}, flops_target={flops_target} and flops_power={flops_power}; "
+            "swaps follow the loss of the joint update alone: expected update='joint', "
+            "scope='global' and none of the others"
         )
 
 

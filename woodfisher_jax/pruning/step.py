@@ -36,6 +36,7 @@ from woodfisher_jax.pruning.paths import Params
 from woodfisher_jax.pruning.patterns import Groups, groups_of
 from woodfisher_jax.pruning.settings import Settings
 from woodfisher_jax.pruning.sharding import replicate
+from woodfisher_jax.pruning.swaps import Support, improve
 from woodfisher_jax.pruning.vectors import (
     check_finite,
     check_weights,
@@ -142,6 +143,10 @@ def prune_step(
             scores, kept = _by_groups(
                 model, point, scores, active, masks, groups, costs, order, settings
             )
+        swaps = None
+        if model and settings.swaps:
+            swaps = _swapped(model, weights, active, kept, settings)
+            kept = swaps.kept
         clock.mark(_forming(model))
 
         # 6: the others make up for the newly pruned.
@@ -159,6 +164,8 @@ def prune_step(
         }
         if model:
             found |= _told(model, scores, active & ~kept)
+        if swaps:
+            found["swap_losses"] = swaps.losses
         if settings.diagnostics:
             found |= _compared(weights, active, kept, scores)
             found |= _predicted(jnp.where(kept, moved, 0.0) - weights, model, order)
@@ -245,6 +252,19 @@ def _by_groups(
         scores = selection.shared(values, active, groups)
         kept = selection.choose(scores, active, masks, order, costs, settings, groups)
     return scores, kept
+
+
+def _swapped(
+    model: _Model,
+    weights: jax.Array,
+    active: jax.Array,
+    kept: jax.Array,
+    settings: Settings,
+) -> Support:
+    """A better support for the joint update."""
+    rows = cast(RowOperator, model.operator)
+    slope = model.slope.mean if model.slope else jnp.zeros_like(weights)
+    return improve(rows, weights, active, kept, model.asked, slope, settings.swaps)
 
 
 def _smallest(weights: jax.Array, active: jax.Array, settings: Settings) -> jax.Array:
