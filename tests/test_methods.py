@@ -69,6 +69,7 @@ def all_options() -> dict:
         "auto_damping": True,
         "match": "outputs",
         "normalize_update": 1.0,
+        "swaps": 20,
         "update": "joint",
         "pi": True,
         "hessian": "hutchinson",

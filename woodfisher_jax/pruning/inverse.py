@@ -384,7 +384,8 @@ def _forms(gradients: jax.Array, vectors: jax.Array, damping: float) -> jax.Arra
 def _multiplied(gradients: jax.Array, vectors: jax.Array, damping: float) -> jax.Array:
     """F_B v_B of each block of a panel."""
     wide = gradients.astype(jnp.float32)
-    return jax.vmap(fisher_product, (0, None, 0))(wide, damping, vectors)
+    strength = jnp.asarray(damping)
+    return jax.vmap(fisher_product, (0, None, 0))(wide, strength, vectors)
 
 
 @jax.jit

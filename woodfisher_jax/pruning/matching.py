@@ -100,8 +100,9 @@ def matching_rows(
             :data:`~woodfisher_jax.pruning.projections.METRICS`; default "identity".
     """
     outputs = outputs_of(stage.outputs_fn, params, stage.inputs)
-    r = directions(key, stage.wanted, metric)
-    missing = jnp.sum(r * (stage.wanted - outputs), axis=tuple(range(1, r.ndim)))
+    wanted = jnp.asarray(stage.wanted)
+    r = directions(key, wanted, metric)
+    missing = jnp.sum(r * (wanted - outputs), axis=tuple(range(1, r.ndim)))
     samples = {"inputs": stage.inputs, "direction": np.asarray(r)}
     return Rows(projected(stage.outputs_fn), samples, missing)
 
@@ -212,10 +213,12 @@ def prune_matched(
     for number, level in enumerate(way):
         found = stage(number, params)
         if np.issubdtype(found.wanted.dtype, np.integer):
-            rows, damping = label_rows(found, batch_size), LABEL_DAMPING
+            rows = label_rows(found, batch_size)
+            damping: float | str = LABEL_DAMPING
         else:
             again = jax.random.fold_in(key, number)
             rows, damping = matching_rows(found, params, again, metric), "auto"
+        given = {"method": "woodtaylor", "update": "joint", "damping": damping}
         params, masks, info = prune(
             rows.loss_fn,
             params,
@@ -224,12 +227,7 @@ def prune_matched(
             batch_size=rows.batch_size,
             sparsity=level,
             masks=masks,
-            **{
-                "method": "woodtaylor",
-                "update": "joint",
-                "damping": damping,
-                **options,
-            },
+            **{**given, **options},
         )
         infos.append(info)
         if after is not None:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from woodfisher_jax.pruning import blocks, hessian, kfac, kronecker, resources
+from woodfisher_jax.pruning import blocks, hessian, kfac, kronecker, resources, swaps
 from woodfisher_jax.pruning.budget import MICROBATCH_SIZE
 from woodfisher_jax.pruning.gradients import Gradients, gradient_chunks
 from woodfisher_jax.pruning.inverse import InverseFisher
@@ -55,7 +55,7 @@ class Operator(Protocol):
         ...
 
 
-class RowOperator(Operator, Protocol):
+class RowOperator(Operator, swaps.Model, Protocol):
     """One of rows: it knows of their values, and of many weights gone at once."""
 
     def slope(self, targets: jax.Array) -> jax.Array:
@@ -70,25 +70,6 @@ class RowOperator(Operator, Protocol):
         least: float = 0.0,
     ) -> ChosenDamping:
         """The damping by leave-one-out, used from here on."""
-        ...
-
-    def joint_update(
-        self, weights: jax.Array, kept: jax.Array, targets: jax.Array
-    ) -> jax.Array:
-        """How the kept weights move when all others go [d]."""
-        ...
-
-    def multiplied(self, vector: jax.Array) -> jax.Array:
-        """F v, not inverted [d]."""
-        ...
-
-    def leverages(self, kept: jax.Array) -> jax.Array:
-        """What G_S tells of each column of G [d]; see :mod:`.swaps`."""
-        ...
-
-    @property
-    def damping(self) -> float:
-        """λ, given or chosen."""
         ...
 
 
