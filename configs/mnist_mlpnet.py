@@ -9,13 +9,22 @@ From the original's checkpoint, in one shot:
         --config.init_from=mnist_25_epoch_93.97.ckpt --config.prune.one_shot=True
 
 which takes 15 s on 2 CPU cores: dense 93.97 %, pruned 84.40 % (seed 0).
+
+``:matched`` after the file goes to the same sparsity in nine steps that keep the dense
+network's outputs, without labels and without training: from that checkpoint 92.79 %
+(seed 0).
 """
 
 from ml_collections import ConfigDict
 
 
-def get_config() -> ConfigDict:
+VARIANTS = ("matched",)
+
+
+def get_config(variant: str = "") -> ConfigDict:
     """Returns what differs from the defaults."""
+    if variant not in ("", *VARIANTS):
+        raise ValueError(f"expected one of {', '.join(VARIANTS)}; got {variant!r}")
     config = ConfigDict()
     config.data = ConfigDict({"name": "mnist"})
     config.model = ConfigDict({"name": "mlp", "hidden": (40, 20)})
@@ -46,4 +55,15 @@ def get_config() -> ConfigDict:
     config.prune.frequency = 1
     config.prune.num_samples = 100
     config.prune.damping = 1e-5
+    if variant == "matched":
+        config.train.epochs = 0
+        config.prune.method = "woodtaylor"
+        config.prune.update = "joint"
+        config.prune.auto_damping = True
+        config.prune.match = "outputs"
+        config.prune.match_metric = "softmax"
+        config.prune.num_samples = 2000
+        config.prune.initial_sparsity = 0.5
+        config.prune.repeated_one_shot = True
+        config.prune.end = 8
     return config
