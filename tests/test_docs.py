@@ -361,9 +361,9 @@ def test_each_method_of_the_table_is_named() -> None:
 def test_figures_of_the_readme_are_those_of_the_benchmarks() -> None:
     benchmarks = (ROOT / "docs" / "benchmarks.md").read_text()
     rows = re.findall(
-        r"^\| (?:global|WoodFisher).*\|$", README.read_text(), re.MULTILINE
+        r"^\| (?:global|WoodFisher|stages).*\|$", README.read_text(), re.MULTILINE
     )
-    assert len(rows) == 3
+    assert len(rows) == 4
     for row in rows:
         for figure in row.strip("|").split(" | ")[1:]:
             assert f"| {figure.strip()} |" in benchmarks, figure
