@@ -17,7 +17,6 @@ network's outputs, without labels and without training: from that checkpoint 92.
 
 from ml_collections import ConfigDict
 
-
 VARIANTS = ("matched",)
 
 
