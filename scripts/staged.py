@@ -233,12 +233,11 @@ def staged(given: Setup, match: str, without: str, seed: int) -> Iterator[dict]:
         )
         if match == "labels":
             controls = {
-                "SGD on the mask": wf.masks.apply_masks(given.params, masks),
-                "SGD, dense": given.params,
+                "SGD on the mask": masks,
+                "SGD, dense": wf.init_masks(given.params, network.prunable),
             }
-            for name, begun in controls.items():
-                mask = masks if "mask" in name else wf.init_masks(given.params)
-                ended = descended(given, begun, mask, stages[: number + 1], seed)
+            for name, mask in controls.items():
+                ended = descended(given, mask, stages[: number + 1], seed)
                 found = {"run": name, **about, **judged(given, ended, stats)}
                 records.append(found)
         judging = time.perf_counter() - start - spent
@@ -257,10 +256,9 @@ def staged(given: Setup, match: str, without: str, seed: int) -> Iterator[dict]:
     yield from records
 
 
-def descended(
-    given: Setup, params: Any, masks: Any, stages: tuple[Level, ...], seed: int
-) -> Any:
+def descended(given: Setup, masks: Any, stages: tuple[Level, ...], seed: int) -> Any:
     """Plain SGD with the images of some stages, a step for each of their rows."""
+    params = wf.masks.apply_masks(given.params, masks)
     loss = frozen_loss(given.model, given.stats)
     optimizer = optax.sgd(SGD_RATE)
 

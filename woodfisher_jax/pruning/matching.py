@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.tree_util import Partial
 
 from woodfisher_jax.pruning.gradients import LossFn
@@ -144,9 +145,8 @@ def _scaled_cross_entropy(outputs_fn: Callable[..., jax.Array], scale: float) ->
     def loss(*arguments: Any, **others: Any) -> jax.Array:
         *first, batch = arguments
         outputs = outputs_fn(*first, batch["inputs"], **others)
-        log_probabilities = jax.nn.log_softmax(outputs)
-        picked = jnp.take_along_axis(log_probabilities, batch["labels"][:, None], -1)
-        return -scale * jnp.mean(picked)
+        entropy = optax.softmax_cross_entropy_with_integer_labels
+        return scale * jnp.mean(entropy(outputs, batch["labels"]))
 
     return loss
 
