@@ -28,6 +28,7 @@ import woodfisher_jax as wf
 from woodfisher_jax import data, environment, models, torch_weights
 from woodfisher_jax.batch_norm import reestimate
 from woodfisher_jax.data import batches
+from woodfisher_jax.distillation import distil
 from woodfisher_jax.evaluate import evaluate
 from woodfisher_jax.objective import frozen_loss, frozen_outputs
 from woodfisher_jax.pruning.matching import Stage, outputs_of
@@ -55,6 +56,8 @@ class Network(NamedTuple):
         ways: For "outputs" and "labels" the stages; where a sparsity repeats, the later
             ones are repairs.
         reported: Sparsities of the table.
+        distilled: Batches of Adam at the end of a sparsity, and its highest rate, where
+            ``--match=distilled``.
     """
 
     model: str
@@ -64,6 +67,7 @@ class Network(NamedTuple):
     metric: str
     ways: dict[str, tuple[Level, ...]]
     reported: tuple[float, ...]
+    distilled: dict[float, tuple[int, float]]
 
 
 def way(*parts: tuple[int, list[float]]) -> tuple[Level, ...]:
@@ -73,6 +77,9 @@ def way(*parts: tuple[int, list[float]]) -> tuple[Level, ...]:
 
 SGD_RATE = 0.1
 """Of plain SGD on the masks, beside the stages with labels."""
+
+DISTIL_BATCH_SIZE = 64
+"""Images a step of Adam."""
 
 LABEL_BATCH_SIZE = 16
 """Images a row, where the rows are gradients of the loss."""
@@ -98,6 +105,7 @@ NETWORKS = {
             ),
         },
         (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98),
+        {},
     ),
     "resnet20": Network(
         "resnet20",
@@ -112,8 +120,18 @@ NETWORKS = {
                 (2000, [0.75, 0.8, 0.8]),
                 (3000, [0.84, 0.87] + [0.9] * 3),
             ),
+            "distilled": way(
+                (1000, [0.3, 0.4, 0.5, 0.6, 0.7]), (1500, [0.8]), (2000, [0.86, 0.9])
+            ),
         },
         (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9),
+        {
+            0.5: (120, 1e-3),
+            0.6: (160, 1e-3),
+            0.7: (240, 2e-3),
+            0.8: (300, 3e-3),
+            0.9: (260, 3e-3),
+        },
     ),
 }
 
@@ -214,12 +232,16 @@ def staged(given: Setup, match: str, without: str, seed: int) -> Iterator[dict]:
         wanted = outputs_of(dense, given.params, batch["image"])
         return Stage(now, batch["image"], wanted)
 
-    def after(number: int, params: Any, masks: Any, info: wf.PruneInfo) -> None:
+    def after(number: int, params: Any, masks: Any, info: wf.PruneInfo) -> Any:
         nonlocal judging
-        spent = time.perf_counter() - start - judging
         level = levels[number]
-        if level not in network.reported or level in levels[number + 1 :]:
-            return
+        if level in levels[number + 1 :]:
+            return None
+        if match == "distilled" and level in network.distilled:
+            params = repaired(given, params, masks, level, seed)
+        spent = time.perf_counter() - start - judging
+        if level not in network.reported:
+            return params
         about = {"without": without, "seed": seed, "sparsity": level}
         records.append(
             {
@@ -241,6 +263,7 @@ def staged(given: Setup, match: str, without: str, seed: int) -> Iterator[dict]:
                 found = {"run": name, **about, **judged(given, ended, stats)}
                 records.append(found)
         judging = time.perf_counter() - start - spent
+        return params
 
     wf.prune_matched(
         stage,
@@ -254,6 +277,27 @@ def staged(given: Setup, match: str, without: str, seed: int) -> Iterator[dict]:
         **WITHOUT.get(without, {}),
     )
     yield from records
+
+
+def repaired(given: Setup, params: Any, masks: Any, level: float, seed: int) -> Any:
+    """The network after some batches of Adam on the distance to the dense outputs."""
+    count, rate = given.network.distilled[level]
+    dense = frozen_outputs(given.model, given.stats)
+    drawn = batches.epoch_batches(
+        given.dataset,
+        seed=seed,
+        epoch=round(100 * level),
+        start=0,
+        stop=count,
+        batch_size=DISTIL_BATCH_SIZE,
+        augment=given.network.augment,
+    )
+    wanted = (
+        {"image": batch["image"], "wanted": dense(given.params, batch["image"])}
+        for batch in drawn
+    )
+    optimizer = optax.adam(optax.cosine_onecycle_schedule(count, rate, pct_start=0.1))
+    return distil(given.model, params, given.stats, masks, wanted, optimizer)[0]
 
 
 def descended(given: Setup, masks: Any, stages: tuple[Level, ...], seed: int) -> Any:
@@ -333,7 +377,9 @@ def main() -> None:
     )
     parser.add_argument("network", choices=NETWORKS)
     parser.add_argument("--checkpoint", type=Path, required=True)
-    parser.add_argument("--match", choices=("outputs", "labels"), default="outputs")
+    parser.add_argument(
+        "--match", choices=("outputs", "distilled", "labels"), default="outputs"
+    )
     parser.add_argument(
         "--without",
         choices=(*WITHOUT, "stages", "residual", "statistics"),

@@ -46,6 +46,7 @@ LEVELS = [
         "history",
         "train_step",
         "batch_norm",
+        "distillation",
         "loss_path",
         "pruners",
         "record",

@@ -163,7 +163,7 @@ def prune_matched(
     metric: str = "identity",
     batch_size: int = 16,
     seed: int = 0,
-    after: Callable[[int, Params, Masks, PruneInfo], None] | None = None,
+    after: Callable[[int, Params, Masks, PruneInfo], Params | None] | None = None,
     **options: Any,
 ) -> tuple[Params, Masks, list[PruneInfo]]:
     """Prunes a network in stages and keeps its outputs near those that are wanted.
@@ -183,7 +183,8 @@ def prune_matched(
             which the cross entropy is curved; default "identity".
         batch_size: Examples a row where labels are wanted; default 16.
         seed: Of the random directions.
-        after: Called at the end of each stage with its number and what it left.
+        after: Called at the end of each stage with its number and what it left; if it
+            returns parameters, trained on perhaps, the next stage starts from them.
         **options: Of :func:`woodfisher_jax.prune`; unless given method="woodtaylor",
             update="joint", damping="auto", with labels :data:`LABEL_DAMPING`.
 
@@ -231,7 +232,8 @@ def prune_matched(
         )
         infos.append(info)
         if after is not None:
-            after(number, params, masks, info)
+            changed = after(number, params, masks, info)
+            params = params if changed is None else changed
     return params, masks, infos
 
 
