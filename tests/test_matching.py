@@ -199,3 +199,20 @@ def test_statistics_pass_through_without_compiling_anew(params: Any) -> None:
 def test_bad_input(params: Any, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         prune_matched(partial(stage_of, params), params, **options)
+
+
+def test_what_after_returns_is_where_the_next_stage_starts(params: Any) -> None:
+    begun = []
+
+    def stage(i: int, p: Any) -> Stage:
+        begun.append(p)
+        return stage_of(params, i, p)
+
+    def after(i: int, p: Any, masks: Any, info: Any) -> Any:
+        return None if i else jax.tree.map(lambda leaf: leaf / 2, p)
+
+    plain = prune_matched(partial(stage_of, params), params, sparsity=0.3, stages=1)[0]
+    prune_matched(stage, params, sparsity=[0.3, 0.4, 0.5], after=after)
+    for path, leaf in begun[1].items():
+        np.testing.assert_array_equal(leaf, plain[path] / 2)
+    assert not np.allclose(begun[2]["out"], begun[1]["out"])

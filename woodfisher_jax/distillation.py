@@ -49,14 +49,15 @@ def distil(
         ValueError: If there is no batch, or the outputs have another shape than z*.
 
     Example:
-        >>> model, x = wf.models.build_model("mlpnet"), jnp.ones((2, 28, 28, 1))
+        >>> from woodfisher_jax import models
+        >>> model, x = models.build_model("mlp"), jnp.full((1, 28, 28, 1), 0.05)
         >>> dense = model.init(jax.random.key(0), x)
-        >>> batch = {"image": x, "wanted": model.apply(dense, x) + 1.0}
-        >>> masks = wf.init_masks(dense["params"])
-        >>> found, _ = distil(
-        ...     model, dense["params"], {}, masks, [batch], optax.sgd(1e-3)
-        ... )
-        >>> bool((model.apply({"params": found}, x) > model.apply(dense, x)).all())
+        >>> wanted = model.apply(dense, x)
+        >>> params = jax.tree.map(lambda leaf: 0.9 * leaf, dense["params"])
+        >>> masks = wf.init_masks(params)
+        >>> batches = [{"image": x, "wanted": wanted}] * 50
+        >>> params, _ = distil(model, params, {}, masks, batches, optax.adam(1e-3))
+        >>> bool(jnp.allclose(model.apply({"params": params}, x), wanted, atol=0.02))
         True
     """
     tx = masked(optimizer, masks)
