@@ -2,11 +2,15 @@
 
     python scripts/staged.py mlp --checkpoint=mnist_25_epoch_93.97.ckpt
     python scripts/staged.py resnet20 --checkpoint=resnet20_cifar10.pth.tar
+    python scripts/staged.py resnet20 --match=distilled --checkpoint=...
+    python scripts/staged.py resnet20_frozen --match=distilled --checkpoint=...
 
 A run prunes the dense network in stages by ``prune_matched``, with fresh training
 images at each, and is judged on the test split at the sparsities of the table; nothing
 is chosen by it. Batch-norm statistics are re-estimated on training images at each
 stage; global magnitude, in one step from the dense network, is judged in the same way.
+``resnet20_frozen`` keeps the statistics of the checkpoint throughout. ``distilled``
+adds steps of Adam on the same distance, without labels, at the end of a sparsity.
 ``--without`` takes one ingredient away. Prints a Markdown table of mean and standard
 deviation of top-1 in percent over the seeds; ``--out`` keeps a line of JSON a stage.
 """
@@ -58,6 +62,7 @@ class Network(NamedTuple):
         reported: Sparsities of the table.
         distilled: Batches of Adam at the end of a sparsity, and its highest rate, where
             ``--match=distilled``.
+        frozen: Whether the batch-norm statistics of the checkpoint stay.
     """
 
     model: str
@@ -68,6 +73,7 @@ class Network(NamedTuple):
     ways: dict[str, tuple[Level, ...]]
     reported: tuple[float, ...]
     distilled: dict[float, tuple[int, float]]
+    frozen: bool = False
 
 
 def way(*parts: tuple[int, list[float]]) -> tuple[Level, ...]:
@@ -126,14 +132,19 @@ NETWORKS = {
         },
         (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9),
         {
-            0.5: (120, 1e-3),
-            0.6: (160, 1e-3),
-            0.7: (240, 2e-3),
-            0.8: (300, 3e-3),
-            0.9: (260, 3e-3),
+            0.5: (100, 1e-3),
+            0.6: (120, 1e-3),
+            0.7: (200, 2e-3),
+            0.8: (240, 3e-3),
+            0.9: (220, 3e-3),
         },
     ),
 }
+NETWORKS["resnet20_frozen"] = NETWORKS["resnet20"]._replace(
+    ways={"distilled": way((1000, [0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]))},
+    distilled={level: (50, 1e-3) for level in (0.4, 0.5, 0.6, 0.7, 0.8, 0.9)},
+    frozen=True,
+)
 
 WITHOUT: dict[str, dict[str, Any]] = {
     "nothing": {},
@@ -210,11 +221,12 @@ def staged(given: Setup, match: str, without: str, seed: int) -> Iterator[dict]:
         stages = tuple(dict(stages).items())
     levels = [level for level, _ in stages]
     stats, start = given.stats, time.perf_counter()
+    frozen = network.frozen or without == "statistics" or not given.stats
     judging = 0.0
 
     def stage(number: int, params: Any) -> Stage:
         nonlocal stats
-        if number and given.stats and without != "statistics":
+        if number and not frozen:
             stats = statistics_of(given, params, seed, number, BATCH_NORM_IMAGES_STAGE)
         batch = batches.fisher_samples(
             given.dataset,
@@ -238,7 +250,7 @@ def staged(given: Setup, match: str, without: str, seed: int) -> Iterator[dict]:
         if level in levels[number + 1 :]:
             return None
         if match == "distilled" and level in network.distilled:
-            params = repaired(given, params, masks, level, seed)
+            params = repaired(given, params, masks, level, seed, frozen)
         spent = time.perf_counter() - start - judging
         if level not in network.reported:
             return params
@@ -279,7 +291,9 @@ def staged(given: Setup, match: str, without: str, seed: int) -> Iterator[dict]:
     yield from records
 
 
-def repaired(given: Setup, params: Any, masks: Any, level: float, seed: int) -> Any:
+def repaired(
+    given: Setup, params: Any, masks: Any, level: float, seed: int, frozen: bool
+) -> Any:
     """The network after some batches of Adam on the distance to the dense outputs."""
     count, rate = given.network.distilled[level]
     dense = frozen_outputs(given.model, given.stats)
@@ -297,7 +311,9 @@ def repaired(given: Setup, params: Any, masks: Any, level: float, seed: int) -> 
         for batch in drawn
     )
     optimizer = optax.adam(optax.cosine_onecycle_schedule(count, rate, pct_start=0.1))
-    return distil(given.model, params, given.stats, masks, wanted, optimizer)[0]
+    return distil(
+        given.model, params, given.stats, masks, wanted, optimizer, frozen=frozen
+    )[0]
 
 
 def descended(given: Setup, masks: Any, stages: tuple[Level, ...], seed: int) -> Any:

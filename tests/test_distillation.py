@@ -45,7 +45,9 @@ def distance(params: Any, given: dict[str, Any]) -> float:
     return float(((outputs - given["batch"]["wanted"]) ** 2).sum(-1).mean() / 2)
 
 
-def run(given: dict[str, Any], steps: int, rate: float) -> tuple[Any, Any]:
+def run(
+    given: dict[str, Any], steps: int, rate: float, frozen: bool = False
+) -> tuple[Any, Any]:
     return distil(
         Net(),
         given["params"],
@@ -53,6 +55,7 @@ def run(given: dict[str, Any], steps: int, rate: float) -> tuple[Any, Any]:
         given["masks"],
         [given["batch"]] * steps,
         optax.sgd(rate),
+        frozen=frozen,
     )
 
 
@@ -92,6 +95,21 @@ def test_outputs_come_near_and_pruned_weights_stay_zero(given: dict[str, Any]) -
     x = given["batch"]["image"] @ np.asarray(params["first"]["kernel"])
     mean = x.mean(0) + np.asarray(params["first"]["bias"])
     np.testing.assert_allclose(stats["bn"]["mean"], mean, atol=0.1)
+
+
+def test_frozen_statistics_stay_and_are_what_is_fitted(given: dict[str, Any]) -> None:
+    stats = {"bn": {"mean": jnp.full(6, 0.3), "var": jnp.full(6, 2.0)}}
+    given["batch_stats"] = stats
+
+    def missed(params: Any) -> float:
+        variables = {"params": params, "batch_stats": stats}
+        outputs = Net().apply(variables, given["batch"]["image"])
+        return float(((outputs - given["batch"]["wanted"]) ** 2).mean())
+
+    params, after = run(given, 60, 0.1, frozen=True)
+    assert missed(params) < missed(masked_params(given)) / 4
+    for name, value in stats["bn"].items():
+        np.testing.assert_array_equal(after["bn"][name], value)
 
 
 def test_a_dense_network_stays_as_it_is(given: dict[str, Any]) -> None:

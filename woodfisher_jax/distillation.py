@@ -27,22 +27,26 @@ def distil(
     masks: Masks,
     batches: Iterable[dict[str, Any]],
     optimizer: optax.GradientTransformation,
+    *,
+    frozen: bool = False,
 ) -> tuple[Any, Any]:
     """Brings the outputs of a masked network near those wanted, a step a batch.
 
-    ``minimize  E |z(w, x) - z*|² / 2``  with pruned weights at zero; z normalises by
-    the batch, as in training. All other parameters move, batch-norm scales included.
+    ``minimize  E |z(w, x) - z*|² / 2``  with pruned weights at zero. All other
+    parameters move, batch-norm scales included.
 
     Args:
-        model: A Linen module, called with ``train=True``.
+        model: A Linen module, called with ``train``.
         params: Its parameters.
         batch_stats: Its running statistics, or an empty dict.
         masks: What is pruned.
         batches: Each ``image`` [m, ...] and ``wanted`` z* [m, k].
         optimizer: Of Optax.
+        frozen: Whether z takes the running statistics, which then stay; default False:
+            it normalises by the batch, as in training.
 
     Returns:
-        ``(params, batch_stats)``: the running statistics are those that training
+        ``(params, batch_stats)``: unless frozen, the statistics are those that training
         leaves; :func:`woodfisher_jax.batch_norm.reestimate` gives better ones.
 
     Raises:
@@ -63,7 +67,7 @@ def distil(
     tx = masked(optimizer, masks)
     params = apply_masks(params, masks)
     state, batch = tx.init(params), None
-    step = jax.jit(functools.partial(_step, model, tx))
+    step = jax.jit(functools.partial(_step, model, tx, not frozen))
     for batch in batches:
         params, batch_stats, state = step(params, batch_stats, state, batch)
     if batch is None:
@@ -74,6 +78,7 @@ def distil(
 def _step(
     model: nn.Module,
     tx: optax.GradientTransformation,
+    train: bool,
     params: Any,
     batch_stats: Any,
     state: Any,
@@ -82,7 +87,7 @@ def _step(
     def distance(params: Any) -> tuple[jax.Array, Any]:
         variables = variables_of(params, batch_stats)
         outputs, new = model.apply(
-            variables, batch["image"], train=True, mutable=["batch_stats"]
+            variables, batch["image"], train=train, mutable=["batch_stats"]
         )
         if outputs.shape != batch["wanted"].shape:
             raise ValueError(
