@@ -47,7 +47,8 @@ class Experiment(NamedTuple):
         prunable: Regular expression on parameter paths.
         targets: Sparsities, each reached in one step from the dense network; or
             millions of multiply-accumulates, each reached from the target before.
-        methods: Name in the table -> arguments of ``wf.prune``.
+        methods: Name in the table -> arguments of ``wf.prune``; with ``held_out``, a
+            number of training images, of ``wf.prune_searched``.
         num_seeds: Seeds 0, 1, ... of the Fisher samples.
         goal: What the targets are: "sparsity" or "flops_target".
         reestimate: Whether to judge with re-estimated batch-norm statistics as well.
@@ -198,6 +199,15 @@ EXPERIMENTS = {
                 "damping": damping,
             }
             for damping in (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, "auto")
+        }
+        | {
+            "woodfisher, joint, damping searched": {
+                "method": "woodfisher",
+                "num_samples": 1000,
+                "update": "joint",
+                "damping": "auto",
+                "held_out": 5000,
+            }
         },
         3,
     ),
@@ -343,7 +353,14 @@ def pruned(
     """Yields each target with the pruned parameters and what is known of the step."""
     loss_fn = frozen_loss(network.model, network.stats)
     size = arguments.get("num_samples", 1) * arguments.get("batch_size", 1)
-    samples = batches.fisher_samples(network.dataset, seed=seed, draw=0, count=size)
+    kept_apart = arguments.get("held_out", 0)
+    drawn = batches.fisher_samples(
+        network.dataset, seed=seed, draw=0, count=size + kept_apart
+    )
+    samples, held_out = (
+        {name: array[part] for name, array in drawn.items()}
+        for part in (slice(size), slice(size, None))
+    )
     if "method" not in arguments:
         for target in experiment.targets:
             found = original_diagonal(
@@ -354,10 +371,11 @@ def pruned(
     options = {"damping": 1e-5, "memory_limit": experiment.memory_limit, **arguments}
     params, masks = network.params, wf.init_masks(network.params, experiment.prunable)
     for target in experiment.targets:
-        goal = {experiment.goal: target}
-        found, kept, info = wf.prune(
-            loss_fn, params, samples, masks=masks, **goal, **options
-        )
+        goal = {experiment.goal: target, "masks": masks}
+        if kept_apart:
+            goal["held_out"] = held_out
+        run = wf.prune_searched if kept_apart else wf.prune
+        found, kept, info = run(loss_fn, params, samples, **options | goal)
         known: dict[str, Any] = {"achieved_sparsity": info.sparsity}
         if experiment.goal == "flops_target":
             nested = all(bool(jnp.all(masks[p] | ~kept[p])) for p in kept)

@@ -33,7 +33,7 @@ LEVELS = [
     {"pruning.operators"},
     {"pruning.step"},
     {"pruning.prune"},
-    {"pruning.masked", "pruning.matching"},
+    {"pruning.masked", "pruning.matching", "pruning.damping_search"},
     {"", "models", "data", "checkpoint", "plots", "progress", "torch_pickle"}
     | {"preemption", "metrics", "tables", "environment", "page", "quantities"},
     {"torch_files", "objective", "optimizer", "sections", "sparse_files"},

@@ -15,6 +15,7 @@ MODULES = [
     *("pruning." + name for name in ("prune", "masked", "masks", "schedules", "obs")),
     *("pruning." + name for name in ("fisher", "gradients", "projections", "blocks")),
     *("pruning." + name for name in ("curvature", "paths", "matching")),
+    "pruning.damping_search",
     *("sparse_files", "distillation"),
 ]
 NAMES = {"jax": jax, "jnp": jnp, "optax": optax, "wf": wf}

@@ -20,6 +20,7 @@ from woodfisher_jax.pruning import (
 )
 from woodfisher_jax.pruning.budget import MemoryLimitError
 from woodfisher_jax.pruning.curvature import CurvatureError
+from woodfisher_jax.pruning.damping_search import prune_searched
 from woodfisher_jax.pruning.disk import StoreError
 from woodfisher_jax.pruning.masked import masked, masks_of, prune_masked, with_masks
 from woodfisher_jax.pruning.masks import (
@@ -64,6 +65,7 @@ __all__ = [
     "prune",
     "prune_masked",
     "prune_matched",
+    "prune_searched",
     "schedules",
     "sparsity",
     "sparsity_by_path",

@@ -9,6 +9,13 @@ from woodfisher_jax.pruning.leave_one_out import ChosenDamping
 from woodfisher_jax.pruning.needs import Needs
 
 
+class Trial(NamedTuple):
+    """A damping that was tried, and the loss of held-out examples after its step."""
+
+    damping: float
+    loss: float
+
+
 class PruneInfo(NamedTuple):
     """What one pruning step did.
 
@@ -28,6 +35,8 @@ class PruneInfo(NamedTuple):
         needs: What the step was planned to take; None without a curvature.
         dampings: For damping="auto", what was chosen for the statistic and, with the
             joint update, for the update; else None.
+        trials: Of :func:`woodfisher_jax.prune_searched`, from the highest loss to the
+            lowest; else None.
         swap_losses: With swaps, the model loss before the first round and after each.
         macs: Multiply-accumulates of one example now; None without a FLOP target.
         saliency_histogram: Counts of weights by their statistic, see
@@ -56,6 +65,7 @@ class PruneInfo(NamedTuple):
     seconds_update: float
     needs: Needs | None = None
     dampings: tuple[ChosenDamping, ...] | None = None
+    trials: tuple[Trial, ...] | None = None
     swap_losses: tuple[float, ...] | None = None
     macs: float | None = None
     saliency_histogram: dict[str, Any] | None = None

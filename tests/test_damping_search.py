@@ -1,0 +1,93 @@
+"""Damping by trial is the best of those tried, on examples kept apart."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import woodfisher_jax as wf
+
+LEVELS = [10.0**power for power in range(-5, 4)]
+
+
+def loss_fn(params: Any, batch: dict[str, jax.Array]) -> jax.Array:
+    outputs = jnp.tanh(batch["x"] @ params["hidden"]) @ params["out"]
+    return jnp.mean(jnp.sum((outputs - batch["y"]) ** 2, axis=-1))
+
+
+def drawn(seed: int, count: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(count, 10)).astype(np.float32)
+    y = np.tanh(x[:, :3] * 1.5) + 0.1 * rng.normal(size=(count, 3))
+    return {"x": x, "y": y.astype(np.float32)}
+
+
+@pytest.fixture(scope="module")
+def given() -> dict[str, Any]:
+    first, second = jax.random.split(jax.random.key(0))
+    params = {
+        "hidden": jax.random.normal(first, (10, 12)) / 3,
+        "out": jax.random.normal(second, (12, 3)) / 3,
+    }
+    slope = jax.jit(jax.grad(loss_fn))
+    for _ in range(300):
+        change = slope(params, drawn(1, 200))
+        params = jax.tree.map(lambda p, g: p - 0.05 * g, params, change)
+    return {"loss_fn": loss_fn, "params": params, "samples": drawn(1, 60)}
+
+
+OPTIONS = {"method": "woodfisher", "update": "joint", "sparsity": 0.7}
+
+
+def test_it_finds_the_best_of_a_row_of_fixed_dampings(given: dict[str, Any]) -> None:
+    held = drawn(2, 300)
+    losses = {}
+    for level in LEVELS:
+        found = wf.prune(**given, damping=level, **OPTIONS)[0]
+        losses[level] = float(loss_fn(found, held))
+    best = min(losses, key=losses.__getitem__)
+    assert LEVELS[0] < best < LEVELS[-1]
+    for start in (best / 100, best, best * 100):
+        params, masks, info = wf.prune_searched(
+            **given, held_out=held, damping=start, **OPTIONS
+        )
+        assert info.trials[-1].damping == pytest.approx(best)
+        assert info.trials[-1].loss == pytest.approx(losses[best], rel=1e-4)
+        assert float(loss_fn(params, held)) == pytest.approx(losses[best], rel=1e-4)
+        assert wf.sparsity(masks) == pytest.approx(0.7, abs=0.01)
+
+
+def test_trials_go_on_while_the_loss_falls(given: dict[str, Any]) -> None:
+    _, _, info = wf.prune_searched(
+        **given, held_out=drawn(2, 300), factor=3.0, **OPTIONS
+    )
+    losses = [trial.loss for trial in info.trials]
+    assert losses == sorted(losses, reverse=True)
+    assert len(losses) >= 3
+    dampings = np.sort([trial.damping for trial in info.trials])
+    np.testing.assert_allclose(dampings[1:] / dampings[:-1], 3.0, rtol=1e-4)
+    best = int(np.argmin(np.abs(dampings - info.trials[-1].damping)))
+    assert 0 < best < len(dampings) - 1  # Worse on either side.
+
+
+def test_auto_is_where_it_starts(given: dict[str, Any]) -> None:
+    chosen = wf.prune(**given, damping="auto", **OPTIONS)[2].dampings
+    assert chosen is not None
+    _, _, info = wf.prune_searched(**given, held_out=drawn(2, 300), **OPTIONS)
+    start = max(found.damping for found in chosen)
+    assert any(trial.damping == pytest.approx(start) for trial in info.trials)
+
+
+def test_bad_arguments_are_refused(given: dict[str, Any]) -> None:
+    run = functools.partial(wf.prune_searched, held_out=drawn(2, 30), **OPTIONS)
+    with pytest.raises(ValueError, match="factor=1"):
+        run(**given, factor=1)
+    with pytest.raises(ValueError, match="samples is an iterator"):
+        run(**given | {"samples": iter([given["samples"]])})
+    bad = drawn(2, 30)
+    bad["y"][0] = np.nan
+    with pytest.raises(ValueError, match="the loss of held_out is nan"):
+        run(**given, held_out=bad)
