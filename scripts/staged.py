@@ -152,8 +152,9 @@ WITHOUT: dict[str, dict[str, Any]] = {
     "joint": {"update": "sum"},
     "update": {"update": "none"},
 }
-"""Ingredients that are an option of the step; ``stages``, ``residual`` and
-``statistics`` are taken away by the script."""
+"""Ingredients that are an option of the step; ``stages``, ``residual``, ``statistics``
+and ``pruning``, which leaves a dense network after the same stages, are taken away by
+the script."""
 
 
 class Setup(NamedTuple):
@@ -265,7 +266,7 @@ def staged(given: Setup, match: str, without: str, seed: int) -> Iterator[dict]:
                 "peak_bytes": environment.peak_rss_bytes(),
             }
         )
-        if match == "labels":
+        if match == "labels" and without == "nothing":
             controls = {
                 "SGD on the mask": masks,
                 "SGD, dense": wf.init_masks(given.params, network.prunable),
@@ -280,7 +281,7 @@ def staged(given: Setup, match: str, without: str, seed: int) -> Iterator[dict]:
     wf.prune_matched(
         stage,
         given.params,
-        sparsity=levels,
+        sparsity=[0.0] * len(levels) if without == "pruning" else levels,
         prunable=network.prunable,
         metric=network.metric,
         batch_size=LABEL_BATCH_SIZE,
@@ -398,7 +399,7 @@ def main() -> None:
     )
     parser.add_argument(
         "--without",
-        choices=(*WITHOUT, "stages", "residual", "statistics"),
+        choices=(*WITHOUT, "stages", "residual", "statistics", "pruning"),
         default="nothing",
     )
     parser.add_argument("--seeds", type=int, default=3)
