@@ -29,9 +29,10 @@ from woodfisher_jax import data, environment, models, torch_weights
 from woodfisher_jax.batch_norm import reestimate
 from woodfisher_jax.data import batches
 from woodfisher_jax.evaluate import evaluate
-from woodfisher_jax.objective import frozen_loss
+from woodfisher_jax.objective import frozen_loss, frozen_outputs
 from woodfisher_jax.pruning.gradients import gradient_chunks
 from woodfisher_jax.pruning.masks import num_kept
+from woodfisher_jax.pruning.matching import outputs_of
 from woodfisher_jax.pruning.obs import obd_saliency
 
 BATCH_NORM_IMAGES = 10_000
@@ -48,7 +49,8 @@ class Experiment(NamedTuple):
         targets: Sparsities, each reached in one step from the dense network; or
             millions of multiply-accumulates, each reached from the target before.
         methods: Name in the table -> arguments of ``wf.prune``; with ``held_out``, a
-            number of training images, of ``wf.prune_searched``.
+            number of training images, of ``wf.prune_searched``. ``source`` says what
+            the rows are gradients of, see :func:`rows_of`.
         num_seeds: Seeds 0, 1, ... of the Fisher samples.
         goal: What the targets are: "sparsity" or "flops_target".
         reestimate: Whether to judge with re-estimated batch-norm statistics as well.
@@ -211,6 +213,23 @@ EXPERIMENTS = {
         },
         3,
     ),
+    "mlp_sources": Experiment(
+        "mlp",
+        "mnist",
+        None,
+        MLP_SPARSITIES,
+        {
+            f"woodfisher, joint, damping auto, {source}": {
+                "method": "woodfisher",
+                "num_samples": 1000,
+                "update": "joint",
+                "damping": "auto",
+                "source": source,
+            }
+            for source in ("labels", "labels of the model", "identity", "softmax")
+        },
+        3,
+    ),
     "mlp_swaps": Experiment(
         "mlp",
         "mnist",
@@ -347,11 +366,31 @@ def judged(network: Network, params: Any, experiment: Experiment) -> dict[str, f
     return found
 
 
+def rows_of(
+    network: Network, samples: dict[str, Any], source: str, seed: int
+) -> tuple[Any, Any]:
+    """A loss and samples whose gradients are the rows of the curvature.
+
+    Gradients of the loss at the "labels" there are or at "labels of the model" drawn
+    from its own predictions; else of random projections of the outputs in a metric.
+    """
+    loss_fn = frozen_loss(network.model, network.stats)
+    if source == "labels":
+        return loss_fn, samples
+    outputs_fn, key = frozen_outputs(network.model, network.stats), jax.random.key(seed)
+    outputs = outputs_of(outputs_fn, network.params, samples["image"])
+    if source == "labels of the model":
+        drawn = wf.gradients.sample_labels(key, outputs)
+        return loss_fn, {**samples, "label": np.asarray(drawn)}
+    stage = wf.matching.Stage(outputs_fn, samples["image"], outputs)
+    rows = wf.matching.matching_rows(stage, network.params, key, source)
+    return rows.loss_fn, rows.samples
+
+
 def pruned(
     network: Network, experiment: Experiment, arguments: dict[str, Any], seed: int
 ) -> Iterator[tuple[float, Any, dict[str, Any]]]:
     """Yields each target with the pruned parameters and what is known of the step."""
-    loss_fn = frozen_loss(network.model, network.stats)
     size = arguments.get("num_samples", 1) * arguments.get("batch_size", 1)
     kept_apart = arguments.get("held_out", 0)
     drawn = batches.fisher_samples(
@@ -361,6 +400,8 @@ def pruned(
         {name: array[part] for name, array in drawn.items()}
         for part in (slice(size), slice(size, None))
     )
+    source = arguments.get("source", "labels")
+    loss_fn, samples = rows_of(network, samples, source, seed)
     if "method" not in arguments:
         for target in experiment.targets:
             found = original_diagonal(
@@ -369,6 +410,8 @@ def pruned(
             yield target, found, {}
         return
     options = {"damping": 1e-5, "memory_limit": experiment.memory_limit, **arguments}
+    for name in ("source", "held_out"):
+        options.pop(name, None)
     params, masks = network.params, wf.init_masks(network.params, experiment.prunable)
     for target in experiment.targets:
         goal = {experiment.goal: target, "masks": masks}
