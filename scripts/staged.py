@@ -346,22 +346,32 @@ def descended(given: Setup, masks: Any, stages: tuple[Level, ...], seed: int) ->
     return params
 
 
-def by_magnitude(given: Setup) -> Iterator[dict]:
-    """A record of each reported sparsity, in one step each."""
-    for level in given.network.reported:
-        params = wf.prune(
+def by_magnitude(given: Setup, match: str, seed: int) -> Iterator[dict]:
+    """A record of each reported sparsity, in one step each from the dense network.
+
+    To be compared with distilled stages, from the sparsity before, with the same steps
+    of Adam.
+    """
+    network, params, masks = given.network, given.params, None
+    for level in network.reported:
+        found, kept, _ = wf.prune(
             None,
-            given.params,
+            params,
             sparsity=level,
             method="globalmagni",
-            prunable=given.network.prunable,
-        )[0]
+            masks=masks,
+            prunable=network.prunable,
+        )
+        if match == "distilled" and level in network.distilled:
+            found = repaired(given, found, kept, level, seed, network.frozen)
+        if match == "distilled":
+            params, masks = found, kept
         yield {
-            "run": "globalmagni",
+            "run": "globalmagni" + (", distilled" if match == "distilled" else ""),
             "without": "nothing",
-            "seed": 0,
+            "seed": seed,
             "sparsity": level,
-            **judged(given, params, given.stats),
+            **judged(given, found, given.stats),
         }
 
 
@@ -410,11 +420,11 @@ def main() -> None:
         parser.error(f"--match={arguments.match} has no stages for {arguments.network}")
     given = setup(network, arguments.checkpoint)
     records = []
-    runs = [by_magnitude(given)]
-    runs += [
-        staged(given, arguments.match, arguments.without, seed)
-        for seed in range(arguments.seeds)
-    ]
+    seeds = range(arguments.seeds)
+    runs = [by_magnitude(given, "one step", 0)]
+    if arguments.match == "distilled":
+        runs += [by_magnitude(given, "distilled", seed) for seed in seeds]
+    runs += [staged(given, arguments.match, arguments.without, seed) for seed in seeds]
     for run in runs:
         for record in run:
             records.append(record)
