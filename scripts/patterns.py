@@ -198,6 +198,7 @@ def main() -> None:
     parser.add_argument("--num_samples", type=int, default=1000)
     parser.add_argument("--damping", type=float, default=1e-5)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--only", nargs="+", help="rows whose name has one of these")
     parser.add_argument("--epochs", type=int, default=10, help="of training vit")
     given = parser.parse_args()
     if given.network == "resnet20" and not given.checkpoint:
@@ -213,6 +214,8 @@ def main() -> None:
     print("|---" * (len(heads) + 2) + "|")
     print(row("dense", [dense], 0.0), flush=True)
     for name, options in METHODS.items():
+        if given.only and not any(part in name for part in given.only):
+            continue
         arguments = {**options, "pattern": given.pattern, "sparsity": given.sparsity}
         by_magnitude = options["method"] == "globalmagni"
         if not by_magnitude:
