@@ -352,7 +352,8 @@ def by_magnitude(given: Setup, match: str, seed: int) -> Iterator[dict]:
     To be compared with distilled stages, from the sparsity before, with the same steps
     of Adam.
     """
-    network, params, masks = given.network, given.params, None
+    network, params = given.network, given.params
+    masks = wf.init_masks(params, network.prunable)
     for level in network.reported:
         found, kept, _ = wf.prune(
             None,
@@ -360,7 +361,6 @@ def by_magnitude(given: Setup, match: str, seed: int) -> Iterator[dict]:
             sparsity=level,
             method="globalmagni",
             masks=masks,
-            prunable=network.prunable,
         )
         if match == "distilled" and level in network.distilled:
             found = repaired(given, found, kept, level, seed, network.frozen)
