@@ -199,16 +199,16 @@ def statistics_of(given: Setup, params: Any, seed: int, draw: int, count: int) -
     return reestimate(given.model, params, given.stats, images)
 
 
-def judged(given: Setup, params: Any, stats: Any) -> dict[str, float]:
+def judged(given: Setup, params: Any) -> dict[str, float]:
     """Test top-1 on stored statistics and on new ones."""
-    found = {"top1": evaluate(given.model, params, stats, given.dataset)["top1"]}
-    if given.stats:
-        anew = statistics_of(given, params, 0, 0, BATCH_NORM_IMAGES)
-        found["top1_stored"] = evaluate(
-            given.model, params, given.stats, given.dataset
-        )["top1"]
-        found["top1"] = evaluate(given.model, params, anew, given.dataset)["top1"]
-    return found
+
+    def top1(stats: Any) -> float:
+        return evaluate(given.model, params, stats, given.dataset)["top1"]
+
+    if not given.stats:
+        return {"top1": top1(given.stats)}
+    anew = statistics_of(given, params, 0, 0, BATCH_NORM_IMAGES)
+    return {"top1": top1(anew), "top1_stored": top1(given.stats)}
 
 
 def staged(given: Setup, match: str, without: str, seed: int) -> Iterator[dict]:
@@ -260,7 +260,7 @@ def staged(given: Setup, match: str, without: str, seed: int) -> Iterator[dict]:
             {
                 "run": f"matched ({match})",
                 **about,
-                **judged(given, params, stats),
+                **judged(given, params),
                 "dampings": [d.multiple for d in info.dampings or ()],
                 "seconds": spent,
                 "peak_bytes": environment.peak_rss_bytes(),
@@ -273,7 +273,7 @@ def staged(given: Setup, match: str, without: str, seed: int) -> Iterator[dict]:
             }
             for name, mask in controls.items():
                 ended = descended(given, mask, stages[: number + 1], seed)
-                found = {"run": name, **about, **judged(given, ended, stats)}
+                found = {"run": name, **about, **judged(given, ended)}
                 records.append(found)
         judging = time.perf_counter() - start - spent
         return params
@@ -371,7 +371,7 @@ def by_magnitude(given: Setup, match: str, seed: int) -> Iterator[dict]:
             "without": "nothing",
             "seed": seed,
             "sparsity": level,
-            **judged(given, found, given.stats),
+            **judged(given, found),
         }
 
 
@@ -432,7 +432,7 @@ def main() -> None:
             if arguments.out:
                 lines = "".join(json.dumps(r) + "\n" for r in records)
                 arguments.out.write_text(lines)
-    print(f"\ndense: {judged(given, given.params, given.stats)}\n")
+    print(f"\ndense: {judged(given, given.params)}\n")
     print(table(records, "top1"))
     if given.stats:
         print(f"\nStored statistics:\n\n{table(records, 'top1_stored')}")
