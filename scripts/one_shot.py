@@ -49,8 +49,9 @@ class Experiment(NamedTuple):
         targets: Sparsities, each reached in one step from the dense network; or
             millions of multiply-accumulates, each reached from the target before.
         methods: Name in the table -> arguments of ``wf.prune``; with ``held_out``, a
-            number of training images, of ``wf.prune_searched``. ``source`` says what
-            the rows are gradients of, see :func:`rows_of`.
+            number of training images, of ``wf.prune_searched``, which lowers their
+            ``measure``, "loss" or "errors". ``source`` says what the rows are gradients
+            of, see :func:`rows_of`.
         num_seeds: Seeds 0, 1, ... of the Fisher samples.
         goal: What the targets are: "sparsity" or "flops_target".
         reestimate: Whether to judge with re-estimated batch-norm statistics as well.
@@ -203,13 +204,15 @@ EXPERIMENTS = {
             for damping in (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, "auto")
         }
         | {
-            "woodfisher, joint, damping searched": {
+            f"woodfisher, joint, damping searched, {measure}": {
                 "method": "woodfisher",
                 "num_samples": 1000,
                 "update": "joint",
                 "damping": "auto",
                 "held_out": 5000,
+                "measure": measure,
             }
+            for measure in ("loss", "errors")
         },
         3,
     ),
@@ -387,6 +390,17 @@ def rows_of(
     return rows.loss_fn, rows.samples
 
 
+def errors(network: Network) -> Callable[[Any, dict[str, jax.Array]], jax.Array]:
+    """The share of images that a network gets wrong."""
+    outputs_fn = frozen_outputs(network.model, network.stats)
+
+    def share(params: Any, batch: dict[str, jax.Array]) -> jax.Array:
+        found = jnp.argmax(outputs_fn(params, batch["image"]), axis=-1)
+        return jnp.mean(found != batch["label"])
+
+    return share
+
+
 def pruned(
     network: Network, experiment: Experiment, arguments: dict[str, Any], seed: int
 ) -> Iterator[tuple[float, Any, dict[str, Any]]]:
@@ -410,6 +424,7 @@ def pruned(
             yield target, found, {}
         return
     options = {"damping": 1e-5, "memory_limit": experiment.memory_limit, **arguments}
+    measure = options.pop("measure", "loss")
     for name in ("source", "held_out"):
         options.pop(name, None)
     params, masks = network.params, wf.init_masks(network.params, experiment.prunable)
@@ -417,6 +432,7 @@ def pruned(
         goal = {experiment.goal: target, "masks": masks}
         if kept_apart:
             goal["held_out"] = held_out
+            goal["measure"] = errors(network) if measure == "errors" else None
         run = wf.prune_searched if kept_apart else wf.prune
         found, kept, info = run(loss_fn, params, samples, **options | goal)
         known: dict[str, Any] = {"achieved_sparsity": info.sparsity}

@@ -73,6 +73,25 @@ def test_trials_go_on_while_the_loss_falls(given: dict[str, Any]) -> None:
     assert 0 < best < len(dampings) - 1  # Worse on either side.
 
 
+def test_another_measure_than_the_loss_may_decide(given: dict[str, Any]) -> None:
+    dense = given["params"]
+
+    def moved(params: Any, batch: dict[str, jax.Array]) -> jax.Array:
+        del batch
+        changes = jax.tree.map(lambda a, b: jnp.sum((a - b) ** 2), params, dense)
+        return sum(jax.tree.leaves(changes))
+
+    found = {}
+    for name, measure in (("loss", None), ("distance", moved)):
+        params, _, info = wf.prune_searched(
+            **given, held_out=drawn(2, 300), measure=measure, **OPTIONS
+        )
+        found[name] = info.trials[-1].damping
+        expected = (measure or loss_fn)(params, drawn(2, 300))
+        assert info.trials[-1].loss == pytest.approx(float(expected), rel=1e-4)
+    assert found["distance"] > found["loss"]  # More damping moves the weights less.
+
+
 def test_auto_is_where_it_starts(given: dict[str, Any]) -> None:
     chosen = wf.prune(**given, damping="auto", **OPTIONS)[2].dampings
     assert chosen is not None
@@ -89,5 +108,5 @@ def test_bad_arguments_are_refused(given: dict[str, Any]) -> None:
         run(**given | {"samples": iter([given["samples"]])})
     bad = drawn(2, 30)
     bad["y"][0] = np.nan
-    with pytest.raises(ValueError, match="the loss of held_out is nan"):
+    with pytest.raises(ValueError, match="held_out: the measure is nan"):
         run(**given, held_out=bad)

@@ -33,6 +33,7 @@ def prune_searched(
     *,
     damping: float | str = "auto",
     factor: float = 10.0,
+    measure: LossFn | None = None,
     **options: Any,
 ) -> Result:
     """Prunes with the damping that is best on examples kept apart.
@@ -50,6 +51,9 @@ def prune_searched(
             thousands; test examples would make the test worthless.
         damping: λ₀; default "auto", for methods of rows.
         factor: f > 1; default 10.
+        measure: L, (params, batch) -> scalar, to be lowest on ``held_out``; default
+            ``loss_fn``. A share of errors is what counts where the loss says little:
+            far from the dense weights it is ruled by what is sure and wrong.
         **options: Of :func:`woodfisher_jax.prune`.
 
     Returns:
@@ -57,8 +61,8 @@ def prune_searched(
         best one last.
 
     Raises:
-        ValueError: If factor is not above 1, if samples are an iterator, if the loss
-            is not finite at λ₀, or as for :func:`woodfisher_jax.prune`.
+        ValueError: If factor is not above 1, if samples are an iterator, if L is not
+            finite at λ₀, or as for :func:`woodfisher_jax.prune`.
 
     Example:
         >>> def loss_fn(params, batch):
@@ -85,18 +89,18 @@ def prune_searched(
             "samples is an iterator, which can be read once; expected a batch or a "
             "list of batches, since every damping that is tried takes them again"
         )
-    measure = jax.jit(as_partial(loss_fn))
+    measured = jax.jit(as_partial(measure or loss_fn))
 
     def tried(level: float | str) -> tuple[Result, Trial]:
         found = prune(loss_fn, params, samples, damping=level, **options)
         dampings = found[2].dampings or ()
         used = max(d.damping for d in dampings) if dampings else float(level)
-        return found, Trial(used, float(measure(found[0], held_out)))
+        return found, Trial(used, float(measured(found[0], held_out)))
 
     best, lowest = tried(damping)
     if not math.isfinite(lowest.loss):
         raise ValueError(
-            f"the loss of held_out is {lowest.loss} after a step with damping "
+            f"held_out: the measure is {lowest.loss} after a step with damping "
             f"{lowest.damping:.3g}; expected a number: give more damping to begin with"
         )
     trials = [lowest]
