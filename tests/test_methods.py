@@ -67,6 +67,7 @@ def all_options() -> dict:
         "mean_samples": np.ones((3, 2)),
         "targets": np.ones(3),
         "auto_damping": True,
+        "damping_search_samples": 9,
         "match": "outputs",
         "normalize_update": 1.0,
         "swaps": 20,
@@ -87,7 +88,7 @@ def test_the_options_are_those_of_prune_with_its_defaults() -> None:
     signature = inspect.signature(prune).parameters
     assert set(all_options()) == set(OPTIONS)
     run = {field.name: field.default for field in dataclasses.fields(PruneConfig)}
-    of_runs = {"auto_damping", "match"}
+    of_runs = {"auto_damping", "damping_search_samples", "match"}
     for name, option in OPTIONS.items():
         default = run[name] if name in of_runs else signature[name].default
         assert default == option.default

@@ -11,9 +11,10 @@ from small_runs import small
 import woodfisher_jax as wf
 from woodfisher_jax import data, pruning_step
 from woodfisher_jax.config import ConfigError
-from woodfisher_jax.objective import predict
+from woodfisher_jax.objective import frozen_loss, predict
 from woodfisher_jax.plan import Plan, Stage, prepare
 from woodfisher_jax.pruning.paths import leaves_by_path
+from woodfisher_jax.pruning.samples import regroup
 from woodfisher_jax.pruning_step import fisher_batch, forecast, options, prune_state
 from woodfisher_jax.train_step import TrainState
 
@@ -290,9 +291,70 @@ def test_outputs_are_those_of_the_network_before_the_first_step() -> None:
     assert second.dense is first.dense
 
 
+@pytest.mark.parametrize("augment", [False, True])
+def test_the_damping_is_searched_on_examples_that_are_not_the_fishers(
+    augment: bool, tmp_path
+) -> None:
+    source = {"name": "generated_images", "dir": str(tmp_path)}
+    sizes = {"image_size": 6, "resize": 7}
+    settings = {f"data__{key}": value for key, value in (source | sizes).items()}
+    for given in ({}, settings):
+        plan, state = start(
+            prune__damping_search_samples=40, prune__augment=augment, **given
+        )
+        pruner = plan.config.prune
+        samples = fisher_batch(plan, pruner, state, 1)
+        fisher = next(regroup(samples, 1000))["image"]
+        held = pruning_step._held_out(plan, pruner, 1)
+        assert fisher.shape[0] == 50
+        assert held["image"].shape[0] == held["label"].shape[0] == 40
+        images = np.concatenate([fisher, held["image"]]).reshape(90, -1)
+        assert len(np.unique(images, axis=0)) == 90
+        assert pruning_step._held_out(plan, small().prune, 1) is None
+
+
+def test_a_searched_step_keeps_the_damping_of_the_lowest_loss() -> None:
+    plan, state = start(
+        prune__damping_search_samples=200,
+        prune__method="woodfisher",
+        prune__update="joint",
+        prune__damping=1e-7,
+    )
+    plan = plan._replace(dataset=plan.dataset._replace(test=Unread()))
+    stage = plan.stages[-1]
+    new, record = prune_state(plan, state, stage, [])
+    trials = record["damping_trials"]
+    assert len(trials) >= 2
+    assert trials[-1]["loss"] == min(trial["loss"] for trial in trials)
+    loss_fn = frozen_loss(plan.model, state.batch_stats)
+    held = pruning_step._held_out(plan, plan.config.prune, 0)
+    assert float(loss_fn(new.params, held)) == pytest.approx(
+        trials[-1]["loss"], rel=1e-5
+    )
+    others, alone = start(prune__method="woodfisher", prune__update="joint")
+    fixed, _ = prune_state(others, alone, stage, [])
+    assert trials[-1]["loss"] <= float(loss_fn(fixed.params, held))
+
+
+def test_a_method_without_curvature_searches_no_damping() -> None:
+    plan, state = start(prune__damping_search_samples=40, prune__method="globalmagni")
+    _, record = prune_state(plan, state, plan.stages[0], [])
+    assert "damping_trials" not in record
+
+
+def test_more_examples_kept_apart_than_there_are_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"damping_search_samples=5000 beside 50"):
+        start(prune__damping_search_samples=5000)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        (
+            {"prune__damping_search_samples": 9, "prune__match": "outputs", **MATCHED},
+            "damping_search_samples=9; expected 0 with match='outputs'",
+        ),
+        ({"prune__damping_search_samples": -1}, "damping_search_samples=-1"),
         ({"prune__match": "outputs"}, "match='outputs' makes no sense"),
         ({"prune__match": "logits", **MATCHED}, "match.*outputs.*labels"),
         ({"prune__match": "labels", "prune__recompute": 2, **MATCHED}, "recompute"),

@@ -257,6 +257,7 @@ def _check_prune(prune: PruneConfig, name: str) -> None:
     _check_fields(prune, name, counts, 1, "1 or more")
     amounts = (
         "batch_norm_samples",
+        "damping_search_samples",
         "loss_samples",
         "loss_path_steps",
         "recompute",
@@ -272,6 +273,12 @@ def _check_prune(prune: PruneConfig, name: str) -> None:
         "match",
         "none with recompute: each step has rows of its own; for several steps set "
         "repeated_one_shot=True",
+    )
+    require(
+        prune.match == "none" or prune.damping_search_samples == 0,
+        "damping_search_samples",
+        f"0 with match={prune.match!r}, whose rows are no gradients of the loss that "
+        "would be searched by",
     )
     require(
         prune.match != "outputs" or prune.batch_size == 1,

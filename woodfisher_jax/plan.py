@@ -249,6 +249,13 @@ def _check_samples(name: str, pruner: PruneConfig, dataset: data.DataSet) -> Non
             f"{pruner.batch_size} = {needed} examples, but the training set of "
             f"{dataset.name} has {available}; lower one of the two"
         )
+    kept_apart = pruner.damping_search_samples
+    if needed + kept_apart > available:
+        raise ConfigError(
+            f"config.{name}.damping_search_samples={kept_apart} beside {needed} "
+            f"examples of the Fisher; expected no more than the {available} training "
+            f"examples of {dataset.name} together"
+        )
     for field in ("mean_samples", "batch_norm_samples", "loss_samples"):
         number = getattr(pruner, field)
         if number is not None and number > available:

@@ -1,5 +1,6 @@
 """One pruning step of a run: its samples, options and needs, and what it did."""
 
+import functools
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -21,6 +22,7 @@ from woodfisher_jax.objective import (
 from woodfisher_jax.plan import Plan, Stage
 from woodfisher_jax.pruning import flops, matching
 from woodfisher_jax.pruning import prune as prune_
+from woodfisher_jax.pruning.damping_search import prune_searched
 from woodfisher_jax.pruning.gradients import sample_labels
 from woodfisher_jax.pruning.info import PruneInfo
 from woodfisher_jax.pruning.masked import mask_state
@@ -106,7 +108,11 @@ def prune_state(
         macs = flops.sparse_macs(plan.costs, state.params, state.masks)
     goal = _goal(pruner, stage, earlier, macs)
     rows = _rows(plan, pruner, state, draw)
-    params, masks, info = prune_.prune(
+    held_out = _held_out(plan, pruner, draw)
+    step = prune_.prune
+    if held_out is not None:
+        step = functools.partial(prune_searched, held_out=held_out)
+    params, masks, info = step(
         rows.loss_fn,
         state.params,
         rows.samples,
@@ -140,8 +146,16 @@ def prune_state(
 
 
 def _dampings(info: PruneInfo) -> dict[str, Any]:
-    """The dampings that a step has chosen, and how well they predict."""
+    """The dampings that a step has chosen or tried, and how well they do."""
     found: dict[str, Any] = {}
+    if info.trials is not None:
+        found["damping_trials"] = [trial._asdict() for trial in info.trials]
+        for trial in info.trials:
+            logger.info(
+                "damping %.3g: loss %.5g on examples kept apart",
+                trial.damping,
+                trial.loss,
+            )
     for name, chosen in zip(
         ("damping_statistic", "damping_update"), info.dampings or (), strict=False
     ):
@@ -333,6 +347,17 @@ def _rows(plan: Plan, pruner: PruneConfig, state: TrainState, draw: int) -> Rows
     key = jax.random.fold_in(jax.random.key(plan.config.seed), draw)
     stage = matching.Stage(outputs_fn, batch["image"], wanted)
     return matching.matching_rows(stage, state.params, key, pruner.match_metric)
+
+
+def _held_out(plan: Plan, pruner: PruneConfig, draw: int) -> Any:
+    """Training examples that the damping is searched by, or None: not the Fisher's."""
+    count = pruner.damping_search_samples
+    if not count or METHODS[pruner.method].curvature is None:
+        return None
+    fisher = pruner.num_samples * pruner.batch_size
+    drawn = _examples(plan, pruner, _draw(pruner, draw), fisher + count)
+    batch = next(regroup(drawn, fisher + count))
+    return {name: array[fisher:] for name, array in batch.items()}
 
 
 def _mean_samples(plan: Plan, pruner: PruneConfig, draw: int) -> Any:

@@ -228,6 +228,7 @@ OPTIONS = {
     "centered": Option(False, _in_blocks),
     "mean_samples": Option(None, lambda row: row.first_order),
     "auto_damping": Option(False, _or_by_magnitude(_in_blocks)),
+    "damping_search_samples": Option(0, _or_by_magnitude(_is_damped)),
     "match": Option("none", lambda row: row.first_order),
     "targets": Option(None, lambda row: row.first_order),
     "normalize_update": Option(None, _updates),
@@ -242,9 +243,9 @@ OPTIONS = {
     "flops_target": Option(None, _ranks_globally),
     "recompute": Option(0, _is_estimated),
 }
-"""Options of :func:`woodfisher_jax.prune`, and ``auto_damping`` and ``match`` of a
-run, that make no sense for some methods. Methods by magnitude take those of curvature
-in general, and have no use for them."""
+"""Options of :func:`woodfisher_jax.prune`, and ``auto_damping``, ``match`` and
+``damping_search_samples`` of a run, that make no sense for some methods. Methods by
+magnitude take those of curvature in general, and have no use for them."""
 
 GOALS = ("flops_power", "flops_per_parameter", "flops_normalize", "flops_target")
 """Options that say what is wanted, not how it is found: never left out."""
