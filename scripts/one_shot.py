@@ -29,7 +29,7 @@ from woodfisher_jax import data, environment, models, torch_weights
 from woodfisher_jax.batch_norm import reestimate
 from woodfisher_jax.data import batches
 from woodfisher_jax.evaluate import evaluate
-from woodfisher_jax.objective import frozen_loss, frozen_outputs
+from woodfisher_jax.objective import frozen_errors, frozen_loss, frozen_outputs
 from woodfisher_jax.pruning.gradients import gradient_chunks
 from woodfisher_jax.pruning.masks import num_kept
 from woodfisher_jax.pruning.matching import outputs_of
@@ -390,17 +390,6 @@ def rows_of(
     return rows.loss_fn, rows.samples
 
 
-def errors(network: Network) -> Callable[[Any, dict[str, jax.Array]], jax.Array]:
-    """The share of images that a network gets wrong."""
-    outputs_fn = frozen_outputs(network.model, network.stats)
-
-    def share(params: Any, batch: dict[str, jax.Array]) -> jax.Array:
-        found = jnp.argmax(outputs_fn(params, batch["image"]), axis=-1)
-        return jnp.mean(found != batch["label"])
-
-    return share
-
-
 def pruned(
     network: Network, experiment: Experiment, arguments: dict[str, Any], seed: int
 ) -> Iterator[tuple[float, Any, dict[str, Any]]]:
@@ -432,7 +421,8 @@ def pruned(
         goal = {experiment.goal: target, "masks": masks}
         if kept_apart:
             goal["held_out"] = held_out
-            goal["measure"] = errors(network) if measure == "errors" else None
+            errors = frozen_errors(network.model, network.stats)
+            goal["measure"] = errors if measure == "errors" else None
         run = wf.prune_searched if kept_apart else wf.prune
         found, kept, info = run(loss_fn, params, samples, **options | goal)
         known: dict[str, Any] = {"achieved_sparsity": info.sparsity}

@@ -55,7 +55,7 @@ def test_it_finds_the_best_of_a_row_of_fixed_dampings(given: dict[str, Any]) -> 
             **given, held_out=held, damping=start, **OPTIONS
         )
         assert info.trials[-1].damping == pytest.approx(best)
-        assert info.trials[-1].loss == pytest.approx(losses[best], rel=1e-4)
+        assert info.trials[-1].measured == pytest.approx(losses[best], rel=1e-4)
         assert float(loss_fn(params, held)) == pytest.approx(losses[best], rel=1e-4)
         assert wf.sparsity(masks) == pytest.approx(0.7, abs=0.01)
 
@@ -64,7 +64,7 @@ def test_trials_go_on_while_the_loss_falls(given: dict[str, Any]) -> None:
     _, _, info = wf.prune_searched(
         **given, held_out=drawn(2, 300), factor=3.0, **OPTIONS
     )
-    losses = [trial.loss for trial in info.trials]
+    losses = [trial.measured for trial in info.trials]
     assert losses == sorted(losses, reverse=True)
     assert len(losses) >= 3
     dampings = np.sort([trial.damping for trial in info.trials])
@@ -88,7 +88,7 @@ def test_another_measure_than_the_loss_may_decide(given: dict[str, Any]) -> None
         )
         found[name] = info.trials[-1].damping
         expected = (measure or loss_fn)(params, drawn(2, 300))
-        assert info.trials[-1].loss == pytest.approx(float(expected), rel=1e-4)
+        assert info.trials[-1].measured == pytest.approx(float(expected), rel=1e-4)
     assert found["distance"] > found["loss"]  # More damping moves the weights less.
 
 

@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 
 from woodfisher_jax.models import build_model
-from woodfisher_jax.objective import cross_entropy, frozen_loss, macs_per_weight
+from woodfisher_jax.objective import (
+    cross_entropy,
+    frozen_errors,
+    frozen_loss,
+    macs_per_weight,
+)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.5])
@@ -41,6 +46,18 @@ def test_the_frozen_loss_takes_smoothing() -> None:
     np.testing.assert_allclose(found, expected.mean(), rtol=1e-6)
     plain = frozen_loss(model, {})(variables["params"], batch)
     assert abs(float(plain) - float(found)) > 1e-3
+
+
+def test_the_frozen_errors_are_those_of_predictions() -> None:
+    model = build_model("mlp", hidden=(4,))
+    image = jax.random.normal(jax.random.key(0), (8, 8))
+    variables = model.init(jax.random.key(1), image)
+    right = jnp.argmax(model.apply(variables, image), axis=-1)
+    for wrong in (0, 3, 8):
+        label = jnp.where(jnp.arange(8) < wrong, (right + 1) % 10, right)
+        batch = {"image": image, "label": label}
+        found = frozen_errors(model, {})(variables["params"], batch)
+        assert float(found) == wrong / 8
 
 
 def test_new_batch_statistics_do_not_compile_anew() -> None:

@@ -277,8 +277,7 @@ def _check_prune(prune: PruneConfig, name: str) -> None:
     require(
         prune.match == "none" or prune.damping_search_samples == 0,
         "damping_search_samples",
-        f"0 with match={prune.match!r}, whose rows are no gradients of the loss that "
-        "would be searched by",
+        f"0 with match={prune.match!r}, whose stages choose it by their rows",
     )
     require(
         prune.match != "outputs" or prune.batch_size == 1,

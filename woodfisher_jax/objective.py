@@ -101,6 +101,28 @@ def frozen_outputs(model: nn.Module, batch_stats: Any) -> Partial:
     return Partial(_frozen_outputs(model), batch_stats)
 
 
+@functools.lru_cache(maxsize=8)
+def _frozen_errors(model: nn.Module) -> Callable[[Any, Any, Any], jax.Array]:
+    def errors(batch_stats: Any, params: Any, batch: dict[str, jax.Array]) -> jax.Array:
+        logits = predict(model, variables_of(params, batch_stats), batch["image"])
+        return jnp.mean(jnp.argmax(logits, axis=-1) != batch["label"])
+
+    return errors
+
+
+def frozen_errors(model: nn.Module, batch_stats: Any) -> Partial:
+    """The share of examples that a network gets wrong, on running statistics.
+
+    Args:
+        model: A Linen classifier.
+        batch_stats: Its running statistics; new values do not compile anew.
+
+    Returns:
+        (params, batch) -> scalar, with batch = {"image": ..., "label": ...}.
+    """
+    return Partial(_frozen_errors(model), batch_stats)
+
+
 def macs_per_weight(
     model: nn.Module, variables: Variables, image_shape: tuple[int, ...]
 ) -> dict[str, float]:

@@ -14,6 +14,7 @@ from woodfisher_jax.batch_norm import reestimate
 from woodfisher_jax.data import batches
 from woodfisher_jax.evaluate import evaluate
 from woodfisher_jax.objective import (
+    frozen_errors,
     frozen_loss,
     frozen_outputs,
     predict,
@@ -111,7 +112,8 @@ def prune_state(
     held_out = _held_out(plan, pruner, draw)
     step = prune_.prune
     if held_out is not None:
-        step = functools.partial(prune_searched, held_out=held_out)
+        errors = frozen_errors(plan.model, state.batch_stats)
+        step = functools.partial(prune_searched, held_out=held_out, measure=errors)
     params, masks, info = step(
         rows.loss_fn,
         state.params,
@@ -152,9 +154,9 @@ def _dampings(info: PruneInfo) -> dict[str, Any]:
         found["damping_trials"] = [trial._asdict() for trial in info.trials]
         for trial in info.trials:
             logger.info(
-                "damping %.3g: loss %.5g on examples kept apart",
+                "damping %.3g: %.2f %% errors on examples kept apart",
                 trial.damping,
-                trial.loss,
+                100 * trial.measured,
             )
     for name, chosen in zip(
         ("damping_statistic", "damping_update"), info.dampings or (), strict=False

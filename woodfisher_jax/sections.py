@@ -177,8 +177,9 @@ class PruneConfig:
         damping: λ on the Fisher's diagonal.
         auto_damping: Take the λ by which each gradient is best predicted from the
             others in place of ``damping``.
-        damping_search_samples: Training examples, none of the Fisher's, by whose loss
-            the damping is searched in steps of ten from the one above; 0 for no search.
+        damping_search_samples: Training examples, none of the Fisher's, by the errors
+            on which the damping is searched in steps of ten from the one above; some
+            thousands, or 0 for no search.
         match: What a step of woodtaylor brings the network's outputs back to: outputs,
             those of the network before the first step, without any labels; labels, by
             the loss of batch_size examples a row, which is training; none, the

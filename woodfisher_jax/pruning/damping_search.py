@@ -79,7 +79,7 @@ def prune_searched(
         ...     update="joint",
         ...     prunable="w",
         ... )
-        >>> info.trials[-1].loss == min(trial.loss for trial in info.trials)
+        >>> info.trials[-1].measured == min(trial.measured for trial in info.trials)
         True
     """
     if not factor > 1:
@@ -98,9 +98,9 @@ def prune_searched(
         return found, Trial(used, float(measured(found[0], held_out)))
 
     best, lowest = tried(damping)
-    if not math.isfinite(lowest.loss):
+    if not math.isfinite(lowest.measured):
         raise ValueError(
-            f"held_out: the measure is {lowest.loss} after a step with damping "
+            f"held_out: the measure is {lowest.measured} after a step with damping "
             f"{lowest.damping:.3g}; expected a number: give more damping to begin with"
         )
     trials = [lowest]
@@ -112,10 +112,10 @@ def prune_searched(
             except CurvatureError:  # Too little damping; there is no more to be had.
                 break
             trials.append(trial)
-            if not trial.loss < lowest.loss:
+            if not trial.measured < lowest.measured:
                 break
             best, lowest = found, trial
         if lowest != start:
             break
-    trials.sort(key=lambda trial: (trial.loss, trial != lowest), reverse=True)
+    trials.sort(key=lambda trial: (trial.measured, trial != lowest), reverse=True)
     return best[0], best[1], best[2]._replace(trials=tuple(trials))

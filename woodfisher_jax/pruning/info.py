@@ -10,10 +10,10 @@ from woodfisher_jax.pruning.needs import Needs
 
 
 class Trial(NamedTuple):
-    """A damping that was tried, and the loss of held-out examples after its step."""
+    """A damping that was tried, and what held-out examples measured after its step."""
 
     damping: float
-    loss: float
+    measured: float
 
 
 class PruneInfo(NamedTuple):
