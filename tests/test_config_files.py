@@ -3,6 +3,7 @@
 import runpy
 from pathlib import Path
 
+import ml_collections
 import pytest
 
 from woodfisher_jax import config_files
@@ -152,9 +153,27 @@ def test_a_setting_is_added_and_a_number_taken_away() -> None:
     assert values.model.stem == "cifar"
 
 
+def test_a_field_by_the_name_of_a_method_is_set() -> None:
+    values = load_config("digits")
+    assert override(["--config.prune.update=joint"], values) == []
+    assert values.prune["update"] == "joint"
+    named = {
+        (group, field): value
+        for group, fields in load_config("digits").items()
+        if isinstance(fields, ml_collections.ConfigDict)
+        for field, value in fields.items()
+        if hasattr(ml_collections.ConfigDict, field)
+    }
+    assert named == {("prune", "update"): "sum"}  # It is set to text as given.
+
+
 @pytest.mark.parametrize(
     ("argument", "words"),
     [
+        (
+            "--config.prune.update",
+            r"has no value; expected --config.prune.update=VALUE",
+        ),
         ("--config.prune.methdo=x", "config.prune.methdo .* mean config.prune.method?"),
         ("--config.prun.method=x", "config.prun does not .* mean config.prune?"),
         ("--config.prune=x", "config.prune is a group .* --config.prune.FIELD=VALUE"),

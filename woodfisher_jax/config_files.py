@@ -191,7 +191,8 @@ def override(arguments: Sequence[str], values: ml_collections.ConfigDict) -> lis
     """Checks the names of overrides, and makes those that flags cannot.
 
     Flags are made of what ``values`` hold, by type: they neither add a setting to a
-    model or an optimizer, nor take a number away.
+    model or an optimizer, nor take a number away, nor know a field by the name of a
+    method.
 
     Args:
         arguments: Of the command line; what is no override passes.
@@ -201,7 +202,8 @@ def override(arguments: Sequence[str], values: ml_collections.ConfigDict) -> lis
         The arguments that are left.
 
     Raises:
-        ConfigError: For a field that does not exist, with the nearest one, or a group.
+        ConfigError: For a field that does not exist, with the nearest one, or a group,
+            or where a value is missing.
     """
     left = []
     for argument in arguments:
@@ -224,6 +226,9 @@ def override(arguments: Sequence[str], values: ml_collections.ConfigDict) -> lis
             )
         if change.text == "None":
             _set(group, change.field, None)
+        elif hasattr(ml_collections.ConfigDict, change.field):
+            # A flag would read the method of that name, such as `update`.
+            _set(group, change.field, _given(change))
         else:
             left.append(argument)
     return left
@@ -245,6 +250,13 @@ def _group(change: Override, values: ml_collections.ConfigDict) -> Any:
 def _set(group: ml_collections.ConfigDict, field: str, value: Any) -> None:
     with group.unlocked(), group.ignore_type():
         group[field] = value
+
+
+def _given(change: Override) -> str:
+    if change.text is None:
+        name = f"{change.group}.{change.field}"
+        raise ConfigError(f"--{name} has no value; expected --{name}=VALUE")
+    return change.text
 
 
 def _literal(text: str) -> Any:
