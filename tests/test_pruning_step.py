@@ -349,6 +349,10 @@ def test_more_examples_kept_apart_than_there_are_is_refused() -> None:
             {"prune__damping_search_samples": 9, "prune__match": "outputs", **MATCHED},
             "damping_search_samples=9; expected 0 with match='outputs'",
         ),
+        (
+            {"prune__damping_search_samples": 9, "prune__recompute": 2},
+            "damping_search_samples=9; expected 0 with recompute",
+        ),
         ({"prune__damping_search_samples": -1}, "damping_search_samples=-1"),
         ({"prune__match": "outputs"}, "match='outputs' makes no sense"),
         ({"prune__match": "logits", **MATCHED}, "match.*outputs.*labels"),

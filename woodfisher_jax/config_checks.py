@@ -280,6 +280,12 @@ def _check_prune(prune: PruneConfig, name: str) -> None:
         f"0 with match={prune.match!r}, whose stages choose it by their rows",
     )
     require(
+        not (prune.damping_search_samples and prune.recompute and prune.redraw_samples),
+        "damping_search_samples",
+        "0 with recompute, whose later draws may hold the same examples; or set "
+        "redraw_samples=False",
+    )
+    require(
         prune.match != "outputs" or prune.batch_size == 1,
         "batch_size",
         "1 with match='outputs', whose rows are one an example",

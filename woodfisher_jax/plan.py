@@ -250,11 +250,12 @@ def _check_samples(name: str, pruner: PruneConfig, dataset: data.DataSet) -> Non
             f"{dataset.name} has {available}; lower one of the two"
         )
     kept_apart = pruner.damping_search_samples
-    if needed + kept_apart > available:
+    used = max(needed, pruner.mean_samples or 0)
+    if kept_apart and used + kept_apart > available:
         raise ConfigError(
-            f"config.{name}.damping_search_samples={kept_apart} beside {needed} "
-            f"examples of the Fisher; expected no more than the {available} training "
-            f"examples of {dataset.name} together"
+            f"config.{name}.damping_search_samples={kept_apart} beside {used} "
+            f"examples of the gradients; expected no more than the {available} "
+            f"training examples of {dataset.name} together"
         )
     for field in ("mean_samples", "batch_norm_samples", "loss_samples"):
         number = getattr(pruner, field)

@@ -352,14 +352,14 @@ def _rows(plan: Plan, pruner: PruneConfig, state: TrainState, draw: int) -> Rows
 
 
 def _held_out(plan: Plan, pruner: PruneConfig, draw: int) -> Any:
-    """Training examples that the damping is searched by, or None: not the Fisher's."""
+    """Training examples that the damping is searched by and nothing else, or None."""
     count = pruner.damping_search_samples
     if not count or METHODS[pruner.method].curvature is None:
         return None
-    fisher = pruner.num_samples * pruner.batch_size
-    drawn = _examples(plan, pruner, _draw(pruner, draw), fisher + count)
-    batch = next(regroup(drawn, fisher + count))
-    return {name: array[fisher:] for name, array in batch.items()}
+    used = max(pruner.num_samples * pruner.batch_size, pruner.mean_samples or 0)
+    drawn = _examples(plan, pruner, _draw(pruner, draw), used + count)
+    batch = next(regroup(drawn, used + count))
+    return {name: array[used:] for name, array in batch.items()}
 
 
 def _mean_samples(plan: Plan, pruner: PruneConfig, draw: int) -> Any:
