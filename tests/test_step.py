@@ -336,6 +336,41 @@ def test_the_joint_update_of_one_weight_is_the_sum() -> None:
     assert_same(one, other, rtol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("scope", "reached"),
+    [("global", ACTIVE.mean()), ("layer", max(m.mean() for m in MASKS.values()))],
+)
+def test_a_step_that_only_repairs(scope, reached) -> None:
+    given = {"method": "woodtaylorblock", "update": "joint", "masks": MASKS}
+    given |= {"sparsity": 1 - reached, "scope": scope}
+    found = run(**given)
+    mean = backpropagation(ACTIVE)[1].mean(0)
+    assert_step(found, ACTIVE, joint(fisher(ACTIVE), ACTIVE, ACTIVE, mean))
+    assert found[2].saliency_sum is None
+    assert found[2].saliency_histogram is None
+    ranked = run(**given, diagnostics=True)
+    assert_same(found, ranked)
+    assert ranked[2].saliency_sum is not None
+
+
+def test_a_repair_chooses_one_damping() -> None:
+    given = {"method": "woodtaylor", "update": "joint", "masks": MASKS}
+    given |= {"sparsity": 1 - ACTIVE.mean(), "damping": "auto"}
+    found, ranked = run(**given), run(**given, diagnostics=True)
+    assert_same(found, ranked)
+    assert found[2].dampings == ranked[2].dampings
+    assert len(found[2].dampings) == 2
+
+
+def test_in_layers_all_must_be_reached_for_a_repair() -> None:
+    reached = 1 - MASKS["l1/kernel"].mean()
+    assert reached > 1 - MASKS["l2/kernel"].mean()
+    given = {"method": "woodtaylorblock", "update": "joint", "masks": MASKS}
+    found = run(**given, sparsity=reached, scope="layer")[2]
+    assert found.saliency_sum is not None
+    assert found.sparsity_by_path["l2/kernel"] > 1 - MASKS["l2/kernel"].mean()
+
+
 def test_no_update() -> None:
     assert_same(run(update="none"), run(scale_update=0))
 

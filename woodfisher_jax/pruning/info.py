@@ -40,10 +40,11 @@ class PruneInfo(NamedTuple):
         swap_losses: With swaps, the model loss before the first round and after each.
         macs: Multiply-accumulates of one example now; None without a FLOP target.
         saliency_histogram: Counts of weights by their statistic, see
-            :func:`woodfisher_jax.pruning.diagnostics.saliency_histogram`.
+            :func:`woodfisher_jax.pruning.diagnostics.saliency_histogram`; None where
+            the joint update only repairs, since nothing goes and none is ranked.
         saliency_sum: Sum of the statistic over the weights that went, with -γ/2 for
             methods of first order: the loss increase if single weights were removed
-            independently; None for magnitudes.
+            independently; None for magnitudes and for such a repair.
         predicted_loss_increase: ``ḡᵀδw + δwᵀFδw / 2`` of the step taken, pruned weights
             included, by the method's own curvature; None without diagnostics.
         gradient_term: ``ḡᵀδw`` in it.

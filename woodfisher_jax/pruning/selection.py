@@ -84,11 +84,10 @@ def num_kept(masks: Masks, order: FlatOrder, settings: Settings) -> tuple[int, .
         ValueError: If the masks keep fewer already, in layer scope in every tensor.
     """
     assert settings.sparsity is not None
-    if settings.scope == "layer":
-        sizes = np.diff(order.offsets).tolist()
-        active = [masks_.count({path: masks[path]})[0] for path in order.paths]
-    else:
-        sizes, active = [order.size], [masks_.count(masks)[0]]
+    sizes = np.diff(order.offsets).tolist()
+    if settings.scope != "layer":
+        sizes = [order.size]
+    active = _num_active(masks, order, settings)
     kept = [masks_.num_kept(size, settings.sparsity) for size in sizes]
     if all(k > a for k, a in zip(kept, active, strict=True)):
         raise ValueError(
@@ -97,6 +96,27 @@ def num_kept(masks: Masks, order: FlatOrder, settings: Settings) -> tuple[int, .
             "weight does not come back"
         )
     return tuple(kept)
+
+
+def _num_active(masks: Masks, order: FlatOrder, settings: Settings) -> list[int]:
+    """How many weights there are now: in all, or in each tensor."""
+    if settings.scope == "layer":
+        return [masks_.count({path: masks[path]})[0] for path in order.paths]
+    return [masks_.count(masks)[0]]
+
+
+def nothing_goes(masks: Masks, order: FlatOrder, settings: Settings) -> bool:
+    """Whether a step only moves the weights that are left, so that none is ranked.
+
+    So it is where they are as few as they are to be, and the update is the joint one,
+    which unlike the sum of single updates knows nothing of saliencies.
+    """
+    others = (settings.pattern, settings.swaps, settings.diagnostics)
+    if settings.sparsity is None or settings.update != "joint" or any(others):
+        return False
+    active = _num_active(masks, order, settings)
+    kept = num_kept(masks, order, settings)
+    return all(k >= a for k, a in zip(kept, active, strict=True))
 
 
 @partial(jax.jit, static_argnames="statistic")

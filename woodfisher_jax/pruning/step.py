@@ -77,8 +77,8 @@ class _Model(NamedTuple):
 
     Attributes:
         operator: The curvature, entered.
-        diagonal: Of the operator [d].
-        slope: For methods of first order.
+        diagonal: Of the operator [d]; None where no weight goes.
+        slope: For methods of first order, where weights are ranked.
         asked: y, of ``ḡ = -Gᵀy / N``: what the rows are to change by, [N]; zero without
             a slope.
         moments: Of the gradients, for diagnostics.
@@ -87,7 +87,7 @@ class _Model(NamedTuple):
     """
 
     operator: Operator
-    diagonal: jax.Array
+    diagonal: jax.Array | None
     slope: _Slope | None
     asked: jax.Array
     moments: Moments | None
@@ -117,6 +117,7 @@ def prune_step(
     if settings.sparsity is not None and not settings.completes_pattern:
         selection.num_kept(masks, order, settings)  # refuses before work starts
     costs = selection.count_costs(loss_fn, params, masks, samples.curvature, settings)
+    repairs = selection.nothing_goes(masks, order, settings)
     row, clock = settings.method, Clock()
     params, masks = replicate((params, masks), settings.mesh)
     params, weights, active = to_vectors(params, masks, order)
@@ -128,22 +129,16 @@ def prune_step(
             loss_fn = check_loss(loss_fn, params, samples.curvature)
             loss = replicate(as_partial(loss_fn), settings.mesh)
             problem = Problem(loss, params, masks, *samples, order, settings)
-            model = _model(problem, weights, active, stack, clock)
+            model = _model(problem, weights, active, repairs, stack, clock)
         else:
             clock.mark(0.0)
 
         # 4 and 5: statistic, masks.
-        point = weights - model.slope.newton if model and model.slope else weights
-        diagonal = model.diagonal if model else None
-        scores = selection.saliency(point, diagonal, active, row.statistic)
-        check_finite(scores, order, "the saliency of", "its weights or its curvature")
-        if groups is None:
-            kept = selection.choose(scores, active, masks, order, costs, settings)
-        else:
-            scores, kept = _by_groups(
-                model, point, scores, active, masks, groups, costs, order, settings
+        scores, kept, swaps = None, active, None
+        if not repairs:
+            scores, kept = _ranked(
+                model, weights, active, masks, groups, costs, order, settings
             )
-        swaps = None
         if model and settings.swaps:
             swaps = _swapped(model, weights, active, kept, settings)
             kept = swaps.kept
@@ -157,16 +152,17 @@ def prune_step(
             moved = weights + _scaled(change, weights, order, settings)
             check_finite(moved, order, "the updated weights of", "the update")
         found: dict[str, Any] = {
-            "macs": selection.macs_of(kept, order, costs, settings),
-            "saliency_histogram": saliency_histogram(
-                *(np.asarray(array) for array in (scores, active, kept))
-            ),
+            "macs": selection.macs_of(kept, order, costs, settings)
         }
+        if scores is not None:
+            found["saliency_histogram"] = saliency_histogram(
+                *(np.asarray(array) for array in (scores, active, kept))
+            )
         if model:
             found |= _told(model, scores, active & ~kept)
         if swaps:
             found["swap_losses"] = swaps.losses
-        if settings.diagnostics:
+        if settings.diagnostics and scores is not None:
             found |= _compared(weights, active, kept, scores)
             found |= _predicted(jnp.where(kept, moved, 0.0) - weights, model, order)
     new_params, new_masks = from_vectors(params, moved, kept, order)
@@ -180,12 +176,14 @@ def _model(
     problem: Problem,
     weights: jax.Array,
     active: jax.Array,
+    repairs: bool,
     stack: ExitStack,
     clock: Clock,
 ) -> _Model:
-    """Builds the operator and takes its diagonal, and the slope where it is asked for.
+    """Builds the operator; takes its diagonal, and the slope where it is asked for.
 
-    The operator is closed with the stack; the clock is marked where gradients end.
+    Neither where the step only repairs, which needs no ranks. The operator is closed
+    with the stack; the clock is marked where gradients end.
     """
     settings = problem.settings
     first_order = settings.method.first_order
@@ -206,6 +204,8 @@ def _model(
         if not jnp.any(missing) and not jnp.any(asked):
             missing = weights
         dampings.append(rows.choose_damping(active, missing, asked))
+    if repairs:
+        return _Model(operator, None, None, asked, built.moments, dampings, built.needs)
     diagonal = operator.diagonal()
     moments = built.moments
     if moments is None and settings.diagnostics:
@@ -218,6 +218,28 @@ def _model(
             mean = cast(RowOperator, operator).slope(asked)
         slope = _Slope(mean, operator.product(mean))
     return _Model(operator, diagonal, slope, asked, moments, dampings, built.needs)
+
+
+def _ranked(
+    model: _Model | None,
+    weights: jax.Array,
+    active: jax.Array,
+    masks: Masks,
+    groups: Groups | None,
+    costs: selection.Costs | None,
+    order: blocks.FlatOrder,
+    settings: Settings,
+) -> tuple[jax.Array, jax.Array]:
+    """Scores, and the mask that follows from them, [d] each."""
+    point = weights - model.slope.newton if model and model.slope else weights
+    diagonal = model.diagonal if model else None
+    scores = selection.saliency(point, diagonal, active, settings.method.statistic)
+    check_finite(scores, order, "the saliency of", "its weights or its curvature")
+    if groups is not None:
+        return _by_groups(
+            model, point, scores, active, masks, groups, costs, order, settings
+        )
+    return scores, selection.choose(scores, active, masks, order, costs, settings)
 
 
 def _by_groups(
@@ -331,6 +353,7 @@ def _sum_of_single(
     """``δw = F⁻¹b - h``, the sum of single-weight updates [d]."""
     slope, direction = model.slope, settings.method.direction
     assert direction is not None
+    assert model.diagonal is not None
     point = weights if slope is None else weights - slope.newton
     vector = _direction(point, model.diagonal, active, kept, direction)
     if slope is not None:
@@ -349,7 +372,9 @@ def _joint(
     del active
     operator = cast(RowOperator, model.operator)
     gone = jnp.where(kept, 0.0, weights)
-    if settings.damping is None and (jnp.any(gone) or jnp.any(model.asked)):
+    if settings.damping is None and model.diagonal is None:
+        model.dampings.append(model.dampings[0])  # chosen on the same weights
+    elif settings.damping is None and (jnp.any(gone) or jnp.any(model.asked)):
         # Less damping than chose the mask would be a step beyond where the model holds.
         least = model.dampings[0].multiple
         model.dampings.append(operator.choose_damping(kept, gone, model.asked, least))
@@ -399,10 +424,11 @@ def _saliency_sum(
     return total if slope is None else total - jnp.dot(slope.mean, slope.newton) / 2
 
 
-def _told(model: _Model, scores: jax.Array, gone: jax.Array) -> dict[str, Any]:
+def _told(model: _Model, scores: jax.Array | None, gone: jax.Array) -> dict[str, Any]:
     """What is known of every step with a curvature."""
-    total = _saliency_sum(scores, gone, model.slope)
-    found: dict[str, Any] = {"needs": model.needs, "saliency_sum": float(total)}
+    found: dict[str, Any] = {"needs": model.needs}
+    if scores is not None:
+        found["saliency_sum"] = float(_saliency_sum(scores, gone, model.slope))
     if model.dampings:
         found["dampings"] = tuple(model.dampings)
     return found
