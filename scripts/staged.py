@@ -11,7 +11,8 @@ is chosen by it. Batch-norm statistics are re-estimated on training images at ea
 stage; global magnitude, in one step from the dense network, is judged in the same way.
 ``resnet20_frozen`` keeps the statistics of the checkpoint throughout. ``distilled``
 adds steps of Adam at the end of a sparsity, without labels: towards the mean of the
-dense outputs over an image and its mirror image.
+dense outputs over an image and its mirror image. With ``labels`` half of the images are
+shifted by a pixel at most, for the controls as well.
 ``--without`` takes one ingredient away. Prints a Markdown table of mean and standard
 deviation of top-1 in percent over the seeds; ``--out`` keeps a line of JSON a stage.
 """
@@ -33,6 +34,7 @@ import woodfisher_jax as wf
 from woodfisher_jax import data, environment, models, torch_weights
 from woodfisher_jax.batch_norm import reestimate
 from woodfisher_jax.data import batches
+from woodfisher_jax.data.augment import shift
 from woodfisher_jax.distillation import distil
 from woodfisher_jax.evaluate import evaluate
 from woodfisher_jax.objective import frozen_loss, frozen_outputs
@@ -91,6 +93,10 @@ DISTIL_BATCH_SIZE = 64
 LABEL_BATCH_SIZE = 32
 """Images a row, where the rows are gradients of the loss."""
 
+MICROBATCH_SIZE = 2048
+"""Images whose rows are formed at once there: two rows at a time would be as many calls
+as there are pairs of them."""
+
 NETWORKS = {
     "mlp": Network(
         "mlp",
@@ -101,14 +107,13 @@ NETWORKS = {
         {
             "outputs": way(
                 (1000, [0.5, 0.6, 0.7, 0.8]),
-                (2000, [0.85, 0.9]),
-                (3000, [0.925, 0.94, 0.95, 0.95, 0.96, 0.97, 0.975]),
-                (3000, [0.98] * 3),
+                (2000, [0.85, 0.9, 0.925, 0.94, 0.95, 0.95, 0.96, 0.97, 0.975]),
+                (2000, [0.98] * 4),
             ),
             "labels": way(
-                (500, [0.5] * 44 + [0.6] * 4 + [0.7] * 4 + [0.8] * 5),
-                (500, [0.85, 0.875] + [0.9] * 6 + [0.925] * 3),
-                (750, [0.95] * 10 + [0.965] * 5 + [0.975] * 5 + [0.98] * 8),
+                (500, [0.5] * 70 + [0.6] * 6 + [0.7] * 6 + [0.8] * 6),
+                (500, [0.85, 0.875] + [0.9] * 8 + [0.925] * 3),
+                (500, [0.95] * 14 + [0.965] * 6 + [0.975] * 6 + [0.98] * 12),
             ),
         },
         (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98),
@@ -154,9 +159,18 @@ WITHOUT: dict[str, dict[str, Any]] = {
     "joint": {"update": "sum"},
     "update": {"update": "none"},
 }
-"""Ingredients that are an option of the step; ``stages``, ``residual``, ``statistics``
-and ``pruning``, which leaves a dense network after the same stages, are taken away by
-the script."""
+"""Ingredients that are an option of the step; the others of :data:`INGREDIENTS` are
+taken away by the script."""
+
+INGREDIENTS = (
+    *WITHOUT,
+    "stages",
+    "residual",
+    "statistics",
+    "shifts",
+    "pruning",
+)
+"""What ``--without`` knows. Without pruning the network stays dense in all stages."""
 
 
 class Setup(NamedTuple):
@@ -201,6 +215,18 @@ def statistics_of(given: Setup, params: Any, seed: int, draw: int, count: int) -
     return reestimate(given.model, params, given.stats, images)
 
 
+def drawn(given: Setup, match: str, seed: int, number: int, rows: int) -> Any:
+    """Training images of a stage."""
+    labels = match == "labels"
+    return batches.fisher_samples(
+        given.dataset,
+        seed=seed,
+        draw=number,
+        count=rows * (LABEL_BATCH_SIZE if labels else 1),
+        augment=labels or given.network.augment,
+    )
+
+
 def judged(given: Setup, params: Any) -> dict[str, float]:
     """Test top-1 on stored statistics and, unless they are kept, on new ones."""
 
@@ -231,13 +257,7 @@ def staged(given: Setup, match: str, without: str, seed: int) -> Iterator[dict]:
         nonlocal stats
         if number and not frozen:
             stats = statistics_of(given, params, seed, number, BATCH_NORM_IMAGES_STAGE)
-        batch = batches.fisher_samples(
-            given.dataset,
-            seed=seed,
-            draw=number,
-            count=stages[number][1] * (LABEL_BATCH_SIZE if match == "labels" else 1),
-            augment=network.augment,
-        )
+        batch = drawn(given, match, seed, number, stages[number][1])
         now = frozen_outputs(given.model, stats)
         if match == "labels":
             return Stage(now, batch["image"], batch["label"])
@@ -287,6 +307,7 @@ def staged(given: Setup, match: str, without: str, seed: int) -> Iterator[dict]:
         prunable=network.prunable,
         metric=network.metric,
         batch_size=LABEL_BATCH_SIZE,
+        microbatch_size=MICROBATCH_SIZE if match == "labels" else None,
         seed=seed,
         after=after,
         **WITHOUT.get(without, {}),
@@ -344,10 +365,7 @@ def descended(given: Setup, masks: Any, stages: tuple[Level, ...], seed: int) ->
         return jax.lax.scan(step, params, rows)[0]
 
     for number, (_, rows) in enumerate(stages):
-        count = rows * LABEL_BATCH_SIZE
-        batch = batches.fisher_samples(
-            given.dataset, seed=seed, draw=number, count=count, augment=False
-        )
+        batch = drawn(given, "labels", seed, number, rows)
         shaped = {
             name: array.reshape(rows, LABEL_BATCH_SIZE, *array.shape[1:])
             for name, array in batch.items()
@@ -419,7 +437,7 @@ def main() -> None:
     )
     parser.add_argument(
         "--without",
-        choices=(*WITHOUT, "stages", "residual", "statistics", "pruning"),
+        choices=INGREDIENTS,
         default="nothing",
     )
     parser.add_argument("--seeds", type=int, default=3)
@@ -429,6 +447,9 @@ def main() -> None:
     if arguments.match not in network.ways:
         parser.error(f"--match={arguments.match} has no stages for {arguments.network}")
     given = setup(network, arguments.checkpoint)
+    if arguments.match == "labels":
+        moves = shift if arguments.without != "shifts" else None
+        given = given._replace(dataset=given.dataset._replace(augment=moves))
     records = []
     seeds = range(arguments.seeds)
     runs = [by_magnitude(given, "one step", 0)]

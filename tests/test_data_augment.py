@@ -1,10 +1,10 @@
-"""Crops and mirroring."""
+"""Crops, mirroring and shifts."""
 
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from woodfisher_jax.data.augment import PADDING, crop_and_flip
+from woodfisher_jax.data.augment import PADDING, crop_and_flip, shift
 
 
 @given(
@@ -51,3 +51,28 @@ def test_every_place_and_both_directions_are_equally_likely():
     right = result[inner, 4, 5, 0].astype(int) - 1
     mirrored = right < centre[inner]
     assert 0.48 < mirrored.mean() < 0.52
+
+
+def test_half_of_the_images_take_one_of_nine_places():
+    index = np.arange(25, dtype=np.uint8).reshape(5, 5, 1) + 1
+    images = np.tile(index, (18_000, 1, 1, 1))
+    result = shift(np.random.default_rng(0), images)
+    assert result.shape == images.shape
+    assert result.dtype == np.uint8
+    assert (images == index).all()
+    centre = result[:, 2, 2, 0].astype(int) - 1
+    down, right = np.divmod(centre, 5)
+    counts = np.bincount(3 * (down - 1) + right - 1, minlength=9)
+    assert counts.sum() == 18_000
+    stays = counts[4]
+    assert abs(stays - 10_000) < 300  # with a standard deviation of 67
+    assert abs(np.delete(counts, 4) - 1_000).max() < 150  # of 31
+
+
+def test_what_a_shift_uncovers_is_black():
+    images = np.full((200, 4, 6, 2), 7, np.uint8)
+    result = shift(np.random.default_rng(1), images)
+    assert set(np.unique(result)) == {0, 7}
+    assert (result[:, 1:-1, 1:-1] == 7).all()
+    black = (result == 0).all(axis=(1, 2, 3))
+    assert not black.any()

@@ -21,15 +21,40 @@ def crop_and_flip(rng: np.random.Generator, images: np.ndarray) -> np.ndarray:
     Returns:
         uint8 [n, h, w, c].
     """
-    count, height, width, _ = images.shape
-    places = 2 * PADDING + 1
-    top, left = rng.integers(places, size=(2, count))
+    count = len(images)
+    top, left = rng.integers(2 * PADDING + 1, size=(2, count))
     mirrored = rng.random((count, 1, 1, 1)) < 0.5
+    cropped = _windows(images, PADDING, top, left)
+    return np.where(mirrored, cropped[:, :, ::-1], cropped)
 
-    border = (PADDING, PADDING)
+
+def shift(rng: np.random.Generator, images: np.ndarray) -> np.ndarray:
+    """Moves half of the images by a pixel at most, across, down or both.
+
+    For small pictures whose mirror images mean something else, such as digits. An
+    image that moves takes one of the nine places of `crop_and_flip` with a padding of
+    one pixel; which images move, and where to, is uniform and independent.
+
+    Args:
+        rng: where the choices come from.
+        images: uint8 [n, h, w, c], before normalisation.
+
+    Returns:
+        uint8 [n, h, w, c].
+    """
+    moved = rng.random(len(images)) < 0.5
+    top, left = np.where(moved, rng.integers(3, size=(2, len(images))), 1)
+    return _windows(images, 1, top, left)
+
+
+def _windows(
+    images: np.ndarray, padding: int, top: np.ndarray, left: np.ndarray
+) -> np.ndarray:
+    """The part of each padded image that begins at its own row and column."""
+    _, height, width, _ = images.shape
+    border = (padding, padding)
     padded = np.pad(images, ((0, 0), border, border, (0, 0)))
     windows = np.lib.stride_tricks.sliding_window_view(
         padded, (height, width), axis=(1, 2)
     )  # [n, places, places, c, h, w]
-    cropped = np.moveaxis(windows[np.arange(count), top, left], 1, -1)
-    return np.where(mirrored, cropped[:, :, ::-1], cropped)
+    return np.moveaxis(windows[np.arange(len(images)), top, left], 1, -1)

@@ -67,6 +67,11 @@ class Store(Protocol):
 # ---------------------------------------------------------------------- on the device
 
 
+@partial(jax.jit, static_argnames=("shape", "dtype", "mesh"))
+def _empty(shape: tuple[int, ...], dtype: str, mesh: Mesh | None) -> jax.Array:
+    return held(jnp.zeros(shape, dtype), mesh, None, AXIS)
+
+
 @partial(jax.jit, donate_argnames="kept")
 def _write(kept: jax.Array, rows: jax.Array, start: jax.Array) -> jax.Array:
     zero = jnp.int32(0)
@@ -96,9 +101,7 @@ class DeviceStore:
 
     def __init__(self, num_samples: int, part: Part, dtype: str, mesh: Mesh | None):
         shape = (num_samples, num_devices(mesh), part.columns)
-        self._rows = jax.jit(
-            lambda: jnp.zeros(shape, dtype), out_shardings=placed(mesh, None, AXIS)
-        )()
+        self._rows = _empty(shape, dtype, mesh)
         self._mesh = mesh
 
     def write(self, start: int, rows: jax.Array) -> None:
