@@ -148,7 +148,11 @@ NETWORKS = {
     ),
 }
 NETWORKS["resnet20_frozen"] = NETWORKS["resnet20"]._replace(
-    ways={"distilled": way((1000, [0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]))},
+    ways={
+        "distilled": way(
+            (1000, [0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.84, 0.87, 0.9, 0.9]),
+        )
+    },
     distilled={level: (50, 1e-3) for level in (0.4, 0.5, 0.6, 0.7, 0.8, 0.9)},
     frozen=True,
 )
