@@ -450,6 +450,11 @@ def main() -> None:
     network = NETWORKS[arguments.network]
     if arguments.match not in network.ways:
         parser.error(f"--match={arguments.match} has no stages for {arguments.network}")
+    matches = {"shifts": ("labels",), "residual": ("outputs", "distilled")}
+    if arguments.match not in matches.get(arguments.without, network.ways):
+        parser.error(
+            f"--match={arguments.match} has no {arguments.without} to be taken away"
+        )
     given = setup(network, arguments.checkpoint)
     if arguments.match == "labels":
         moves = shift if arguments.without != "shifts" else None

@@ -84,9 +84,8 @@ def num_kept(masks: Masks, order: FlatOrder, settings: Settings) -> tuple[int, .
         ValueError: If the masks keep fewer already, in layer scope in every tensor.
     """
     assert settings.sparsity is not None
-    sizes = np.diff(order.offsets).tolist()
-    if settings.scope != "layer":
-        sizes = [order.size]
+    in_layers = settings.scope == "layer"
+    sizes = np.diff(order.offsets).tolist() if in_layers else [order.size]
     active = _num_active(masks, order, settings)
     kept = [masks_.num_kept(size, settings.sparsity) for size in sizes]
     if all(k > a for k, a in zip(kept, active, strict=True)):
