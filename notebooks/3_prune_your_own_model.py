@@ -38,7 +38,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 import woodfisher_jax as wf
-from woodfisher_jax import sparse_files
+from woodfisher_jax.weights import sparse_files
 
 images = (load_digits().images.reshape(-1, 64) / 16).astype("float32")
 train_x, test_x = train_test_split(images, test_size=360, random_state=0)

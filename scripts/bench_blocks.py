@@ -23,9 +23,9 @@ from bench_pruning import processor, sequential_inverse
 from rich.console import Console
 from rich.table import Table
 
-from woodfisher_jax import environment
-from woodfisher_jax.pruning.curvature import inverse_diagonals, inverse_products
-from woodfisher_jax.pruning.fisher import choose_solver, matmul
+from woodfisher_jax.curvature.checked import inverse_diagonals, inverse_products
+from woodfisher_jax.equations.fisher import choose_solver, matmul
+from woodfisher_jax.report import environment
 
 SIZES = ((2000, 400), (500, 100), (2000, 100), (2000, 1000), (10000, 400), (784, 1000))
 DAMPING = 1e-2

@@ -14,10 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from woodfisher_jax import models
-from woodfisher_jax.latency import latency
-from woodfisher_jax.pruning.masks import apply_masks, keep_highest
-from woodfisher_jax.pruning.paths import leaves_by_path
-from woodfisher_jax.sparse_files import FORMATS, save_sparse
+from woodfisher_jax.trees.masks import apply_masks, keep_highest
+from woodfisher_jax.trees.paths import leaves_by_path
+from woodfisher_jax.weights.latency import latency
+from woodfisher_jax.weights.sparse_files import FORMATS, save_sparse
 
 NETWORKS = {
     "mlp": (28, 28, 1),

@@ -14,9 +14,10 @@ import numpy as np
 from bench_pruning import processor
 
 import woodfisher_jax as wf
-from woodfisher_jax import environment, models
-from woodfisher_jax.objective import frozen_loss
-from woodfisher_jax.pruning.gradients import gradient_chunks
+from woodfisher_jax import models
+from woodfisher_jax.report import environment
+from woodfisher_jax.rows.gradients import gradient_chunks
+from woodfisher_jax.training.objective import frozen_loss
 
 IMAGES = 256
 

@@ -22,10 +22,11 @@ from rich.console import Console
 from rich.table import Table
 
 import woodfisher_jax as wf
-from woodfisher_jax import environment, metrics, models, tables
-from woodfisher_jax.objective import frozen_loss
+from woodfisher_jax import models
+from woodfisher_jax.equations.fisher import matmul
 from woodfisher_jax.progress import progress_bar
-from woodfisher_jax.pruning.fisher import matmul
+from woodfisher_jax.report import environment, metrics, tables
+from woodfisher_jax.training.objective import frozen_loss
 
 
 def matrix_rate(size: int = 4096, repeats: int = 5) -> float:

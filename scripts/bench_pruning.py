@@ -21,12 +21,14 @@ from rich.console import Console
 from rich.table import Table
 
 import woodfisher_jax as wf
-from woodfisher_jax import data, environment, models, torch_weights
+from woodfisher_jax import data, models, torch_weights
+from woodfisher_jax.curvature import checked as curvature
 from woodfisher_jax.data import batches
-from woodfisher_jax.environment import processor
-from woodfisher_jax.objective import frozen_loss
-from woodfisher_jax.pruning import blocks, curvature
-from woodfisher_jax.pruning.gradients import gradient_chunks
+from woodfisher_jax.report import environment
+from woodfisher_jax.report.environment import processor
+from woodfisher_jax.rows.gradients import gradient_chunks
+from woodfisher_jax.training.objective import frozen_loss
+from woodfisher_jax.trees import blocks
 
 NUM_SAMPLES, DAMPING, SPARSITY, REPEATS = 100, 1e-5, 0.95, 5
 ROWS_AT_ONCE = 512

@@ -21,8 +21,11 @@ import jax
 import numpy as np
 from bench_pruning import processor
 
-from woodfisher_jax import data, environment, models, optimizer, state_dicts
-from woodfisher_jax.train_step import TrainState, train_step
+from woodfisher_jax import data, models
+from woodfisher_jax.report import environment
+from woodfisher_jax.training import optimizer
+from woodfisher_jax.training.train_step import TrainState, train_step
+from woodfisher_jax.weights import state_dicts
 
 BATCH_SIZE, LEARNING_RATE, MOMENTUM, WEIGHT_DECAY = 128, 0.01, 0.9, 1e-4
 

@@ -25,15 +25,16 @@ import jax.numpy as jnp
 import numpy as np
 
 import woodfisher_jax as wf
-from woodfisher_jax import data, environment, models, torch_weights
-from woodfisher_jax.batch_norm import reestimate
+from woodfisher_jax import data, models, torch_weights
 from woodfisher_jax.data import batches
+from woodfisher_jax.equations.obs import obd_saliency
 from woodfisher_jax.evaluate import evaluate
-from woodfisher_jax.objective import frozen_errors, frozen_loss, frozen_outputs
-from woodfisher_jax.pruning.gradients import gradient_chunks
-from woodfisher_jax.pruning.masks import num_kept
-from woodfisher_jax.pruning.matching import outputs_of
-from woodfisher_jax.pruning.obs import obd_saliency
+from woodfisher_jax.report import environment
+from woodfisher_jax.rows.gradients import gradient_chunks
+from woodfisher_jax.stages.matching import outputs_of
+from woodfisher_jax.training.batch_norm import reestimate
+from woodfisher_jax.training.objective import frozen_errors, frozen_loss, frozen_outputs
+from woodfisher_jax.trees.masks import num_kept
 
 BATCH_NORM_IMAGES = 10_000
 """Augmented training images that batch-norm statistics are re-estimated from."""

@@ -27,12 +27,12 @@ import optax
 
 import woodfisher_jax as wf
 from woodfisher_jax import data, models, torch_weights
-from woodfisher_jax.batch_norm import reestimate
 from woodfisher_jax.data import DataSet, batches
 from woodfisher_jax.evaluate import evaluate
-from woodfisher_jax.objective import frozen_loss, frozen_outputs
-from woodfisher_jax.pruning.matching import Stage, outputs_of
-from woodfisher_jax.train_step import TrainState, train_step
+from woodfisher_jax.stages.matching import Stage, outputs_of
+from woodfisher_jax.training.batch_norm import reestimate
+from woodfisher_jax.training.objective import frozen_loss, frozen_outputs
+from woodfisher_jax.training.train_step import TrainState, train_step
 
 BATCH_NORM_IMAGES = 10_000
 """Augmented training images of the statistics that are judged."""

@@ -16,9 +16,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 import woodfisher_jax as wf
-from woodfisher_jax.pruning import curvature
-from woodfisher_jax.pruning.gradients import gradient_chunks
-from woodfisher_jax.pruning.sharding import one_axis, replicate
+from woodfisher_jax.curvature import checked as curvature
+from woodfisher_jax.rows.gradients import gradient_chunks
+from woodfisher_jax.rows.sharding import one_axis, replicate
 
 NETWORKS = {
     "blocks": {"method": "woodfisherblock", "block_size": 50},

@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from woodfisher_jax import checkpoint, models
-from woodfisher_jax.config import from_dict, to_dict
-from woodfisher_jax.pruning.masks import apply_masks
-from woodfisher_jax.pruning.paths import leaves_by_path
+from woodfisher_jax import models
+from woodfisher_jax.training import checkpoint
+from woodfisher_jax.training.config import from_dict, to_dict
+from woodfisher_jax.trees.masks import apply_masks
+from woodfisher_jax.trees.paths import leaves_by_path
 
 
 def random_network(

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from woodfisher_jax.config import Config, from_dict
+from woodfisher_jax.training.config import Config, from_dict
 
 
 def small(**changes: Any) -> Config:

@@ -16,10 +16,12 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from woodfisher_jax import data, distributed, models, plan, train
-from woodfisher_jax.config import Config, ConfigError, from_dict
-from woodfisher_jax.preemption import Stopped
+from woodfisher_jax import data, models
 from woodfisher_jax.progress import silent
+from woodfisher_jax.training import distributed, plan
+from woodfisher_jax.training import loop as train
+from woodfisher_jax.training.config import Config, ConfigError, from_dict
+from woodfisher_jax.training.preemption import Stopped
 
 
 class Net(nn.Module):

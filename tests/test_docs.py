@@ -239,7 +239,7 @@ def test_a_new_command_is_found() -> None:
 
 
 def test_overrides_name_fields_that_exist() -> None:
-    from woodfisher_jax.config import Config, to_dict
+    from woodfisher_jax.training.config import Config, to_dict
 
     fields = to_dict(Config())
     for page in PAGES:

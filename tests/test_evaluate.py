@@ -11,10 +11,11 @@ import pytest
 from saved_runs import random_network, save_run
 from small_runs import small
 
-from woodfisher_jax import data, models, prune, train
+from woodfisher_jax import data, models, prune
 from woodfisher_jax.evaluate import cli, evaluate, evaluate_run
 from woodfisher_jax.exit_codes import FAILED, USAGE
-from woodfisher_jax.pruning.patterns import PatternError
+from woodfisher_jax.selection.patterns import PatternError
+from woodfisher_jax.training import loop as train
 
 ROOT = Path(__file__).parents[1]
 

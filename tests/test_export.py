@@ -8,10 +8,10 @@ import pytest
 from saved_runs import random_network, save_run
 
 from woodfisher_jax import export, models, torch_weights
-from woodfisher_jax.pruning.paths import leaves_by_path
-from woodfisher_jax.serving import load_stablehlo
-from woodfisher_jax.sparse_files import load_sparse
-from woodfisher_jax.state_dicts import to_state_dict
+from woodfisher_jax.trees.paths import leaves_by_path
+from woodfisher_jax.weights.serving import load_stablehlo
+from woodfisher_jax.weights.sparse_files import load_sparse
+from woodfisher_jax.weights.state_dicts import to_state_dict
 
 MLP = {"name": "mlp", "hidden": (50,)}
 

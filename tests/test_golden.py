@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from woodfisher_jax import init_masks, prune
-from woodfisher_jax.pruning.blocks import flat_order, flatten, unflatten
-from woodfisher_jax.pruning.gradients import as_partial
-from woodfisher_jax.pruning.obs import obs_direction, obs_saliency
-from woodfisher_jax.pruning.operators import Problem, inverse_fisher
-from woodfisher_jax.pruning.paths import leaves_by_path
-from woodfisher_jax.pruning.settings import check_settings
+from woodfisher_jax.curvature.operators import Problem, inverse_fisher
+from woodfisher_jax.equations.obs import obs_direction, obs_saliency
+from woodfisher_jax.rows.gradients import as_partial
+from woodfisher_jax.settings import check_settings
+from woodfisher_jax.trees.blocks import flat_order, flatten, unflatten
+from woodfisher_jax.trees.paths import leaves_by_path
 
 LAYERS = ("fc1", "fc2", "fc3")
 DAMPING = 1e-5

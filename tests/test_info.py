@@ -2,7 +2,7 @@
 
 import pytest
 
-from woodfisher_jax.pruning.info import SUMS, PruneInfo, joined
+from woodfisher_jax.info import SUMS, PruneInfo, joined
 
 
 def info(**changed) -> PruneInfo:

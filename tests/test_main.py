@@ -14,8 +14,8 @@ from absl import flags
 from absl.testing import flagsaver
 
 from woodfisher_jax import main
-from woodfisher_jax.config import from_dict
-from woodfisher_jax.preemption import Stopped
+from woodfisher_jax.training.config import from_dict
+from woodfisher_jax.training.preemption import Stopped
 
 ROOT = Path(__file__).parents[1]
 DIGITS = "--config=digits"

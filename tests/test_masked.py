@@ -15,8 +15,8 @@ import pytest
 from flax.training.train_state import TrainState
 
 import woodfisher_jax as wf
-from woodfisher_jax.pruning.masked import MaskedState, mask_state
-from woodfisher_jax.pruning.paths import leaves_by_path
+from woodfisher_jax.masked import MaskedState, mask_state
+from woodfisher_jax.trees.paths import leaves_by_path
 
 ROOT = Path(__file__).parents[1]
 MASK = np.array([[True, False, True], [False, True, True]])

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from woodfisher_jax import prune
-from woodfisher_jax.pruning.methods import (
+from woodfisher_jax.curvature.operators import BUILDERS, PLANNERS
+from woodfisher_jax.methods import (
     CURVATURES,
     METHODS,
     OPTIONS,
@@ -15,8 +16,7 @@ from woodfisher_jax.pruning.methods import (
     method_named,
     scope_of,
 )
-from woodfisher_jax.pruning.operators import BUILDERS, PLANNERS
-from woodfisher_jax.sections import PruneConfig
+from woodfisher_jax.training.sections import PruneConfig
 
 
 def test_the_table_holds_every_method_of_the_original() -> None:

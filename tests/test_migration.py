@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from woodfisher_jax import config_files
-from woodfisher_jax.config import Config, from_dict, to_dict
-from woodfisher_jax.sections import PruneConfig, TrainConfig
+from woodfisher_jax.training import config_files
+from woodfisher_jax.training.config import Config, from_dict, to_dict
+from woodfisher_jax.training.sections import PruneConfig, TrainConfig
 
 ROOT = Path(__file__).parents[1]
 TABLE = (ROOT / "docs" / "migration.md").read_text()

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from woodfisher_jax import METHODS, CurvatureError, init_masks, prune
-from woodfisher_jax.pruning.fisher import SOLVERS
-from woodfisher_jax.pruning.paths import leaves_by_path, replace_leaves
+from woodfisher_jax.equations.fisher import SOLVERS
+from woodfisher_jax.trees.paths import leaves_by_path, replace_leaves
 
 SHAPES = {"fc1/kernel": (5, 4), "fc2/w": (3, 6), "out": (2, 2, 3)}
 EXAMPLES = 30

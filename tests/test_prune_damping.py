@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import woodfisher_jax as wf
-from woodfisher_jax.pruning.leave_one_out import choose_damping
+from woodfisher_jax.equations.damping import choose_damping
 
 N, D = 24, 60
 

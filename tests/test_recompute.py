@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from woodfisher_jax.pruning.recompute import degree_of, levels
+from woodfisher_jax.recompute import degree_of, levels
 
 
 def test_linear_levels_are_evenly_spaced_and_end_at_the_target() -> None:

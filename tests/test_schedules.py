@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from woodfisher_jax.pruning.schedules import gradual, one_shot, polynomial_sparsity
+from woodfisher_jax.schedules import gradual, one_shot, polynomial_sparsity
 
 # Levels computed from the original's code (five digits), its own last step last.
 RESNET50_EPOCHS = [1, 6, 11, 16, 21, 26, 31, 36]

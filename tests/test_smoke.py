@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from woodfisher_jax import checkpoint
 from woodfisher_jax.evaluate import evaluate_run
-from woodfisher_jax.pruning.paths import leaves_by_path
-from woodfisher_jax.saved_run import read_run
-from woodfisher_jax.state_dicts import to_variables
-from woodfisher_jax.torch_files import read_state_dict
+from woodfisher_jax.training import checkpoint
+from woodfisher_jax.training.saved_run import read_run
+from woodfisher_jax.trees.paths import leaves_by_path
+from woodfisher_jax.weights.state_dicts import to_variables
+from woodfisher_jax.weights.torch_files import read_state_dict
 
 ROOT = Path(__file__).parents[1]
 STEPS = 10

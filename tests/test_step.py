@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from woodfisher_jax import METHODS, plan_pruning, prune
-from woodfisher_jax.pruning import budget
-from woodfisher_jax.pruning.paths import leaves_by_path
+from woodfisher_jax.rows import budget
+from woodfisher_jax.trees.paths import leaves_by_path
 
 RANDOM = np.random.default_rng(0)
 SHAPES = {"l1": (5, 4), "l2": (4, 3)}

@@ -14,7 +14,6 @@ from random_weights import random_variables
 from saved_runs import random_network, save_run
 
 from woodfisher_jax.models import build_model
-from woodfisher_jax.state_dicts import to_state_dict, to_variables
 from woodfisher_jax.torch_weights import (
     cli,
     convert,
@@ -23,6 +22,7 @@ from woodfisher_jax.torch_weights import (
     read_weights,
     write_state_dict,
 )
+from woodfisher_jax.weights.state_dicts import to_state_dict, to_variables
 
 ROOT = Path(__file__).parents[1]
 RESNET = {"name": "resnet20", "num_classes": 7}

@@ -6,8 +6,8 @@ from typing import Any
 
 import small_runs
 
-from woodfisher_jax import metrics
-from woodfisher_jax.config import to_dict
+from woodfisher_jax.report import metrics
+from woodfisher_jax.training.config import to_dict
 
 HISTOGRAM = {
     "low": -6.0,

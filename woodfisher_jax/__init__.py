@@ -6,34 +6,29 @@ pure functions in ``gradients``, ``blocks``, ``fisher`` (one block), ``curvature
 (many), ``obs`` (statistics and updates), ``masks`` and ``schedules``.
 """
 
-from woodfisher_jax.pruning import (
-    blocks,
-    curvature,
-    fisher,
-    gradients,
-    masks,
-    matching,
-    obs,
-    patterns,
-    projections,
-    schedules,
-)
-from woodfisher_jax.pruning.budget import MemoryLimitError
-from woodfisher_jax.pruning.curvature import CurvatureError
-from woodfisher_jax.pruning.damping_search import prune_searched
-from woodfisher_jax.pruning.disk import StoreError
-from woodfisher_jax.pruning.masked import masked, masks_of, prune_masked, with_masks
-from woodfisher_jax.pruning.masks import (
+from woodfisher_jax import schedules
+from woodfisher_jax.curvature import checked as curvature
+from woodfisher_jax.curvature.checked import CurvatureError
+from woodfisher_jax.equations import fisher, obs
+from woodfisher_jax.masked import masked, masks_of, prune_masked, with_masks
+from woodfisher_jax.methods import METHODS
+from woodfisher_jax.prune import PruneInfo, plan_pruning, prune
+from woodfisher_jax.rows import gradients, projections
+from woodfisher_jax.rows.budget import MemoryLimitError
+from woodfisher_jax.rows.disk import StoreError
+from woodfisher_jax.rows.needs import Needs
+from woodfisher_jax.schedules import gradual
+from woodfisher_jax.selection import patterns
+from woodfisher_jax.stages import matching
+from woodfisher_jax.stages.damping_search import prune_searched
+from woodfisher_jax.stages.matching import prune_matched
+from woodfisher_jax.trees import blocks, masks
+from woodfisher_jax.trees.masks import (
     apply_masks,
     init_masks,
     sparsity,
     sparsity_by_path,
 )
-from woodfisher_jax.pruning.matching import prune_matched
-from woodfisher_jax.pruning.methods import METHODS
-from woodfisher_jax.pruning.needs import Needs
-from woodfisher_jax.pruning.prune import PruneInfo, plan_pruning, prune
-from woodfisher_jax.pruning.schedules import gradual
 
 # The only place, which the build reads too: so it is that of the code that runs, in a
 # checkout that is not installed or beside an installed copy of another version.

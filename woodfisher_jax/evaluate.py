@@ -13,21 +13,23 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from woodfisher_jax import data, distributed, metrics, models, tables
+from woodfisher_jax import data, models
 from woodfisher_jax.data import DataSet
 from woodfisher_jax.data.batches import test_batches
 from woodfisher_jax.exit_codes import FAILED, USAGE, exits
-from woodfisher_jax.objective import (
+from woodfisher_jax.report import metrics, tables
+from woodfisher_jax.rows.sharding import num_devices, replicate
+from woodfisher_jax.selection import patterns
+from woodfisher_jax.training import distributed
+from woodfisher_jax.training.objective import (
     cross_entropy,
     macs_per_weight,
     predict,
     variables_of,
 )
-from woodfisher_jax.pruning import masks as masks_
-from woodfisher_jax.pruning import patterns
-from woodfisher_jax.pruning.paths import leaves_by_path
-from woodfisher_jax.pruning.sharding import num_devices, replicate
-from woodfisher_jax.saved_run import read_run
+from woodfisher_jax.training.saved_run import read_run
+from woodfisher_jax.trees import masks as masks_
+from woodfisher_jax.trees.paths import leaves_by_path
 
 
 @functools.partial(jax.jit, static_argnames="model")

@@ -13,13 +13,13 @@ import numpy as np
 
 from woodfisher_jax import data, models
 from woodfisher_jax.exit_codes import USAGE, exits
-from woodfisher_jax.latency import latency, latency_line
-from woodfisher_jax.objective import predict
-from woodfisher_jax.saved_run import WHICH, SavedRun, read_run
-from woodfisher_jax.serving import load_stablehlo, save_stablehlo
-from woodfisher_jax.sparse_files import save_sparse
-from woodfisher_jax.state_dicts import to_state_dict
 from woodfisher_jax.torch_weights import check_output, image_shape, write_state_dict
+from woodfisher_jax.training.objective import predict
+from woodfisher_jax.training.saved_run import WHICH, SavedRun, read_run
+from woodfisher_jax.weights.latency import latency, latency_line
+from woodfisher_jax.weights.serving import load_stablehlo, save_stablehlo
+from woodfisher_jax.weights.sparse_files import save_sparse
+from woodfisher_jax.weights.state_dicts import to_state_dict
 
 ImageShape = tuple[int, ...]
 

@@ -19,20 +19,21 @@ import absl.logging
 from absl import app, flags
 from ml_collections import config_flags
 
-from woodfisher_jax import config as config_
-from woodfisher_jax import config_files, distributed, metrics, plots, tables
-from woodfisher_jax.config import Config, ConfigError
+from woodfisher_jax.curvature.checked import CurvatureError
 from woodfisher_jax.data import DataMissingError
 from woodfisher_jax.exit_codes import FAILED, USAGE, exits
-from woodfisher_jax.plan import prepare
-from woodfisher_jax.preemption import Stopped
 from woodfisher_jax.progress import progress_bar
-from woodfisher_jax.pruning.budget import MemoryLimitError
-from woodfisher_jax.pruning.curvature import CurvatureError
-from woodfisher_jax.pruning_step import forecast
-from woodfisher_jax.run_page import write_run_page
-from woodfisher_jax.train import DivergedError, run
-from woodfisher_jax.workdir import LOG_FORMAT
+from woodfisher_jax.report import metrics, plots, tables
+from woodfisher_jax.report.run_page import write_run_page
+from woodfisher_jax.rows.budget import MemoryLimitError
+from woodfisher_jax.training import config as config_
+from woodfisher_jax.training import config_files, distributed
+from woodfisher_jax.training.config import Config, ConfigError
+from woodfisher_jax.training.loop import DivergedError, run
+from woodfisher_jax.training.plan import prepare
+from woodfisher_jax.training.preemption import Stopped
+from woodfisher_jax.training.pruning_step import forecast
+from woodfisher_jax.training.workdir import LOG_FORMAT
 
 WORKDIR = flags.DEFINE_string(
     "workdir",

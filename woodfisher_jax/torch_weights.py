@@ -19,16 +19,16 @@ import safetensors.numpy
 
 from woodfisher_jax import models
 from woodfisher_jax.exit_codes import USAGE, exits
-from woodfisher_jax.saved_run import WHICH, read_run
-from woodfisher_jax.state_dicts import (
+from woodfisher_jax.training.saved_run import WHICH, read_run
+from woodfisher_jax.weights.state_dicts import (
     StateDictMismatchError,
     mask_name,
     to_state_dict,
     to_variables,
     torch_name,
 )
-from woodfisher_jax.torch_files import TorchFileError, read_state_dict
-from woodfisher_jax.torch_pickle import UnsafePickleError
+from woodfisher_jax.weights.torch_files import TorchFileError, read_state_dict
+from woodfisher_jax.weights.torch_pickle import UnsafePickleError
 
 __all__ = [
     "StateDictMismatchError",

@@ -16,7 +16,7 @@ import numpy as np
 
 from woodfisher_jax.data.dataset import DataSet, Split
 from woodfisher_jax.data.streams import NO_IMAGE, ImageStream, Randomness
-from woodfisher_jax.pruning.samples import Examples
+from woodfisher_jax.trees.samples import Examples
 
 Batch = dict[str, np.ndarray]
 """'image' float32 [b, h, w, c] (normalised) and 'label' int32 [b]."""

@@ -3,11 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from woodfisher_jax.data.array_records import (
-    DataMissingError,
-    data_root,
-    open_images,
-)
+from woodfisher_jax.data.array_records import DataMissingError, data_root, open_images
 from woodfisher_jax.data.dataset import DataSet
 from woodfisher_jax.data.generated import write_once
 from woodfisher_jax.data.image_folder import find_images

@@ -10,12 +10,7 @@ import flax.linen as nn
 import jax
 from jax.typing import DTypeLike
 
-from woodfisher_jax.models.layers import (
-    batch_norm,
-    conv,
-    global_average_pool,
-    max_pool,
-)
+from woodfisher_jax.models.layers import batch_norm, conv, global_average_pool, max_pool
 
 
 class BasicBlock(nn.Module):

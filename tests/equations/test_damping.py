@@ -1,0 +1,118 @@
+"""The damping that gradients choose among themselves."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from woodfisher_jax.equations import damping as leave_one_out
+from woodfisher_jax.equations.damping import (
+    MULTIPLES,
+    choose_damping,
+    leave_one_out_residuals,
+)
+
+
+def problem(
+    num_samples: int = 12, width: int = 30, noise: float = 0.0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of a few directions, and values that a step along them would give."""
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(num_samples, 4)) @ rng.normal(size=(4, width))
+    rows += 0.1 * rng.normal(size=rows.shape)
+    right = rows @ rng.normal(size=width) + noise * rng.normal(size=num_samples)
+    return rows, right
+
+
+@pytest.mark.parametrize("shift", [0.1, 3.0, 200.0])
+def test_residuals_are_those_of_fits_without_the_row(shift: float) -> None:
+    rows, right = problem()
+    gram = jnp.asarray(rows @ rows.T, jnp.float32)
+    found = leave_one_out_residuals(
+        gram, jnp.asarray(right, jnp.float32), jnp.asarray([shift], jnp.float32)
+    )[0]
+    for n in range(len(rows)):
+        others = np.arange(len(rows)) != n
+        kernel = rows[others] @ rows[others].T + shift * np.eye(len(rows) - 1)
+        step = rows[others].T @ np.linalg.solve(kernel, right[others])
+        expected = right[n] - rows[n] @ step
+        np.testing.assert_allclose(found[n], expected, rtol=2e-3, atol=2e-3)
+
+
+def test_the_choice_has_the_smallest_error_of_the_path() -> None:
+    rows, right = problem(noise=3.0)
+    gram = rows @ rows.T
+    mean = np.trace(gram) / len(rows)
+    chosen = choose_damping(
+        jnp.asarray(gram, jnp.float32), jnp.asarray(right, jnp.float32)
+    )
+    errors = []
+    for multiple in MULTIPLES:
+        inverse = np.linalg.inv(gram + multiple * mean * np.eye(len(rows)))
+        errors.append(np.mean((inverse @ right / np.diag(inverse)) ** 2))
+    assert chosen.multiple == MULTIPLES[int(np.argmin(errors))]
+    assert chosen.error == pytest.approx(min(errors) / np.mean(right**2), rel=1e-3)
+    # N λ is the multiple of the mean eigenvalue.
+    assert chosen.damping * len(rows) == pytest.approx(chosen.multiple * mean, rel=1e-4)
+
+
+def test_multiples_below_the_least_are_not_taken() -> None:
+    rows, right = problem()
+    gram, right = jnp.asarray(rows @ rows.T, jnp.float32), jnp.asarray(right)
+    free = choose_damping(gram, right)
+    bound = choose_damping(gram, right, least=0.5)
+    assert free.multiple < 0.5
+    assert bound.multiple == min(m for m in MULTIPLES if m >= 0.5)
+
+
+def test_a_thousand_rows_are_asked_and_all_get_their_shift(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rows, right = problem(num_samples=40, noise=3.0)
+    some = slice(None, None, 3)
+    gram, few = rows @ rows.T, rows[some] @ rows[some].T
+    asked = choose_damping(jnp.asarray(few), jnp.asarray(right[some]))
+    monkeypatch.setattr(leave_one_out, "MOST_ROWS", 14)
+    leave_one_out._errors.clear_cache()
+    found = choose_damping(jnp.asarray(gram), jnp.asarray(right))
+    leave_one_out._errors.clear_cache()
+    assert found.multiple == asked.multiple
+    assert 40 * found.damping == pytest.approx(14 * asked.damping, rel=1e-5)
+
+
+def test_noise_asks_for_more_damping() -> None:
+    found = []
+    for noise in (0.0, 30.0):
+        rows, right = problem(noise=noise)
+        gram = jnp.asarray(rows @ rows.T, jnp.float32)
+        found.append(choose_damping(gram, jnp.asarray(right, jnp.float32)).multiple)
+    assert found[0] < found[1]
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1e3])
+def test_the_multiple_does_not_depend_on_units(scale: float) -> None:
+    rows, right = problem(noise=3.0)
+    gram = rows @ rows.T
+    plain, scaled = (
+        choose_damping(
+            jnp.asarray(s**2 * gram, jnp.float32), jnp.asarray(s * right, jnp.float32)
+        )
+        for s in (1.0, scale)
+    )
+    assert scaled.multiple == plain.multiple
+    assert scaled.damping == pytest.approx(scale**2 * plain.damping, rel=1e-3)
+
+
+@pytest.mark.parametrize("case", ["no gradients", "nothing asked", "nan", "one row"])
+def test_what_tells_nothing_is_refused(case: str) -> None:
+    rows, right = problem()
+    if case == "no gradients":
+        rows = 0 * rows
+    if case == "nothing asked":
+        right = 0 * right
+    if case == "nan":
+        right[3] = np.nan
+    if case == "one row":
+        rows, right = rows[:1], right[:1]
+    gram = jnp.asarray(rows @ rows.T, jnp.float32)
+    with pytest.raises(ValueError, match=r"damping='auto'.*give a number"):
+        choose_damping(gram, jnp.asarray(right, jnp.float32))

@@ -1,0 +1,109 @@
+"""A folder is read as it is: finished, interrupted, old, damaged, or no run."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+from saved_runs import random_network
+from small_runs import small
+from written_runs import STAGE, rows_of, write_run
+
+from woodfisher_jax.report.record import (
+    find_runs,
+    read_record,
+    write_command,
+    write_latency,
+)
+from woodfisher_jax.training import checkpoint
+from woodfisher_jax.training.config import to_dict
+from woodfisher_jax.training.history import Log
+
+
+def test_a_finished_run(tmp_path: Path) -> None:
+    write_run(tmp_path)
+    write_command(tmp_path, "python -m x")
+    write_latency(tmp_path, {"cores": 2})
+    found = read_record(tmp_path)
+    assert found.finished
+    assert found.config == to_dict(small())
+    assert found.results["final"]["top1"] == 88.0
+    assert len(found.rows) == 5
+    assert (found.command, found.latency) == ("python -m x", {"cores": 2})
+    assert found.compared == {}
+
+
+def test_no_command_is_written_where_there_is_none(tmp_path: Path) -> None:
+    write_command(tmp_path, "")
+    assert not list(tmp_path.iterdir())
+
+
+def test_runs_that_it_was_compared_with(tmp_path: Path) -> None:
+    write_run(tmp_path)
+    write_run(tmp_path / "compare-globalmagni", prune__method="globalmagni")
+    (tmp_path / "compare-nothing").mkdir()
+    found = read_record(tmp_path)
+    assert list(found.compared) == ["globalmagni"]
+    assert find_runs(tmp_path) == [tmp_path, tmp_path / "compare-globalmagni"]
+
+
+def test_an_interrupted_run_tells_what_its_last_save_holds(tmp_path: Path) -> None:
+    write_run(tmp_path, finished=False)
+    variables, masks = random_network("mlp", (8, 8, 1), 0.5, hidden=(3,))
+    log = Log(stages=[STAGE], seconds=12.0)
+    with checkpoint.open_manager(tmp_path / "checkpoints") as manager:
+        arrays = {"params": variables["params"], "masks": masks}
+        meta = {"log": dataclasses.asdict(log)}
+        checkpoint.save(manager, 1, arrays, meta, {"stage": 1, "top1": 1.0})
+    found = read_record(tmp_path)
+    assert not found.finished
+    assert found.results["stages"] == [STAGE]
+    assert found.results["seconds_total"] == 12.0
+    assert found.results["sparsity_by_path"] == {"fc1/kernel": 0.5, "fc2/kernel": 0.0}
+    assert found.results["dense"]["top1"] == 90
+    assert found.results["macs"] is None
+
+
+def test_without_a_save_the_rows_tell_of_pruning(tmp_path: Path) -> None:
+    write_run(tmp_path, finished=False)
+    (tmp_path / "checkpoints" / "7").mkdir(parents=True)  # And a damaged one is none.
+    (stage,) = read_record(tmp_path).results["stages"]
+    assert (stage["pruner"], stage["sparsity"], stage["top1_after"]) == (
+        "prune",
+        0.5,
+        81.0,
+    )
+    assert read_record(tmp_path).results["seconds_total"] is None
+
+
+def test_a_run_that_has_just_started(tmp_path: Path) -> None:
+    write_run(tmp_path, finished=False, rows=[])
+    (tmp_path / "metrics.jsonl").unlink()
+    found = read_record(tmp_path)
+    assert found.rows == []
+    assert found.results["final"] is None
+
+
+def test_a_config_of_before_a_field_has_its_default(tmp_path: Path) -> None:
+    write_run(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["prune"]["loss_path_steps"], config["distributed"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert read_record(tmp_path).config == to_dict(small())
+
+
+@pytest.mark.parametrize("name", ["results.json", "latency.json", "config.json"])
+def test_a_damaged_file_is_named(tmp_path: Path, name: str) -> None:
+    write_run(tmp_path, rows=rows_of(88.0, []))
+    (tmp_path / name).write_text('{"half": ')
+    with pytest.raises(ValueError, match=str(tmp_path)):
+        read_record(tmp_path)
+
+
+def test_what_is_no_run_says_what_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no config\.json; give the --workdir"):
+        find_runs(tmp_path)
+    with pytest.raises(ValueError, match="no such folder"):
+        find_runs(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=r"no config\.json, so no run"):
+        read_record(tmp_path)

@@ -1,0 +1,235 @@
+"""Patterns: their groups against counting by hand, and the check of a network."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from woodfisher_jax.selection.patterns import check, groups_of, parse
+from woodfisher_jax.trees.blocks import flat_order, flatten, unflatten
+
+KERNELS = {
+    "conv/kernel": jnp.ones((2, 3, 4, 5), bool),
+    "fc/kernel": jnp.ones((8, 3), bool),
+}
+WIDTH, HEADS = 6, 3
+ATTENTION = {
+    f"{block}/attn/{part}/kernel": jnp.ones((WIDTH, outputs), bool)
+    for block in ("blocks0", "blocks1")
+    for part, outputs in (("qkv", 3 * WIDTH), ("proj", WIDTH))
+}
+
+
+def groups(pattern, tensors=KERNELS):
+    """The groups, and their numbers in the shapes of the tensors."""
+    order = flat_order(tensors)
+    found = groups_of(parse(pattern), order)
+    return found, {
+        path: np.asarray(tensor)
+        for path, tensor in unflatten(order, jnp.asarray(found.of)).items()
+    }
+
+
+def members(numbers):
+    """For each group the entries that it has, as (path, *position)."""
+    found: dict[int, set] = {}
+    for path, tensor in numbers.items():
+        for position, number in np.ndenumerate(tensor):
+            found.setdefault(int(number), set()).add((path, *position))
+    return {frozenset(entries) for entries in found.values()}
+
+
+def blocks(height, width):
+    """Blocks of inputs by outputs, at each position of each kernel."""
+    found: dict[tuple, set] = {}
+    for path, tensor in KERNELS.items():
+        for *where, i, o in np.ndindex(tensor.shape):
+            key = (path, *where, i // height, o // width)
+            found.setdefault(key, set()).add((path, *where, i, o))
+    return {frozenset(entries) for entries in found.values()}
+
+
+@pytest.mark.parametrize("shape", [(4, 1), (1, 4), (3, 2), (1, 1), (100, 100)])
+def test_blocks_are_those_of_inputs_and_outputs(shape):
+    found, numbers = groups("{}x{}".format(*shape))
+    assert members(numbers) == blocks(*shape)
+    assert found.number == len(blocks(*shape))
+    assert found.removals is None
+
+
+@pytest.mark.parametrize("pattern", ["2:4", "1:4", "3:4", "1:2"])
+def test_several_of_so_many_inputs(pattern):
+    kept, size = (int(number) for number in pattern.split(":"))
+    found, numbers = groups(pattern)
+    assert members(numbers) == blocks(size, 1)
+    assert parse(pattern).sparsity == 1 - kept / size
+    gone = {frozenset(row) for row in found.removals.tolist()}
+    assert len(gone) == len(found.removals)
+    assert {len(slots) for slots in gone} == {size - kept}
+    slots = unflatten(flat_order(KERNELS), jnp.asarray(found.slots))
+    for tensor in slots.values():  # in the order of the inputs
+        expected = np.arange(tensor.shape[-2]) % size
+        np.testing.assert_array_equal(
+            tensor, np.broadcast_to(expected[:, None], tensor.shape)
+        )
+
+
+def test_a_filter_is_all_that_goes_into_an_output():
+    _, numbers = groups("filters")
+    for path, tensor in numbers.items():
+        outputs = tensor.shape[-1]
+        flat = tensor.reshape(-1, outputs)
+        assert (flat == flat[0]).all(), path
+        assert len(set(flat[0])) == outputs
+    assert not set(numbers["conv/kernel"].flat) & set(numbers["fc/kernel"].flat)
+
+
+def test_a_head_is_its_columns_and_rows_of_one_layer():
+    found, numbers = groups(f"heads:{HEADS}", ATTENTION)
+    assert found.number == 2 * HEADS
+    of_layer = []
+    for block in ("blocks0", "blocks1"):
+        qkv = numbers[f"{block}/attn/qkv/kernel"]
+        proj = numbers[f"{block}/attn/proj/kernel"]
+        # [width, (query, key, value), heads, head width] and [heads, head width, width]
+        by_head = qkv.reshape(WIDTH, 3, HEADS, -1)
+        rows = proj.reshape(HEADS, -1, WIDTH)
+        for head in range(HEADS):
+            (number,) = set(by_head[:, :, head].flat)
+            assert set(rows[head].flat) == {number}
+        of_layer.append(set(qkv.flat))
+        assert len(of_layer[-1]) == HEADS
+    assert not of_layer[0] & of_layer[1]
+
+
+def test_heads_of_linen_have_an_axis_of_their_own():
+    shapes = {"query": (5, 3, 2), "key": (5, 3, 2), "value": (5, 3, 2)}
+    shapes["out"] = (3, 2, 5)
+    tensors = {f"attn/{name}/kernel": np.ones(s) for name, s in shapes.items()}
+    found, numbers = groups("heads:3", tensors)
+    assert found.number == 3
+    for head in range(3):
+        (number,) = set(numbers["attn/out/kernel"][head].flat)
+        for name in ("query", "key", "value"):
+            assert set(numbers[f"attn/{name}/kernel"][:, head].flat) == {number}
+
+
+def test_a_function_names_groups_across_tensors():
+    found, numbers = groups(
+        lambda path, shape: (
+            np.array([-7] if path == "fc/kernel" else [[10**15], [-7]])
+            if len(shape) == 2
+            else np.where(np.arange(shape[-1]) < 2, -7, 10**15)
+        )
+    )
+    assert found.number == 2
+    conv, fc = numbers["conv/kernel"], numbers["fc/kernel"]
+    assert set(conv[..., :2].flat) == set(fc.flat) != set(conv[..., 2:].flat)
+
+
+def test_groups_are_numbered_by_their_first_weight():
+    found, _ = groups("3x2")
+    firsts = [int(np.argmax(found.of == number)) for number in range(found.number)]
+    assert firsts == sorted(firsts)
+    edge = flat_order(KERNELS).offsets[1]
+    np.testing.assert_array_equal(found.tensors, np.array(firsts) >= edge)
+    for number in range(found.number):
+        slots = found.slots[found.of == number]
+        np.testing.assert_array_equal(slots, np.arange(len(slots)))
+
+
+# --------------------------------------------------------------------------- the check
+
+
+def pruned(size):
+    """Weights of which the first of each group of inputs are zero."""
+    return {
+        path: jnp.where(jnp.arange(t.shape[-2])[:, None] % size < size // 2, 0.0, 1.5)
+        * jnp.ones(t.shape)
+        for path, t in KERNELS.items()
+    }
+
+
+def test_what_obeys_a_pattern_passes():
+    weights = pruned(4)
+    assert check(weights, "2:4") == 30 + 6
+    assert check({path: w != 0 for path, w in weights.items()}, "2x1") == 60 + 12
+    with_bias = {**weights, "bias": jnp.ones(7)}
+    assert check(with_bias, "2:4") == 36
+    assert check(with_bias, "2:4", "fc") == 6
+    assert check({"a": {"kernel": jnp.zeros((4, 2))}}, "filters") == 2
+
+
+def test_a_group_may_have_fewer_of_several_but_no_part_of_a_whole():
+    weights = pruned(4)
+    fewer = {**weights, "fc/kernel": weights["fc/kernel"].at[2, 0].set(0.0)}
+    check(fewer, "2:4")
+    with pytest.raises(ValueError, match=r"broken by 1 of 72.*fc/kernel.*\(2, 0\)"):
+        check(fewer, "2x1")
+
+
+def test_what_breaks_a_pattern_is_counted_and_placed():
+    weights = pruned(4)
+    conv = weights["conv/kernel"].at[1, 2, 0, 3].set(1e-30).at[0, 1, 1, 4].set(-1.0)
+    message = (
+        r"'2:4' is broken by 2 of 36 groups; the first, from 'conv/kernel' "
+        r"\(1, 2, 0, 3\) on, has 3 nonzero of 4 weights, expected at most 2"
+    )
+    with pytest.raises(ValueError, match=message):
+        check({**weights, "conv/kernel": conv}, "2:4")
+
+
+# ---------------------------------------------------------------------- what is refused
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    ["4:2", "0:4", "4:4", "8:16", "0x3", "2:4:8", "heads", "2:4 ", "rows", 24, ""],
+)
+def test_unknown_patterns_are_refused(pattern):
+    with pytest.raises(ValueError, match="pattern="):
+        parse(pattern)
+
+
+def test_without_a_pattern_there_is_none():
+    assert parse(None) is None
+    with pytest.raises(ValueError, match="pattern=None"):
+        check(KERNELS, None)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "tensors", "message"),
+    [
+        ("2:4", {"stem/kernel": (3, 3, 3, 8)}, "'stem/kernel'.*3 inputs.*prunable"),
+        ("2:4", {"norm/scale": (8,)}, "'norm/scale'.*no inputs"),
+        ("4x1", {"norm/scale": (8,)}, "'norm/scale'.*no inputs"),
+        ("filters", {"bias": (8,)}, "'bias'.*no inputs"),
+        ("heads:4", {"attn/qkv/kernel": (6, 18)}, "'attn/qkv/kernel'.*no 4 heads"),
+        ("heads:0", {"attn/qkv/kernel": (6, 18)}, "no 0 heads"),
+        ("heads:3", {"mlp/fc1/kernel": (6, 18)}, "'mlp/fc1/kernel'.*prunable"),
+        (lambda path, shape: np.zeros(3, int), {"a": (2, 4)}, r"'a'.*shape \(3,\)"),
+        (lambda path, shape: np.zeros(4), {"a": (2, 4)}, "float64; expected integers"),
+        (lambda path, shape: np.zeros((3, 2, 4), int), {"a": (2, 4)}, "broadcast"),
+    ],
+)
+def test_tensors_that_a_pattern_does_not_fit_are_named(pattern, tensors, message):
+    order = flat_order({path: np.ones(shape) for path, shape in tensors.items()})
+    with pytest.raises(ValueError, match=message):
+        groups_of(parse(pattern), order)
+
+
+def test_the_flat_order_does_not_change_the_groups():
+    """Axes read in another order give the same groups, slots by inputs included."""
+    plain = flat_order(KERNELS, lambda path, ndim: tuple(range(ndim)))
+    usual = flat_order(KERNELS)
+    for pattern in ("2:4", "3x2", "filters"):
+        found = {}
+        for order in (plain, usual):
+            groups_ = groups_of(parse(pattern), order)
+            of = unflatten(order, jnp.asarray(groups_.of))
+            slots = unflatten(order, jnp.asarray(groups_.slots))
+            found[order] = members(of), slots
+        assert found[plain][0] == found[usual][0]
+        if pattern == "2:4":
+            np.testing.assert_array_equal(
+                flatten(usual, found[plain][1]), flatten(usual, found[usual][1])
+            )

@@ -1,0 +1,267 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from woodfisher_jax.models import build_model
+from woodfisher_jax.tracing.macs import (
+    dense_macs,
+    flat_costs,
+    flops_factors,
+    keep_within_macs,
+    macs_per_weight,
+    macs_table,
+    sparse_macs,
+)
+from woodfisher_jax.trees.blocks import flat_order, flatten, unflatten
+from woodfisher_jax.trees.masks import keep_highest
+from woodfisher_jax.trees.paths import leaves_by_path
+
+
+def abstract(model: nn.Module, *shape: int):
+    """A model's function, the shapes of its parameters, and of a batch."""
+    x = jax.ShapeDtypeStruct(shape, jnp.float32)
+    variables = jax.eval_shape(model.init, jax.random.key(0), x)
+    stats = jax.tree.map(
+        lambda s: jnp.ones(s.shape),
+        {k: v for k, v in variables.items() if k != "params"},
+    )
+    return lambda p, x: model.apply({"params": p, **stats}, x), variables["params"], x
+
+
+def costs_of(model: nn.Module, *shape: int) -> dict[str, float]:
+    return macs_per_weight(*abstract(model, *shape))
+
+
+class TestPerWeight:
+    @pytest.mark.parametrize(
+        ("model", "shape", "expected"),
+        [
+            (nn.Dense(4), (5, 3), 1),
+            (nn.Dense(4), (5, 7, 3), 7),
+            (nn.Conv(4, (3, 3)), (2, 8, 8, 3), 64),
+            (nn.Conv(4, (3, 3), strides=2), (2, 8, 8, 3), 16),
+            (nn.Conv(4, (3, 3), padding="VALID"), (2, 8, 9, 3), 42),
+            (nn.Conv(6, (3, 3), feature_group_count=3), (2, 8, 8, 3), 64),
+            (nn.Conv(4, (3,), strides=3), (1, 9, 2), 3),
+            (nn.ConvTranspose(4, (3, 3), strides=(2, 2)), (2, 8, 8, 3), 64),
+        ],
+        ids=["dense", "positions", "same", "strided", "valid", "depthwise", "1d", "up"],
+    )
+    def test_is_the_number_of_positions(self, model, shape, expected) -> None:
+        assert costs_of(model, *shape) == {"kernel": expected}
+
+    @pytest.mark.parametrize(
+        "model",
+        [
+            nn.Conv(4, (3, 2), padding="VALID", strides=2, use_bias=False),
+            nn.Conv(6, (3, 3), padding="VALID", feature_group_count=3, use_bias=False),
+            nn.DenseGeneral((2, 5), axis=(-2, -1), use_bias=False),
+        ],
+    )
+    def test_xla_counts_the_same(self, model) -> None:
+        f, params, x = abstract(model, 2, 9, 8, 3)
+        counted = jax.jit(f).lower(params, x).cost_analysis()["flops"]
+        costs = macs_per_weight(f, params, x)
+        # Two operations each, for two examples.
+        assert counted == 2 * 2 * dense_macs(costs, params) > 0
+
+    def test_a_shared_tensor_costs_the_sum(self) -> None:
+        params = {"w": jnp.ones((3, 3))}
+        x = jnp.ones((5, 7, 3))
+        f = lambda p, x: jnp.mean(x @ p["w"], 1) @ p["w"]  # noqa: E731
+        assert macs_per_weight(f, params, x) == {"w": 8}
+
+    def test_a_broadcast_tensor_costs_each_of_its_copies(self) -> None:
+        params = {"w": jnp.ones((3, 1))}
+        f = lambda p, x: x @ jnp.broadcast_to(p["w"], (3, 4))  # noqa: E731
+        assert macs_per_weight(f, params, jnp.ones((5, 3))) == {"w": 4}
+
+    def test_what_only_meets_activations_otherwise_is_free(self) -> None:
+        f, params, x = abstract(nn.Dense(4), 5, 3)
+        paths = ["bias", "kernel"]
+        assert macs_per_weight(f, params, x, paths) == {"bias": 0, "kernel": 1}
+
+    def test_hidden_products_are_refused(self) -> None:
+        params = {"w": jnp.ones((3, 3)), "v": jnp.ones((3, 3))}
+
+        def f(p, x):
+            return jax.lax.scan(lambda h, _: (h @ p["w"], None), x @ p["v"], length=2)[
+                0
+            ]
+
+        x = jnp.ones((5, 3))
+        with pytest.raises(ValueError, match=r"'w' cannot be counted.*'scan'"):
+            macs_per_weight(f, params, x)
+        assert macs_per_weight(f, params, x, ["v"]) == {"v": 1}
+
+    def test_an_unknown_path_is_named(self) -> None:
+        f, params, x = abstract(nn.Dense(4), 5, 3)
+        with pytest.raises(ValueError, match=r"paths names 'weight'.*kernel"):
+            macs_per_weight(f, params, x, ["weight"])
+
+
+class TestNetworks:
+    """Published numbers of multiply-accumulates, in millions."""
+
+    @pytest.mark.parametrize(
+        ("name", "side", "millions", "tolerance"),
+        [
+            ("resnet20", 32, 40.6, 0.01),
+            ("resnet50", 224, 4_090, 0.001),
+            ("mobilenet_v1", 224, 569, 0.001),
+        ],
+    )
+    def test_dense(self, name, side, millions, tolerance) -> None:
+        f, params, x = abstract(build_model(name), 1, side, side, 3)
+        costs = macs_per_weight(f, params, x)
+        assert dense_macs(costs, params) == pytest.approx(millions * 1e6, rel=tolerance)
+
+    def test_every_kernel_of_resnet20(self) -> None:
+        f, params, x = abstract(build_model("resnet20"), 1, 32, 32, 3)
+        rows = {
+            row.path: row for row in macs_table(macs_per_weight(f, params, x), params)
+        }
+        assert len(rows) == 22  # 19 convolutions, 2 shortcuts, 1 classifier
+        assert rows["conv1/kernel"].per_weight == 1024
+        assert rows["conv1/kernel"].dense == 432 * 1024
+        assert rows["layer3/block2/conv2/kernel"].per_weight == 64
+        assert rows["fc/kernel"].dense == 640
+
+
+def test_table_under_masks() -> None:
+    params = {"a": jnp.ones((2, 3)), "b": jnp.ones((2, 2)), "c": jnp.ones(4)}
+    costs = {"a": 10.0, "b": 1.0}
+    masks = {"a": jnp.asarray([[True, False, True], [False, False, False]])}
+    table = macs_table(costs, params, masks)
+    assert table[0] == ("a", 6, 2, 10.0, 60.0, 20.0)
+    assert table[1] == ("b", 4, 4, 1.0, 4.0, 4.0)
+    assert dense_macs(costs, params) == 64
+    assert sparse_macs(costs, params, masks) == 24
+    assert sparse_macs(costs, params, {}) == 64
+
+
+def test_flat_costs_follow_the_flat_order() -> None:
+    tensors = {"x/kernel": jnp.ones((3, 2)), "y": jnp.ones(4)}
+    costs = {"y": 5.0, "x/kernel": 7.0}
+    order = flat_order(tensors)
+    expected = flatten(
+        order, {p: jnp.full(t.shape, costs[p]) for p, t in tensors.items()}
+    )
+    np.testing.assert_array_equal(flat_costs(order, costs), expected)
+
+
+COSTS = {"a": 16.0, "b": 2.0}
+MASKS = {"a": jnp.asarray([True, True, False]), "b": jnp.ones(5, bool)}
+
+
+class TestFactors:
+    def test_formula(self) -> None:
+        found = flops_factors(COSTS, MASKS, 0.5)
+        assert found == pytest.approx({"a": 1 / np.sqrt(32), "b": 1 / np.sqrt(10)})
+
+    def test_formula_per_parameter(self) -> None:
+        found = flops_factors(COSTS, MASKS, 2, per_parameter=True)
+        assert found == pytest.approx({"a": 1 / 256, "b": 1 / 4})
+
+    def test_formula_with_logarithm(self) -> None:
+        found = flops_factors(COSTS, MASKS, 3, rescale="log")
+        assert found == pytest.approx({"a": 1 / 125, "b": np.log2(10) ** -3})
+
+    def test_power_0_changes_nothing(self) -> None:
+        free = {"a": 0.0, "b": 2.0}
+        assert flops_factors(free, MASKS, 0.0) == {"a": 1.0, "b": 1.0}
+
+    def test_an_empty_layer_has_none(self) -> None:
+        masks = {**MASKS, "a": jnp.zeros(3, bool)}
+        assert flops_factors(COSTS, masks, 1.0) == {"a": 1.0, "b": 0.1}
+
+    @pytest.mark.parametrize(
+        ("costs", "options", "message"),
+        [
+            (COSTS, {"power": -1.0}, "flops_power=-1.0; expected"),
+            (COSTS, {"power": 1.0, "rescale": "ln"}, "flops_normalize='ln'"),
+            ({"a": 0.0, "b": 2.0}, {"power": 1.0}, "'a' counts 0 multiply"),
+            (
+                {"a": 1.0, "b": 2.0},
+                {"power": 1.0, "per_parameter": True, "rescale": "log"},
+                r"'a' counts 1 multiply.*\(log\) 0",
+            ),
+        ],
+    )
+    def test_errors(self, costs, options, message) -> None:
+        with pytest.raises(ValueError, match=message):
+            flops_factors(costs, MASKS, **options)
+
+
+class TestTarget:
+    """keep_within_macs against the global threshold at every sparsity."""
+
+    random = np.random.default_rng(0)
+    scores = random.standard_normal(200).astype(np.float32).round(1)  # with ties
+    mask = random.random(200) < 0.8
+    costs = random.choice([0.0, 1.0, 64.0, 1024.0], 200)
+
+    @pytest.mark.parametrize("target", [500.0, 10_000.0, 30_000.0])
+    def test_is_the_fullest_global_mask_within_the_target(self, target) -> None:
+        found = keep_within_macs(
+            self.scores, self.mask, self.costs, target, other_macs=400.0
+        )
+        best = -1
+        for kept in range(int(self.mask.sum()) + 1):
+            mask = np.asarray(keep_highest(self.scores, self.mask, kept))
+            macs = 400.0 + self.costs[mask].sum()
+            if macs <= target:
+                best, expected, left = kept, mask, macs
+        assert 0 < best < self.mask.sum()
+        np.testing.assert_array_equal(found.mask, expected)
+        assert found.macs == left
+        assert found.nonzero == best
+        assert not (found.mask & ~self.mask).any()
+
+    def test_nothing_goes_where_the_target_is_met(self) -> None:
+        before = self.costs[self.mask].sum()
+        for target in (before, before + 5):
+            found = keep_within_macs(self.scores, self.mask, self.costs, target)
+            np.testing.assert_array_equal(found.mask, self.mask)
+            assert found.macs == before
+
+    def test_everything_goes_for_the_macs_of_other_layers(self) -> None:
+        costs = self.costs + 1
+        found = keep_within_macs(self.scores, self.mask, costs, 7, other_macs=7)
+        assert not found.mask.any()
+        assert found.macs == 7
+
+    @pytest.mark.parametrize(
+        ("target", "options", "message"),
+        [
+            (1e9, {}, "above the .* that the masks leave already"),
+            (5.0, {"other_macs": 6.0}, "below the 6 of layers that are not prunable"),
+            (10_500.0, {"tolerance": 0.1}, "cannot be met within 0.1 .*; raise"),
+        ],
+    )
+    def test_errors(self, target, options, message) -> None:
+        with pytest.raises(ValueError, match=message):
+            keep_within_macs(
+                self.scores, self.mask, self.costs + 0.3, target, **options
+            )
+
+    def test_resnet20_within_a_tenth_of_a_million(self) -> None:
+        f, params, x = abstract(build_model("resnet20"), 1, 32, 32, 3)
+        costs = macs_per_weight(f, params, x)
+        leaves = leaves_by_path(params)
+        masks = {
+            p: jnp.ones(leaves[p].shape, bool) for p in costs if p != "conv1/kernel"
+        }
+        order = flat_order(masks)
+        found = keep_within_macs(
+            np.random.default_rng(1).random(order.size),
+            np.ones(order.size, bool),
+            flat_costs(order, costs),
+            10e6,
+            other_macs=432 * 1024,
+        )
+        assert 10e6 - 1e5 <= found.macs <= 10e6
+        masks = unflatten(order, jnp.asarray(found.mask))
+        assert sparse_macs(costs, params, masks) == found.macs

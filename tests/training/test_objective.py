@@ -1,0 +1,91 @@
+"""Cross entropy against float64 NumPy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from woodfisher_jax.models import build_model
+from woodfisher_jax.training.objective import (
+    cross_entropy,
+    frozen_errors,
+    frozen_loss,
+    macs_per_weight,
+)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.5])
+def test_cross_entropy_is_the_formula(smoothing: float) -> None:
+    rng = np.random.default_rng(0)
+    logits, labels = 3 * rng.standard_normal((7, 5)), rng.integers(0, 5, 7)
+    logp = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    expected = -(1 - smoothing) * logp[np.arange(7), labels] - smoothing * logp.mean(1)
+    found = cross_entropy(jnp.float32(logits), jnp.asarray(labels), smoothing)
+    np.testing.assert_allclose(found, expected, rtol=2e-6)
+
+
+def test_uniform_logits_cost_the_logarithm_of_the_classes() -> None:
+    found = cross_entropy(jnp.zeros((2, 8)), jnp.array([0, 7]), 0.3)
+    np.testing.assert_allclose(found, np.log(8), rtol=1e-6)
+
+
+def test_a_constant_added_to_logits_changes_nothing() -> None:
+    logits, labels = jnp.array([[1.0, -2.0, 0.5]]), jnp.array([1])
+    np.testing.assert_allclose(
+        cross_entropy(logits + 40.0, labels), cross_entropy(logits, labels), rtol=1e-5
+    )
+
+
+def test_the_frozen_loss_takes_smoothing() -> None:
+    model = build_model("mlp", hidden=(4,))
+    image = jax.random.normal(jax.random.key(0), (3, 8))
+    variables = model.init(jax.random.key(1), image)
+    batch = {"image": image, "label": jnp.array([0, 3, 9])}
+    found = frozen_loss(model, {}, 0.2)(variables["params"], batch)
+    expected = cross_entropy(model.apply(variables, image), batch["label"], 0.2)
+    np.testing.assert_allclose(found, expected.mean(), rtol=1e-6)
+    plain = frozen_loss(model, {})(variables["params"], batch)
+    assert abs(float(plain) - float(found)) > 1e-3
+
+
+def test_the_frozen_errors_are_those_of_predictions() -> None:
+    model = build_model("mlp", hidden=(4,))
+    image = jax.random.normal(jax.random.key(0), (8, 8))
+    variables = model.init(jax.random.key(1), image)
+    right = jnp.argmax(model.apply(variables, image), axis=-1)
+    for wrong in (0, 3, 8):
+        label = jnp.where(jnp.arange(8) < wrong, (right + 1) % 10, right)
+        batch = {"image": image, "label": label}
+        found = frozen_errors(model, {})(variables["params"], batch)
+        assert float(found) == wrong / 8
+
+
+def test_new_batch_statistics_do_not_compile_anew() -> None:
+    model = build_model("resnet20")
+    image = jnp.zeros((2, 8, 8, 3))
+    variables = jax.eval_shape(model.init, jax.random.key(0), image)
+    params = jax.tree.map(lambda a: jnp.full(a.shape, 0.01), variables["params"])
+    stats = jax.tree.map(lambda a: jnp.ones(a.shape), variables["batch_stats"])
+    other = jax.tree.map(lambda a: 2 * a, stats)
+    batch = {"image": image + 1.0, "label": jnp.array([0, 1])}
+    traces = []
+
+    @jax.jit
+    def value(loss_fn, params, batch):
+        traces.append(None)
+        return loss_fn(params, batch)
+
+    value(frozen_loss(model, stats), params, batch)
+    value(frozen_loss(model, other), params, batch)
+    assert len(traces) == 1
+
+
+def test_macs_of_a_weight_are_its_uses_for_one_image() -> None:
+    model = build_model("resnet20")
+    image = jnp.zeros((1, 32, 32, 3))
+    variables = jax.eval_shape(model.init, jax.random.key(0), image)
+    costs = macs_per_weight(model, variables, (32, 32, 3))
+    assert costs["conv1/kernel"] == 32 * 32
+    assert costs["layer2/block0/conv1/kernel"] == 16 * 16
+    assert costs["fc/kernel"] == 1
+    assert not [path for path in costs if path.endswith(("bias", "scale"))]

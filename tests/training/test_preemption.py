@@ -1,0 +1,70 @@
+"""A signal is noted, once; the second one ends the process."""
+
+import os
+import signal
+import threading
+
+import pytest
+
+from woodfisher_jax.training import preemption
+from woodfisher_jax.training.preemption import EXIT_CODES, Stopped, stop_requests
+
+
+@pytest.mark.parametrize("number", list(EXIT_CODES))
+def test_a_signal_is_noted_and_nothing_else_happens(number: int) -> None:
+    before = signal.getsignal(number)
+    with stop_requests() as request:
+        assert request.signal == 0
+        os.kill(os.getpid(), number)
+        assert request.signal == number
+    assert signal.getsignal(number) == before
+
+
+def test_the_second_signal_is_that_of_a_process_that_does_not_listen(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with stop_requests() as request:
+        os.kill(os.getpid(), signal.SIGTERM)
+        sent = []
+        monkeypatch.setattr(
+            preemption.os, "kill", lambda *what: sent.append((*what, handler()))
+        )
+
+        def handler() -> object:
+            return signal.getsignal(signal.SIGINT)
+
+        request.receive(signal.SIGINT)
+    assert sent == [(os.getpid(), signal.SIGINT, signal.SIG_DFL)]
+
+
+def test_the_cursor_that_bars_have_hidden_comes_back(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(preemption.os, "kill", lambda *_: None)
+    for terminal in (False, True):
+        monkeypatch.setattr(preemption.sys.stderr, "isatty", lambda t=terminal: t)
+        with stop_requests() as request:
+            request.signal = signal.SIGINT
+            request.receive(signal.SIGINT)
+        assert ("\x1b[?25h" in capsys.readouterr().err) == terminal
+
+
+def test_a_thread_that_cannot_listen_hears_nothing() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    heard = []
+
+    def listen() -> None:
+        with stop_requests() as request:
+            heard.append(request.signal)
+
+    thread = threading.Thread(target=listen)
+    thread.start()
+    thread.join()
+    assert heard == [0]
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_preemption_is_no_failure_and_an_interrupt_has_its_own_code() -> None:
+    assert EXIT_CODES[signal.SIGTERM] == 0
+    assert EXIT_CODES[signal.SIGINT] == 130
+    assert Stopped("saved", 130).exit_code == 130

@@ -1,0 +1,87 @@
+"""A folder belongs to one run, once that run has left something in it."""
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+from small_runs import small
+
+from woodfisher_jax.training.config import ConfigError, from_dict
+from woodfisher_jax.training.workdir import check_shared, claim_workdir, log_file
+
+
+def test_the_config_is_written_and_can_be_read_back(tmp_path: Path) -> None:
+    workdir = tmp_path / "a" / "b"
+    claim_workdir(workdir, small(seed=3))
+    assert from_dict(json.loads((workdir / "config.json").read_text())) == small(seed=3)
+    claim_workdir(workdir, small(seed=3))
+
+
+def test_a_folder_without_a_checkpoint_is_free(tmp_path: Path) -> None:
+    claim_workdir(tmp_path, small(seed=3))
+    claim_workdir(tmp_path, small(seed=4))
+    assert json.loads((tmp_path / "config.json").read_text())["seed"] == 4
+
+
+def test_the_run_of_another_config_is_protected(tmp_path: Path) -> None:
+    claim_workdir(tmp_path, small())
+    (tmp_path / "checkpoints" / "46").mkdir(parents=True)
+    before = (tmp_path / "config.json").read_text()
+    with pytest.raises(ConfigError) as caught:
+        claim_workdir(tmp_path, small(seed=7, prune__num_samples=60))
+    message = str(caught.value)
+    assert "config.seed is 0 there, 7 here" in message
+    assert "config.prune.num_samples is 50 there, 60 here" in message
+    assert "--workdir" in message
+    assert (tmp_path / "config.json").read_text() == before
+    claim_workdir(tmp_path, small())
+
+
+def test_where_a_run_is_may_change(tmp_path: Path) -> None:
+    claim_workdir(tmp_path, small())
+    (tmp_path / "checkpoints" / "1").mkdir(parents=True)
+    place = {"coordinator": "host:1", "num_processes": 2, "process_id": 1}
+    moved = small(
+        distributed=place, compile_cache_dir="x", data={"dir": "y", "workers": 3}
+    )
+    claim_workdir(tmp_path, moved)
+    with pytest.raises(ConfigError, match=r"config\.train\.dtype is 'float32' there"):
+        claim_workdir(tmp_path, small(train__dtype="bfloat16"))
+
+
+def test_a_field_that_is_newer_than_the_run_has_its_default(tmp_path: Path) -> None:
+    claim_workdir(tmp_path, small())
+    (tmp_path / "checkpoints" / "1").mkdir(parents=True)
+    path = tmp_path / "config.json"
+    values = json.loads(path.read_text())
+    del values["train"]["dtype"], values["distributed"]
+    path.write_text(json.dumps(values))
+    claim_workdir(tmp_path, small())
+
+
+def test_a_workdir_that_is_not_shared_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="all processes share"):
+        check_shared(tmp_path)
+    claim_workdir(tmp_path, small())
+    check_shared(tmp_path)
+
+
+def test_a_damaged_config_is_named(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints" / "46").mkdir(parents=True)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ConfigError, match="cannot be used"):
+        claim_workdir(tmp_path, small())
+
+
+def test_an_unwritable_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"workdir=.*file/run cannot be used"):
+        claim_workdir(tmp_path / "file" / "run", small())
+
+
+def test_the_log_is_kept(tmp_path: Path) -> None:
+    with log_file(tmp_path):
+        logging.getLogger("woodfisher_jax.train").info("pruned to %.2f", 0.5)
+    logging.getLogger("woodfisher_jax.train").info("later")
+    assert (tmp_path / "log.txt").read_text().endswith(" pruned to 0.50\n")

@@ -1,0 +1,289 @@
+"""Layouts: every weight sits in one block, and comes back to its place."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from woodfisher_jax.trees.blocks import (
+    NARROWEST,
+    across_tensors,
+    active_within_tensors,
+    flat_order,
+    flatten,
+    full_matrix,
+    gather,
+    output_major,
+    scatter,
+    unflatten,
+    within_tensors,
+)
+
+shapes = st.lists(
+    st.lists(st.integers(1, 4), min_size=0, max_size=4).map(tuple),
+    min_size=1,
+    max_size=4,
+)
+last_names = st.sampled_from(["kernel", "w", "bias"])
+
+
+@st.composite
+def tensors(draw):
+    """A dict of arrays with distinct numbers, some of them Flax kernels."""
+    found = {}
+    for i, shape in enumerate(draw(shapes)):
+        size = int(np.prod(shape, dtype=int))
+        values = np.arange(size, dtype=np.float32) + 1000 * i
+        found[f"layer{i}/{draw(last_names)}"] = values.reshape(shape)
+    return found
+
+
+def in_pytorch_order(path: str, array: np.ndarray) -> np.ndarray:
+    """Oracle: (in, out) -> (out, in) and HWIO -> OIHW for kernels, then row-major."""
+    if path.endswith("kernel") and array.ndim >= 2:
+        array = np.moveaxis(array, (-1, -2), (0, 1))
+    return array.reshape(-1)
+
+
+# ------------------------------------------------------------------- flat order
+
+
+@settings(derandomize=True, deadline=None, max_examples=20)
+@given(tensors())
+def test_flatten_is_row_major_in_pytorch_layout(arrays) -> None:
+    flat = flatten(flat_order(arrays), {p: jnp.asarray(a) for p, a in arrays.items()})
+    expected = np.concatenate([in_pytorch_order(p, a) for p, a in arrays.items()])
+    np.testing.assert_array_equal(flat, expected)
+
+
+@settings(derandomize=True, deadline=None, max_examples=20)
+@given(tensors())
+def test_unflatten_inverts_flatten(arrays) -> None:
+    order = flat_order(arrays)
+    back = unflatten(
+        order, flatten(order, {p: jnp.asarray(a) for p, a in arrays.items()})
+    )
+    assert list(back) == list(arrays)
+    for path, array in arrays.items():
+        np.testing.assert_array_equal(back[path], array)
+
+
+def test_leading_axes_stay_in_front() -> None:
+    arrays = {"fc/kernel": np.arange(6).reshape(2, 3), "w": np.arange(4).reshape(2, 2)}
+    order = flat_order(arrays)
+    stacked = {p: jnp.stack([a, 10 * a, 100 * a]) for p, a in arrays.items()}
+    rows = flatten(order, stacked)
+    assert rows.shape == (3, 10)
+    one = flatten(order, {p: jnp.asarray(a) for p, a in arrays.items()})
+    np.testing.assert_array_equal(rows, np.outer([1, 10, 100], one))
+
+
+def test_offsets_are_the_running_sum_of_sizes() -> None:
+    order = flat_order({"a": jnp.ones((2, 3)), "b": jnp.ones(()), "c": jnp.ones(4)})
+    assert order.offsets == (0, 6, 7, 11)
+    assert order.size == 11
+
+
+@pytest.mark.parametrize(
+    ("path", "ndim", "axes"),
+    [
+        ("fc/kernel", 2, (1, 0)),
+        ("kernel", 4, (3, 2, 0, 1)),
+        ("conv/kernel", 3, (2, 1, 0)),
+        ("a/kernel", 1, (0,)),
+        ("a/weight", 4, (0, 1, 2, 3)),
+        ("kernel/scale", 2, (0, 1)),
+        ("a/my_kernel", 2, (0, 1)),
+    ],
+)
+def test_only_flax_kernels_are_read_output_first(path, ndim, axes) -> None:
+    assert output_major(path, ndim) == axes
+
+
+def test_another_axis_order_can_be_asked_for() -> None:
+    array = jnp.arange(6).reshape(2, 3)
+    order = flat_order({"fc/kernel": array}, lambda path, ndim: tuple(range(ndim)))
+    np.testing.assert_array_equal(flatten(order, {"fc/kernel": array}), np.arange(6))
+    np.testing.assert_array_equal(
+        unflatten(order, jnp.arange(6))["fc/kernel"], np.arange(6).reshape(2, 3)
+    )
+
+
+# --------------------------------------------------------------------- layouts
+
+
+def blocks_of(layout, size: int) -> list[np.ndarray]:
+    """The blocks without their padding."""
+    return [row[row != size] for group in layout for row in group]
+
+
+@settings(derandomize=True, deadline=None, max_examples=100)
+@given(tensors(), st.one_of(st.none(), st.integers(1, 300)))
+def test_blocks_are_the_chunks_of_each_tensor(arrays, block_size) -> None:
+    order = flat_order(arrays)
+    found = blocks_of(within_tensors(order, block_size), order.size)
+    expected = []
+    for start, array in zip(order.offsets, arrays.values(), strict=False):
+        width = block_size or array.size
+        indices = start + np.arange(array.size)
+        expected += [indices[i : i + width] for i in range(0, array.size, width)]
+    key = lambda block: int(block[0])  # noqa: E731
+    found, expected = sorted(found, key=key), sorted(expected, key=key)
+    assert [b.tolist() for b in found] == [b.tolist() for b in expected]
+
+
+@settings(derandomize=True, deadline=None, max_examples=60)
+@given(tensors(), st.one_of(st.none(), st.integers(1, 300)))
+def test_padding_is_last_and_never_a_whole_block(arrays, block_size) -> None:
+    order = flat_order(arrays)
+    for group in within_tensors(order, block_size):
+        assert group.dtype == np.int32
+        padded = group == order.size
+        assert not padded[:, 0].any()
+        assert (np.diff(padded.astype(int), axis=1) >= 0).all()
+
+
+@settings(derandomize=True, deadline=None, max_examples=12)
+@given(tensors(), st.one_of(st.none(), st.integers(1, 40)))
+def test_scatter_of_gather_is_the_identity(arrays, block_size) -> None:
+    order = flat_order(arrays)
+    layout = within_tensors(order, block_size)
+    vector = jnp.arange(order.size, dtype=jnp.float32) + 1
+    found = jnp.zeros(order.size)
+    for group in layout:
+        found = scatter(found, group, gather(vector, group))
+    np.testing.assert_array_equal(found, vector)
+
+
+def test_gather_reads_zeros_where_a_block_is_padded() -> None:
+    group = np.asarray([[0, 1, 2], [3, 4, 5]], np.int32)  # 5 is the padding
+    vectors = jnp.asarray([[1.0, 2.0, 3.0, 4.0, 5.0], [6.0, 7.0, 8.0, 9.0, np.inf]])
+    np.testing.assert_array_equal(
+        gather(vectors, group),
+        [[[1, 2, 3], [4, 5, 0]], [[6, 7, 8], [9, np.inf, 0]]],
+    )
+
+
+def test_what_lies_in_padding_falls_off_and_weights_in_no_block_stay() -> None:
+    group = np.asarray([[1, 2, 4]], np.int32)
+    vector = scatter(jnp.asarray([1.0, 2.0, 3.0, 4.0]), group, jnp.ones((1, 3)) * 9)
+    np.testing.assert_array_equal(vector, [1, 9, 9, 4])
+
+
+def test_whole_tensors_of_one_size_share_a_group() -> None:
+    order = flat_order({"a": jnp.ones(6), "b": jnp.ones(4), "c": jnp.ones((2, 3))})
+    assert sorted(group.shape for group in within_tensors(order, None)) == [
+        (1, 4),
+        (2, 6),
+    ]
+
+
+def test_a_block_size_beyond_every_tensor_makes_no_wider_blocks() -> None:
+    order = flat_order({"a": jnp.ones(6), "b": jnp.ones(4)})
+    (group,) = within_tensors(order, 10**9)
+    assert group.shape == (2, 6)
+
+
+def test_the_full_matrix_is_one_block_over_all_tensors() -> None:
+    order = flat_order({"a": jnp.ones(6), "b": jnp.ones(4)})
+    (group,) = full_matrix(order)
+    np.testing.assert_array_equal(group, np.arange(10)[None])
+
+
+def test_the_full_matrix_narrows_as_weights_go() -> None:
+    order = flat_order({"a": np.zeros((300, 200)), "b": np.zeros((50, 400))})
+    active = np.random.default_rng(0).random(order.size) < 0.3
+    (group,) = full_matrix(order, None, active)
+    # 80,000 weights: the half of it still holds the 24,000, a quarter does not.
+    assert group.shape == (1, 40_000)
+    real = group[group < order.size]
+    np.testing.assert_array_equal(real, np.flatnonzero(active))
+    few = np.zeros(order.size, bool)
+    few[7] = True
+    # Halved four times; once more would be narrower than NARROWEST.
+    assert full_matrix(order, None, few)[0].shape == (1, 5_000)
+    assert 2_500 < NARROWEST <= 5_000
+
+
+def test_a_small_full_matrix_stays_as_wide_as_it_is() -> None:
+    order = PAIR
+    active = np.arange(order.size) == 3
+    np.testing.assert_array_equal(
+        full_matrix(order, None, active)[0], full_matrix(order)[0]
+    )
+
+
+@pytest.mark.parametrize("block_size", [1, 3, 100])
+def test_the_full_matrix_with_a_block_size_is_cut_within_tensors(block_size) -> None:
+    order = flat_order({"a": jnp.ones(6), "b": jnp.ones(4)})
+    found, expected = full_matrix(order, block_size), within_tensors(order, block_size)
+    assert [g.tolist() for g in found] == [g.tolist() for g in expected]
+
+
+def test_a_tensor_without_entries_has_no_blocks() -> None:
+    order = flat_order({"a": jnp.ones((0, 3)), "b": jnp.ones(4)})
+    for block_size in (None, 3):
+        found = blocks_of(within_tensors(order, block_size), order.size)
+        np.testing.assert_array_equal(np.sort(np.concatenate(found)), np.arange(4))
+
+
+# ------------------------------------------------------------ other ways to cut
+
+
+def members(layout, size: int) -> list[list[int]]:
+    """Indices of each block, padding left out, in order."""
+    blocks = [row[row < size].tolist() for group in layout for row in group]
+    return sorted(blocks)
+
+
+PAIR = flat_order({"a": np.ones((2, 5)), "b": np.ones(7)})
+
+
+@pytest.mark.parametrize("width", [1, 4, 17, 100])
+def test_chunks_across_tensors_pay_no_heed_to_borders(width) -> None:
+    found = members(across_tensors(PAIR, width), 17)
+    assert found == [list(range(i, min(i + width, 17))) for i in range(0, 17, width)]
+
+
+def test_across_tensors_without_a_width_is_the_full_matrix() -> None:
+    (group,) = across_tensors(PAIR, None)
+    np.testing.assert_array_equal(group, full_matrix(PAIR)[0])
+
+
+def test_active_chunks_grow_as_weights_go() -> None:
+    active = np.ones(17, bool)
+    active[[0, 3, 4, 5, 6, 12, 13, 14]] = False  # 9 of 17 stay
+    layout = active_within_tensors(PAIR, 3, active)
+    assert {group.shape[1] for group in layout} == {5}  # floor(3 * 17 / 9)
+    assert members(layout, 17) == [[1, 2, 7, 8, 9], [10, 11, 15, 16]]
+    layout = active_within_tensors(PAIR, 2, active)
+    assert members(layout, 17) == [[1, 2, 7], [8, 9], [10, 11, 15], [16]]
+
+
+def test_active_chunks_never_exceed_a_tensor() -> None:
+    active = np.zeros(17, bool)
+    active[[2, 9, 15]] = True
+    (group,) = active_within_tensors(PAIR, 4, active)
+    assert group.shape == (2, 2)
+    assert members((group,), 17) == [[2, 9], [15]]
+
+
+@pytest.mark.parametrize("active", [None, np.ones(17, bool), np.zeros(17, bool)])
+@pytest.mark.parametrize("width", [None, 4])
+def test_with_all_or_nothing_active_they_are_those_within_tensors(
+    active, width
+) -> None:
+    found = active_within_tensors(PAIR, width, active)
+    assert members(found, 17) == members(within_tensors(PAIR, width), 17)
+
+
+def test_whole_tensors_keep_their_active_weights_together() -> None:
+    active = np.ones(17, bool)
+    active[[0, 12, 13]] = False
+    found = active_within_tensors(PAIR, None, active)
+    assert members(found, 17) == [list(range(1, 10)), [10, 11, 14, 15, 16]]
+    active[10:] = False  # a tensor without any
+    assert members(active_within_tensors(PAIR, None, active), 17) == [
+        list(range(1, 10))
+    ]

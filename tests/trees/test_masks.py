@@ -1,0 +1,236 @@
+"""Masks: which parameters have one, what they do, and exactly how many weights stay."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from woodfisher_jax.trees.masks import (
+    apply_masks,
+    check_masks,
+    count,
+    init_masks,
+    keep_highest,
+    num_kept,
+    sparsity,
+    sparsity_by_path,
+)
+
+PARAMS = {
+    "conv": {"kernel": jnp.ones((3, 3, 1, 2)), "bias": jnp.ones(2)},
+    "fc": {"kernel": jnp.ones((4, 5)), "bias": jnp.ones(5)},
+}
+SIZES = (1, 2, 16)  # few, because each size compiles anew
+
+
+# ------------------------------------------------------------- which have a mask
+
+
+def test_arrays_of_two_or_more_dimensions_are_prunable_by_default() -> None:
+    assert set(init_masks(PARAMS)) == {"conv/kernel", "fc/kernel"}
+
+
+def test_new_masks_keep_everything() -> None:
+    for path, mask in init_masks(PARAMS).items():
+        assert mask.dtype == bool
+        assert mask.shape == PARAMS[path.split("/")[0]]["kernel"].shape
+        assert bool(mask.all())
+
+
+@pytest.mark.parametrize(
+    ("prunable", "paths"),
+    [
+        ("^fc/", {"fc/kernel", "fc/bias"}),
+        ("kernel", {"conv/kernel", "fc/kernel"}),
+        (lambda path, leaf: leaf.size > 18, {"fc/kernel"}),
+        (lambda path, leaf: path.endswith("bias"), {"conv/bias", "fc/bias"}),
+    ],
+)
+def test_a_predicate_or_an_expression_selects(prunable, paths) -> None:
+    assert set(init_masks(PARAMS, prunable)) == paths
+
+
+@pytest.mark.parametrize("prunable", ["^layer", lambda path, leaf: False])
+def test_selecting_nothing_is_an_error_that_lists_the_parameters(prunable) -> None:
+    with pytest.raises(ValueError, match="prunable") as caught:
+        init_masks(PARAMS, prunable)
+    for part in ("selects none", "conv/kernel", "(4, 5)", "expected"):
+        assert part in str(caught.value)
+
+
+def test_a_malformed_expression_is_an_error_that_shows_it() -> None:
+    with pytest.raises(ValueError, match=r"prunable='\(fc'.*regular expression"):
+        init_masks(PARAMS, "(fc")
+
+
+# --------------------------------------------------------------------- checking
+
+
+@pytest.mark.parametrize(
+    ("masks", "error", "parts"),
+    [
+        ({}, ValueError, ["masks", "empty"]),
+        (
+            {"fc/kernal": jnp.ones((4, 5), bool)},
+            ValueError,
+            ["fc/kernal", "not in params", "fc/kernel"],
+        ),
+        (
+            {"fc/kernel": jnp.ones((5, 4), bool)},
+            ValueError,
+            ["masks", "fc/kernel", "(5, 4)", "(4, 5)"],
+        ),
+        (
+            {"fc/kernel": jnp.ones((4, 5))},
+            TypeError,
+            ["masks", "fc/kernel", "float32", "bool"],
+        ),
+    ],
+)
+def test_masks_that_do_not_fit_are_errors_that_say_how(masks, error, parts) -> None:
+    with pytest.raises(error) as caught:
+        check_masks(PARAMS, masks)
+    for part in parts:
+        assert part in str(caught.value)
+
+
+def test_masks_that_fit_pass() -> None:
+    check_masks(PARAMS, init_masks(PARAMS))
+    check_masks(PARAMS, {"fc/bias": np.ones(5, bool)})
+
+
+# --------------------------------------------------------------------- applying
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+def test_pruned_weights_become_positive_zero_whatever_they_were(dtype) -> None:
+    weights = jnp.asarray([-1.0, np.inf, -np.inf, np.nan, 2.0, -0.0], dtype)
+    mask = jnp.asarray([False, False, False, False, True, False])
+    masked = apply_masks({"w": weights}, {"w": mask})["w"]
+    assert masked.dtype == dtype
+    expected = np.asarray([0.0, 0.0, 0.0, 0.0, 2.0, 0.0])
+    np.testing.assert_array_equal(np.asarray(masked, np.float64), expected)
+    assert not np.signbit(np.asarray(masked, np.float64)).any()
+
+
+def test_parameters_without_a_mask_pass_untouched() -> None:
+    masks = {"fc/kernel": jnp.zeros((4, 5), bool)}
+    masked = apply_masks(PARAMS, masks)
+    assert masked["conv"]["kernel"] is PARAMS["conv"]["kernel"]
+    assert masked["fc"]["bias"] is PARAMS["fc"]["bias"]
+    assert bool(jnp.all(PARAMS["fc"]["kernel"] == 1))
+
+
+def test_applying_twice_is_applying_once() -> None:
+    masks = {"fc/kernel": jnp.arange(20).reshape(4, 5) % 3 == 0}
+    once = apply_masks(PARAMS, masks)
+    twice = apply_masks(once, masks)
+    np.testing.assert_array_equal(once["fc"]["kernel"], twice["fc"]["kernel"])
+
+
+# --------------------------------------------------------------------- counting
+
+
+def test_sparsity_is_the_share_of_pruned_weights_over_all_tensors() -> None:
+    masks = {
+        "a": jnp.asarray([True, False, False, False]),
+        "b": jnp.ones((2, 3), bool),
+    }
+    assert count(masks) == (7, 10)
+    assert sparsity(masks) == pytest.approx(0.3)
+    assert sparsity_by_path(masks) == {"a": 0.75, "b": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("weights", "target", "kept"),
+    [
+        (32_360, 0.95, 1_618),
+        (32_360, 0.9, 3_236),
+        (32_360, 0.5, 16_180),
+        (25_502_912, 0.9, 2_550_291),
+        (10, 0.0, 10),
+        (1, 0.5, 0),
+        (3, 0.5, 1),
+        (12, 0.6, 4),
+    ],
+)
+def test_as_many_stay_as_the_target_allows(weights, target, kept) -> None:
+    assert num_kept(weights, target) == kept
+
+
+@settings(derandomize=True, deadline=None, max_examples=200)
+@given(st.integers(1, 10**8), st.integers(0, 9999))
+def test_the_target_is_reached_by_as_few_as_possible(weights, tenthousandths) -> None:
+    # Exact in integers: floor(n (10000 - s) / 10000).
+    expected = weights * (10_000 - tenthousandths) // 10_000
+    assert num_kept(weights, tenthousandths / 10_000) == expected
+
+
+@settings(derandomize=True, deadline=None, max_examples=100)
+@given(st.integers(1, 10**6), st.floats(0, 0.999), st.floats(0, 0.999))
+def test_a_higher_sparsity_never_keeps_more(weights, first, second) -> None:
+    low, high = sorted((first, second))
+    assert num_kept(weights, high) <= num_kept(weights, low)
+
+
+# --------------------------------------------------------------------- selecting
+
+
+def highest(scores: np.ndarray, mask: np.ndarray, kept: int) -> np.ndarray:
+    """Oracle: among the active, by falling score and then by rising index."""
+    active = np.flatnonzero(mask)
+    ranked = sorted(active.tolist(), key=lambda i: (-float(scores[i]), i))
+    result = np.zeros(len(scores), bool)
+    result[ranked[:kept]] = True
+    return result
+
+
+@st.composite
+def selections(draw):
+    size = draw(st.sampled_from(SIZES))
+    score = st.one_of(
+        st.sampled_from([0.0, 1.0, 1.5, 2.0, 2.0**-140]),
+        st.floats(-(2.0**127), 2.0**127, width=32, allow_subnormal=False),
+    )
+    scores = draw(st.lists(score, min_size=size, max_size=size))
+    mask = draw(st.lists(st.booleans(), min_size=size, max_size=size))
+    kept = draw(st.integers(0, size))
+    return np.asarray(scores, np.float32), np.asarray(mask), kept
+
+
+def select(scores: np.ndarray, mask: np.ndarray, kept: int) -> np.ndarray:
+    # XLA takes subnormal numbers for zero, so that ties among them are by index.
+    return np.asarray(
+        keep_highest(jnp.asarray(scores), jnp.asarray(mask), jnp.int32(kept))
+    )
+
+
+@settings(derandomize=True, deadline=None, max_examples=150)
+@given(selections())
+def test_the_highest_stay_and_ties_go_by_index(case) -> None:
+    scores, mask, kept = case
+    scores = np.where(np.abs(scores) < np.finfo(np.float32).tiny, 0, scores)
+    found = select(scores, mask, kept)
+    np.testing.assert_array_equal(found, highest(scores, mask, kept))
+    assert found.sum() == min(kept, mask.sum())
+    assert not (found & ~mask).any()
+
+
+@settings(derandomize=True, deadline=None, max_examples=60)
+@given(selections(), st.integers(0, 16))
+def test_keeping_fewer_is_nested_in_keeping_more(case, other) -> None:
+    scores, mask, kept = case
+    fewer, more = sorted((kept, min(other, len(scores))))
+    assert not (select(scores, mask, fewer) & ~select(scores, mask, more)).any()
+
+
+def test_equal_scores_keep_the_lower_indices() -> None:
+    found = select(np.ones(16, np.float32), np.arange(16) % 2 == 1, 3)
+    np.testing.assert_array_equal(np.flatnonzero(found), [1, 3, 5])
+
+
+def test_a_score_below_every_other_still_beats_a_pruned_weight() -> None:
+    scores = np.asarray([-3e38, 5.0], np.float32)
+    found = select(scores, np.asarray([True, False]), 1)
+    np.testing.assert_array_equal(found, [True, False])

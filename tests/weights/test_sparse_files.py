@@ -1,0 +1,173 @@
+"""Files as small as the weights left, and not a bit lost."""
+
+import re
+import zlib
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from saved_runs import random_network
+
+from woodfisher_jax.trees.masks import apply_masks, sparsity
+from woodfisher_jax.trees.paths import leaves_by_path, replace_leaves
+from woodfisher_jax.weights.sparse_files import (
+    FORMATS,
+    SparseFileError,
+    load_sparse,
+    save_sparse,
+    to_bcoo,
+)
+
+PAGE = (Path(__file__).parents[2] / "docs/formats.md").read_text()
+DTYPES = [np.float32, np.float16, jnp.bfloat16]
+
+
+def loader(name: str) -> Any:
+    """A function that the page prints."""
+    names: dict[str, Any] = {}
+    (code,) = [c for c in re.findall(r"```python\n(.*?)```", PAGE, re.S) if name in c]
+    exec(code, names)
+    # Short enough to be written again in another language.
+    assert len(re.search(r"def .*", code, re.S).group().splitlines()) <= 12
+    return names[name]
+
+
+def assert_same(found: dict, expected: dict) -> None:
+    assert found.keys() == expected.keys()
+    for key, array in expected.items():
+        array = np.asarray(array)
+        assert (found[key].dtype, found[key].shape) == (array.dtype, array.shape)
+        assert np.asarray(found[key]).tobytes() == array.tobytes()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    format=st.sampled_from(list(FORMATS)),
+    shape=st.lists(st.integers(1, 5), min_size=1, max_size=4),
+    dtype=st.sampled_from(DTYPES),
+    kept=st.floats(0, 1),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_any_array_comes_back_bit_for_bit(
+    tmp_path_factory: pytest.TempPathFactory, format, shape, dtype, kept, seed
+) -> None:
+    """Of any bits: not a number, infinite, negative zero."""
+    rng = np.random.default_rng(seed)
+    bits = rng.bytes(int(np.prod(shape)) * np.dtype(dtype).itemsize)
+    mask = rng.random(shape) < kept
+    array = np.frombuffer(bits, dtype).reshape(shape).copy()
+    array[rng.random(shape) < 0.3] = -0.0
+    array[~mask] = 0
+    path = tmp_path_factory.getbasetemp() / "any.safetensors"
+    params = {"a": [array], "b": np.arange(3, dtype=np.int32)}
+    save_sparse(path, params, {"a/0": mask}, format)
+    arrays, masks = load_sparse(path)
+    assert_same(arrays, leaves_by_path(params))
+    assert_same(masks, {"a/0": mask})
+    if format != "masked":
+        assert_same(loader(f"load_{format}")(path), leaves_by_path(params))
+
+
+@pytest.fixture(scope="module")
+def network() -> tuple:
+    """ResNet-20 at 90 %, batch norms and all."""
+    variables, masks = random_network("resnet20", (32, 32, 3), 0.9)
+    masks = {f"params/{path}": mask for path, mask in masks.items()}
+    return variables, masks
+
+
+@pytest.mark.parametrize(
+    ("format", "least", "most"),
+    [("masked", 1.0, 1.05), ("bitmask", 0.12, 0.15), ("csr", 0.13, 0.165)],
+)
+def test_sizes_of_a_network_at_90_percent(
+    network: tuple, tmp_path: Path, format: str, least: float, most: float
+) -> None:
+    variables, masks = network
+    path = tmp_path / "net.safetensors"
+    save_sparse(path, variables, masks, format)
+    dense = sum(leaf.nbytes for leaf in jax.tree.leaves(variables))
+    assert sparsity(masks) == pytest.approx(0.9, abs=0.002)
+    assert least < path.stat().st_size / dense <= most
+    arrays, found = load_sparse(path)
+    assert_same(arrays, leaves_by_path(variables))
+    assert_same(found, masks)
+    back = replace_leaves(variables, arrays)
+    assert jax.tree.structure(back) == jax.tree.structure(variables)
+
+
+@pytest.mark.parametrize("shape", [(6,), (5, 7), (3, 3, 4, 6)])
+def test_bcoo_is_the_array(shape: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(0)
+    mask = jnp.asarray(rng.random(shape) < 0.3)
+    array = jnp.where(mask, jnp.float32(rng.standard_normal(shape)), 0)
+    found = to_bcoo(array, mask)
+    assert found.nse == int(mask.sum())
+    np.testing.assert_array_equal(found.todense(), array)
+    if len(shape) == 2:
+        x = jnp.float32(rng.standard_normal((4, 5)))
+        np.testing.assert_allclose(x @ found, x @ array, rtol=1e-5, atol=1e-6)
+
+
+ONE = {"w": jnp.ones((2, 3))}
+ALL = {"w": jnp.ones((2, 3), bool)}
+
+
+@pytest.mark.parametrize(
+    ("params", "masks", "format", "words"),
+    [
+        (ONE, ALL, "zip", r"format='zip'; expected one of \['masked', 'bitmask'"),
+        (ONE, {"w": ~ALL["w"]}, "csr", "not zero where its mask is False"),
+        ({"w": -jnp.zeros((2, 3))}, {"w": ~ALL["w"]}, "csr", "expected wf.apply_masks"),
+        (ONE, {"v": ALL["w"]}, "csr", "names 'v'"),
+        ({"w:x": ONE["w"]}, {"w:x": ALL["w"]}, "csr", "rename 'w:x'"),
+    ],
+)
+def test_what_cannot_be_written_is_refused(
+    tmp_path: Path, params: dict, masks: dict, format: str, words: str
+) -> None:
+    with pytest.raises(ValueError, match=words):
+        save_sparse(tmp_path / "x.safetensors", params, masks, format)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        load_sparse(path)
+    safetensors.numpy.save_file({"w": np.ones(3)}, path, {"format": "pt"})
+    with pytest.raises(SparseFileError, match="got 'pt'"):
+        load_sparse(path)
+    mask = {"w": jnp.array([[True, False, True], [True, False, False]])}
+    for format in FORMATS:
+        save_sparse(path, apply_masks(ONE, mask), mask, format)
+        whole = path.read_bytes()
+        metadata = {"format": f"woodfisher_jax {format}"}
+        path.write_bytes(whole[:-1])
+        with pytest.raises(SparseFileError, match="cannot be read"):
+            load_sparse(path)
+        path.write_bytes(whole)
+        stored = safetensors.numpy.load_file(path)
+        for part in [p for p in FORMATS[format].parts if p not in ("", "rows")]:
+            others = {k: a for k, a in stored.items() if k != f"w:{part}"}
+            if any(":" in k for k in others):
+                safetensors.numpy.save_file(others, path, metadata)
+                with pytest.raises(SparseFileError, match="w is damaged"):
+                    load_sparse(path)
+        if "values" in FORMATS[format].parts:
+            short = stored | {"w:values": stored["w:values"][:-1]}
+            safetensors.numpy.save_file(short, path, metadata)
+            with pytest.raises(SparseFileError, match="w is damaged"):
+                load_sparse(path)
+        if "bits" in FORMATS[format].parts:
+            for bits in (zlib.compress(b""), zlib.compress(bytes(99)), b"no zlib"):
+                wrong = stored | {"w:bits": np.frombuffer(bits, np.uint8)}
+                safetensors.numpy.save_file(wrong, path, metadata)
+                with pytest.raises(SparseFileError, match="w is damaged"):
+                    load_sparse(path)

@@ -1,0 +1,1 @@
+"""One file for each kind of curvature, built from the loss and the samples."""

@@ -1,1 +1,0 @@
-"""Pure functions: arrays and pytrees in, arrays and NamedTuples out."""

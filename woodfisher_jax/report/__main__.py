@@ -1,0 +1,146 @@
+"""Pages to look at: one run, or several compared.
+
+python -m woodfisher_jax.report runs/digits
+python -m woodfisher_jax.report runs/sweep --out=sweep.html
+"""
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from woodfisher_jax.exit_codes import FAILED, USAGE, exits
+from woodfisher_jax.report.comparison import compare, csv_text
+from woodfisher_jax.report.comparison_page import comparison_page
+from woodfisher_jax.report.environment import processor
+from woodfisher_jax.report.metrics import replace_file
+from woodfisher_jax.report.record import find_runs, is_run, read_record, write_latency
+from woodfisher_jax.report.run_page import write_run_page
+from woodfisher_jax.training.saved_run import read_run
+from woodfisher_jax.trees.masks import sparsity
+from woodfisher_jax.weights.latency import latency
+
+BATCH_SIZES = (1, 64)
+"""For which products are timed: what is slow for one row may be fast for many."""
+
+COMPARISON = "comparison.html"
+
+
+def report(
+    folders: Sequence[Path], out: Path | None = None, time_products: bool = False
+) -> list[Path]:
+    """Writes the page of a run, or the page and the table of several.
+
+    Args:
+        folders: Of runs, or folders that hold some, at any depth.
+        out: The page; default ``report.html`` in the folder of the run. For several
+            runs ``comparison.html`` in the one folder given, or in the working
+            directory; their table lies beside it, as ``.csv``.
+        time_products: Whether to time the run's pruned arrays first, dense and sparse.
+
+    Returns:
+        The files.
+
+    Raises:
+        ValueError: If there is no run, a file of one is damaged, or the runs do not
+            compare.
+        OSError: If a file cannot be written.
+    """
+    if out is not None:
+        _check_out(out)
+    found = [run for folder in folders for run in find_runs(folder)]
+    alone = len(folders) == 1 and (is_run(folders[0]) or len(found) == 1)
+    if alone:
+        run = folders[0] if is_run(folders[0]) else found[0]
+        if time_products:
+            measure(run)
+        return [write_run_page(run, out)]
+    if time_products:
+        raise ValueError(
+            f"--latency with {len(found)} runs; give one: it takes the machine for "
+            "itself, and its result goes to that run's page"
+        )
+    unique = {run.resolve(): run for run in found}
+    page = out or (folders[0] if len(folders) == 1 else Path()) / COMPARISON
+    together = compare([read_record(run) for run in unique.values()])
+    replace_file(page, comparison_page(together))
+    replace_file(page.with_suffix(".csv"), csv_text(together))
+    return [page, page.with_suffix(".csv")]
+
+
+def measure(run: Path) -> None:
+    """Times the products of a run's pruned arrays, and writes it down beside them.
+
+    Raises:
+        ValueError: If nothing was saved, or nothing of two dimensions is prunable.
+    """
+    saved = read_run(run)
+    products = [
+        latency(saved.variables["params"], saved.masks, rows)._asdict()
+        for rows in BATCH_SIZES
+    ]
+    found = {
+        "processor": processor(),
+        "cores": os.cpu_count(),
+        "sparsity": sparsity(saved.masks),
+        "products": products,
+    }
+    write_latency(run, found)
+
+
+def _check_out(out: Path) -> None:
+    if out.suffix != ".html":
+        raise ValueError(f"--out={out}; expected a name that ends in .html")
+    if not out.absolute().parent.is_dir():
+        raise ValueError(f"--out={out}: there is no folder {out.parent}; make it first")
+
+
+def parser() -> argparse.ArgumentParser:
+    """What the command takes."""
+    found = argparse.ArgumentParser(
+        prog="python -m woodfisher_jax.report",
+        description="Writes a page on a run, or on several compared: one HTML file "
+        "that needs no other file and no network.",
+        epilog="examples:\n"
+        "  one run, finished or not:   %(prog)s runs/digits\n"
+        "  with its latency:           %(prog)s runs/digits --latency\n"
+        "  all runs below a folder:    %(prog)s runs/sweep\n"
+        "  some runs:                  %(prog)s runs/a runs/b --out=ab.html\n\n"
+        "A run's own page is written when it ends; this command writes it anew. "
+        "Several runs\nare grouped: those that differ in their seed alone are one "
+        "point with an error bar.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    found.add_argument(
+        "runs",
+        metavar="RUN",
+        nargs="+",
+        type=Path,
+        help="folder of a run (its --workdir), or a folder with runs at any depth",
+    )
+    found.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE.html",
+        help="the page (default: report.html in the folder of the run; for several "
+        "runs comparison.html in the one folder given, or here, and comparison.csv)",
+    )
+    found.add_argument(
+        "--latency",
+        action="store_true",
+        help="time the products of the run's pruned arrays, dense and sparse, on this "
+        "machine; takes seconds, best while nothing else runs",
+    )
+    return found
+
+
+def cli(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of ``python -m woodfisher_jax.report``."""
+    given = parser().parse_args(arguments)
+    with exits({ValueError: USAGE, OSError: FAILED}):
+        for path in report(given.runs, given.out, given.latency):
+            print(path)
+
+
+if __name__ == "__main__":
+    cli()

@@ -1,0 +1,1 @@
+"""Per-sample gradients: forming, storing and sharding them within a memory limit."""

@@ -1,0 +1,121 @@
+"""What a pruning step is given, checked: parameters, loss, samples, targets."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from woodfisher_jax.rows.gradients import LossFn
+from woodfisher_jax.trees.paths import Params, leaves_by_path
+from woodfisher_jax.trees.samples import batch_length, num_examples, regroup
+
+
+def check_params(params: Params) -> None:
+    """Raises unless all leaves are floating-point arrays.
+
+    Raises:
+        TypeError: With the path of the first other leaf.
+    """
+    for path, leaf in leaves_by_path(params).items():
+        kind = getattr(leaf, "dtype", type(leaf).__name__)
+        if not hasattr(leaf, "dtype") or not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise TypeError(
+                f"params[{path!r}] has type {kind}; expected floating-point arrays "
+                "only. Keep counters and indices out of params, in the closure of "
+                "loss_fn for instance"
+            )
+
+
+def check_loss(loss_fn: LossFn | None, params: Params, samples: Any) -> LossFn:
+    """Raises unless the loss of one example is a floating-point scalar.
+
+    Returns:
+        The loss.
+
+    Raises:
+        TypeError: With what it returned, or if there is none.
+    """
+    if loss_fn is None:
+        raise TypeError(
+            "loss_fn is missing; expected a function (params, batch) -> scalar, since "
+            "this method estimates curvature from gradients"
+        )
+    example = next(regroup(samples, 1))
+    found = jax.eval_shape(loss_fn, params, example)
+    if (
+        not hasattr(found, "shape")
+        or found.shape != ()
+        or not jnp.issubdtype(found.dtype, jnp.floating)
+    ):
+        raise TypeError(
+            "loss_fn must return a scalar, the mean loss over the batch; for a batch "
+            f"of one example it returned {found}"
+        )
+    return loss_fn
+
+
+def check_targets(targets: Any, num_samples: int) -> jax.Array:
+    """Targets as an array, [N] or [].
+
+    Raises:
+        ValueError: If there is neither one finite number nor one for each gradient.
+    """
+    found = jnp.asarray(targets, jnp.float32)
+    shapes = ((num_samples,), ())
+    if found.shape not in shapes or not bool(jnp.all(jnp.isfinite(found))):
+        raise ValueError(
+            f"targets has shape {found.shape}, num_samples={num_samples}; expected one "
+            "finite number for each gradient, or one for all"
+        )
+    return found
+
+
+def check_mean_samples(samples: Any) -> Any:
+    """Samples for the mean gradient, in a form that can be read more than once.
+
+    Raises:
+        ValueError: If there are none.
+    """
+    try:
+        return counted(samples, None, 1)[0]
+    except ValueError as error:
+        raise ValueError(f"mean_samples: {error}") from error
+
+
+def counted(samples: Any, num_samples: int | None, batch_size: int) -> tuple[Any, int]:
+    """Samples that can be read more than once, and N.
+
+    Args:
+        samples: As for :func:`woodfisher_jax.prune`.
+        num_samples: N, or None for as many as there are.
+        batch_size: m.
+
+    Raises:
+        ValueError: If there are none, or too few.
+    """
+    if samples is None:
+        raise ValueError(
+            "samples is missing; expected a batch or an iterable of batches, since "
+            "this method estimates curvature from gradients"
+        )
+    total = num_examples(samples)
+    if total is None:
+        # A generator can be read only once, and the loss is checked on an example
+        # before the gradients start; so what is needed is kept.
+        needed = None if num_samples is None else num_samples * batch_size
+        taken: list[Any] = []
+        total = 0
+        for batch in regroup(samples, min(needed or 1024, 1024)):
+            taken.append(batch)
+            total += batch_length(batch)
+            if needed is not None and total >= needed:
+                break
+        samples = taken
+    count = total // batch_size if num_samples is None else int(num_samples)
+    if count < 1 or count * batch_size > total:
+        raise ValueError(
+            f"samples hold {total} examples, but num_samples={num_samples} gradients "
+            f"of batch_size={batch_size} need {max(count, 1) * batch_size}; give more "
+            "examples or lower one of the two"
+        )
+    return samples, count

@@ -1,0 +1,392 @@
+"""Patterns: which weights stay or go together, and whether a network obeys one.
+
+Kernels are laid out as Flax does, (..., inputs, outputs): [in, out] of a dense layer
+and [height, width, in, out] of a convolution. What comes before the inputs are
+positions, which N:M and blocks keep apart.
+"""
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from itertools import combinations
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from woodfisher_jax.trees.blocks import FlatOrder, flat_order
+from woodfisher_jax.trees.masks import Prunable, init_masks
+from woodfisher_jax.trees.paths import Params, leaves_by_path
+
+MOST_SUBSETS = 1000
+"""Of a group of N:M, all of which are compared; 6:12 has 924."""
+
+GroupNames = Callable[[str, tuple[int, ...]], np.ndarray]
+"""(path, shape) -> the number of the group of each entry, an array of ints."""
+
+
+class PatternError(ValueError):
+    """A network that does not obey a pattern."""
+
+
+class Pattern(NamedTuple):
+    """A pattern by name, or by a function of its user.
+
+    Attributes:
+        name: As it was given, for messages.
+        names: (path, shape) -> what the numbers are told apart by (tensors with the
+            same share groups), and the number of the group of each entry.
+        kept: N, the most weights of a group that stay; None where a group stays or
+            goes as a whole.
+        size: M, the weights of a group of N:M; None for other patterns.
+        in_tensors: Whether no group crosses a tensor border.
+    """
+
+    name: str
+    names: Callable[[str, tuple[int, ...]], tuple[str, np.ndarray]]
+    kept: int | None = None
+    size: int | None = None
+    in_tensors: bool = True
+
+    @property
+    def sparsity(self) -> float | None:
+        """The one that N:M has, 1 - N/M; None where it is free."""
+        if self.kept is None or self.size is None:
+            return None
+        return 1 - self.kept / self.size
+
+
+class Groups(NamedTuple):
+    """The groups of all prunable weights, numbered by their first weight.
+
+    Attributes:
+        of: The group of each weight of the flat vector, int32 [d].
+        slots: The weight's place within its group, in the flat order, int32 [d].
+        number: How many groups there are.
+        tensors: The tensor that each lies in, or starts in, int32 [number].
+        removals: Slots that may go together, int32 [num_choices, M - N], for N:M; None
+            where a group goes as a whole.
+    """
+
+    of: np.ndarray
+    slots: np.ndarray
+    number: int
+    tensors: np.ndarray
+    removals: np.ndarray | None
+
+
+# ------------------------------------------------------------------------ by their name
+
+
+def _several(numbers: tuple[int, ...], name: str) -> Pattern:
+    """N:M, N of M consecutive inputs."""
+    kept, size = numbers
+    if not 0 < kept < size:
+        raise ValueError(f"pattern={name!r}; expected N:M with 0 < N < M, such as 2:4")
+    if math.comb(size, kept) > MOST_SUBSETS:
+        raise ValueError(
+            f"pattern={name!r} has {math.comb(size, kept):,} choices a group, and all "
+            f"are compared; expected N:M with at most {MOST_SUBSETS:,}, such as 4:8"
+        )
+
+    def names(path: str, shape: tuple[int, ...]) -> tuple[str, np.ndarray]:
+        _, inputs, _ = _as_kernel(path, shape, name)
+        if inputs % size:
+            raise ValueError(
+                f"pattern={name!r}: {path!r} of shape {shape} has {inputs} inputs, no "
+                f"multiple of {size}; leave it out with prunable (or masks)"
+            )
+        return path, _blocks(path, shape, name, size, 1)
+
+    return Pattern(name, names, kept, size)
+
+
+def _rectangles(numbers: tuple[int, ...], name: str) -> Pattern:
+    """AxB, A inputs by B outputs; smaller at the end of a tensor."""
+    height, width = numbers
+    if not (height and width):
+        raise ValueError(f"pattern={name!r}; expected AxB, both 1 or more, such as 4x1")
+    return Pattern(
+        name, lambda path, shape: (path, _blocks(path, shape, name, height, width))
+    )
+
+
+def _filters(numbers: tuple[int, ...], name: str) -> Pattern:
+    """All weights into one output."""
+    del numbers
+
+    def names(path: str, shape: tuple[int, ...]) -> tuple[str, np.ndarray]:
+        return path, np.arange(_as_kernel(path, shape, name)[2])
+
+    return Pattern(name, names)
+
+
+def _heads(numbers: tuple[int, ...], name: str) -> Pattern:
+    """What belongs to one head of attention, over the tensors of its layer.
+
+    ``qkv`` has queries, keys and values in that order, each head after head, as
+    outputs; ``proj`` has the heads as inputs. Linen's attention has an axis of heads in
+    ``query``, ``key``, ``value`` and ``out``.
+    """
+    (heads,) = numbers
+    own_axis = {"query": 1, "key": 1, "value": 1, "out": 0}
+
+    def names(path: str, shape: tuple[int, ...]) -> tuple[str, np.ndarray]:
+        layer, _, leaf = path.removesuffix("/value").rpartition("/")
+        attention, _, part = layer.rpartition("/")
+        if leaf == "kernel" and len(shape) == 3 and part in own_axis:
+            axis, number = own_axis[part], np.arange(heads)
+            if shape[axis] == heads:
+                return attention, number[:, None] if axis else number[:, None, None]
+        joined = {"qkv": (-1, 3 * heads), "proj": (0, heads)}.get(part)
+        if joined and leaf == "kernel" and len(shape) == 2:
+            axis, parts = joined
+            if heads and shape[axis] % parts == 0:
+                width = shape[axis] // parts
+                number = np.arange(shape[axis]) // width % heads
+                return attention, number if axis else number[:, None]
+        raise ValueError(
+            f"pattern={name!r}: {path!r} of shape {shape} has no {heads} heads; "
+            "expected kernels of qkv and proj, or of query, key, value and out. Set "
+            "prunable to these, such as 'attn', or let pattern be a function "
+            "(path, shape) -> group numbers"
+        )
+
+    return Pattern(name, names, in_tensors=False)
+
+
+PATTERNS: dict[str, tuple[str, Callable[[tuple[int, ...], str], Pattern]]] = {
+    "N:M": (r"(\d+):(\d+)", _several),
+    "AxB": (r"(\d+)x(\d+)", _rectangles),
+    "filters": (r"filters", _filters),
+    "heads:H": (r"heads:(\d+)", _heads),
+}
+"""For each kind of pattern what its names look like, and what makes one of it."""
+
+
+def parse(pattern: str | GroupNames | None) -> Pattern | None:
+    """A pattern by its name, or of a function.
+
+    Args:
+        pattern: "2:4" (any N:M: of M consecutive inputs N stay), "4x1" (any AxB: A
+            inputs by B outputs go together), "filters" (all weights into one output),
+            "heads:6" (attention heads, with their number); a function (path, shape) ->
+            the number of each entry's group, an array that broadcasts to the shape,
+            where the same number in several tensors is one group; or None.
+
+    Returns:
+        The pattern; None for None, single weights.
+
+    Raises:
+        ValueError: If the name is that of no pattern.
+    """
+    if pattern is None:
+        return None
+    if callable(pattern):
+        return Pattern(
+            getattr(pattern, "__name__", "a function"),
+            lambda path, shape: ("", _checked_names(pattern(path, shape), path, shape)),
+            in_tensors=False,
+        )
+    for form, make in PATTERNS.values():
+        found = re.fullmatch(form, str(pattern))
+        if found:
+            return make(tuple(int(number) for number in found.groups()), str(pattern))
+    raise ValueError(
+        f"pattern={pattern!r}; expected one of {list(PATTERNS)} with numbers for the "
+        "letters (such as '2:4', '4x1' or 'heads:6'), a function or None"
+    )
+
+
+def _checked_names(names: np.ndarray, path: str, shape: tuple[int, ...]) -> np.ndarray:
+    names = np.asarray(names)
+    try:
+        fits = np.broadcast_shapes(names.shape, shape) == shape
+    except ValueError:
+        fits = False
+    if not fits or not np.issubdtype(names.dtype, np.integer):
+        raise ValueError(
+            f"pattern gives {path!r} group numbers of shape {names.shape} and dtype "
+            f"{names.dtype}; expected integers that broadcast to {shape}"
+        )
+    return names
+
+
+def _as_kernel(path: str, shape: tuple[int, ...], name: str) -> tuple[int, int, int]:
+    """Positions, inputs and outputs of a tensor."""
+    if len(shape) < 2:
+        raise ValueError(
+            f"pattern={name!r}: {path!r} of shape {shape} has no inputs and outputs; "
+            "leave it out with prunable (or masks)"
+        )
+    return math.prod(shape[:-2]), shape[-2], shape[-1]
+
+
+def _blocks(
+    path: str, shape: tuple[int, ...], name: str, height: int, width: int
+) -> np.ndarray:
+    """Numbers of blocks of so many inputs by outputs, at each position apart."""
+    positions, inputs, outputs = _as_kernel(path, shape, name)
+    rows, columns = -(-inputs // height), -(-outputs // width)
+    row = np.arange(positions)[:, None] * rows + np.arange(inputs) // height
+    blocks = row[..., None] * columns + np.arange(outputs) // width
+    return blocks.reshape(shape)
+
+
+def check_goal(
+    pattern: Pattern,
+    sparsity: float | None,
+    scope: str,
+    flops_target: float | None,
+    flops_power: float,
+) -> None:
+    """Raises if a pattern does not go with a goal.
+
+    Raises:
+        ValueError: Naming what contradicts it.
+    """
+    name = pattern.name
+    if flops_target is not None:
+        raise ValueError(
+            f"pattern={name!r} with flops_target={flops_target}; expected a sparsity, "
+            "with flops_power if costs are to count"
+        )
+    if scope != "global" and not pattern.in_tensors:
+        raise ValueError(
+            f"pattern={name!r} with scope={scope!r}; expected scope='global', for its "
+            "groups cross tensors"
+        )
+    own = pattern.sparsity
+    if own is None:
+        return
+    if sparsity is not None and sparsity > own + 1e-6:
+        raise ValueError(
+            f"sparsity={sparsity} with pattern={name!r}, which has {own:.6g}; expected "
+            "that, or less for a step on the way"
+        )
+    if flops_power:
+        raise ValueError(
+            f"pattern={name!r} with flops_power={flops_power}; expected 0, for it has "
+            "the same sparsity in all tensors"
+        )
+
+
+# ------------------------------------------------------------------------ their groups
+
+
+def groups_of(pattern: Pattern, order: FlatOrder) -> Groups:
+    """The groups of a pattern over all prunable tensors.
+
+    Args:
+        pattern: From :func:`parse`.
+        order: The flat order of the tensors.
+
+    Raises:
+        ValueError: If the pattern does not fit a tensor; with its path.
+    """
+    keys: dict[str, int] = {}
+    parts, owners = [], []
+    for path, shape, axes in zip(order.paths, order.shapes, order.axes, strict=True):
+        key, names = pattern.names(path, shape)
+        names = np.broadcast_to(names, shape).transpose(axes).reshape(-1)
+        parts.append(names.astype(np.int64))
+        owners.append(np.full(len(names), keys.setdefault(key, len(keys))))
+    names, owner = np.concatenate(parts), np.concatenate(owners)
+    if len(keys) > 1:
+        # Names of tensors with different keys are apart; those of a key are dense.
+        sizes = np.zeros(len(keys), np.int64)
+        np.maximum.at(sizes, owner, names + 1)
+        names = names + (np.cumsum(sizes) - sizes)[owner]
+    _, first, of = np.unique(names, return_index=True, return_inverse=True)
+    place = np.empty(len(first), np.int64)
+    place[np.argsort(first)] = np.arange(len(first))
+    of = place[of.reshape(-1)]
+    by_group = np.argsort(of, kind="stable")
+    starts = np.concatenate([[0], np.cumsum(np.bincount(of))[:-1]])
+    slots = np.empty(order.size, np.int32)
+    slots[by_group] = np.arange(order.size) - starts[of[by_group]]
+    tensors = np.searchsorted(order.offsets, np.sort(first), side="right") - 1
+    return Groups(
+        of.astype(np.int32),
+        slots,
+        len(first),
+        tensors.astype(np.int32),
+        _removals(pattern),
+    )
+
+
+def _removals(pattern: Pattern) -> np.ndarray | None:
+    if pattern.kept is None or pattern.size is None:
+        return None
+    gone = pattern.size - pattern.kept
+    return np.array(list(combinations(range(pattern.size), gone)), np.int32)
+
+
+def check(
+    tensors: Params | Mapping[str, jax.Array],
+    pattern: str | GroupNames,
+    prunable: Prunable = None,
+) -> int:
+    """Raises unless every group of a network obeys the pattern.
+
+    Of N:M, at most N weights of a group are not zero; of other patterns all of them or
+    none.
+
+    Args:
+        tensors: Masks, or any pytree of weights, in which zeros count as pruned.
+        pattern: As for :func:`parse`.
+        prunable: Which of the tensors, as for :func:`woodfisher_jax.prune`; default all
+            masks, or arrays of two or more dimensions.
+
+    Returns:
+        The number of groups.
+
+    Raises:
+        PatternError: If one does not, with the first of them and how many there are.
+        ValueError: If the pattern does not fit a tensor.
+    """
+    rule = parse(pattern)
+    if rule is None:
+        raise ValueError("pattern=None; expected a pattern to check, such as '2:4'")
+    leaves = {path: np.asarray(leaf) for path, leaf in leaves_by_path(tensors).items()}
+    everything = prunable is None and all(a.dtype == bool for a in leaves.values())
+    chosen = init_masks(tensors, (lambda path, leaf: True) if everything else prunable)
+    order = flat_order(chosen)
+    groups = groups_of(rule, order)
+    kept = np.concatenate(
+        [
+            (leaves[path] != 0).transpose(axes).reshape(-1)
+            for path, axes in zip(order.paths, order.axes, strict=True)
+        ]
+    )
+    number = np.bincount(groups.of, kept, groups.number)
+    size = np.bincount(groups.of, minlength=groups.number)
+    most = size if rule.kept is None else rule.kept
+    broken = (number > most) | ((rule.kept is None) & (number > 0) & (number < size))
+    if not broken.any():
+        return groups.number
+    worst = int(np.argmax(broken))
+    path, position = _position(order, int(np.argmax(groups.of == worst)))
+    expected = (
+        "all of them or none"
+        if rule.kept is None
+        else f"at most {rule.kept} that are not zero"
+    )
+    raise PatternError(
+        f"pattern {rule.name!r} is broken by {int(broken.sum()):,} of "
+        f"{groups.number:,} groups; the first, from {path!r} {position} on, has "
+        f"{int(number[worst])} nonzero of {size[worst]} weights, expected {expected}"
+    )
+
+
+def _position(order: FlatOrder, entry: int) -> tuple[str, tuple[int, ...]]:
+    """The tensor of an entry of the flat vector, and where it is there."""
+    tensor = int(np.searchsorted(order.offsets, entry, side="right")) - 1
+    axes, shape = order.axes[tensor], order.shapes[tensor]
+    place = np.unravel_index(
+        entry - order.offsets[tensor], [shape[axis] for axis in axes]
+    )
+    position = [0] * len(shape)
+    for axis, index in zip(axes, place, strict=True):
+        position[axis] = int(index)
+    return order.paths[tensor], tuple(position)

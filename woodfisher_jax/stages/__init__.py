@@ -1,0 +1,1 @@
+"""Several pruning steps that depend on each other."""

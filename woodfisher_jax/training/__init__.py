@@ -1,0 +1,1 @@
+"""A run: its config, the training loop, its checkpoints."""

@@ -1,0 +1,193 @@
+"""Several processes and devices: who takes part, who has which rows of a batch.
+
+Every process runs the same program. Training data is spread by rows over all devices;
+parameters, masks and optimizer state are on each of them. On one device nothing is
+spread at all.
+"""
+
+import json
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from woodfisher_jax.rows.sharding import AXIS, num_devices, one_axis, placed
+from woodfisher_jax.training.config import Config, ConfigError
+from woodfisher_jax.training.sections import DistributedConfig
+from woodfisher_jax.training.workdir import differences, identity
+
+logger = logging.getLogger(__name__)
+
+
+def initialize(settings: DistributedConfig) -> None:
+    """Joins this process with the others of a run; alone, does nothing.
+
+    Call it before anything else touches a device. A second call does nothing.
+
+    Args:
+        settings: How to find the others.
+
+    Raises:
+        ConfigError: If nothing says where they are, or JAX runs already.
+    """
+    if settings.coordinator is None or jax.distributed.is_initialized():
+        return
+    # JAX ends a process that waits in vain, without an exception.
+    logger.info(
+        "waiting for the other processes at %s, at most %d s",
+        settings.coordinator,
+        settings.start_timeout_seconds,
+    )
+    automatic = settings.coordinator == "auto"
+    try:
+        jax.distributed.initialize(
+            None if automatic else settings.coordinator,
+            settings.num_processes,
+            settings.process_id,
+            initialization_timeout=settings.start_timeout_seconds,
+            heartbeat_timeout_seconds=settings.heartbeat_timeout_seconds,
+        )
+    except (RuntimeError, ValueError) as error:
+        raise ConfigError(
+            f"config.distributed.coordinator={settings.coordinator!r}: {error}; give "
+            "host:port of process 0, num_processes and process_id; 'auto' is for TPU "
+            "pods, Slurm and Open MPI"
+        ) from error
+
+
+def is_first() -> bool:
+    """Whether this process is the one that reports."""
+    return jax.process_index() == 0
+
+
+def shard() -> tuple[int, int]:
+    """This process's part of every batch: (index, count)."""
+    return jax.process_index(), jax.process_count()
+
+
+def all_devices() -> Mesh | None:
+    """The devices of all processes in one row; None if there is one only."""
+    # By process, so that its rows of a batch lie side by side in every process.
+    devices = sorted(jax.devices(), key=lambda d: (d.process_index, d.id))
+    if len(devices) == 1:
+        return None
+    return one_axis(Mesh(np.asarray(devices), (AXIS,)))
+
+
+def spread(rows: Any, mesh: Mesh | None) -> Any:
+    """Spreads a batch over the devices of all processes by its leading axis.
+
+    Args:
+        rows: Arrays [b / processes, ...], this process's rows of the batch.
+        mesh: Of :func:`all_devices`; None leaves the arrays as they are.
+
+    Returns:
+        Arrays [b, ...].
+    """
+    sharding = placed(mesh, AXIS)
+    if sharding is None:
+        return rows
+    return jax.tree.map(
+        lambda array: jax.make_array_from_process_local_data(sharding, array), rows
+    )
+
+
+def per_device(value: float, mesh: Mesh | None) -> Any:
+    """A number of this process, once for each of its devices: [devices] over all."""
+    here = num_devices(mesh) // jax.process_count()
+    return spread(np.full(here, value, np.float32), mesh)
+
+
+# --------------------------------------------------------------------- agreement
+
+
+def together(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Calls a function that may fail in some process, and then fails in all of them.
+
+    Without this the others would wait for the missing one for ever. The function must
+    not communicate with other processes.
+
+    Raises:
+        ConfigError: If it failed elsewhere. Where it failed, its own exception.
+    """
+    failure: Exception | None = None
+    result = None
+    try:
+        result = function(*arguments)
+    except Exception as error:
+        failure = error
+    failed = gathered(failure is not None)
+    if failure is not None:
+        raise failure
+    if failed.any():
+        names = ", ".join(map(str, np.flatnonzero(failed)))
+        raise ConfigError(
+            f"process {names} of {len(failed)} cannot start, so this one does not "
+            "either; its own message says why"
+        )
+    return result
+
+
+def first_only(function: Callable[..., Any], *arguments: Any) -> None:
+    """Calls a function in the process that reports; the others wait for it."""
+    together(function if is_first() else lambda *_: None, *arguments)
+
+
+def gathered(value: int) -> np.ndarray:
+    """A whole number of each process [processes]."""
+    if jax.process_count() == 1:
+        return np.asarray([value])
+    return np.asarray(multihost_utils.process_allgather(np.int32(value)))
+
+
+def check_config(config: Config) -> None:
+    """Finds processes that were started with another config, or by another JAX.
+
+    Raises:
+        ConfigError: In all processes; where the config differs, it says in what.
+    """
+    mine = {"config": identity(config), "jax": jax.__version__}
+    differing = differences(of_first(mine), mine, "")
+
+    def check() -> None:
+        if differing:
+            lines = "; ".join(line.removeprefix(".") for line in differing[:5])
+            raise ConfigError(
+                f"process {jax.process_index()} differs from process 0 ({lines}); "
+                "start all processes with the same command but for "
+                "config.distributed.process_id"
+            )
+
+    together(check)
+
+
+def check_equal(value: int, what: str) -> None:
+    """Raises in all processes unless a number is the same in each.
+
+    Args:
+        value: The number.
+        what: What it is and what to do, for the message.
+
+    Raises:
+        ConfigError: With the number of each process.
+    """
+    values = gathered(value)
+    if (values != values[0]).any():
+        found = ", ".join(f"{v} in process {i}" for i, v in enumerate(values))
+        raise ConfigError(f"{what}; found {found}")
+
+
+def of_first(value: Any) -> Any:
+    """A JSON value of process 0, in every process."""
+    if jax.process_count() == 1:
+        return json.loads(json.dumps(value))
+    text = np.frombuffer(json.dumps(value).encode(), np.uint8).astype(np.int32)
+    length = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
+    # Of one shape everywhere, whatever this process would say.
+    padded = np.resize(text, length)
+    found = np.asarray(multihost_utils.broadcast_one_to_all(padded))
+    return json.loads(found.astype(np.uint8).tobytes().decode())

@@ -1,0 +1,411 @@
+"""The flat loop: train dense, prune on schedule, retrain, checkpoint, report.
+
+A run is a function of its config: batches and Fisher samples are drawn from (seed,
+epoch, step) and (seed, pruning step), so that a run that was killed and resumed ends
+with the same bits as one that was not.
+"""
+
+import contextlib
+import dataclasses
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from woodfisher_jax.data import batches
+from woodfisher_jax.evaluate import evaluate
+from woodfisher_jax.progress import progress_bar
+from woodfisher_jax.report import tables
+from woodfisher_jax.report.record import write_command
+from woodfisher_jax.rows.sharding import replicate
+from woodfisher_jax.training import checkpoint, distributed
+from woodfisher_jax.training import config as config_
+from woodfisher_jax.training.config import Config
+from woodfisher_jax.training.history import Log
+from woodfisher_jax.training.plan import Phase, Plan, Stage, prepare
+from woodfisher_jax.training.preemption import (
+    EXIT_CODES,
+    Stopped,
+    StopRequest,
+    stop_requests,
+)
+from woodfisher_jax.training.pruning_step import dense_copy, forecast, prune_state
+from woodfisher_jax.training.results import open_events, summarize, write_report
+from woodfisher_jax.training.train_step import (
+    Metrics,
+    TrainState,
+    averaging,
+    judged,
+    train_step,
+)
+from woodfisher_jax.training.workdir import check_shared, claim_workdir, log_file
+from woodfisher_jax.trees import masks as masks_
+from woodfisher_jax.trees.masks import Masks
+
+logger = logging.getLogger(__name__)
+
+
+class DivergedError(ArithmeticError):
+    """The training loss is not finite any more."""
+
+
+def run(
+    config: Config, workdir: Path, quiet: bool = False, command: str = ""
+) -> dict[str, Any]:
+    """Carries a run out, or on from its last checkpoint.
+
+    Under several processes each calls it with the same config, and a workdir that all
+    of them see; the first one writes the reports.
+
+    Args:
+        config: Checked, from :func:`woodfisher_jax.training.config.from_dict`.
+        workdir: Where everything it leaves behind goes.
+        quiet: Whether to show no progress; the log is written all the same.
+        command: That started it, for its page.
+
+    Returns:
+        The content of ``results.json``.
+
+    Raises:
+        ConfigError: If the config does not fit the data, the devices or the workdir.
+        DivergedError: If the loss is not finite; the last checkpoint stays.
+        MemoryLimitError: If a pruning step does not fit; before anything has started.
+        Stopped: If it was asked to stop, by SIGTERM or Ctrl-C, and has saved itself.
+    """
+    started = time.perf_counter()
+    distributed.initialize(config.distributed)
+    distributed.check_config(config)
+    if config.compile_cache_dir is not None:
+        jax.config.update("jax_compilation_cache_dir", config.compile_cache_dir)
+    distributed.first_only(claim_workdir, workdir, config)
+    distributed.together(check_shared, workdir)
+    distributed.first_only(write_command, workdir, command)
+    first = distributed.is_first()
+    with (
+        log_file(workdir) if first else contextlib.nullcontext(),
+        progress_bar(quiet=quiet or not first) as progress,
+        stop_requests() as request,
+    ):
+        logger.info("workdir %s", workdir)
+        plan, given = distributed.together(prepare, config, progress)
+        distributed.check_equal(
+            plan.dataset.num_train,
+            f"the training set {plan.dataset.name} must be the same in all processes",
+        )
+        for name, needs in forecast(plan, *given).items() if plan.stages else ():
+            logger.info("%s: %s", name, tables.needs_line(needs))
+        with checkpoint.open_manager(workdir / "checkpoints") as manager:
+            results = loop(plan, given, workdir, manager, request, started)
+    return results
+
+
+def loop(
+    plan: Plan,
+    given: tuple[Any, Masks],
+    workdir: Path,
+    manager: Any,
+    request: StopRequest,
+    started: float,
+) -> dict[str, Any]:
+    """The run itself: one block for each thing that can be next."""
+    state, log = start_or_resume(plan, given, manager)
+    spent = log.seconds
+    with open_events(workdir, log) as events:
+        while log.dense is None or log.step < plan.end or next_stage(plan, log):
+            # ------------------------------------------- the dense network is ready
+            if log.dense is None and log.step >= plan.dense.last_step:
+                state = finish_dense(plan, state, log)
+
+            # -------------------------------------------------------------- prune
+            elif (stage := next_stage(plan, log)) and log.step >= stage.time:
+                state = prune_stage(plan, state, log, stage)
+
+            # -------------------------------------------------------------- train
+            else:
+                try:
+                    state = train_segment(plan, state, log, request)
+                except DivergedError as error:
+                    raise DivergedError(
+                        f"{error}. The last checkpoint, event "
+                        f"{checkpoint.latest_event(manager)}, is in {workdir}"
+                    ) from None
+
+            # ------------------------------------------------ checkpoint and report
+            log.seconds = spent + time.perf_counter() - started
+            signal = int(distributed.gathered(request.signal).max())
+            if signal or is_due(plan, log):
+                save(plan, state, log, manager)
+            events(log.rows)
+
+            # ----------------------------------------------------------------- stop
+            if signal:
+                raise Stopped(
+                    f"stopped after step {log.step}, which is saved in {workdir}",
+                    EXIT_CODES[signal],
+                )
+
+    results = summarize(plan, state, log)
+    if distributed.is_first():
+        write_report(workdir, results, log)
+    return results
+
+
+# ------------------------------------------------------------------------- the start
+
+
+def start_or_resume(
+    plan: Plan, given: tuple[Any, Masks], manager: Any
+) -> tuple[TrainState, Log]:
+    """The state of the latest checkpoint, or a fresh one."""
+    variables, masks = given
+    params = masks_.apply_masks(variables["params"], masks)
+    event = checkpoint.latest_event(manager)
+    # Before the dense network is judged, an event is a step of its training.
+    is_dense = event is None or event <= plan.dense.last_step
+    phase = plan.dense if is_dense else plan.train
+    fresh = TrainState(
+        params, variables.get("batch_stats", {}), masks, phase.tx.init(params)
+    )
+    if any(pruner.needs_dense for pruner in plan.config.pruners.values()):
+        fresh = fresh._replace(dense=dense_copy(fresh))
+    fresh = averaging(fresh, phase.settings.average_decay)
+    fresh = replicate(fresh, plan.mesh)
+    if event is None:
+        return fresh, Log()
+    arrays, meta = checkpoint.restore(manager, event, fresh._asdict())
+    log = Log(**meta["log"])
+    logger.info("resumed at step %d (event %d)", log.step, event)
+    return TrainState(**arrays), log
+
+
+# ------------------------------------------------------------------------ the periods
+
+
+def finish_dense(plan: Plan, state: TrainState, log: Log) -> TrainState:
+    """Judges the dense network and starts a new optimizer for what follows."""
+    state = judged(state)
+    log.dense = judge(plan, state)
+    log.rows.append(
+        {
+            "event": "dense",
+            "epoch": plan.train.epoch_at(log.step),
+            "step": log.step,
+            **log.dense,
+            **_sparsities(state.masks),
+        }
+    )
+    logger.info("dense: top-1 %.2f %%", log.dense["top1"])
+    state = state._replace(opt_state=plan.train.tx.init(state.params))
+    state = averaging(state, plan.train.settings.average_decay)
+    return replicate(state, plan.mesh)
+
+
+def next_stage(plan: Plan, log: Log) -> Stage | None:
+    """The next pruning step, or None when all are done."""
+    done = len(log.stages)
+    return plan.stages[done] if done < len(plan.stages) else None
+
+
+def prune_stage(plan: Plan, state: TrainState, log: Log, stage: Stage) -> TrainState:
+    """Prunes to the level of a stage and judges the network on both sides of it."""
+    started = time.perf_counter()
+    state = judged(state)
+    if not log.rows or log.rows[-1]["step"] != log.step:
+        # Within an epoch: what pruning starts from belongs in the history.
+        log.rows.append(
+            {
+                "event": "train",
+                "epoch": plan.train.epoch_at(log.step),
+                "step": log.step,
+                **judge(plan, state),
+                **_sparsities(state.masks),
+            }
+        )
+    top1_before = log.rows[-1]["top1"]
+    if log.stages and plan.config.pruners[stage.pruner].from_dense:
+        same = [done for done in log.stages if done["pruner"] == stage.pruner]
+        top1_before = same[0]["top1_before"] if same else top1_before
+    state, done = prune_state(plan, state, stage, log.stages)
+    state = averaging(state, plan.train.settings.average_decay)
+    after = judge(plan, state)
+    record = {
+        "epoch": plan.train.epoch_at(log.step),
+        "step": log.step,
+        **done,
+        "top1_before": top1_before,
+        "top1_after": after["top1"],
+        "seconds": time.perf_counter() - started,
+    }
+    log.stages.append(record)
+    log.rows.append(
+        {
+            "event": "prune",
+            "epoch": record["epoch"],
+            "step": log.step,
+            **after,
+            "seconds": record["seconds"],
+            **_sparsities(state.masks),
+        }
+    )
+    logger.info(
+        "%s: pruned to %.2f %%: top-1 %.2f -> %.2f %%, %.1f s",
+        stage.pruner,
+        100 * record["sparsity"],
+        top1_before,
+        after["top1"],
+        record["seconds"],
+    )
+    return state
+
+
+def train_segment(
+    plan: Plan, state: TrainState, log: Log, request: StopRequest
+) -> TrainState:
+    """Trains to the next pruning step, the end of the epoch or a request to stop."""
+    started = time.perf_counter()
+    phase = plan.dense if log.step < plan.dense.last_step else plan.train
+    settings, stage = phase.settings, next_stage(plan, log)
+    epoch, begun = divmod(log.step - phase.first_step, phase.steps_per_epoch)
+    end = phase.steps_per_epoch
+    if stage is not None and stage.time > log.step:
+        end = min(end, begun + stage.time - log.step)
+    decaying = stage is not None or settings.weight_decay_after_pruning
+    label = f"epoch {phase.first_epoch + epoch + 1}, steps"
+    running: tuple[int, Metrics] | None = None
+    for batch in batches.epoch_batches(
+        plan.dataset,
+        seed=plan.config.seed,
+        epoch=phase.first_epoch + epoch,
+        start=begun,
+        stop=end,
+        batch_size=settings.batch_size,
+        augment=plan.config.data.augment,
+        shard=distributed.shard(),
+    ):
+        before = running
+        log.starved_steps += before is not None and is_done(before[1])
+        state, metrics = train_step(
+            state,
+            distributed.spread(batch, plan.mesh),
+            distributed.per_device(request.signal, plan.mesh),
+            model=phase.model,
+            tx=phase.tx if decaying else phase.tx_no_decay,
+            label_smoothing=settings.label_smoothing,
+            accumulation_steps=settings.accumulation_steps,
+            average_decay=settings.average_decay,
+        )
+        running = log.step, metrics
+        log.step += 1
+        # While this step runs the next batch is read, and none after it.
+        if before is not None and finish_step(*before, log):
+            break
+        done = log.step - phase.first_step - epoch * phase.steps_per_epoch - begun
+        plan.progress(label, done, end - begun)
+    if running is not None:
+        finish_step(*running, log)
+    log.epoch_seconds += time.perf_counter() - started
+    if (log.step - phase.first_step) % phase.steps_per_epoch == 0:
+        finish_epoch(plan, phase, state, log)
+    return state
+
+
+def is_done(metrics: Metrics) -> bool:
+    """Whether a step has ended, so that its device waits for the next."""
+    return bool(metrics.loss.is_ready())  # type: ignore[attr-defined]
+
+
+def finish_step(step: int, metrics: Metrics, log: Log) -> bool:
+    """Waits for a step and notes its loss; whether some process is asked to stop.
+
+    Raises:
+        DivergedError: If the loss is not finite.
+    """
+    loss = float(metrics.loss)
+    if not np.isfinite(loss):
+        raise DivergedError(
+            f"the training loss is {loss} at step {step}; lower "
+            "config.train.learning_rate (or config.dense.learning_rate)"
+        )
+    log.losses.append(loss)
+    return float(metrics.stop) > 0
+
+
+def finish_epoch(plan: Plan, phase: Phase, state: TrainState, log: Log) -> None:
+    """Judges the network after an epoch."""
+    log.rows.append(
+        {
+            "event": "train",
+            "epoch": phase.epoch_at(log.step),
+            "step": log.step,
+            **judge(plan, state),
+            "train_loss": float(np.mean(np.asarray(log.losses, np.float32))),
+            "learning_rate": float(phase.schedule(log.step - phase.first_step - 1)),
+            "seconds": log.epoch_seconds,
+            "starved": log.starved_steps / phase.steps_per_epoch,
+            **_sparsities(state.masks),
+        }
+    )
+    log.losses, log.epoch_seconds, log.starved_steps = [], 0.0, 0
+    row = log.rows[-1]
+    logger.info(
+        "epoch %g: top-1 %.2f %%, training loss %.4f, %.1f s, %.0f images/s",
+        row["epoch"],
+        row["top1"],
+        row["train_loss"],
+        row["seconds"],
+        phase.steps_per_epoch * phase.settings.batch_size / row["seconds"],
+    )
+
+
+def judge(plan: Plan, state: TrainState) -> dict[str, float]:
+    """Top-1, top-5 and loss on the test split; of the average, where there is one."""
+    state = judged(state)
+    return evaluate(
+        plan.model,
+        state.params,
+        state.batch_stats,
+        plan.dataset,
+        batch_size=plan.config.eval_batch_size,
+        mesh=plan.mesh,
+    )
+
+
+def _sparsities(masks: Masks) -> dict[str, float]:
+    by_path = masks_.sparsity_by_path(masks)
+    return {
+        "sparsity": masks_.sparsity(masks),
+        **{f"sparsity/{path}": value for path, value in by_path.items()},
+    }
+
+
+# ------------------------------------------------------------------- the checkpoints
+
+
+def is_due(plan: Plan, log: Log) -> bool:
+    """Whether to save: after each event but epochs in between."""
+    row, stage = (log.rows[-1] if log.rows else None), next_stage(plan, log)
+    if row is None or row["step"] != log.step:
+        return False
+    if row["event"] != "train" or log.step == plan.end:
+        return True
+    if stage is not None and stage.time <= log.step:
+        return True  # A pruning step may take longer than a scheduler waits.
+    return round(row["epoch"]) % plan.config.checkpoint_every_epochs == 0
+
+
+def save(plan: Plan, state: TrainState, log: Log, manager: Any) -> None:
+    """Writes a checkpoint and waits for it."""
+    # A network in the middle of an epoch is not judged, and never the best.
+    metrics = {"stage": -1, "top1": 0.0}
+    if log.rows and log.rows[-1]["step"] == log.step:
+        metrics = {"stage": len(log.stages), "top1": log.rows[-1]["top1"]}
+    checkpoint.save(
+        manager,
+        log.event,
+        state._asdict(),
+        {"log": dataclasses.asdict(log), "config": config_.to_dict(plan.config)},
+        metrics,
+    )

@@ -1,0 +1,151 @@
+"""What a network is trained and judged by: cross entropy of its logits."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+
+from woodfisher_jax.tracing import macs as flops
+
+Variables = dict[str, Any]
+"""Flax collections: ``params`` and, for models that keep them, ``batch_stats``."""
+
+
+def cross_entropy(
+    logits: jax.Array, labels: jax.Array, label_smoothing: float = 0.0
+) -> jax.Array:
+    """Cross entropy of each example, in nats.
+
+    ``-(1 - s) log p_y - s mean_k log p_k``
+
+    Args:
+        logits: [..., classes].
+        labels: Integers [...].
+        label_smoothing: s in [0, 1), spread over all classes; default 0.
+
+    Returns:
+        Array [...].
+    """
+    log_probabilities = jax.nn.log_softmax(logits)
+    picked = jnp.take_along_axis(log_probabilities, labels[..., None], axis=-1)
+    spread = jnp.mean(log_probabilities, axis=-1)
+    return -(1.0 - label_smoothing) * picked[..., 0] - label_smoothing * spread
+
+
+def variables_of(params: Any, batch_stats: Any) -> Variables:
+    """Joins the collections a Linen module is applied with."""
+    return {"params": params, **({"batch_stats": batch_stats} if batch_stats else {})}
+
+
+def predict(
+    model: nn.Module, variables: Variables, images: jax.Array | np.ndarray
+) -> jax.Array:
+    """Logits of a batch of images, on running statistics."""
+    logits = model.apply(variables, images)
+    assert isinstance(logits, jax.Array)
+    return logits
+
+
+@functools.lru_cache(maxsize=8)
+def _frozen_loss(
+    model: nn.Module, label_smoothing: float
+) -> Callable[[Any, Any, dict], jax.Array]:
+    # Cached, since jit recognises a function it has compiled by its identity.
+    def loss(batch_stats: Any, params: Any, batch: dict) -> jax.Array:
+        logits = predict(model, variables_of(params, batch_stats), batch["image"])
+        return jnp.mean(cross_entropy(logits, batch["label"], label_smoothing))
+
+    return loss
+
+
+def frozen_loss(
+    model: nn.Module, batch_stats: Any, label_smoothing: float = 0.0
+) -> Partial:
+    """The loss that curvature is taken of: mean cross entropy on running statistics.
+
+    Args:
+        model: A Linen classifier.
+        batch_stats: Its running statistics; new values do not compile anew.
+        label_smoothing: Share of the target that is spread over all classes, [0, 1).
+
+    Returns:
+        (params, batch) -> scalar, with batch = {"image": ..., "label": ...}.
+    """
+    return Partial(_frozen_loss(model, label_smoothing), batch_stats)
+
+
+@functools.lru_cache(maxsize=8)
+def _frozen_outputs(model: nn.Module) -> Callable[[Any, Any, Any], jax.Array]:
+    @jax.jit
+    def outputs(batch_stats: Any, params: Any, images: jax.Array) -> jax.Array:
+        return predict(model, variables_of(params, batch_stats), images)
+
+    return outputs
+
+
+def frozen_outputs(model: nn.Module, batch_stats: Any) -> Partial:
+    """Logits on running statistics, for curvature that takes no labels.
+
+    Args:
+        model: A Linen classifier.
+        batch_stats: Its running statistics; new values do not compile anew.
+
+    Returns:
+        (params, images) -> logits.
+    """
+    return Partial(_frozen_outputs(model), batch_stats)
+
+
+@functools.lru_cache(maxsize=8)
+def _frozen_errors(model: nn.Module) -> Callable[[Any, Any, Any], jax.Array]:
+    def errors(batch_stats: Any, params: Any, batch: dict[str, jax.Array]) -> jax.Array:
+        logits = predict(model, variables_of(params, batch_stats), batch["image"])
+        return jnp.mean(jnp.argmax(logits, axis=-1) != batch["label"])
+
+    return errors
+
+
+def frozen_errors(model: nn.Module, batch_stats: Any) -> Partial:
+    """The share of examples that a network gets wrong, on running statistics.
+
+    Args:
+        model: A Linen classifier.
+        batch_stats: Its running statistics; new values do not compile anew.
+
+    Returns:
+        (params, batch) -> scalar, with batch = {"image": ..., "label": ...}.
+    """
+    return Partial(_frozen_errors(model), batch_stats)
+
+
+def macs_per_weight(
+    model: nn.Module, variables: Variables, image_shape: tuple[int, ...]
+) -> dict[str, float]:
+    """Multiply-accumulates that one weight of each tensor costs for one image.
+
+    Args:
+        model: A Linen module.
+        variables: Its variables, or their shapes.
+        image_shape: [h, w, c].
+
+    Returns:
+        From path to a number; tensors that no layer multiplies are not there.
+
+    Raises:
+        ValueError: If the layers of the model cannot be counted.
+    """
+    image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    # Of any value: shapes alone cannot be closed over.
+    stats = jax.tree.map(
+        lambda leaf: np.ones(leaf.shape, leaf.dtype), variables.get("batch_stats", {})
+    )
+    return flops.macs_per_weight(
+        lambda params, images: predict(model, variables_of(params, stats), images),
+        variables["params"],
+        image,
+    )

@@ -1,0 +1,334 @@
+"""A config made into a plan: data, model, phases of training, pruning steps."""
+
+import contextlib
+import dataclasses
+import functools
+import logging
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from woodfisher_jax import data, models, torch_weights
+from woodfisher_jax.data import Progress, batches
+from woodfisher_jax.rows.sharding import num_devices
+from woodfisher_jax.training import distributed, optimizer, pruners
+from woodfisher_jax.training.config import Config, ConfigError, PruneConfig, TrainConfig
+from woodfisher_jax.training.objective import macs_per_weight, predict
+from woodfisher_jax.trees.masks import Masks
+
+logger = logging.getLogger(__name__)
+
+
+class Phase(NamedTuple):
+    """Training with one optimizer: of the dense network, or with pruning.
+
+    Attributes:
+        settings: Its section of the config.
+        first_step: Global step where it starts.
+        steps_per_epoch: Optimizer steps an epoch.
+        first_epoch: Global epoch where it starts.
+        schedule: Learning rate over its own steps.
+        tx: The optimizer.
+        tx_no_decay: The same without weight decay, with the same state.
+        model: The Linen module, in the precision of this training.
+    """
+
+    settings: TrainConfig
+    first_step: int
+    steps_per_epoch: int
+    first_epoch: int
+    schedule: optax.Schedule
+    tx: optax.GradientTransformation
+    tx_no_decay: optax.GradientTransformation
+    model: nn.Module
+
+    @property
+    def last_step(self) -> int:
+        """Global step where it ends."""
+        return self.first_step + self.settings.epochs * self.steps_per_epoch
+
+    def epoch_at(self, step: int) -> float:
+        """Epochs done at a global step, counted over both phases."""
+        done = (step - self.first_step) / self.steps_per_epoch
+        return round(self.first_epoch + done, 4)
+
+
+class Stage(NamedTuple):
+    """One pruning step of a run.
+
+    Attributes:
+        time: Global step at which it is due.
+        sparsity: Of the weights of its pruner, after it.
+        pruner: The section of the config: prune, prune_2, ...
+    """
+
+    time: int
+    sparsity: float
+    pruner: str
+
+
+class Plan(NamedTuple):
+    """All that a run needs and does not change.
+
+    Attributes:
+        config: The run's config.
+        dataset: Both splits.
+        model: The Linen module, in float32.
+        dense: Training of the dense network (no epochs if it was given).
+        train: Training from the first pruning step on.
+        stages: Pruning steps in order of time.
+        progress: Called with (label, done, total).
+        mesh: The devices of all processes, or None for one.
+        costs: Multiply-accumulates of a weight of each layer, or None where the model
+            cannot be counted.
+    """
+
+    config: Config
+    dataset: data.DataSet
+    model: nn.Module
+    dense: Phase
+    train: Phase
+    stages: tuple[Stage, ...]
+    progress: Progress
+    mesh: Mesh | None = None
+    costs: Mapping[str, float] | None = None
+
+    @property
+    def end(self) -> int:
+        """Global step where training ends."""
+        return self.train.last_step
+
+
+def prepare(config: Config, progress: Progress) -> tuple[Plan, tuple[Any, Masks]]:
+    """Reads the checkpoint and the data, builds the model and the phases.
+
+    Returns:
+        The plan, and the variables and masks to start from.
+    """
+    with _refused_as("config.model"):
+        model = models.build_model(config.model.name, **config.model.settings)
+    with _refused_as("config.init_from"):
+        state_dict = (
+            torch_weights.read_weights(config.init_from) if config.init_from else None
+        )
+    with _refused_as("config.data"):
+        dataset = data.load(
+            config.data.name,
+            data_dir=config.data.dir,
+            progress=progress,
+            options=config.data.image_options,
+        )
+    image = np.zeros((1, *dataset.image_shape), np.float32)
+    with _refused_as("config.model"):
+        variables = jax.jit(model.init)(jax.random.key(config.seed), image)
+    _check_classes(config, dataset, model, variables)
+    saved: dict[str, np.ndarray] = {}
+    if state_dict is not None:
+        with _refused_as("config.init_from"):
+            variables, saved = torch_weights.to_variables(state_dict, variables)
+    plan = make_plan(config, dataset, model, progress)
+    selected = pruners.init_masks(variables["params"], config)
+    masks = {path: jnp.asarray(saved.get(path, m)) for path, m in selected.items()}
+    variables = jax.tree.map(jnp.asarray, variables)
+    for name, pruner in config.pruners.items():
+        if pruner.batch_norm_samples and "batch_stats" not in variables:
+            raise ConfigError(
+                f"config.{name}.batch_norm_samples={pruner.batch_norm_samples}, but "
+                f"{config.model.name} has no batch norm; expected 0"
+            )
+    try:
+        costs = macs_per_weight(model, variables, dataset.image_shape)
+    except ValueError as error:
+        logger.warning("multiply-accumulates are not reported: %s", error)
+        costs = None
+    return plan._replace(costs=costs), (variables, masks)
+
+
+@contextlib.contextmanager
+def _refused_as(field: str) -> Iterator[None]:
+    """Gives what is refused the name of the field that it comes from."""
+    try:
+        yield
+    except data.DataMissingError:
+        raise  # Says more, and that the config is right.
+    except (ValueError, TypeError, OSError) as error:
+        raise ConfigError(f"{field}: {error}") from error
+
+
+def _check_classes(
+    config: Config, dataset: data.DataSet, model: nn.Module, variables: Any
+) -> None:
+    """The model tells as many classes apart as the data set has."""
+    image = np.zeros((1, *dataset.image_shape), np.float32)
+    logits = jax.eval_shape(functools.partial(predict, model), variables, image)
+    found = logits.shape[-1]
+    if found != dataset.num_classes:
+        raise ConfigError(
+            f"config.model.name={config.model.name!r} has {found} classes; expected "
+            f"the {dataset.num_classes} of {dataset.name}: set config.model.num_classes"
+        )
+
+
+def make_plan(
+    config: Config, dataset: data.DataSet, model: nn.Module, progress: Progress
+) -> Plan:
+    """Lays the phases and the pruning steps out over global steps.
+
+    Raises:
+        ConfigError: If a batch or the Fisher samples exceed the training set, or the
+            devices do not divide a batch.
+    """
+    available = dataset.num_train
+    mesh = distributed.all_devices()
+    for name, pruner in config.pruners.items():
+        _check_samples(name, pruner, dataset)
+    for name, settings in (("dense", config.dense), ("train", config.train)):
+        if settings.batch_size > available:
+            raise ConfigError(
+                f"config.{name}.batch_size={settings.batch_size}; expected at most the "
+                f"{available} training examples of {dataset.name}"
+            )
+        _check_shares(name, settings, num_devices(mesh))
+    given = dataclasses.replace(config.dense, epochs=0)
+    dense = make_phase(
+        given if config.init_from else config.dense,
+        dataset,
+        model,
+        first_step=0,
+        first_epoch=0,
+    )
+    once = dataclasses.replace(config.train, epochs=0)
+    train = make_phase(
+        once if config.prune.one_shot else config.train,
+        dataset,
+        model,
+        first_step=dense.last_step,
+        first_epoch=dense.settings.epochs,
+    )
+    stages = [
+        stage
+        for name, pruner in config.pruners.items()
+        for stage in _stages(name, pruner, train)
+    ]
+    # Sorting keeps the order of the pruners where they share a time.
+    stages.sort(key=lambda stage: stage.time)
+    return Plan(config, dataset, model, dense, train, tuple(stages), progress, mesh)
+
+
+def _check_shares(name: str, settings: TrainConfig, devices: int) -> None:
+    """Every device has as many examples of each part of a batch as any other."""
+    parts = devices * settings.accumulation_steps
+    if settings.epochs and settings.batch_size % parts:
+        down = settings.batch_size // parts * parts
+        raise ConfigError(
+            f"config.{name}.batch_size={settings.batch_size}; expected a multiple of "
+            f"{parts}, devices x accumulation_steps = {devices} x "
+            f"{settings.accumulation_steps}, such as {down or parts} or {down + parts}"
+        )
+
+
+def _check_samples(name: str, pruner: PruneConfig, dataset: data.DataSet) -> None:
+    """The training set has the examples that a pruner asks for."""
+    available = dataset.num_train
+    needed = pruner.num_samples * pruner.batch_size
+    if needed > available:
+        raise ConfigError(
+            f"config.{name}: num_samples x batch_size = {pruner.num_samples} x "
+            f"{pruner.batch_size} = {needed} examples, but the training set of "
+            f"{dataset.name} has {available}; lower one of the two"
+        )
+    kept_apart = pruner.damping_search_samples
+    used = max(needed, pruner.mean_samples or 0)
+    if kept_apart and used + kept_apart > available:
+        raise ConfigError(
+            f"config.{name}.damping_search_samples={kept_apart} beside {used} "
+            f"examples of the gradients; expected no more than the {available} "
+            f"training examples of {dataset.name} together"
+        )
+    for field in ("mean_samples", "batch_norm_samples", "loss_samples"):
+        number = getattr(pruner, field)
+        if number is not None and number > available:
+            raise ConfigError(
+                f"config.{name}.{field}={number}; expected at most the {available} "
+                f"training examples of {dataset.name}"
+            )
+
+
+def _stages(name: str, pruner: PruneConfig, train: Phase) -> list[Stage]:
+    """The steps of one pruner over global steps."""
+    unit = train.steps_per_epoch if pruner.unit == "epochs" else 1
+    stages = [
+        Stage(train.first_step + time * unit, sparsity, name)
+        for time, sparsity in pruner.stages
+    ]
+    if stages and stages[-1].time > train.last_step:
+        raise ConfigError(
+            f"config.{name}.end={pruner.end} steps; expected at most the "
+            f"{train.last_step - train.first_step} steps of config.train"
+        )
+    return stages
+
+
+def make_phase(
+    settings: TrainConfig,
+    dataset: data.DataSet,
+    model: nn.Module,
+    *,
+    first_step: int,
+    first_epoch: int,
+) -> Phase:
+    """Builds the optimizer of a phase, and the model in its precision.
+
+    Raises:
+        ConfigError: If the optimizer or the model cannot do what the settings ask for.
+    """
+    steps_per_epoch = batches.steps_per_epoch(dataset, settings.batch_size)
+    schedule = optimizer.learning_rate(
+        settings.schedule,
+        settings.learning_rate,
+        steps_per_epoch=steps_per_epoch,
+        epochs=settings.epochs,
+        final=settings.final_learning_rate,
+        decay_rate=settings.decay_rate,
+        decay_start_epoch=settings.decay_start_epoch,
+        decay_every_epochs=settings.decay_every_epochs,
+        decay_end_epoch=settings.decay_end_epoch,
+        decay_at_epochs=settings.decay_at_epochs,
+    )
+    schedule = optimizer.warm_up(schedule, settings.warmup_epochs * steps_per_epoch)
+    try:
+        tx, tx_no_decay = (
+            optimizer.make_optimizer(
+                settings.optimizer.name,
+                schedule,
+                weight_decay,
+                settings.optimizer.settings,
+                settings.weight_decay_kernels_only,
+            )
+            for weight_decay in (settings.weight_decay, 0.0)
+        )
+    except ValueError as error:
+        raise ConfigError(f"config: optimizer: {error}") from error
+    if settings.dtype != "float32":
+        if not hasattr(model, "dtype"):
+            raise ConfigError(
+                f"dtype={settings.dtype!r}, but {type(model).__name__} computes in "
+                "float32 only; expected dtype='float32'"
+            )
+        model = model.clone(dtype=settings.dtype)
+    return Phase(
+        settings,
+        first_step,
+        steps_per_epoch,
+        first_epoch,
+        schedule,
+        tx,
+        tx_no_decay,
+        model,
+    )

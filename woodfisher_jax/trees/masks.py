@@ -1,0 +1,234 @@
+"""Masks: which weights stay. From scores to masks, applied and measured.
+
+Masks are a plain dict from parameter path to a boolean array of the parameter's shape,
+True where the weight stays. A path that is absent is not prunable.
+"""
+
+import math
+import re
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from woodfisher_jax.trees.paths import Params, leaves_by_path, replace_leaves
+
+Masks = dict[str, jax.Array]
+Prunable = Callable[[str, jax.Array], bool] | str | None
+
+
+def is_kernel(path: str, leaf: jax.Array) -> bool:
+    """The default predicate: arrays of two or more dimensions are prunable.
+
+    Example:
+        >>> wf.masks.is_kernel("layer/kernel", jnp.ones((2, 3)))
+        True
+    """
+    del path
+    return leaf.ndim >= 2
+
+
+def init_masks(params: Params, prunable: Prunable = None) -> Masks:
+    """All-True masks over the prunable parameters.
+
+    Args:
+        params: Any pytree of arrays.
+        prunable: A predicate on (path, array), or a regular expression searched in the
+            path; default :func:`is_kernel`.
+
+    Returns:
+        Masks with every weight kept.
+
+    Raises:
+        ValueError: If nothing is selected, or if the expression is not one.
+
+    Example:
+        >>> params = {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}
+        >>> list(wf.init_masks(params))
+        ['kernel']
+        >>> list(wf.init_masks(params, prunable="bias"))
+        ['bias']
+    """
+    leaves = leaves_by_path(params)
+    selects = _predicate(prunable)
+    masks = {
+        path: jnp.asarray(np.ones(leaf.shape, bool))
+        for path, leaf in leaves.items()
+        if leaf.size and selects(path, leaf)
+    }
+    if not masks:
+        shown = ", ".join(f"{path} {leaf.shape}" for path, leaf in leaves.items())
+        raise ValueError(
+            f"prunable={prunable!r} selects none of the parameters; expected a "
+            f"predicate or a regular expression that matches some of: {shown}"
+        )
+    return masks
+
+
+def _predicate(prunable: Prunable) -> Callable[[str, jax.Array], bool]:
+    if prunable is None:
+        return is_kernel
+    if callable(prunable):
+        return prunable
+    if not isinstance(prunable, str):
+        raise TypeError(
+            f"prunable={prunable!r}; expected a predicate on (path, array) or a "
+            "regular expression"
+        )
+    try:
+        pattern = re.compile(prunable)
+    except re.error as error:
+        raise ValueError(
+            f"prunable={prunable!r} is not a regular expression: {error}"
+        ) from error
+    return lambda path, leaf: pattern.search(path) is not None
+
+
+def check_masks(params: Params, masks: Mapping[str, jax.Array]) -> None:
+    """Raises unless each mask is a boolean array of its parameter's shape.
+
+    Raises:
+        ValueError: If masks are empty, name a parameter that does not exist, or differ
+            from it in shape.
+        TypeError: If a mask is not boolean.
+    """
+    leaves = leaves_by_path(params)
+    if not masks:
+        raise ValueError("masks is empty; omit it to make every kernel prunable")
+    for path, mask in masks.items():
+        if path not in leaves:
+            raise ValueError(
+                f"masks names {path!r}, which is not in params; there are "
+                f"{list(leaves)}"
+            )
+        if not hasattr(mask, "shape") or not hasattr(mask, "dtype"):
+            raise TypeError(
+                f"masks[{path!r}] is of type {type(mask).__name__}; expected a boolean "
+                "array"
+            )
+        if mask.size == 0:
+            raise ValueError(f"masks[{path!r}] has no entries; leave it out of masks")
+        if mask.shape != leaves[path].shape:
+            raise ValueError(
+                f"masks[{path!r}] has shape {mask.shape} but the parameter has "
+                f"{leaves[path].shape}"
+            )
+        if mask.dtype != bool:
+            raise TypeError(
+                f"masks[{path!r}] has dtype {mask.dtype}; expected bool, True = kept"
+            )
+
+
+def apply_masks(params: Params, masks: Mapping[str, jax.Array]) -> Params:
+    """Sets pruned weights to exactly zero; other parameters pass unchanged.
+
+    Args:
+        params: Any pytree; gradients of the same structure work as well.
+        masks: From path to boolean array.
+
+    Example:
+        >>> masks = {"w": jnp.array([True, False])}
+        >>> wf.apply_masks({"w": jnp.array([1.0, 2.0])}, masks)["w"].tolist()
+        [1.0, 0.0]
+    """
+    leaves = leaves_by_path(params)
+    # `where`, not a product: 0 * inf is not 0, and -1 * 0 is -0.
+    return replace_leaves(
+        params,
+        {
+            path: jnp.where(mask, leaves[path], jnp.zeros((), leaves[path].dtype))
+            for path, mask in masks.items()
+        },
+    )
+
+
+def count(masks: Mapping[str, jax.Array]) -> tuple[int, int]:
+    """Counts the weights that stay and all prunable weights.
+
+    Returns:
+        ``(kept, prunable)``.
+
+    Example:
+        >>> wf.masks.count({"w": jnp.array([True, False, False, False])})
+        (1, 4)
+    """
+    kept = sum(int(n) for n in _kept(dict(masks)).values())
+    return kept, sum(mask.size for mask in masks.values())
+
+
+@jax.jit
+def _kept(masks: Masks) -> dict[str, jax.Array]:
+    return {path: jnp.sum(mask) for path, mask in masks.items()}
+
+
+def sparsity(masks: Mapping[str, jax.Array]) -> float:
+    """Fraction of the prunable weights that are pruned, in [0, 1].
+
+    Example:
+        >>> wf.sparsity({"w": jnp.array([True, False, False, False])})
+        0.75
+    """
+    kept, prunable = count(masks)
+    return (prunable - kept) / prunable
+
+
+def sparsity_by_path(masks: Mapping[str, jax.Array]) -> dict[str, float]:
+    """Sparsity of each prunable parameter.
+
+    Example:
+        >>> masks = {"v": jnp.array([True, False]), "w": jnp.array([True, True])}
+        >>> wf.sparsity_by_path(masks)
+        {'v': 0.5, 'w': 0.0}
+    """
+    # jit sorts dicts by key; the order of the masks is kept.
+    kept = _kept(dict(masks))
+    return {
+        path: (mask.size - int(kept[path])) / mask.size for path, mask in masks.items()
+    }
+
+
+def num_kept(num_weights: int, target_sparsity: float) -> int:
+    """How many of ``num_weights`` stay: as many as the target sparsity allows.
+
+    ``floor(n (1 - s))``, so that the target is always reached.
+
+    Note: the original takes ``ceil(n (1 - s))`` in floating point and then loses the
+    last weight and all its ties to a strict comparison: the same number as here, or
+    one less where n (1 - s) is an integer, and fewer with ties.
+
+    Example:
+        >>> wf.masks.num_kept(32_360, 0.9)
+        3236
+    """
+    # 32,360 x (1 - 0.9) is 3,235.9999999999995 in floating point.
+    return math.floor(num_weights * (1.0 - target_sparsity) + 1e-6)
+
+
+@jax.jit
+def keep_highest(scores: jax.Array, mask: jax.Array, kept: jax.Array) -> jax.Array:
+    """Keeps the ``kept`` highest scores among the weights that the mask still keeps.
+
+    Exactly ``min(kept, sum(mask))`` weights stay; of equal scores those of lower index
+    stay. The result is nested in ``mask``.
+
+    Args:
+        scores: Finite scores, higher = more important [n].
+        mask: Weights that may stay [n], bool.
+        kept: How many stay, in [0, n].
+
+    Returns:
+        The new mask [n], bool.
+
+    Example:
+        >>> scores = jnp.array([3.0, 1.0, 2.0, 2.0])
+        >>> wf.masks.keep_highest(scores, jnp.ones(4, bool), 2).tolist()
+        [True, False, True, False]
+    """
+    ranked = jnp.where(mask, scores, -jnp.inf)
+    # Index n (kept = 0) is out of range and clamps; nothing has room then anyway.
+    kth = jnp.sort(ranked)[scores.shape[0] - kept]
+    above = ranked > kth
+    tied = ranked == kth
+    room = kept - jnp.sum(above)
+    return (above | (tied & (jnp.cumsum(tied) <= room))) & mask & (kept > 0)

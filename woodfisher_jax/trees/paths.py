@@ -1,0 +1,68 @@
+"""Leaves of a pytree by path: the names under which weights and masks are known."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+Params = Any
+"""Any pytree of floating-point arrays: the user's own, never changed in shape."""
+
+
+def _name(path: tuple) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def leaves_by_path(params: Params) -> dict[str, jax.Array]:
+    """Names every leaf by its path, such as ``layer1/block0/conv1/kernel``.
+
+    Args:
+        params: Any pytree.
+
+    Returns:
+        A dict from path to leaf, in the tree's own order.
+
+    Raises:
+        ValueError: If two leaves have the same path, as in {"a/b": x, "a": {"b": y}}.
+
+    Example:
+        >>> from woodfisher_jax.trees.paths import leaves_by_path
+        >>> leaves_by_path({"layer": {"kernel": 1.0, "bias": 2.0}})
+        {'layer/bias': 2.0, 'layer/kernel': 1.0}
+    """
+    leaves, _ = jax.tree_util.tree_flatten_with_path(params)
+    named = {_name(path): leaf for path, leaf in leaves}
+    if len(named) < len(leaves):
+        names = [_name(path) for path, _ in leaves]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(
+            f"params has two leaves with the path {twice!r}; rename a key that holds "
+            "a slash"
+        )
+    return named
+
+
+def replace_leaves(params: Params, leaves: Mapping[str, Any]) -> Params:
+    """Returns the tree with the named leaves replaced and all others untouched.
+
+    Args:
+        params: Any pytree.
+        leaves: From path to the new leaf; each path must exist in ``params``.
+
+    Raises:
+        KeyError: If a path is not in the tree.
+
+    Example:
+        >>> from woodfisher_jax.trees.paths import replace_leaves
+        >>> replace_leaves({"layer": {"kernel": 1.0, "bias": 2.0}}, {"layer/bias": 0.0})
+        {'layer': {'bias': 0.0, 'kernel': 1.0}}
+    """
+    known = leaves_by_path(params)
+    unknown = [path for path in leaves if path not in known]
+    if unknown:
+        raise KeyError(
+            f"no leaf of params is called {unknown[0]!r}; there are {list(known)}"
+        )
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: leaves.get(_name(path), leaf), params
+    )

@@ -1,0 +1,1 @@
+"""Weight files: PyTorch, safetensors, sparse formats, serving programs."""
