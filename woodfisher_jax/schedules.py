@@ -1,6 +1,13 @@
-"""When to prune and how far: sparsity levels over epochs or steps."""
+"""When to prune and how far: sparsity levels over epochs, steps or recomputations."""
 
 from typing import NamedTuple
+
+
+SPACINGS = ("linear", "poly", "exponential")
+"""How the steps of a way to a target are spaced."""
+
+POLY_DEGREE = 3.0
+"""Of "poly", unless said otherwise: that of the schedule over epochs."""
 
 
 class Stage(NamedTuple):
@@ -113,3 +120,37 @@ def one_shot(target: float, time: int = 0) -> tuple[Stage, ...]:
         (Stage(time=0, sparsity=0.9),)
     """
     return gradual(time, time, 1, target, target)
+
+
+def levels(
+    start: float,
+    target: float,
+    recomputations: int,
+    degree: float | None,
+    limit: float = 1.0,
+) -> list[float]:
+    """Levels on the way to a target, which is the last.
+
+    ``l_i = start + (target - start) (1 - (1 - (i + 1) / (R + 1))^degree)`` for i from 0
+    to R: R + 1 pruning steps. Without a degree, every step leaves the same share of
+    what is left: ``l_i = a + (start - a) ((target - a) / (start - a))^((i+1)/(R+1))``.
+
+    Note: the original starts from the scheduled level of its previous step, 0 at the
+    first, whatever the masks are; here ``start`` is the sparsity that is there.
+
+    Args:
+        start: What the masks have already: a sparsity, or MACs.
+        target: The same at the end.
+        recomputations: R.
+        degree: 1 is linear; above, the first steps are the longest; None exponential.
+        limit: a, where nothing is left: sparsity 1, or 0 MACs.
+
+    Returns:
+        R + 1 floats.
+    """
+    ways = [(i + 1) / (recomputations + 1) for i in range(recomputations)]
+    if degree is None:
+        left = (target - limit) / (start - limit)
+        return [*(limit + (start - limit) * left**way for way in ways), target]
+    between = (start + (target - start) * (1 - (1 - way) ** degree) for way in ways)
+    return [*between, target]

@@ -25,57 +25,6 @@ from woodfisher_jax.trees.masks import Masks
 from woodfisher_jax.trees.paths import Params, leaves_by_path
 from woodfisher_jax.trees.samples import regroup
 
-MILLION = 1e6
-
-
-class Costs(NamedTuple):
-    """What the network and its weights cost, for one example.
-
-    Attributes:
-        per_weight: MACs of one weight of each prunable tensor.
-        other: MACs of the other layers' weights that are not zero; 0 where they are not
-            asked for.
-        total: MACs under the masks that the costs were counted with.
-    """
-
-    per_weight: dict[str, float]
-    other: float
-    total: float
-
-
-def count_costs(
-    loss_fn: LossFn | None,
-    params: Params,
-    masks: Masks,
-    samples: Any,
-    settings: Settings,
-) -> Costs | None:
-    """Counts MACs by tracing the loss with one example; None if nothing asks for it.
-
-    Raises:
-        ValueError: If there is no loss, or the products of a tensor cannot be counted.
-    """
-    if not settings.counts_macs:
-        return None
-    if loss_fn is None:
-        raise ValueError(
-            "loss_fn=None with flops_power or flops_target; expected a loss, from "
-            "which the multiply-accumulates are counted"
-        )
-    example = next(regroup(samples, 1))
-    prunable = macs_per_weight(loss_fn, params, example, masks)
-    other = 0.0
-    if settings.flops_target is not None:
-        everything = macs_per_weight(loss_fn, params, example)
-        leaves = leaves_by_path(params)
-        # Another pruner may have been there: its zeros cost nothing either.
-        other = sum(
-            cost * float(jnp.count_nonzero(leaves[path]))
-            for path, cost in everything.items()
-            if path not in masks
-        )
-    return Costs(prunable, other, other + sparse_macs(prunable, params, masks))
-
 
 def num_kept(masks: Masks, order: FlatOrder, settings: Settings) -> tuple[int, ...]:
     """How many weights stay: one number in all, or one for each tensor.
@@ -353,13 +302,3 @@ def _keep_groups(
         ranked = ranked[number[ranked] > 0]
         stays[ranked[np.cumsum(number[ranked]) <= most]] = True
     return jnp.asarray(stays[groups.of] & may_stay)
-
-
-def macs_of(
-    kept: jax.Array, order: FlatOrder, costs: Costs | None, settings: Settings
-) -> float | None:
-    """MACs of one example under a mask [d]; None without a target for them."""
-    if costs is None or settings.flops_target is None:
-        return None
-    flat = flat_costs(order, costs.per_weight)
-    return costs.other + float(flat[np.asarray(kept)].sum())

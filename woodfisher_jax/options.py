@@ -1,0 +1,286 @@
+"""Options: fields of frozen dataclasses with a default, a range and a line each.
+
+An option is written once, as a field of the dataclass that it belongs to. The check of
+its value, the config's fields, ``--helpfull``, the suggestions for a misspelt name and
+the tables of the documentation read that field:
+
+    @dataclasses.dataclass(frozen=True)
+    class Damped(Options):
+        damping: float | Literal["auto"] = option(1e-5, "λ, added to ...", least=1e-30)
+"""
+
+import dataclasses
+import difflib
+import functools
+import math
+import numbers
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+
+class OptionError(ValueError):
+    """An option with a value that it cannot have, or that does not exist.
+
+    Attributes:
+        name: The option's.
+    """
+
+    def __init__(self, name: str, message: str):
+        super().__init__(message)
+        self.name = name
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """Which values an option may take, beyond what its type says.
+
+    Attributes:
+        least: Smallest number.
+        above: Number that it must exceed.
+        most: Largest number.
+        below: Number that it must stay under.
+        choices: Words that it may be.
+        in_config: Whether a config file may set it.
+    """
+
+    least: float | None = None
+    above: float | None = None
+    most: float | None = None
+    below: float | None = None
+    choices: tuple[str, ...] | None = None
+    in_config: bool = True
+
+    def holds(self, value: float) -> bool:
+        """Whether a number is finite and within the range."""
+        return (
+            math.isfinite(value)
+            and (self.least is None or value >= self.least)
+            and (self.above is None or value > self.above)
+            and (self.most is None or value <= self.most)
+            and (self.below is None or value < self.below)
+        )
+
+    def __str__(self) -> str:
+        """The range in words, such as ``from 0 and below 1``."""
+        bounds = [
+            f"{word} {bound:g}"
+            for word, bound in (
+                ("from", self.least),
+                ("above", self.above),
+                ("to", self.most),
+                ("below", self.below),
+            )
+            if bound is not None
+        ]
+        return " and ".join(bounds).replace(" and to", " to")
+
+
+def option(default: Any, doc: str, **limits: Any) -> Any:
+    """A field of an :class:`Options` dataclass.
+
+    Args:
+        default: Its value unless given.
+        doc: One line: what it is, with its unit.
+        **limits: Fields of :class:`Range`.
+    """
+    metadata = {"doc": doc, "range": Range(**limits)}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Base of all dataclasses of options: values are checked when one is made."""
+
+    def __post_init__(self) -> None:
+        """Checks every field by itself; numbers become Python's own.
+
+        Raises:
+            OptionError: Naming the field, what was expected and what came.
+        """
+        for name, field in fields_of(type(self)).items():
+            value = checked(field, getattr(self, name))
+            object.__setattr__(self, name, value)
+
+    def replace(self, **changes: Any) -> Self:
+        """The same with other values.
+
+        Raises:
+            OptionError: If there is no such option, with the nearest that there is, or
+                a value is out of range.
+        """
+        known = fields_of(type(self))
+        for name in changes:
+            check_known(name, known, type(self).__name__)
+        return dataclasses.replace(self, **changes)
+
+    def given(self) -> dict[str, Any]:
+        """The options whose values are not their defaults."""
+        return {
+            name: value
+            for name, field in fields_of(type(self)).items()
+            if (value := getattr(self, name)) is not field.default
+            and value != field.default
+        }
+
+
+class Field(typing.NamedTuple):
+    """An option as it is documented and checked.
+
+    Attributes:
+        name: Its name.
+        kinds: The types and words that a value may be of, without None.
+        optional: Whether None is allowed.
+        default: Its default.
+        doc: One line.
+        range: Its limits.
+    """
+
+    name: str
+    kinds: tuple[Any, ...]
+    optional: bool
+    default: Any
+    doc: str
+    range: Range
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The words that a value may be."""
+        literal = [k for k in self.kinds if typing.get_origin(k) is Literal]
+        words = [word for kind in literal for word in typing.get_args(kind)]
+        return (*words, *(self.range.choices or ()))
+
+    @property
+    def plain(self) -> type | None:
+        """The type of a value in a config file; None if it has no such type."""
+        plain = [kind for kind in self.kinds if kind in (bool, int, float, str)]
+        if plain:
+            return plain[0]
+        return str if self.words else None
+
+    @property
+    def expected(self) -> str:
+        """What a value must be, in words."""
+        names = {bool: "True or False", int: "a whole number", float: "a number"}
+        found = []
+        for kind in self.kinds:
+            if kind in names:
+                bounds = str(self.range) if kind is not bool else ""
+                found.append(f"{names[kind]} {bounds}".strip())
+            elif kind in (str, Path) and not self.words and "a string" not in found:
+                found.append("a string")
+        if self.words:
+            found.append(" or ".join(repr(word) for word in self.words))
+        if self.optional:
+            found.append("None")
+        if isinstance(self.default, float) and self.default:
+            found[0] += f", such as {self.default:g}"
+        return " or ".join(found)
+
+
+@functools.cache
+def fields_of(section: type) -> dict[str, Field]:
+    """The options of a dataclass by name, in order."""
+    hints = typing.get_type_hints(section)
+    found = {}
+    for field in dataclasses.fields(section):
+        if "doc" not in field.metadata:
+            continue  # Not an option but a part of what the class is.
+        hint = hints[field.name]
+        union = isinstance(hint, types.UnionType) or (
+            typing.get_origin(hint) is typing.Union
+        )
+        kinds = typing.get_args(hint) if union else (hint,)
+        found[field.name] = Field(
+            field.name,
+            tuple(kind for kind in kinds if kind is not type(None)),
+            type(None) in kinds,
+            field.default,
+            field.metadata["doc"],
+            field.metadata["range"],
+        )
+    return found
+
+
+def checked(field: Field, value: Any) -> Any:
+    """The value of an option as a plain Python value.
+
+    Raises:
+        OptionError: If it is not what the field allows.
+    """
+    if value is None and field.optional:
+        return None
+    if isinstance(value, str) and field.words and value in field.words:
+        return value
+    limits = field.range
+    for kind in field.kinds:
+        if kind is bool and type(value).__name__ in ("bool", "bool_"):
+            return bool(value)
+        # True is a whole number to Python, but never meant as one.
+        is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+        if kind is int and is_number and isinstance(value, numbers.Integral):
+            if limits.holds(float(value)):
+                return int(value)
+        elif kind is float and is_number:
+            if limits.holds(float(value)):
+                return float(value)
+        elif kind is str and isinstance(value, str) and not field.words:
+            return value
+        elif kind is Path and isinstance(value, Path):
+            return value
+        elif kind not in (bool, int, float, str, Path) and not field.words:
+            return value  # A function, a mesh: checked where it is used.
+    raise OptionError(field.name, f"{field.name}={value!r}; expected {field.expected}")
+
+
+def check_known(name: str, known: Iterable[str], where: str) -> None:
+    """Raises unless a name is known; the message has the nearest one.
+
+    Raises:
+        OptionError: Naming what there is.
+    """
+    names = list(known)
+    if name in names:
+        return
+    close = difflib.get_close_matches(name, names, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    raise OptionError(
+        name, f"{where} has no option {name!r}{hint} (it has {', '.join(names)})"
+    )
+
+
+def table(section: type) -> list[tuple[str, str, str, str]]:
+    """Name, values, default and line of every option, for documentation."""
+    return [
+        (name, field.expected, repr(field.default), field.doc)
+        for name, field in fields_of(section).items()
+    ]
+
+
+def split(
+    given: Mapping[str, Any], *sections: Options, where: str
+) -> tuple[Options, ...]:
+    """Dataclasses of options with the given values, each where it belongs.
+
+    Args:
+        given: Values by name.
+        *sections: What the values replace fields of; the first that has a field takes
+            its value.
+        where: Whose options these are, for the message.
+
+    Raises:
+        OptionError: If none has such an option, or a value is out of range.
+    """
+    owners = [fields_of(type(section)) for section in sections]
+    known = [name for owner in owners for name in owner]
+    changes: list[dict[str, Any]] = [{} for _ in sections]
+    for name, value in given.items():
+        check_known(name, known, where)
+        owner = next(i for i, fields in enumerate(owners) if name in fields)
+        changes[owner][name] = value
+    return tuple(
+        section.replace(**change)
+        for section, change in zip(sections, changes, strict=True)
+    )

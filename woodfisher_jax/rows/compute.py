@@ -1,0 +1,79 @@
+"""What a pruning step may take of the machine."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+from jax.sharding import Mesh
+
+from woodfisher_jax.equations.fisher import SOLVERS, choose_solver
+from woodfisher_jax.options import Options, option
+
+STORES = ("device", "host", "disk", "recompute")
+"""Where gradients wait between the statistic and the update, the fastest first."""
+
+STORE_DTYPES = ("float32", "bfloat16")
+"""How they are kept; products are in float32 either way."""
+
+Progress = Callable[[str, int, int], None]
+"""Called during long work with (label, done, total)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Compute(Options):
+    """Memory, precision of the store, devices: nothing that changes the result.
+
+    Results agree to rounding whatever is set here, but for ``store_dtype="bfloat16"``,
+    which rounds the gradients to three digits.
+    """
+
+    microbatch_size: int | None = option(
+        None,
+        "Most examples whose gradients a device forms at once; default 64, or as many "
+        "as fit.",
+        least=1,
+    )
+    solver: str = option(
+        "auto",
+        "How a block is inverted; auto takes the one with less arithmetic.",
+        choices=("auto", *SOLVERS),
+    )
+    store: str = option(
+        "auto",
+        "Where gradients wait between statistic and update: device, host, disk, or "
+        "recompute (nowhere: they are formed twice, for a part of the weights at a "
+        "time); auto takes the first that fits.",
+        choices=("auto", *STORES),
+    )
+    store_dtype: str = option(
+        "float32",
+        "How they are kept; bfloat16 halves the room and rounds them to three digits.",
+        choices=STORE_DTYPES,
+    )
+    store_dir: str | Path | None = option(
+        None,
+        "Parent of the folder for gradients on disk; default the system's folder for "
+        "temporary files.",
+    )
+    memory_limit: float | None = option(
+        None, "Most memory to take, in bytes; default what is free.", least=1
+    )
+    mesh: Mesh | None = option(
+        None,
+        "Devices to spread samples and blocks over, the same in every process; default "
+        "one.",
+    )
+    progress: Progress | None = option(
+        None, "Called with (label, done, total) during long work."
+    )
+
+    def solver_for(self, num_samples: int, width: int) -> str:
+        """The solver of a block of this width."""
+        if self.solver != "auto":
+            return self.solver
+        return choose_solver(num_samples, width)
+
+    def report(self, label: str, done: int, total: int) -> None:
+        """Passes progress on to whoever wants to know."""
+        if self.progress is not None:
+            self.progress(label, done, total)
