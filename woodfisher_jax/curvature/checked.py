@@ -19,15 +19,13 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
 from woodfisher_jax.equations.fisher import SOLVERS, diagonal_error, refined_product
+from woodfisher_jax.rows.budget import BATCH_BYTES, block_bytes
 from woodfisher_jax.rows.sharding import AXIS, on_each_device
 
 TOLERANCE = 1e-4
 """Largest estimated relative error that is accepted. The estimate is no bound: it was
 seen to be too small by a factor of three, hence the distance to the 1e-3 that results
 are to be good to. On a network's own gradients it is too large by five."""
-
-BATCH_BYTES = 512 * 2**20
-"""Working memory for the blocks that an accelerator computes together."""
 
 BLOCKS = PartitionSpec(AXIS)
 
@@ -53,25 +51,6 @@ class Block(NamedTuple):
 Task = Callable[[jax.Array, tuple[jax.Array, ...], jax.Array, str, str], Block]
 """(gradients [N, c], other arrays of the block, damping, solver, dtype) -> result, for
 one block. A function of a module, so that jit knows it again."""
-
-
-def block_bytes(num_samples: int, width: int, solver: str, itemsize: int = 4) -> int:
-    """Working memory for one block: its gradients, two copies, and square matrices.
-
-    Args:
-        num_samples: N.
-        width: c.
-        solver: A key of :data:`~woodfisher_jax.equations.fisher.SOLVERS`.
-        itemsize: Bytes a number, 4 or 8.
-    """
-    side = num_samples if solver == "sample_space" else width
-    return (3 * num_samples * width + 4 * side**2) * itemsize
-
-
-def factor_bytes(num_samples: int, width: int, solver: str) -> int:
-    """Memory for what is kept of one block between the diagonal and the update."""
-    side = num_samples if solver == "sample_space" else width
-    return 4 * side**2
 
 
 def _map_blocks(

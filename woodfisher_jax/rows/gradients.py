@@ -19,6 +19,7 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 from jax.tree_util import Partial
 
+from woodfisher_jax.rows.problem import Problem
 from woodfisher_jax.rows.sharding import (
     AXIS,
     num_devices,
@@ -272,6 +273,20 @@ def compile_gradients(
     found = lowered.compile().memory_analysis()
     parts = -(-batch_size // microbatch_size)
     return Program(found.temp_size_in_bytes if found else 0, flops * parts)
+
+
+def compile_rows(problem: Problem, microbatch_size: int) -> Program:
+    """Compiles the gradients of one chunk of a problem, and says what it takes."""
+    return compile_gradients(
+        problem.loss_fn,
+        problem.params,
+        problem.masks,
+        next(regroup(problem.samples, 1)),
+        num_samples=problem.num_samples,
+        batch_size=problem.batch_size,
+        microbatch_size=microbatch_size,
+        mesh=problem.compute.mesh,
+    )
 
 
 class _Flags(NamedTuple):
