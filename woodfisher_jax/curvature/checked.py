@@ -19,7 +19,7 @@ from jax.sharding import Mesh, PartitionSpec
 from woodfisher_jax.equations.fisher import SOLVERS, diagonal_error, refined_product
 from woodfisher_jax.equations.groups import group_forms
 from woodfisher_jax.equations.joint import joint_update
-from woodfisher_jax.rows.memory_plan import BATCH_BYTES, block_bytes
+from woodfisher_jax.rows.budget import BATCH_BYTES, block_bytes
 from woodfisher_jax.rows.sharding import AXIS, on_each_device
 
 TOLERANCE = 1e-4

@@ -1,37 +1,67 @@
-"""What there is for a pruning step: bytes of memory and disk."""
+"""Memory and disk that a pruning step may take, and memory that its blocks take."""
 
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import numpy as np
+import psutil
 from jax.experimental import multihost_utils
 
-from woodfisher_jax.rows import memory
+from woodfisher_jax.rows.compute import Compute
 from woodfisher_jax.rows.disk import free_bytes
 from woodfisher_jax.rows.sharding import local_devices
-from woodfisher_jax.settings import Settings
-from woodfisher_jax.trees.blocks import FlatOrder
 
-MICROBATCH_SIZE = 64
-"""Examples at once, where they fit; more is no faster."""
+CONTAINER_LIMITS = (
+    Path("/sys/fs/cgroup/memory.max"),
+    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+)
 
-VECTOR_BYTES = 44
-"""For each prunable weight: weights, diagonal, scores and direction, what sorting the
-scores takes, masks, indices."""
+HEADROOM = 0.9
+"""Share of the free memory that a step may plan with."""
 
-SLOPE_BYTES = 16
-"""The same for a loss with a slope: ḡ as it is added up and flat, h, and w - h."""
+BATCH_BYTES = 512 * 2**20
+"""Working memory for the blocks that an accelerator computes together."""
 
 
-class MemoryLimitError(MemoryError):
-    """A pruning step that does not fit; the message says what would."""
+# ------------------------------------------------------------------------- one block
+
+
+def block_bytes(num_samples: int, width: int, solver: str, itemsize: int = 4) -> int:
+    """Working memory for one block: its gradients, two copies, and square matrices.
+
+    Args:
+        num_samples: N.
+        width: c.
+        solver: A key of :data:`~woodfisher_jax.equations.fisher.SOLVERS`.
+        itemsize: Bytes a number, 4 or 8.
+    """
+    side = num_samples if solver == "sample_space" else width
+    return (3 * num_samples * width + 4 * side**2) * itemsize
+
+
+def factor_bytes(num_samples: int, width: int, solver: str) -> int:
+    """Memory for what one block keeps between the diagonal and the update."""
+    side = num_samples if solver == "sample_space" else width
+    return 4 * side**2
+
+
+# ----------------------------------------------------------------------- the machine
 
 
 class Budget(NamedTuple):
-    """Bytes there are, for the arrays of a device and for this process.
+    """Bytes there are for the arrays of a device and for this process.
 
-    On a CPU both are the same memory. In a run of several processes these are the
-    smallest of all, so that all decide alike.
+    On a CPU both are the same memory.
+
+    Attributes:
+        used: Taken already of ``limit``.
+        limit: Memory for the arrays of a device.
+        host_used: Taken already of ``host_limit``.
+        host_limit: Memory of this process.
+        disk: Free where the gradients would be stored.
+        shared: Whether ``limit`` is about the memory of the host, as on a CPU.
+        devices: Devices of this process.
     """
 
     used: int
@@ -48,40 +78,55 @@ class Budget(NamedTuple):
         return self.devices if self.shared else 1
 
 
-def budget_of(settings: Settings) -> Budget:
-    """What the settings and the machine allow."""
-    mesh = settings.mesh
-    local = local_devices(mesh) or jax.local_devices()[:1]
-    host_used = memory.resident()
-    host_limit = settings.memory_limit or memory.host_limit()
-    used, limit = host_used, memory.device_limit(local[0])
-    if limit is not None:
-        used = memory.device_used(local[0])
-    found = np.asarray(
-        [
-            used,
-            -(host_limit if limit is None else limit),
-            host_used,
-            -host_limit,
-            -free_bytes(settings.store_dir),
-        ],
-        np.float32 if jax.process_count() > 1 else np.int64,
-    )
-    if mesh is not None and len(local) < mesh.size:
-        found = np.max(np.asarray(multihost_utils.process_allgather(found)), axis=0)
-    used, limit_, host_used, host_limit, disk = np.abs(found.astype(np.int64)).tolist()
+def budget_of(compute: Compute) -> Budget:
+    """What the options and the machine allow.
+
+    With several processes every number is that of the process with the least room, so
+    that all processes make the same plan.
+    """
+    devices = local_devices(compute.mesh) or jax.local_devices()[:1]
+    host = (resident(), int(compute.memory_limit or host_limit()))
+    device = device_memory(devices[0])
+    # Limits are negative, so that the maximum over processes is the least room.
+    (used, limit), (host_used, host_limit_) = device or host, host
+    numbers = [used, -limit, host_used, -host_limit_, -free_bytes(compute.store_dir)]
+    if compute.mesh is not None and len(devices) < compute.mesh.size:
+        # As float32, for JAX would cut int64 to int32 on the way.
+        every = multihost_utils.process_allgather(np.asarray(numbers, np.float32))
+        numbers = np.max(np.asarray(every), axis=0).tolist()
+    used, limit, host_used, host_limit_, disk = (abs(int(n)) for n in numbers)
     return Budget(
         used=used,
-        limit=limit_,
+        limit=limit,
         host_used=host_used,
-        host_limit=host_limit,
+        host_limit=host_limit_,
         disk=disk,
-        shared=limit is None,
-        devices=len(local),
+        shared=device is None,
+        devices=len(devices),
     )
 
 
-def vectors_bytes(order: FlatOrder, settings: Settings, budget: Budget) -> int:
-    """Memory of all flat vectors of a step, in the memory that the limit is about."""
-    each = VECTOR_BYTES + (SLOPE_BYTES if settings.method.first_order else 0)
-    return each * order.size * budget.sharers
+def resident() -> int:
+    """Memory of this process now."""
+    return psutil.Process().memory_info().rss
+
+
+def host_limit() -> int:
+    """What this process may grow to: what is free, or a container's limit."""
+    limit = resident() + psutil.virtual_memory().available
+    for path in CONTAINER_LIMITS:
+        text = path.read_text().strip() if path.exists() else ""
+        if text.isdigit():
+            limit = min(limit, int(text))
+    return int(HEADROOM * limit)
+
+
+def device_memory(device: jax.Device) -> tuple[int, int] | None:
+    """What arrays take of an accelerator's memory now, and what they may take.
+
+    None where arrays lie in the host's memory, or the device does not say.
+    """
+    stats = (device.memory_stats() if device.platform != "cpu" else None) or {}
+    if "bytes_limit" not in stats:
+        return None
+    return stats.get("bytes_in_use", 0), int(HEADROOM * stats["bytes_limit"])

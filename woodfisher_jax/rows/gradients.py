@@ -312,6 +312,20 @@ def compile_rows(problem: Problem, microbatch_size: int) -> Program:
     return Program(found.temp_size_in_bytes if found else 0, flops * parts)
 
 
+def compile_rows(problem: Problem, microbatch_size: int) -> Program:
+    """Compiles the gradients of one chunk of a problem, and says what it takes."""
+    return compile_gradients(
+        problem.loss_fn,
+        problem.params,
+        problem.masks,
+        next(regroup(problem.samples, 1)),
+        num_samples=problem.num_samples,
+        batch_size=problem.batch_size,
+        microbatch_size=microbatch_size,
+        mesh=problem.compute.mesh,
+    )
+
+
 class _Flags(NamedTuple):
     """What is known of a chunk before anybody has waited for it."""
 

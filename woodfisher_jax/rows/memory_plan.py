@@ -1,414 +1,411 @@
-"""What a pruning step needs, before it starts: memory, traffic, arithmetic.
+"""The memory plan of a pruning step: bytes and arithmetic, before anything is computed.
 
-From that follows where gradients wait between the statistic and the update, how many
-are formed at once, and whether the step can be carried out at all.
+From the plan follow the tier that keeps the gradients between the statistic and the
+update, how many examples a device takes at once, and whether the step fits at all.
 """
 
-from collections.abc import Iterator
-from typing import Any, NamedTuple, NoReturn
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import jax.numpy as jnp
-import numpy as np
-from jax.tree_util import Partial
 
-from woodfisher_jax.curvature.checked import BATCH_BYTES, block_bytes, factor_bytes
-from woodfisher_jax.equations.fisher import choose_solver, solver_flops
+from woodfisher_jax.equations.fisher import solver_flops
 from woodfisher_jax.rows.budget import (
-    MICROBATCH_SIZE,
+    BATCH_BYTES,
     Budget,
-    MemoryLimitError,
+    block_bytes,
     budget_of,
-    vectors_bytes,
+    factor_bytes,
 )
-from woodfisher_jax.rows.gradients import chunk_length, compile_gradients
-from woodfisher_jax.rows.needs import Needs, Phase
+from woodfisher_jax.rows.compute import STORES
+from woodfisher_jax.rows.gradients import chunk_length, compile_rows
+from woodfisher_jax.rows.needs import Needs, Passes, Phase
+from woodfisher_jax.rows.problem import Problem
 from woodfisher_jax.rows.sharding import num_devices
-from woodfisher_jax.rows.tiles import Panel, Part, split, whole
-from woodfisher_jax.settings import STORES, Settings
-from woodfisher_jax.trees.blocks import FlatOrder, Layout
-from woodfisher_jax.trees.masks import Masks
-from woodfisher_jax.trees.paths import Params
-from woodfisher_jax.trees.samples import regroup
+from woodfisher_jax.rows.tiles import Pass, split, whole
+from woodfisher_jax.trees.blocks import Layout
+
+MICROBATCH_SIZE = 64
+"""Examples at once, where they fit; more is no faster."""
+
+VECTOR_BYTES = 44
+"""For each prunable weight: weights, diagonal, scores and direction, what sorting the
+scores takes, masks, indices."""
+
+SLOPE_BYTES = 16
+"""More of the same for first-order methods: ḡ as it is accumulated and flat, h, and
+w - h."""
 
 CPU_CHUNK_BYTES = 128 * 2**20
 """On a CPU, larger chunks of gradients than this leave the caches and are slower."""
+
+LayoutOf = Callable[[int | None], Layout]
+"""From a block size to which weight sits in which block."""
+
+
+class MemoryLimitError(MemoryError):
+    """A pruning step that does not fit; the message says what would."""
 
 
 class Storage(NamedTuple):
     """How the blocks are laid out and where their gradients wait.
 
     Attributes:
-        store: A key of STORES.
+        store: One of :data:`~woodfisher_jax.rows.compute.STORES`.
         whole: All blocks.
-        parts: Portions of them whose gradients are formed together.
+        passes: The same, cut into what is formed in one pass over the samples; more
+            than one only for "recompute".
         keep_factors: Whether the factors of the diagonal are kept for the update.
     """
 
     store: str
-    whole: Part
-    parts: tuple[Part, ...]
+    whole: Pass
+    passes: tuple[Pass, ...]
     keep_factors: bool
 
 
-def plan(
-    loss_fn: Partial,
-    params: Params,
-    masks: Masks,
-    samples: Any,
-    order: FlatOrder,
-    layout: Layout,
-    settings: Settings,
+def plan_rows(
+    problem: Problem,
+    *,
+    layouts: LayoutOf | None,
+    block_size: int | None,
+    vector_bytes: int = VECTOR_BYTES,
 ) -> tuple[Needs, Storage | None]:
-    """Plans a step: chooses what is open in the settings, or says that it cannot be.
+    """Plans a step whose curvature is built from per-sample gradients.
 
-    Compiles the gradients of one chunk, which the step itself then uses, and computes
-    nothing. ``params``, ``masks`` and ``samples`` may be shapes.
+    Chooses what ``problem.compute`` leaves open. Compiles the gradients of one chunk,
+    which the step itself then uses, and computes nothing.
 
     Args:
-        loss_fn: (params, batch) -> mean loss.
-        params: Any pytree.
-        masks: From path to bool.
-        samples: As for :func:`woodfisher_jax.prune`.
-        order: The flat order of the prunable tensors.
-        layout: Which weight sits in which block; () if no gradient is kept.
-        settings: Of the step.
+        problem: Its params, masks and samples may be shapes.
+        layouts: From a block size to the layout; None where no gradient is kept.
+        block_size: c, the one in question.
+        vector_bytes: Memory of the step's flat vectors for each weight.
 
     Returns:
-        The needs, and where the gradients go; None if none are kept.
+        The needs, and where the gradients wait; None if none are kept.
 
     Raises:
-        MemoryLimitError: If it does not fit in memory or on the disk.
+        MemoryLimitError: If no plan fits in memory or on the disk.
     """
-    budget = budget_of(settings)
-    example = next(regroup(samples, 1))
-    work = _gradient_work(loss_fn, params, masks, example, order, settings, budget)
-    if not layout:
-        needs = _needs(work, None, settings, budget)
-        if needs.peak_bytes > budget.limit:
-            _refuse(needs, None, work, settings, budget)
-        return needs, None
-    part = whole(order, layout, settings.num_samples, num_devices(settings.mesh))
-    for storage in _candidates(part, work, settings, budget):
-        needs = _needs(work, storage, settings, budget)
-        if _fits(needs, storage, budget):
+    budget = budget_of(problem.compute)
+    static = _static_bytes(problem, budget, vector_bytes)
+    microbatch_size, forming = _forming(problem, budget, static)
+    planner = _Planner(problem, budget, static, microbatch_size, forming)
+    plans = planner.plans(layouts and layouts(block_size))
+    for needs, storage in plans:
+        if planner.shortage(needs) is None:
             return needs, storage
-    _refuse(needs, part, work, settings, budget)
-
-
-# ------------------------------------------------------------------------- gradients
-
-
-class _GradientWork(NamedTuple):
-    """Forming the gradients of all samples.
-
-    Attributes:
-        order: The flat order of the prunable tensors.
-        microbatch_size: Examples at once on a device.
-        samples: Gradients at once on a device.
-        bytes: Memory of a device for that, results included.
-        flops: Over all samples and devices.
-    """
-
-    order: FlatOrder
-    microbatch_size: int
-    samples: int
-    bytes: int
-    flops: float
-
-
-def _gradient_work(
-    loss_fn: Partial,
-    params: Params,
-    masks: Masks,
-    example: Any,
-    order: FlatOrder,
-    settings: Settings,
-    budget: Budget,
-) -> _GradientWork:
-    """Compiles the gradients of a chunk; a smaller one if the first does not fit."""
-    vectors = vectors_bytes(order, settings, budget)
-    room = (budget.limit - budget.used - vectors) // budget.sharers
-    devices = num_devices(settings.mesh)
-
-    def work(microbatch_size: int) -> _GradientWork:
-        found = compile_gradients(
-            loss_fn,
-            params,
-            masks,
-            example,
-            num_samples=settings.num_samples,
-            batch_size=settings.batch_size,
-            microbatch_size=microbatch_size,
-            mesh=settings.mesh,
-        )
-        n = chunk_length(
-            settings.num_samples, settings.batch_size, microbatch_size, devices
-        )
-        chunks = -(-settings.num_samples // (n * devices))
-        size = found.temporary_bytes + _rows_bytes(order, n)
-        return _GradientWork(order, microbatch_size, n, size, chunks * found.flops)
-
-    if settings.microbatch_size is not None:
-        return work(settings.microbatch_size)
-    room = min(room // 2, CPU_CHUNK_BYTES) if budget.shared else room // 2
-    # A first guess by the results alone; what lies between is known when compiled.
-    most = MICROBATCH_SIZE
-    while most > 1 and _rows_bytes(order, -(-most // settings.batch_size)) > room:
-        most //= 2
-    found = work(most)
-    while found.bytes > room and found.microbatch_size > 1:
-        share = room / found.bytes
-        most = max(1, min(most // 2, int(share * most)))
-        found = work(most)
-    return found
-
-
-def _rows_bytes(order: FlatOrder, samples: int) -> int:
-    """A chunk of gradients: by tensor, as flat rows, by block, and the one before."""
-    return 4 * 4 * order.size * samples
-
-
-# --------------------------------------------------------------------------- storage
-
-
-def _candidates(
-    part: Part, work: _GradientWork, settings: Settings, budget: Budget
-) -> Iterator[Storage]:
-    """What the settings leave open, the best first."""
-    if settings.store != "auto":
-        stores: tuple[str, ...] = (settings.store,)
-    elif budget.shared:
-        stores = tuple(store for store in STORES if store != "host")
-    else:
-        stores = STORES
-    for store in stores:
-        kept = [
-            Storage(
-                store, part, _parts(store, part, keep, work, settings, budget), keep
-            )
-            for keep in (True, False)
-        ]
-        # Forming gradients once more costs more than any factor.
-        yield from sorted(kept, key=lambda storage: len(storage.parts))
-
-
-def _parts(
-    store: str,
-    part: Part,
-    keep_factors: bool,
-    work: _GradientWork,
-    settings: Settings,
-    budget: Budget,
-) -> tuple[Part, ...]:
-    """All at once, or for recomputation as much at a time as there is room for."""
-    if store != "recompute":
-        return (part,)
-    computing = _computing(part, keep_factors, settings, budget)
-    taken = vectors_bytes(work.order, settings, budget) + budget.used
-    taken += max(budget.sharers * work.bytes, computing)
-    room = (budget.limit - taken) // budget.sharers
-    return split(part, room // _row_bytes(1, settings))
-
-
-def _computing(
-    part: Part, keep_factors: bool, settings: Settings, budget: Budget
-) -> int:
-    """The curvature of a panel, and the factors of all if they are kept."""
-    solvers = [(panel, _solver(panel, settings)) for panel in part.panels]
-    largest = max(_panel_bytes(p, solver, settings, budget) for p, solver in solvers)
-    factors = sum(
-        p.num_blocks * factor_bytes(settings.num_samples, p.width, solver)
-        for p, solver in solvers
-    )
-    return budget.sharers * (largest + (factors if keep_factors else 0))
-
-
-def _row_bytes(columns: int, settings: Settings) -> int:
-    """So many columns of all samples on one device."""
-    item = jnp.dtype(settings.store_dtype).itemsize
-    return settings.num_samples * columns * item
-
-
-def _solver(panel: Panel, settings: Settings) -> str:
-    if settings.solver != "auto":
-        return settings.solver
-    return choose_solver(settings.num_samples, panel.width)
-
-
-def _needs(
-    work: _GradientWork,
-    storage: Storage | None,
-    settings: Settings,
-    budget: Budget,
-) -> Needs:
-    """What a step takes with this storage."""
-    many = budget.sharers
-    static = budget.used + vectors_bytes(work.order, settings, budget)
-    devices, n = num_devices(settings.mesh), settings.num_samples
-    panels = storage.whole.panels if storage else ()
-    columns = storage.whole.columns if storage else 0
-    stored = devices * _row_bytes(columns, settings)
-    passes = len(storage.parts) if storage else 1
-    place = storage.store if storage else ""
-    if storage and place in ("device", "host", "recompute"):
-        kept = _row_bytes(max(p.columns for p in storage.parts), settings)
-        static += many * kept if place != "host" or budget.shared else 0
-    solvers = [(panel, _solver(panel, settings)) for panel in panels]
-    keep = storage is not None and storage.keep_factors
-    computing = _computing(storage.whole, keep, settings, budget) if storage else 0
-    flops = np.zeros(2)
-    for p, solver in solvers:
-        flops += devices * p.num_blocks * np.asarray(solver_flops(n, p.width, solver))
-    forming = passes * work.flops
-    again = place == "recompute"
-    gradients = Phase("gradients", forming, stored, static + many * work.bytes)
-    curvature = Phase("curvature", float(flops.sum()), stored, static + computing)
-    update = Phase(
-        "update",
-        float(0 if keep else flops[0]) + (forming if again else 0),
-        stored,
-        static + computing,
-    )
-    return Needs(
-        store=place,
-        store_dtype=settings.store_dtype,
-        store_bytes=stored,
-        passes=passes,
-        keep_factors=keep,
-        microbatch_size=work.microbatch_size,
-        num_weights=work.order.size,
-        num_samples=n,
-        batch_size=settings.batch_size,
-        blocks=_block_counts(solvers, devices),
-        phases=(gradients, curvature, update) if storage else (gradients,),
-        limit_bytes=budget.limit,
-    )
-
-
-def _panel_bytes(panel: Panel, solver: str, settings: Settings, budget: Budget) -> int:
-    """A panel being fetched, as columns, as blocks, and the one before; its work."""
-    held = 4 * _row_bytes(panel.stop - panel.start, settings)
-    one = block_bytes(settings.num_samples, panel.width, solver)
-    return held + (one if budget.shared else max(one, BATCH_BYTES))
-
-
-def _block_counts(
-    solvers: list[tuple[Panel, str]], devices: int
-) -> tuple[tuple[int, int, str], ...]:
-    counts: dict[tuple[int, str], int] = {}
-    for panel, solver in solvers:
-        key = (panel.width, solver)
-        counts[key] = counts.get(key, 0) + devices * panel.num_blocks
-    return tuple((width, n, solver) for (width, solver), n in counts.items())
-
-
-def _fits(needs: Needs, storage: Storage, budget: Budget) -> bool:
-    here = needs.store_bytes * budget.devices // max(1, len(storage.whole.indices))
-    if storage.store == "disk" and here > budget.disk:
-        return False
-    if storage.store == "host" and budget.host_used + here > budget.host_limit:
-        return False
-    return needs.peak_bytes <= budget.limit
-
-
-# ------------------------------------------------------------------------------ refusal
-
-
-def _refuse(
-    needs: Needs,
-    part: Part | None,
-    work: _GradientWork,
-    settings: Settings,
-    budget: Budget,
-) -> NoReturn:
-    worst = max(needs.phases, key=lambda phase: phase.peak_bytes)
-    where = "the memory limit" if budget.shared else "the memory of the device"
+    needs, _ = plans[-1]
     widest = max((width for width, _, _ in needs.blocks), default=0)
-    here = needs.store_bytes * budget.devices // num_devices(settings.mesh)
-    if needs.peak_bytes > budget.limit:
-        room = (
-            f"{needs.peak_bytes / 1e9:.3g} GB of memory for its {worst.name}, and "
-            f"{where} is {budget.limit / 1e9:.3g} GB"
-        )
-    elif needs.store == "host":
-        room = (
-            f"{here / 1e9:.3g} GB of the host's memory for its gradients, and "
-            f"{max(0, budget.host_limit - budget.host_used) / 1e9:.3g} GB are free"
-        )
-    else:
-        room = (
-            f"{here / 1e9:.3g} GB for its gradients, and {budget.disk / 1e9:.3g} GB of "
-            "disk are free"
-        )
-    active = None
-    if part is not None:
-        # Blocks of the active weights alone are cut anew.
-        active = np.zeros(part.order.size + 1, bool)
-        active[part.indices] = True
-        active = active[:-1]
-    ways = _ways_out(widest, active, work, settings, budget)
+    ways = _suggestions(planner, layouts, block_size, widest)
     raise MemoryLimitError(
-        f"this pruning step needs {room} ({needs.num_weights:,} weights, num_samples="
-        f"{needs.num_samples}, blocks of up to {widest:,}, store={needs.store!r}, "
-        f"microbatch_size={needs.microbatch_size}). "
+        f"this pruning step needs {planner.shortage(needs)} ({needs.num_weights:,} "
+        f"weights, num_samples={needs.num_samples}, blocks of up to {widest:,}, store="
+        f"{needs.store!r}, microbatch_size={needs.microbatch_size}). "
         + (f"It fits with {' or '.join(ways)}" if ways else "Take a larger machine")
     )
 
 
-def _ways_out(
-    widest: int,
-    active: np.ndarray | None,
-    work: _GradientWork,
-    settings: Settings,
-    budget: Budget,
-) -> list[str]:
-    """For each setting that could make it fit, the nearest value found that does."""
+def plan_passes(passes: Callable[[int], Passes], problem: Problem) -> Needs:
+    """Plans a step whose curvature is accumulated over the samples, keeping no rows.
 
-    def fits(changed: Settings) -> bool:
-        method = changed.method
-        if method.layout is None:
-            small = _scaled(work, changed)
-            return _needs(small, None, changed, budget).peak_bytes <= budget.limit
-        layout = method.layout(work.order, changed.block_size, active)
-        devices = num_devices(changed.mesh)
-        part = whole(work.order, layout, changed.num_samples, devices)
-        small = _scaled(work, changed)
-        return any(
-            _fits(_needs(small, storage, changed, budget), storage, budget)
-            for storage in _candidates(part, small, changed, budget)
+    Args:
+        passes: From examples at once to what the passes need.
+        problem: The samples and what may be taken of the machine.
+
+    Raises:
+        MemoryLimitError: If it does not fit in memory.
+    """
+    budget, order = budget_of(problem.compute), problem.order
+    static = _static_bytes(problem, budget, VECTOR_BYTES)
+    most, needed = _largest_fitting(
+        passes,
+        problem.compute.microbatch_size,
+        MICROBATCH_SIZE,
+        (budget.limit - static) // 2,
+    )
+    phases = [Phase("gradients", needed.flops, 0, static + needed.bytes)]
+    if needed.bytes_after:
+        after = static + (needed.bytes_after if budget.shared else 0)
+        phases.append(Phase("curvature", needed.flops_after, 0, after))
+    needs = _unstored(problem, budget, most, phases)
+    taken, limit = needs.peak_bytes, budget.limit
+    if budget.host_used + needed.bytes_after > budget.host_limit:
+        taken, limit = budget.host_used + needed.bytes_after, budget.host_limit
+    if taken > limit:
+        raise MemoryLimitError(
+            f"this pruning step needs {taken / 1e9:.3g} GB of memory, and the limit is "
+            f"{limit / 1e9:.3g} GB ({order.size:,} weights, microbatch_size={most}). "
+            + ("Take a smaller microbatch_size, leave" if most > 1 else "Leave")
+            + " out the widest layers (prunable), or choose woodfisherblock, whose "
+            "block_size bounds its memory"
+        )
+    return needs
+
+
+def _static_bytes(problem: Problem, budget: Budget, vector_bytes: int) -> int:
+    """Memory that every phase takes: what is used already, and the flat vectors."""
+    return budget.used + budget.sharers * vector_bytes * problem.order.size
+
+
+def _unstored(
+    problem: Problem, budget: Budget, microbatch_size: int, phases: list[Phase]
+) -> Needs:
+    """The needs of a step that keeps no gradients."""
+    return Needs(
+        store="",
+        store_dtype=problem.compute.store_dtype,
+        store_bytes=0,
+        passes=1,
+        keep_factors=False,
+        microbatch_size=microbatch_size,
+        num_weights=problem.order.size,
+        num_samples=problem.num_samples,
+        batch_size=problem.batch_size,
+        blocks=(),
+        phases=tuple(phases),
+        limit_bytes=budget.limit,
+    )
+
+
+# ------------------------------------------------------------------- examples at once
+
+
+def _largest_fitting(
+    passes: Callable[[int], Passes], given: int | None, most: int, room: int
+) -> tuple[int, Passes]:
+    """How many examples go at once, at most ``most`` unless given, and their needs."""
+    if given is not None:
+        return given, passes(given)
+    needed = passes(most)
+    while needed.bytes > room and most > 1:
+        # In proportion, and by half at least: every attempt compiles.
+        most = max(1, min(most // 2, int(room / needed.bytes * most)))
+        needed = passes(most)
+    return most, needed
+
+
+def _forming(problem: Problem, budget: Budget, static: int) -> tuple[int, Passes]:
+    """Examples at once on a device, and what forming all gradients then needs."""
+    devices = num_devices(problem.compute.mesh)
+
+    def passes(microbatch_size: int) -> Passes:
+        program = compile_rows(problem, microbatch_size)
+        length = _chunk_length(problem, microbatch_size)
+        chunks = -(-problem.num_samples // (length * devices))
+        size = program.temporary_bytes + _chunk_bytes(problem, length)
+        return Passes(size, chunks * program.flops)
+
+    room = (budget.limit - static) // (2 * budget.sharers)
+    if budget.shared:
+        room = min(room, CPU_CHUNK_BYTES)
+    # The results alone bound the first attempt, before anything is compiled.
+    most = MICROBATCH_SIZE
+    while most > 1 and _chunk_bytes(problem, -(-most // problem.batch_size)) > room:
+        most //= 2
+    return _largest_fitting(passes, problem.compute.microbatch_size, most, room)
+
+
+def _chunk_length(problem: Problem, microbatch_size: int) -> int:
+    """Gradients that a device forms at once."""
+    devices = num_devices(problem.compute.mesh)
+    return chunk_length(
+        problem.num_samples, problem.batch_size, microbatch_size, devices
+    )
+
+
+def _chunk_bytes(problem: Problem, length: int) -> int:
+    """A chunk of gradients: by tensor, as flat rows, by block, and the one before."""
+    return 4 * 4 * problem.order.size * length
+
+
+# --------------------------------------------------------------------- stored gradients
+
+
+class _Planner(NamedTuple):
+    """What the plans of one problem have in common.
+
+    Attributes:
+        problem: Of the step.
+        budget: What there is.
+        static: Bytes that every phase takes, of the memory that the limit is about.
+        microbatch_size: Examples at once on a device.
+        forming: Memory of a device and arithmetic of all for forming the gradients.
+    """
+
+    problem: Problem
+    budget: Budget
+    static: int
+    microbatch_size: int
+    forming: Passes
+
+    def plans(self, layout: Layout | None) -> list[tuple[Needs, Storage | None]]:
+        """Every plan that the options allow, the best first, whether it fits or not."""
+        if layout is None:
+            return [(self._needs(None), None)]
+        compute, order = self.problem.compute, self.problem.order
+        devices = num_devices(compute.mesh)
+        everything = whole(order, layout, self.problem.num_samples, devices)
+        # On a CPU, the host's memory is the device's.
+        automatic = [s for s in STORES if s != "host" or not self.budget.shared]
+        storages: list[Storage] = []
+        for store in automatic if compute.store == "auto" else [compute.store]:
+            both = [
+                Storage(store, everything, self._passes(store, everything, keep), keep)
+                for keep in (True, False)
+            ]
+            # Forming gradients again costs more than factorizing again.
+            storages += sorted(both, key=lambda storage: len(storage.passes))
+        return [(self._needs(storage), storage) for storage in storages]
+
+    def shortage(self, needs: Needs) -> str | None:
+        """What there is too little of for a plan, in words; None if it fits."""
+        budget = self.budget
+        devices = num_devices(self.problem.compute.mesh)
+        stored = needs.store_bytes * budget.devices // devices
+        if needs.peak_bytes > budget.limit:
+            worst = max(needs.phases, key=lambda phase: phase.peak_bytes)
+            whose = "limit" if budget.shared else "of the device"
+            return (
+                f"{needs.peak_bytes / 1e9:.3g} GB of memory for its {worst.name}, and "
+                f"the memory {whose} is {budget.limit / 1e9:.3g} GB"
+            )
+        if needs.store == "host" and budget.host_used + stored > budget.host_limit:
+            free = max(0, budget.host_limit - budget.host_used)
+            return (
+                f"{stored / 1e9:.3g} GB of the host's memory for its gradients, and "
+                f"{free / 1e9:.3g} GB are free"
+            )
+        if needs.store == "disk" and stored > budget.disk:
+            return (
+                f"{stored / 1e9:.3g} GB for its gradients, and "
+                f"{budget.disk / 1e9:.3g} GB of disk are free"
+            )
+        return None
+
+    def _needs(self, storage: Storage | None) -> Needs:
+        """What the step needs with its gradients there."""
+        sharers, forming = self.budget.sharers, self.forming
+        peak = self.static + sharers * forming.bytes
+        phases = [Phase("gradients", forming.flops, 0, peak)]
+        needs = _unstored(self.problem, self.budget, self.microbatch_size, phases)
+        if storage is None:
+            return needs
+        store, everything, passes, keep_factors = storage
+        blocks = self._blocks(everything)
+        stored = len(everything.indices) * self._row_bytes(everything.columns)
+        in_memory = 0
+        if store in ("device", "recompute") or (store == "host" and self.budget.shared):
+            in_memory = sharers * self._row_bytes(max(p.columns for p in passes))
+        computing = self.static + in_memory + self._computing(everything, keep_factors)
+        factorizing = diagonals = 0.0
+        for width, number, solver in blocks:
+            each = solver_flops(self.problem.num_samples, width, solver)
+            factorizing += number * each[0]
+            diagonals += number * each[1]
+        gradients = len(passes) * forming.flops
+        update = 0.0 if keep_factors else factorizing
+        if store == "recompute":
+            update += gradients
+        return needs._replace(
+            store=store,
+            store_bytes=stored,
+            passes=len(passes),
+            keep_factors=keep_factors,
+            blocks=blocks,
+            phases=(
+                Phase("gradients", gradients, stored, peak + in_memory),
+                Phase("curvature", factorizing + diagonals, stored, computing),
+                Phase("update", update, stored, computing),
+            ),
         )
 
-    found = []
-    if settings.store != "auto" and fits(settings._replace(store="auto")):
-        found.append("store='auto'")
-    if (settings.microbatch_size or 1) > 1 and fits(
-        settings._replace(microbatch_size=1)
-    ):
-        found.append("microbatch_size=1")
+    def _passes(self, store: str, everything: Pass, keep: bool) -> tuple[Pass, ...]:
+        """One pass, or for recomputation as few as the memory allows."""
+        if store != "recompute":
+            return (everything,)
+        sharers = self.budget.sharers
+        computing = self._computing(everything, keep)
+        taken = self.static + max(sharers * self.forming.bytes, computing)
+        room = (self.budget.limit - taken) // sharers
+        return split(everything, room // self._row_bytes(1))
+
+    def _blocks(self, everything: Pass) -> tuple[tuple[int, int, str], ...]:
+        """(width, number of blocks over all devices, solver) of each width."""
+        numbers: dict[int, int] = {}
+        for tile in everything.tiles:
+            number = len(everything.indices) * tile.num_blocks
+            numbers[tile.width] = numbers.get(tile.width, 0) + number
+        samples, compute = self.problem.num_samples, self.problem.compute
+        return tuple(
+            (width, number, compute.solver_for(samples, width))
+            for width, number in numbers.items()
+        )
+
+    def _computing(self, everything: Pass, keep_factors: bool) -> int:
+        """Memory for the curvature of a tile, and for all factors if they are kept."""
+        samples = self.problem.num_samples
+        largest = factors = 0
+        for width, number, solver in self._blocks(everything):
+            work = block_bytes(samples, width, solver)
+            if not self.budget.shared:
+                work = max(work, BATCH_BYTES)
+            columns = max(t.columns for t in everything.tiles if t.width == width)
+            # A tile as it is fetched, as columns, as blocks, and the one before.
+            largest = max(largest, 4 * self._row_bytes(columns) + work)
+            each = number // len(everything.indices)
+            factors += each * factor_bytes(samples, width, solver)
+        return self.budget.sharers * (largest + (factors if keep_factors else 0))
+
+    def _row_bytes(self, columns: int) -> int:
+        """Stored gradients of so many columns of all samples on one device."""
+        item = jnp.dtype(self.problem.compute.store_dtype).itemsize
+        return self.problem.num_samples * columns * item
+
+
+# -------------------------------------------------------------------------- suggestions
+
+
+def _suggestions(
+    planner: _Planner, layouts: LayoutOf | None, block_size: int | None, widest: int
+) -> list[str]:
+    """For each option that could make the step fit, the nearest value that does."""
+    problem, compute = planner.problem, planner.problem.compute
+
+    def fits(changed: Problem = problem, block_size: int | None = block_size) -> bool:
+        other = _rescaled(planner, changed)
+        plans = other.plans(layouts and layouts(block_size))
+        return any(other.shortage(needs) is None for needs, _ in plans)
+
+    ways = []
+    automatic = problem._replace(compute=compute.replace(store="auto"))
+    if compute.store != "auto" and fits(automatic):
+        ways.append("store='auto'")
+    single = problem._replace(compute=compute.replace(microbatch_size=1))
+    if (compute.microbatch_size or 1) > 1 and fits(single):
+        ways.append("microbatch_size=1")
     for width in _halvings(widest, 64):
-        if fits(settings._replace(block_size=width)):
-            found.append(f"block_size={width}")
+        if fits(block_size=width):
+            ways.append(f"block_size={width}")
             break
-    for number in _halvings(settings.num_samples, 8):
-        if fits(settings._replace(num_samples=number)):
-            found.append(f"num_samples={number}")
+    for number in _halvings(problem.num_samples, 8):
+        if fits(problem._replace(num_samples=number)):
+            ways.append(f"num_samples={number}")
             break
-    return found
+    return ways
 
 
-def _scaled(work: _GradientWork, changed: Settings) -> _GradientWork:
-    """The same work with the chunks of changed settings."""
-    samples = chunk_length(
-        changed.num_samples,
-        changed.batch_size,
-        changed.microbatch_size or work.microbatch_size,
-        num_devices(changed.mesh),
-    )
-    return work._replace(bytes=work.bytes * samples // work.samples, samples=samples)
+def _rescaled(planner: _Planner, changed: Problem) -> _Planner:
+    """The planner of a changed problem, its chunks in proportion and not compiled."""
+    size = changed.compute.microbatch_size or planner.microbatch_size
+    before = _chunk_length(planner.problem, planner.microbatch_size)
+    scaled = planner.forming.bytes * _chunk_length(changed, size) // before
+    forming = planner.forming._replace(bytes=scaled)
+    return planner._replace(problem=changed, forming=forming)
 
 
 def _halvings(start: int, least: int) -> Iterator[int]:
-    value = start // 2
-    while value >= least:
-        yield value
-        value //= 2
+    while start // 2 >= least:
+        start //= 2
+        yield start

@@ -1,4 +1,4 @@
-"""What a pruning step takes: the numbers of its plan."""
+"""What a pruning step needs: the numbers of its memory plan."""
 
 from typing import NamedTuple
 
@@ -8,7 +8,7 @@ class Phase(NamedTuple):
 
     Attributes:
         name: "gradients", "curvature" or "update".
-        flops: Floating-point operations, a multiply-add being two, over all devices.
+        flops: Floating-point operations over all devices; a multiply-add is two.
         bytes_moved: Gradients written to the store or read from it, over all devices.
         peak_bytes: Most memory of this process in this phase; with accelerators, of one
             of them.
@@ -21,13 +21,13 @@ class Phase(NamedTuple):
 
 
 class Passes(NamedTuple):
-    """What a curvature takes whose gradients are not kept, by itself.
+    """What passes over the samples need by themselves.
 
     Attributes:
-        bytes: Memory for the examples that go through the network at once, and for
-            what is added up over them.
+        bytes: Memory of a device for the examples that go through the network at once,
+            and for what is accumulated over them.
         flops: Of all passes, a multiply-add being two; nan where the compiler does not
-            say.
+            report it.
         bytes_after: Memory of what follows the last pass, on the host.
         flops_after: Its operations.
     """
@@ -39,22 +39,24 @@ class Passes(NamedTuple):
 
 
 class Needs(NamedTuple):
-    """What a step takes, as planned.
+    """What a step needs, as planned.
 
     Attributes:
-        store: Where gradients wait: a key of STORES, or "" where none are kept.
-        store_dtype: How.
-        store_bytes: Room for all of them, over all devices.
-        passes: How many times all examples are gone through for one use of the
-            gradients: more than one only for "recompute".
+        store: Where the gradients wait between statistic and update, one of
+            :data:`~woodfisher_jax.rows.compute.STORES`; "" where none are kept.
+        store_dtype: Their dtype there.
+        store_bytes: Their size there, over all devices.
+        passes: Passes over the samples for one use of the gradients: more than one only
+            for "recompute".
         keep_factors: Whether the factors of the diagonal are kept for the update.
         microbatch_size: Examples that go through the network at once on a device.
         num_weights: d, prunable weights.
-        num_samples: N.
-        batch_size: m.
+        num_samples: N, gradients.
+        batch_size: m, examples each gradient is the mean over.
         blocks: (width, number of blocks, solver) of each group.
         phases: See :class:`Phase`.
-        limit_bytes: Memory that this process may take (an accelerator: has).
+        limit_bytes: Memory that this process may take; with accelerators, that one of
+            them has.
     """
 
     store: str

@@ -1,7 +1,9 @@
-"""Gradients laid out by block as they arrive, on the device, in memory or on disk."""
+"""Gradients by block: kept on the device, in the host's memory or on disk."""
 
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -11,42 +13,21 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from woodfisher_jax.rows.disk import File
-from woodfisher_jax.rows.gradients import Gradients
-from woodfisher_jax.rows.sharding import AXIS, held, local_devices, num_devices, placed
-from woodfisher_jax.rows.tiles import Panel, Part
+from woodfisher_jax.rows.disk import FileTier
+from woodfisher_jax.rows.sharding import AXIS, held, num_devices, placed
+from woodfisher_jax.rows.tiles import Pass, Tile
 from woodfisher_jax.trees import blocks
 
 
-class Shelf(Protocol):
-    """Where the rows of one device lie outside it: :class:`Memory` or a file."""
-
-    def write(self, start: int, rows: np.ndarray) -> None:
-        """Keeps the rows [n, columns] of the samples from ``start``."""
-        ...
-
-    def read(self, panel: Panel) -> np.ndarray:
-        """The panel's columns of all rows [N, num_blocks * width], in a new array."""
-        ...
-
-    def finish(self) -> None:
-        """Waits until everything is written."""
-        ...
-
-    def close(self) -> None:
-        """Gives the room back."""
-        ...
-
-
 class Store(Protocol):
-    """All rows of a part, over all devices."""
+    """All rows of a pass, over all devices."""
 
     def write(self, start: int, rows: jax.Array) -> None:
         """Keeps rows [n, num_devices, columns] of the samples from ``start``."""
         ...
 
-    def panels(self, panels: Iterable[Panel]) -> Iterator[jax.Array]:
-        """Gradients [num_devices * num_blocks, N, width] of one panel after another."""
+    def tiles(self, tiles: Iterable[Tile]) -> Iterator[jax.Array]:
+        """Gradients [num_devices * num_blocks, N, width] of one tile after another."""
         ...
 
     def finish(self) -> None:
@@ -54,7 +35,7 @@ class Store(Protocol):
         ...
 
     def close(self) -> None:
-        """Gives the room back."""
+        """Frees the space."""
         ...
 
 
@@ -67,46 +48,40 @@ def _empty(shape: tuple[int, ...], dtype: str, mesh: Mesh | None) -> jax.Array:
 
 
 @partial(jax.jit, donate_argnames="kept")
-def _write(kept: jax.Array, rows: jax.Array, start: jax.Array) -> jax.Array:
+def _written(kept: jax.Array, rows: jax.Array, start: jax.Array) -> jax.Array:
     zero = jnp.int32(0)
     return jax.lax.dynamic_update_slice(kept, rows, (start, zero, zero))
 
 
-@partial(jax.jit, static_argnames=("panel", "mesh"))
-def _read(
-    kept: jax.Array, start: jax.Array, panel: Panel, mesh: Mesh | None
+@partial(jax.jit, static_argnames=("num_blocks", "width", "mesh"))
+def _blocks(
+    rows: jax.Array, start: jax.Array, num_blocks: int, width: int, mesh: Mesh | None
 ) -> jax.Array:
-    width = panel.num_blocks * panel.width
-    columns = jax.lax.dynamic_slice_in_dim(kept, start, width, axis=2)
-    return _as_blocks(columns, panel, mesh)
-
-
-@partial(jax.jit, static_argnames=("panel", "mesh"))
-def _as_blocks(columns: jax.Array, panel: Panel, mesh: Mesh | None) -> jax.Array:
-    """From [N, num_devices, num_blocks * width] to one block after another."""
-    num_samples, devices = columns.shape[:2]
-    split = columns.reshape(num_samples, devices, panel.num_blocks, panel.width)
-    found = jnp.moveaxis(split, 0, 2).reshape(-1, num_samples, panel.width)
-    return held(found, mesh, AXIS)
+    """Cuts rows [N, num_devices, columns] into blocks, from the column ``start``."""
+    num_samples, devices = rows.shape[:2]
+    columns = jax.lax.dynamic_slice_in_dim(rows, start, num_blocks * width, axis=2)
+    split = columns.reshape(num_samples, devices, num_blocks, width)
+    gradients = jnp.moveaxis(split, 0, 2).reshape(-1, num_samples, width)
+    return held(gradients, mesh, AXIS)
 
 
 class DeviceStore:
     """Rows in the memory of the devices themselves."""
 
-    def __init__(self, num_samples: int, part: Part, dtype: str, mesh: Mesh | None):
-        shape = (num_samples, num_devices(mesh), part.columns)
+    def __init__(self, pass_: Pass, num_samples: int, dtype: str, mesh: Mesh | None):
+        shape = (num_samples, num_devices(mesh), pass_.columns)
         self._rows = _empty(shape, dtype, mesh)
         self._mesh = mesh
 
     def write(self, start: int, rows: jax.Array) -> None:
         """See :class:`Store`."""
-        self._rows = _write(self._rows, rows, jnp.int32(start))
+        self._rows = _written(self._rows, rows, jnp.int32(start))
 
-    def panels(self, panels: Iterable[Panel]) -> Iterator[jax.Array]:
+    def tiles(self, tiles: Iterable[Tile]) -> Iterator[jax.Array]:
         """See :class:`Store`."""
-        for panel in panels:
-            same = panel._replace(start=0)
-            yield _read(self._rows, jnp.int32(panel.start), same, self._mesh)
+        for tile in tiles:
+            start = jnp.int32(tile.start)
+            yield _blocks(self._rows, start, tile.num_blocks, tile.width, self._mesh)
 
     def finish(self) -> None:
         """See :class:`Store`."""
@@ -120,174 +95,164 @@ class DeviceStore:
 # ------------------------------------------------------------------ outside the device
 
 
-class Memory:
+class HostTier:
     """Rows of one device in the host's memory."""
 
-    def __init__(self, num_samples: int, part: Part, dtype: str):
-        self._rows = np.empty((num_samples, part.columns), jnp.dtype(dtype))
+    def __init__(self, num_samples: int, pass_: Pass, dtype: str):
+        self._rows = np.empty((num_samples, pass_.columns), jnp.dtype(dtype))
 
     def write(self, start: int, rows: np.ndarray) -> None:
-        """See :class:`Shelf`."""
+        """Keeps the rows [n, columns] of the samples from ``start``."""
         self._rows[start : start + len(rows)] = rows
 
-    def read(self, panel: Panel) -> np.ndarray:
-        """See :class:`Shelf`."""
-        return self._rows[:, panel.start : panel.stop].copy()
-
-    def finish(self) -> None:
-        """See :class:`Shelf`."""
+    def read(self, tile: Tile) -> np.ndarray:
+        """The tile's columns of all rows [N, num_blocks * width], in a new array."""
+        return self._rows[:, tile.start : tile.stop].copy()
 
     def close(self) -> None:
-        """See :class:`Shelf`."""
+        """Frees the memory."""
         del self._rows
 
 
-class ShelfStore:
-    """Rows on shelves, one for each device of this process.
+Tier = HostTier | FileTier
+"""Where the rows of one device lie outside it."""
 
-    Rows travel to the host while the next gradients are formed, and a panel is fetched
-    while the one before it is computed.
+
+class TierStore:
+    """Rows outside the devices, in one tier for each device of this process.
+
+    A thread of its own moves them: a chunk is written while the next gradients are
+    formed, and a tile is read while the one before it is computed.
     """
 
-    def __init__(self, shelves: list[Shelf], mesh: Mesh | None):
-        self._shelves = shelves
+    def __init__(self, tiers: Mapping[int, Tier], mesh: Mesh | None):
+        """Takes the tiers.
+
+        Args:
+            tiers: By the position of their device in the mesh.
+            mesh: All devices, those of other processes too; None for one device.
+        """
+        self._tiers = tiers
         self._mesh = mesh
-        self._travelling: tuple[int, jax.Array] | None = None
+        self._mover = ThreadPoolExecutor(1, "gradients")
+        self._writing: Future[None] | None = None
 
     def write(self, start: int, rows: jax.Array) -> None:
-        """See :class:`Store`."""
+        """See :class:`Store`; raises what the write before this one has raised."""
         rows.copy_to_host_async()
-        self._put_down()
-        self._travelling = (start, rows)
-        if jax.default_backend() == "cpu":
-            # Nothing travels there, and what waits takes memory.
-            self._put_down()
+        # At most one chunk waits, because it takes memory until it is written.
+        self.finish()
+        self._writing = self._mover.submit(self._write, start, rows)
 
-    def _put_down(self) -> None:
-        if self._travelling is None:
-            return
-        start, rows = self._travelling
-        self._travelling = None
-        for shelf, shard in zip(
-            self._shelves, _by_device(rows, self._mesh), strict=True
-        ):
-            shelf.write(start, np.asarray(shard)[:, 0])
+    def _write(self, start: int, rows: jax.Array) -> None:
+        for shard in rows.addressable_shards:
+            assert shard.index is not None
+            tier = self._tiers[_position(shard.index)]
+            tier.write(start, np.asarray(shard.data)[:, 0])
 
-    def panels(self, panels: Iterable[Panel]) -> Iterator[jax.Array]:
+    def tiles(self, tiles: Iterable[Tile]) -> Iterator[jax.Array]:
         """See :class:`Store`."""
-        waiting = iter(panels)
-        with ThreadPoolExecutor(1, "panels") as ahead:
-            panel = next(waiting, None)
-            fetched = panel and ahead.submit(self._fetch, panel)
-            while panel is not None:
-                assert fetched is not None
-                columns = self._on_devices(fetched.result())
-                following = next(waiting, None)
-                fetched = following and ahead.submit(self._fetch, following)
-                yield _as_blocks(columns, panel._replace(start=0), self._mesh)
-                panel = following
+        reading: deque[tuple[Tile, Future[dict[int, np.ndarray]]]] = deque()
+        for tile in tiles:
+            reading.append((tile, self._mover.submit(self._read, tile)))
+            if len(reading) > 1:
+                yield self._on_devices(*reading.popleft())
+        for tile, columns in reading:
+            yield self._on_devices(tile, columns)
 
-    def _fetch(self, panel: Panel) -> list[np.ndarray]:
-        return [shelf.read(panel)[:, None] for shelf in self._shelves]
+    def _read(self, tile: Tile) -> dict[int, np.ndarray]:
+        return {i: tier.read(tile)[:, None] for i, tier in self._tiers.items()}
 
-    def _on_devices(self, columns: list[np.ndarray]) -> jax.Array:
-        if self._mesh is None:
-            return jnp.asarray(columns[0])
-        arrays = [
-            jax.device_put(c, device)
-            for c, device in zip(columns, local_devices(self._mesh), strict=True)
-        ]
-        spread = placed(self._mesh, None, AXIS)
-        assert spread is not None
-        num_samples, _, width = columns[0].shape
-        return jax.make_array_from_single_device_arrays(
-            (num_samples, self._mesh.size, width),
-            spread,
-            arrays,
-        )
+    def _on_devices(
+        self, tile: Tile, columns: Future[dict[int, np.ndarray]]
+    ) -> jax.Array:
+        own = columns.result()
+        sharding = placed(self._mesh, None, AXIS)
+        if sharding is None:
+            rows = jnp.asarray(own[0])
+        else:
+            num_samples = len(next(iter(own.values())))
+            rows = jax.make_array_from_callback(
+                (num_samples, num_devices(self._mesh), tile.columns),
+                sharding,
+                lambda index: own[_position(index)],
+            )
+        return _blocks(rows, jnp.int32(0), tile.num_blocks, tile.width, self._mesh)
 
     def finish(self) -> None:
         """See :class:`Store`."""
-        self._put_down()
-        for shelf in self._shelves:
-            shelf.finish()
+        if self._writing is not None:
+            writing, self._writing = self._writing, None
+            writing.result()
 
     def close(self) -> None:
-        """See :class:`Store`."""
-        self._travelling = None
-        for shelf in self._shelves:
-            shelf.close()
+        """See :class:`Store`; a write that has not started is dropped."""
+        self._mover.shutdown(wait=True, cancel_futures=True)
+        for tier in self._tiers.values():
+            tier.close()
 
 
-def _by_device(rows: jax.Array, mesh: Mesh | None) -> list[jax.Array]:
-    """This process's shards of rows [n, num_devices, columns], in order of devices."""
-    if mesh is None:
-        return [rows]
-    shards = sorted(rows.addressable_shards, key=lambda shard: shard.index[1].start)
-    return [shard.data for shard in shards]
+def _position(index: tuple[slice, ...]) -> int:
+    """The device that a shard of rows [n, num_devices, columns] lies on."""
+    # A single device has slice(None).
+    return index[1].start or 0
 
 
-# --------------------------------------------------------------------------- the table
+# ---------------------------------------------------------------- making and filling
 
 
 def new_store(
     place: str,
-    part: Part,
+    pass_: Pass,
     num_samples: int,
     dtype: str,
     mesh: Mesh | None = None,
     folder: Path | None = None,
 ) -> Store:
-    """Makes room for the gradients of a part.
+    """Reserves the space for the gradients of a pass.
 
     Args:
         place: "device", "host" or "disk".
-        part: Which weight sits where.
+        pass_: Which weight sits where.
         num_samples: N.
         dtype: "float32" or "bfloat16".
         mesh: The devices that share the blocks; default one.
         folder: For the files of "disk".
 
     Raises:
-        StoreError: If the disk has not enough room.
+        StoreError: If the disk has not enough space.
     """
     if place == "device":
-        return DeviceStore(num_samples, part, dtype, mesh)
-    shelves: list[Shelf] = []
-    try:
-        for i in range(max(1, len(local_devices(mesh)))):
+        return DeviceStore(pass_, num_samples, dtype, mesh)
+    here = jax.process_index()
+    devices = [] if mesh is None else list(mesh.devices.flat)
+    own = [i for i, device in enumerate(devices) if device.process_index == here]
+    tiers: dict[int, Tier] = {}
+    with ExitStack() as stack:
+        for i in own or [0]:
             if place == "host":
-                shelves.append(Memory(num_samples, part, dtype))
+                tiers[i] = HostTier(num_samples, pass_, dtype)
             else:
                 assert folder is not None
-                path = folder / f"device{i}"
-                shelves.append(File(path, num_samples, part, dtype))
-    except BaseException:
-        for shelf in shelves:
-            shelf.close()
-        raise
-    return ShelfStore(shelves, mesh)
+                tiers[i] = FileTier(folder / f"device{i}", num_samples, pass_, dtype)
+            stack.callback(tiers[i].close)
+        # All are there: from here on the store closes them.
+        stack.pop_all()
+    return TierStore(tiers, mesh)
 
 
-# ------------------------------------------------------------------------- collecting
-
-
-@partial(jax.jit, static_argnames=("order", "dtype", "mesh"))
+@partial(jax.jit, static_argnames=("dtype", "mesh"))
 def _rows(
-    chunk: Gradients,
-    index: jax.Array,
-    order: blocks.FlatOrder,
-    dtype: str,
-    mesh: Mesh | None,
+    chunk: jax.Array, indices: jax.Array | None, dtype: str, mesh: Mesh | None
 ) -> jax.Array:
-    """Rows [n, num_devices, columns] of the gradients of n samples."""
-    flat = blocks.flatten(order, chunk)
-    return held(blocks.gather(flat, index).astype(dtype), mesh, None, AXIS)
+    """Rows [n, num_devices, columns] of flat gradients [n, d]."""
+    rows = chunk[:, None] if indices is None else blocks.gather(chunk, indices)
+    return held(rows.astype(dtype), mesh, None, AXIS)
 
 
 def collect(
-    chunks: Iterable[Gradients],
-    part: Part,
+    chunks: Iterable[jax.Array],
+    pass_: Pass,
     store: Store,
     dtype: str,
     mesh: Mesh | None = None,
@@ -295,42 +260,19 @@ def collect(
     """Lays gradients out by block and stores them.
 
     Args:
-        chunks: From path to gradients [n, ...] of the part's tensors.
-        part: Which weight sits where.
+        chunks: Flat gradients [n, d] of the pass's tensors, d being
+            ``pass_.order.size``; the n add up to the store's N.
+        pass_: Which weight sits where.
         store: Where the rows go.
         dtype: "float32" or "bfloat16".
         mesh: The devices that share the blocks; default one.
     """
-    index = jax.device_put(part.indices, placed(mesh))
+    indices = None
+    if not pass_.is_flat:
+        indices = jax.device_put(pass_.indices, placed(mesh))
     start = 0
     for chunk in chunks:
-        rows = _rows(chunk, index, part.order, dtype, mesh)
+        rows = _rows(chunk, indices, dtype, mesh)
         store.write(start, rows)
         start += len(rows)
     store.finish()
-
-
-@jax.jit
-def _add_squares(total: Gradients, chunk: Gradients) -> Gradients:
-    return jax.tree.map(lambda t, g: t + jnp.sum(g * g, axis=0), total, chunk)
-
-
-def mean_square(chunks: Iterable[Gradients], num_samples: int) -> Gradients:
-    """Diagonal of the undamped empirical Fisher, without keeping any gradient.
-
-    ``F_qq = (1/N) Σ_n g_nq²``
-
-    Args:
-        chunks: From path to gradients [n, ...]; the n add up to ``num_samples``.
-        num_samples: N.
-
-    Returns:
-        From path to an array of the parameter's shape.
-    """
-    total: Gradients | None = None
-    for chunk in chunks:
-        if total is None:
-            total = {path: jnp.zeros(g.shape[1:]) for path, g in chunk.items()}
-        total = _add_squares(total, chunk)
-    assert total is not None
-    return jax.tree.map(lambda t: t / num_samples, total)
