@@ -53,6 +53,7 @@ from woodfisher_jax.trees.masks import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "METHODS",
     "Built",
     "Compute",
     "CurvatureError",
@@ -61,7 +62,6 @@ __all__ = [
     "DiagonalHessian",
     "Goal",
     "Kronecker",
-    "METHODS",
     "Magnitude",
     "MemoryLimitError",
     "Method",

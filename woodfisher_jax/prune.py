@@ -1,4 +1,4 @@
-"""The driver of a pruning step: arguments checked, memory planned, precision ensured."""
+"""The driver of a pruning step: checks arguments, plans memory, ensures precision."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import Partial
 
 from woodfisher_jax.curvature.checked import TOLERANCE
 from woodfisher_jax.curvature.fisher import AUTO, WoodFisher
@@ -21,8 +20,14 @@ from woodfisher_jax.curvature.method import (
 from woodfisher_jax.curvature.swaps import improve
 from woodfisher_jax.equations.damping import ChosenDamping
 from woodfisher_jax.info import Clock, PruneInfo, joined
-from woodfisher_jax.methods import METHODS, check_option, method_named, name_of, scope_of
-from woodfisher_jax.options import OptionError, fields_of, split
+from woodfisher_jax.methods import (
+    METHODS,
+    check_option,
+    method_named,
+    name_of,
+    scope_of,
+)
+from woodfisher_jax.options import OptionError, split
 from woodfisher_jax.rows.compute import Compute
 from woodfisher_jax.rows.gradients import LossFn, as_partial, row_chunks
 from woodfisher_jax.rows.inputs import (
@@ -695,9 +700,7 @@ def _damped_again(
 # ------------------------------------------------------------------- scores and masks
 
 
-def _ranked(
-    model: Model, before: _Weights, job: _Job
-) -> tuple[jax.Array, jax.Array]:
+def _ranked(model: Model, before: _Weights, job: _Job) -> tuple[jax.Array, jax.Array]:
     """The mask, and the scores that it follows from, [d] each."""
     scores = saliency(job.method, model, before.values, before.active)
     what = "its weights or its curvature"

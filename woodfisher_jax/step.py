@@ -321,7 +321,7 @@ def moved(
 def _direction(
     weights: jax.Array, slope: Slope | None, diagonal: jax.Array, newly: jax.Array
 ) -> jax.Array:
-    """b with ``δw = F⁻¹b``: the sum of single-weight updates, and -h with a slope."""
+    """B with ``δw = F⁻¹b``: the sum of single-weight updates, and -h with a slope."""
     b = obs.obs_direction(point_of(weights, slope), diagonal, newly)
     # h is F⁻¹ḡ: one product for both.
     return b if slope is None else b - slope.mean

@@ -142,7 +142,7 @@ def _in(
 ) -> Block:
     """One block in a precision; the result in float32."""
     arguments = _cast((gradients, others, damping), dtype)
-    found = task(*arguments, solver)
+    found = task(arguments[0], arguments[1], arguments[2], solver)
     factor = found.factor if dtype == "float32" else None
     value, error = _cast((found.value, found.error), "float32")
     return Block(value, error, factor)

@@ -164,8 +164,8 @@ class WoodFisher(Surgeon):
         """See :meth:`Sampled.build`; with damping="auto" λ is not chosen yet."""
         needs, storage = self.planned(problem)
         damping = np.nan if self.damping == AUTO else self.strength
-        source = Stored(problem, storage, needs.microbatch_size, centered=self.centered)
-        return Built(_stored(source, damping), needs)
+        source = Stored(problem, storage, needs.microbatch_size)
+        return Built(_stored(InverseFisher(source, damping, self.centered)), needs)
 
 
 @contextmanager

@@ -337,7 +337,7 @@ class InverseFisher:
 
 @dataclasses.dataclass(frozen=True)
 class InMemory:
-    """All gradients in one array on one device, laid out by block; works inside ``jit``.
+    """All gradients in one array, laid out by block, on one device; pure.
 
     Attributes:
         rows: Gradients, block after block, [N, columns].
@@ -414,7 +414,7 @@ class Stored:
 
     @property
     def size(self) -> int:
-        """d."""
+        """D."""
         return self.problem.order.size
 
     @property

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -310,20 +310,6 @@ def compile_rows(problem: Problem, microbatch_size: int) -> Program:
     flops = (lowered.cost_analysis() or {}).get("flops", math.nan)
     found = lowered.compile().memory_analysis()
     return Program(found.temp_size_in_bytes if found else 0, flops * parts)
-
-
-def compile_rows(problem: Problem, microbatch_size: int) -> Program:
-    """Compiles the gradients of one chunk of a problem, and says what it takes."""
-    return compile_gradients(
-        problem.loss_fn,
-        problem.params,
-        problem.masks,
-        next(regroup(problem.samples, 1)),
-        num_samples=problem.num_samples,
-        batch_size=problem.batch_size,
-        microbatch_size=microbatch_size,
-        mesh=problem.compute.mesh,
-    )
 
 
 class _Flags(NamedTuple):
