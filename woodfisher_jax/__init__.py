@@ -6,22 +6,40 @@ pure functions in ``gradients``, ``blocks``, ``fisher`` (one block), ``curvature
 (many), ``obs`` (statistics and updates), ``masks`` and ``schedules``.
 """
 
-from woodfisher_jax import schedules
-from woodfisher_jax.curvature import checked as curvature
+from woodfisher_jax import curvature, schedules
 from woodfisher_jax.curvature.checked import CurvatureError
+from woodfisher_jax.curvature.diagonal import DiagonalFisher, DiagonalHessian
+from woodfisher_jax.curvature.fisher import WoodFisher
+from woodfisher_jax.curvature.kronecker import Kronecker
+from woodfisher_jax.curvature.method import (
+    Built,
+    Diagonal,
+    Magnitude,
+    Method,
+    Sampled,
+    Scores,
+    ready,
+)
 from woodfisher_jax.equations import fisher, obs
+from woodfisher_jax.info import PruneInfo
 from woodfisher_jax.masked import masked, masks_of, prune_masked, with_masks
 from woodfisher_jax.methods import METHODS
-from woodfisher_jax.prune import PruneInfo, plan_pruning, prune
+from woodfisher_jax.options import OptionError, option
+from woodfisher_jax.prune import plan_pruning, prune
 from woodfisher_jax.rows import gradients, projections
-from woodfisher_jax.rows.budget import MemoryLimitError
+from woodfisher_jax.rows.compute import Compute
 from woodfisher_jax.rows.disk import StoreError
+from woodfisher_jax.rows.gradients import gradient_rows
+from woodfisher_jax.rows.memory_plan import MemoryLimitError
 from woodfisher_jax.rows.needs import Needs
+from woodfisher_jax.rows.problem import Problem
 from woodfisher_jax.schedules import gradual
 from woodfisher_jax.selection import patterns
+from woodfisher_jax.selection.goal import Goal
 from woodfisher_jax.stages import matching
 from woodfisher_jax.stages.damping_search import prune_searched
 from woodfisher_jax.stages.matching import prune_matched
+from woodfisher_jax.step import Step, step
 from woodfisher_jax.trees import blocks, masks
 from woodfisher_jax.trees.masks import (
     apply_masks,
@@ -36,16 +54,32 @@ __version__ = "0.1.0"
 
 __all__ = [
     "METHODS",
+    "Built",
+    "Compute",
     "CurvatureError",
+    "Diagonal",
+    "DiagonalFisher",
+    "DiagonalHessian",
+    "Goal",
+    "Kronecker",
+    "Magnitude",
     "MemoryLimitError",
+    "Method",
     "Needs",
+    "OptionError",
+    "Problem",
     "PruneInfo",
+    "Sampled",
+    "Scores",
+    "Step",
     "StoreError",
+    "WoodFisher",
     "__version__",
     "apply_masks",
     "blocks",
     "curvature",
     "fisher",
+    "gradient_rows",
     "gradients",
     "gradual",
     "init_masks",
@@ -54,6 +88,7 @@ __all__ = [
     "masks_of",
     "matching",
     "obs",
+    "option",
     "patterns",
     "plan_pruning",
     "projections",
@@ -61,8 +96,10 @@ __all__ = [
     "prune_masked",
     "prune_matched",
     "prune_searched",
+    "ready",
     "schedules",
     "sparsity",
     "sparsity_by_path",
+    "step",
     "with_masks",
 ]

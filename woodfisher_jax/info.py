@@ -1,9 +1,8 @@
 """What a pruning step did: figures, and wall time of its phases."""
 
 import time
+from itertools import pairwise
 from typing import Any, NamedTuple
-
-import numpy as np
 
 from woodfisher_jax.equations.damping import ChosenDamping
 from woodfisher_jax.rows.needs import Needs
@@ -29,7 +28,8 @@ class PruneInfo(NamedTuple):
         sparsity_by_path: Sparsity of each prunable parameter.
         num_samples: N, gradients that the curvature was estimated from; 0 for methods
             without one.
-        seconds_gradients: Wall time of the gradients.
+        seconds_gradients: Wall time of the gradients; with store="recompute" they are
+            formed within the other phases and count there.
         seconds_curvature: Wall time of the curvature's diagonal, scores and masks.
         seconds_update: Wall time of the update of the remaining weights.
         needs: What the step was planned to take; None without a curvature.
@@ -100,21 +100,16 @@ def joined(infos: list[PruneInfo]) -> PruneInfo:
 
 
 class Clock:
-    """Wall time of the phases; gradients formed within another count as gradients."""
+    """When the phases of a step have ended; a phase marked again ended later."""
 
     def __init__(self) -> None:
-        self.marks = [(time.perf_counter(), 0.0)]
+        self._ends = {"start": time.perf_counter()}
 
-    def mark(self, seconds_gradients: float) -> None:
-        """Ends a phase.
+    def mark(self, phase: str) -> None:
+        """Ends a phase, and begins the next."""
+        self._ends[phase] = time.perf_counter()
 
-        Args:
-            seconds_gradients: Spent on gradients since the start, in all phases.
-        """
-        self.marks.append((time.perf_counter(), seconds_gradients))
-
-    def phases(self) -> tuple[float, float, float]:
-        """Seconds for gradients, curvature and update."""
-        seconds, forming = np.diff(np.asarray(self.marks), axis=0).T
-        first, second, third = seconds - [0, *forming[1:]]
-        return float(first + forming[1:].sum()), float(second), float(third)
+    def seconds(self) -> dict[str, float]:
+        """Of every phase, in order."""
+        found = pairwise(self._ends.items())
+        return {name: end - start for (_, start), (name, end) in found}

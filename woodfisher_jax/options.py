@@ -180,9 +180,13 @@ class Field(typing.NamedTuple):
         return " or ".join(found)
 
 
-@functools.cache
 def fields_of(section: type) -> dict[str, Field]:
     """The options of a dataclass by name, in order."""
+    return _fields_of(section)
+
+
+@functools.cache
+def _fields_of(section: type) -> dict[str, Field]:
     hints = typing.get_type_hints(section)
     found = {}
     for field in dataclasses.fields(section):
@@ -212,25 +216,26 @@ def checked(field: Field, value: Any) -> Any:
     """
     if value is None and field.optional:
         return None
-    if isinstance(value, str) and field.words and value in field.words:
-        return value
-    limits = field.range
-    for kind in field.kinds:
-        if kind is bool and type(value).__name__ in ("bool", "bool_"):
+    if field.words:
+        if isinstance(value, str) and value in field.words:
+            return value
+        kinds = [kind for kind in field.kinds if kind in (bool, int, float)]
+    else:
+        kinds = list(field.kinds)
+    # True is a whole number to Python, but never meant as one.
+    is_bool = type(value).__name__ in ("bool", "bool_")
+    for kind in kinds:
+        if kind is bool and is_bool:
             return bool(value)
-        # True is a whole number to Python, but never meant as one.
-        is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-        if kind is int and is_number and isinstance(value, numbers.Integral):
-            if limits.holds(float(value)):
-                return int(value)
-        elif kind is float and is_number:
-            if limits.holds(float(value)):
-                return float(value)
-        elif kind is str and isinstance(value, str) and not field.words:
-            return value
-        elif kind is Path and isinstance(value, Path):
-            return value
-        elif kind not in (bool, int, float, str, Path) and not field.words:
+        if kind in (int, float):
+            abstract = numbers.Integral if kind is int else numbers.Real
+            is_number = isinstance(value, abstract) and not is_bool
+            if is_number and field.range.holds(float(value)):
+                return kind(value)
+        elif kind in (str, Path):
+            if isinstance(value, kind):
+                return value
+        elif kind is not bool:
             return value  # A function, a mesh: checked where it is used.
     raise OptionError(field.name, f"{field.name}={value!r}; expected {field.expected}")
 

@@ -1,29 +1,74 @@
-"""One pruning step: gradients, blocks, curvature, statistic, masks, update."""
+"""The driver of a pruning step: checks arguments, plans memory, ensures precision."""
 
-from pathlib import Path
-from typing import Any
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
-from jax.sharding import Mesh
+import jax
+import jax.numpy as jnp
+import numpy as np
 
-from woodfisher_jax.curvature import operators
-from woodfisher_jax.info import PruneInfo, joined
-from woodfisher_jax.recompute import levels
-from woodfisher_jax.rows.gradients import LossFn, as_partial
+from woodfisher_jax.curvature.checked import TOLERANCE
+from woodfisher_jax.curvature.fisher import AUTO, WoodFisher
+from woodfisher_jax.curvature.inverse import InverseFisher
+from woodfisher_jax.curvature.method import (
+    Curvature,
+    Inverse,
+    Method,
+    Quadratic,
+    Sampled,
+)
+from woodfisher_jax.curvature.swaps import improve
+from woodfisher_jax.equations.damping import ChosenDamping
+from woodfisher_jax.info import Clock, PruneInfo, joined
+from woodfisher_jax.methods import (
+    METHODS,
+    check_option,
+    method_named,
+    name_of,
+    scope_of,
+)
+from woodfisher_jax.options import OptionError, split
+from woodfisher_jax.rows.compute import Compute
+from woodfisher_jax.rows.gradients import LossFn, as_partial, row_chunks
 from woodfisher_jax.rows.inputs import (
     check_loss,
     check_mean_samples,
     check_params,
     check_targets,
+    counted,
 )
+from woodfisher_jax.rows.memory_plan import MICROBATCH_SIZE, plan_rows
+from woodfisher_jax.rows.moments import Moments, moments
 from woodfisher_jax.rows.needs import Needs
-from woodfisher_jax.selection.patterns import GroupNames, groups_of
-from woodfisher_jax.selection.scope import MILLION, count_costs, num_kept
-from woodfisher_jax.settings import Progress, Settings, check_samples, check_settings
-from woodfisher_jax.step import Examples, prune_step
+from woodfisher_jax.rows.problem import Problem
+from woodfisher_jax.rows.sharding import one_axis, replicate
+from woodfisher_jax.schedules import levels
+from woodfisher_jax.selection import diagnostics as diagnostics_
+from woodfisher_jax.selection import scope as scopes
+from woodfisher_jax.selection.costs import MILLION, Costs, count_costs, macs_of
+from woodfisher_jax.selection.goal import Goal
+from woodfisher_jax.selection.patterns import GroupNames, Groups, Pattern, groups_of
+from woodfisher_jax.step import (
+    Model,
+    model_of,
+    moved,
+    point_of,
+    resident_step,
+    saliency,
+    saliency_sum,
+)
 from woodfisher_jax.trees import blocks
 from woodfisher_jax.trees import masks as masks_
 from woodfisher_jax.trees.masks import Masks, Prunable
 from woodfisher_jax.trees.paths import Params, leaves_by_path
+from woodfisher_jax.trees.samples import num_examples, regroup
+from woodfisher_jax.trees.vectors import (
+    check_finite,
+    check_weights,
+    from_vectors,
+    to_vectors,
+)
 
 
 def prune(
@@ -32,49 +77,23 @@ def prune(
     samples: Any = None,
     *,
     sparsity: float | None = None,
-    method: str = "woodfisherblock",
+    method: str | Method = "woodfisherblock",
     masks: Masks | None = None,
     prunable: Prunable = None,
     scope: str | None = None,
     pattern: str | GroupNames | None = None,
     flops_target: float | None = None,
-    flops_power: float = 0.0,
-    flops_per_parameter: bool = False,
-    flops_normalize: str = "none",
-    damping: float | str = 1e-5,
-    weight_decay: float = 0.0,
-    centered: bool = False,
     mean_samples: Any = None,
     targets: Any = None,
-    pi: bool = False,
-    hessian: str = "exact",
-    num_probes: int = 64,
-    probe_seed: int = 0,
-    num_samples: int | None = None,
-    batch_size: int = 1,
-    microbatch_size: int | None = None,
-    block_size: int | None = None,
-    update: str = "sum",
-    scale_update: float = 1.0,
-    normalize_update: float | None = None,
-    swaps: int = 0,
-    recompute: int = 0,
-    recompute_schedule: str = "linear",
-    recompute_degree: float | None = None,
-    solver: str = "auto",
-    store: str = "auto",
-    store_dtype: str = "float32",
-    store_dir: str | Path | None = None,
-    memory_limit: float | None = None,
-    mesh: Mesh | None = None,
-    diagnostics: bool = False,
+    compute: Compute | None = None,
     axis_order: blocks.AxisOrder = blocks.output_major,
-    progress: Progress | None = None,
+    diagnostics: bool = False,
+    **options: Any,
 ) -> tuple[Params, Masks, PruneInfo]:
-    """Prunes a network to a sparsity in one step and adjusts the weights that stay.
+    """Prunes a network to a sparsity in one step and updates the weights that stay.
 
-    The weights with the lowest saliency go, ``ρ_q = w_q² / (2 [F⁻¹]_qq)``, and the
-    others move by ``δw = -Σ_q w_q F⁻¹ e_q / [F⁻¹]_qq``, where F = λ I + (1/N) Σ g gᵀ is
+    Removes the weights with the lowest saliency ``ρ_q = w_q² / (2 [F⁻¹]_qq)`` and moves
+    the others by ``δw = -Σ_q w_q F⁻¹ e_q / [F⁻¹]_qq``, where F = λ I + (1/N) Σ g gᵀ is
     the damped empirical Fisher of the loss (other methods: see
     :data:`~woodfisher_jax.methods.METHODS`).
 
@@ -85,81 +104,37 @@ def prune(
         params: Any pytree of floating-point arrays.
         samples: One batch (array, tuple or dict of arrays with a leading axis of
             examples), or an iterable of batches, which is kept in memory unless it is
-            :class:`woodfisher_jax.trees.samples.Examples`; or a function of the
-            number of the recomputation (from 0) that returns such samples anew. Methods
-            by magnitude need none, but with FLOP options one example.
+            :class:`woodfisher_jax.trees.samples.Examples`; or a function of the number
+            of the recomputation (from 0) that returns such samples. Methods by
+            magnitude need none, but with FLOP options one example.
         sparsity: Fraction of all prunable weights to be zero afterwards, in [0, 1); or
-            ``flops_target``. Default that of a pattern N:M; less leaves groups as they
-            are where it would cost most.
-        method: A name from the table; default "woodfisherblock".
+            ``flops_target``. Default that of a pattern N:M.
+        method: A name of the table, default "woodfisherblock"; or a method itself, such
+            as ``wf.WoodFisher(damping=1e-4)``.
         masks: What is pruned already, path -> bool; default nothing. It also says what
             is prunable. Pruned weights never come back.
         prunable: Predicate on (path, array) or regular expression on paths, if no masks
             are given; default arrays of two or more dimensions.
         scope: "global" (one threshold) or "layer" (the sparsity in each tensor);
             default the method's own.
-        pattern: What stays or goes together, scored by its joint statistic: "2:4" (any
-            N:M of consecutive inputs), "4x1" (any block of inputs by outputs),
-            "filters", "heads:6" (attention heads), or a function (path, shape) ->
-            group numbers; see :func:`~woodfisher_jax.selection.patterns.parse`. Default
-            None, single weights.
-        flops_target: Instead of a sparsity: millions of multiply-accumulates for one
-            example to be left, in prunable layers and others; default None.
-        flops_power: a, by which saliencies are divided by MACs^a of their layer, so
-            that costly layers go first; default 0.
-        flops_per_parameter: Whether a layer counts by the MACs of one of its weights
-            instead of all; default False.
-        flops_normalize: "log" for the binary logarithm of the MACs; default "none".
-        damping: λ, added to the Fisher's diagonal; default 1e-5. "auto" for the one
-            by which each gradient is best predicted from the others; see
-            :mod:`~woodfisher_jax.equations.damping`.
-        weight_decay: That of training; added to the damping; default 0.
-        centered: Take the covariance of the gradients, F - ḡḡᵀ, in place of F; default
-            False.
+        pattern: What stays or goes together: "2:4" (any N:M of consecutive inputs),
+            "4x1" (any block of inputs by outputs), "filters", "heads:6", or a function
+            (path, shape) -> group numbers. Default None, single weights.
+        flops_target: Instead of a sparsity: millions of multiply-accumulates of one
+            example to be left, in all layers.
         mean_samples: Examples for ḡ alone in methods of first order, all of which are
             used, in the forms of ``samples``; default the same.
-        targets: y, [N], for methods of first order: values by which the rows are to
-            change, so that ``ḡ = -Gᵀy / N``; with gradients of ``r · f(w, x)`` the
-            step moves the outputs f by as much along r. One number for all is the mean
-            gradient times it; default -1.
-        pi: For kfac, split the damping by the traces of the factors; default False.
-        hessian: For naivehess, "exact" or "hutchinson"; default "exact".
-        num_probes: P, vectors of random signs of "hutchinson"; default 64.
-        probe_seed: Of these signs; default 0.
-        num_samples: N, gradients in the Fisher; default as many as samples give.
-        batch_size: m, examples each gradient is the mean over; default 1.
-        microbatch_size: Most examples whose gradients a device forms at once; default
-            64, or as many as fit.
-        block_size: c, weights a block; default whole tensors, or for "woodfisher" all
-            tensors in one block.
-        update: How the other weights move: "sum", the paper's, as if each weight went
-            alone; "joint", to the minimum of the quadratic model with all of them gone
-            (methods with blocks); "none". Default "sum".
-        scale_update: Factor on δw; 0 leaves the other weights where they are.
-        normalize_update: Largest norm of δw in a tensor, in norms of its weights; a
-            longer δw is shortened. Default None, no limit.
-        swaps: Most rounds in which weights that would go take the places of weights
-            that would stay, while the model loss of the joint update falls; see
-            :mod:`~woodfisher_jax.equations.swaps`. Default 0; 20 is plenty.
-        recompute: R, how often the curvature is computed again on the way to the
-            target, at R sparsities between; default 0.
-        recompute_schedule: "linear", "poly" for long steps first, or "exponential" for
-            the same share of what is left at each; default "linear".
-        recompute_degree: Exponent of "poly"; default 3.
-        solver: "auto", or a key of :data:`~woodfisher_jax.equations.fisher.SOLVERS`.
-        store: Where gradients wait between statistic and update: "device", "host",
-            "disk", or "recompute" (nowhere: they are formed twice, for a part of the
-            weights at a time); default the first that fits.
-        store_dtype: "float32" or "bfloat16", which halves the room and rounds the
-            gradients to three digits; default "float32".
-        store_dir: Parent of the folder for gradients on disk; default the system's
-            folder for temporary files.
-        memory_limit: Most bytes of memory to take; default what is free.
-        mesh: Devices to spread samples and blocks over, the same in every process;
-            default one.
-        diagnostics: Whether ``info`` has what costs extra; default False.
+        targets: y, [N] or one number, for methods of first order: values by which the
+            rows are to change, so that ``ḡ = -Gᵀy / N``; default -1, the mean gradient.
+        compute: What may be taken of the machine; default
+            :class:`~woodfisher_jax.rows.compute.Compute` as it is.
         axis_order: How the entries of a tensor follow one another in blocks.
-        progress: Called with (label, done, total) during long work.
+        diagnostics: Whether ``info`` has what costs extra (a pass of gradients);
+            default False.
+        **options: Any field of the method (``damping=1e-4``, ``num_samples=1000``,
+            ``update="joint"``), of :class:`~woodfisher_jax.selection.goal.Goal`
+            (``recompute=3``) or of ``Compute`` (``memory_limit=4e9``), by name. The
+            tables are in ``docs/methods.md``.
 
     Returns:
         ``(params, masks, info)``: pruned weights are exactly zero in ``params``.
@@ -183,60 +158,30 @@ def prune(
         >>> int(jnp.count_nonzero(params["w"])), list(masks), info.sparsity
         (2, ['w'], 0.5)
     """
-    settings, examples, masks, order = _checked(
+    goal = {"sparsity": sparsity, "scope": scope, "pattern": pattern}
+    job = _checked(
+        loss_fn,
         params,
-        _drawn(samples, 0),
-        _drawn(mean_samples, 0),
-        targets=targets,
+        samples,
+        method=method,
         masks=masks,
         prunable=prunable,
+        mean_samples=mean_samples,
+        targets=targets,
+        compute=compute,
         axis_order=axis_order,
-        sparsity=sparsity,
-        method=method,
-        scope=scope,
-        pattern=pattern,
-        flops_target=flops_target,
-        flops_power=flops_power,
-        flops_per_parameter=flops_per_parameter,
-        flops_normalize=flops_normalize,
-        damping=damping,
-        weight_decay=weight_decay,
-        centered=centered,
-        pi=pi,
-        hessian=hessian,
-        num_probes=num_probes,
-        probe_seed=probe_seed,
-        num_samples=num_samples,
-        batch_size=batch_size,
-        microbatch_size=microbatch_size,
-        block_size=block_size,
-        update=update,
-        scale_update=scale_update,
-        normalize_update=normalize_update,
-        swaps=swaps,
-        recompute=recompute,
-        recompute_schedule=recompute_schedule,
-        recompute_degree=recompute_degree,
-        solver=solver,
-        store=store,
-        store_dtype=store_dtype,
-        store_dir=store_dir,
-        memory_limit=memory_limit,
-        mesh=mesh,
         diagnostics=diagnostics,
-        progress=progress,
+        flops_target=flops_target,
+        **goal,
+        **options,
     )
-    goals = _goals(loss_fn, params, masks, examples, order, settings)
     infos = []
-    for i, goal in enumerate(goals):
-        if i and (callable(samples) or callable(mean_samples)):
-            again = _drawn(samples, i) if callable(samples) else examples.curvature
-            others = _drawn(mean_samples, i) if callable(mean_samples) else None
-            examples = Examples(
-                check_samples(goal, again, settings.num_samples)[1],
-                examples.mean if others is None else check_mean_samples(others),
-            )
-        params, masks, info = prune_step(loss_fn, params, masks, examples, order, goal)
+    masks = job.masks
+    for number, level in enumerate(_levels(params, job)):
+        again = job._replace(masks=masks, goal=level)
+        if number:
+            again = _drawn_again(again, samples, mean_samples, number)
+        params, masks, info = _prune_once(params, again)
         infos.append(info)
     return params, masks, joined(infos)
 
@@ -269,40 +214,64 @@ def plan_pruning(
         >>> needs.num_weights, needs.num_samples, needs.blocks
         (6, 2, ((6, 1, 'sample_space'),))
     """
-    mean_samples = _drawn(options.pop("mean_samples", None), 0)
-    settings, examples, masks, order = _checked(
-        params, _drawn(samples, 0), mean_samples, **options
-    )
-    if settings.method.curvature is None:
+    job = _checked(loss_fn, params, samples, **options)
+    if not isinstance(job.method, Sampled):
         return None
-    loss = as_partial(check_loss(loss_fn, params, examples.curvature))
-    problem = operators.Problem(
-        loss, params, masks, *examples, order=order, settings=settings
-    )
-    return operators.plan(problem)
+    return job.method.plan(_problem(params, job))
 
 
-def _drawn(samples: Any, index: int) -> Any:
-    """Samples as they are, or those that a function returns for a recomputation."""
-    return samples(index) if callable(samples) else samples
+# ---------------------------------------------------------------- the arguments checked
+
+
+class _Job(NamedTuple):
+    """One pruning step with its arguments checked.
+
+    Attributes:
+        loss_fn: As given.
+        method: With its options.
+        goal: With a scope.
+        compute: With the mesh in one axis.
+        masks: In the tree's order.
+        order: The flat order of the masks.
+        samples: For the curvature, counted, or one example to count MACs with; None
+            where neither is needed.
+        num_samples: N; 0 for methods without gradients.
+        mean_samples: For the mean gradient alone, or None.
+        targets: By which the rows are to change [N], or on average [], or None.
+        diagnostics: Whether to compute what is only of interest.
+    """
+
+    loss_fn: LossFn | None
+    method: Method
+    goal: Goal
+    compute: Compute
+    masks: Masks
+    order: blocks.FlatOrder
+    samples: Any
+    num_samples: int
+    mean_samples: Any
+    targets: jax.Array | None
+    diagnostics: bool
 
 
 def _checked(
+    loss_fn: LossFn | None,
     params: Params,
     samples: Any,
-    mean_samples: Any,
     *,
-    targets: Any = None,
+    method: str | Method = "woodfisherblock",
     masks: Masks | None = None,
     prunable: Prunable = None,
+    mean_samples: Any = None,
+    targets: Any = None,
+    compute: Compute | None = None,
     axis_order: blocks.AxisOrder = blocks.output_major,
+    diagnostics: bool = False,
     **options: Any,
-) -> tuple[Settings, Examples, Masks, blocks.FlatOrder]:
-    """Settings, samples, masks in the tree's order, and the flat order."""
+) -> _Job:
     check_params(params)
-    settings, samples = check_settings(
-        samples, mean_samples=mean_samples, targets=targets, **options
-    )
+    row, goal, compute = resolve(method, compute or Compute(), options)
+    check_together(method, row, goal, mean_samples, targets)
     if masks is None:
         masks = masks_.init_masks(params, prunable)
     elif prunable is not None:
@@ -313,34 +282,534 @@ def _checked(
     masks_.check_masks(params, masks)
     # The tree's own order, whatever jit or a checkpoint has made of the dict's.
     masks = {path: masks[path] for path in leaves_by_path(params) if path in masks}
-    others = None if mean_samples is None else check_mean_samples(mean_samples)
-    rows = None if targets is None else check_targets(targets, settings.num_samples)
-    examples = Examples(samples, others, rows)
     order = blocks.flat_order(masks, axis_order)
-    if settings.pattern is not None:
-        groups_of(settings.pattern, order)  # refuses tensors that it does not fit
-    return settings, examples, masks, order
+    if isinstance(goal.pattern, Pattern):
+        groups_of(goal.pattern, order)  # refuses tensors that it does not fit
+    kept, number = _counted(_drawn(samples, 0), row, goal)
+    means = _drawn(mean_samples, 0)
+    return _Job(
+        loss_fn=loss_fn,
+        method=row,
+        goal=goal,
+        compute=compute.replace(mesh=one_axis(compute.mesh)),
+        masks=masks,
+        order=order,
+        samples=kept,
+        num_samples=number,
+        mean_samples=None if means is None else check_mean_samples(means),
+        targets=None if targets is None else check_targets(targets, number),
+        diagnostics=diagnostics,
+    )
 
 
-def _goals(
-    loss_fn: LossFn | None,
-    params: Params,
-    masks: Masks,
-    examples: Examples,
-    order: blocks.FlatOrder,
-    settings: Settings,
-) -> list[Settings]:
-    """The settings of every step on the way, from what the masks have now."""
-    if not settings.recompute:
-        return [settings]
-    number, degree = settings.recompute, settings.recompute_degree
-    if settings.sparsity is not None:
-        num_kept(masks, order, settings)  # refuses a target that is passed already
-        start = masks_.sparsity(masks)
-        way = levels(start, settings.sparsity, number, degree)
-        return [settings._replace(sparsity=level) for level in way]
-    costs = count_costs(loss_fn, params, masks, examples.curvature, settings)
+def resolve(
+    method: str | Method, compute: Compute, options: Mapping[str, Any]
+) -> tuple[Method, Goal, Compute]:
+    """The method, goal and compute that options by name amount to.
+
+    Raises:
+        OptionError: If no dataclass has an option, or a value is out of range.
+    """
+    for name in options:
+        check_option(name, method)
+    where = f"method={name_of(method)!r}"
+    sections = (method_named(method), Goal(), compute)
+    row, goal, found = split(options, *sections, where=where)
+    assert isinstance(row, Method)
+    assert isinstance(goal, Goal)
+    assert isinstance(found, Compute)
+    scope = scope_of(method, goal.scope)
+    if goal.counts_macs and "global" not in row.scopes:
+        raise OptionError(
+            "flops_target",
+            f"flops_target={goal.flops_target} and flops_power={goal.flops_power} with "
+            f"{where}, which has a threshold a layer; expected a method with a global "
+            "one",
+        )
+    if goal.flops_power and not row.allows_costs:
+        raise OptionError(
+            "flops_power",
+            f"flops_power={goal.flops_power} with {where}, whose saliency may be "
+            "negative; expected 0",
+        )
+    return row, goal.resolved(scope), found
+
+
+def check_together(
+    method: str | Method, row: Method, goal: Goal, mean_samples: Any, targets: Any
+) -> None:
+    """Raises if options of different dataclasses contradict one another.
+
+    Raises:
+        OptionError: Naming what contradicts what.
+    """
+    for name, given in (("mean_samples", mean_samples), ("targets", targets)):
+        if given is not None and not row.first_order:
+            having = [name for name, other in METHODS.items() if other.first_order]
+            raise OptionError(
+                name,
+                f"{name} has no meaning with method={name_of(method)!r}; expected a "
+                f"method of first order, one of {having}",
+            )
+    if not isinstance(row, WoodFisher):
+        return
+    others = (goal.pattern, goal.flops_target, goal.flops_power or None)
+    if row.swaps and (goal.scope != "global" or any(o is not None for o in others)):
+        raise OptionError(
+            "swaps",
+            f"swaps={row.swaps} with scope={goal.scope!r}, pattern={goal.pattern!r}, "
+            f"flops_target={goal.flops_target} and flops_power={goal.flops_power}; "
+            "swaps follow the loss of the joint update alone: expected scope='global' "
+            "and none of the others",
+        )
+    if targets is not None and (
+        row.centered or mean_samples is not None or goal.recompute
+    ):
+        raise OptionError(
+            "targets",
+            "targets are values for the rows of one Fisher; expected centered=False, "
+            "mean_samples=None and recompute=0 with them",
+        )
+    if row.update == "joint" and mean_samples is not None:
+        raise OptionError(
+            "mean_samples",
+            "mean_samples with update='joint', which takes the mean of the Fisher's "
+            "own gradients; expected mean_samples=None",
+        )
+
+
+def _drawn(samples: Any, number: int) -> Any:
+    """Samples as they are, or those that a function returns for a recomputation."""
+    return samples(number) if callable(samples) else samples
+
+
+def _counted(samples: Any, row: Method, goal: Goal) -> tuple[Any, int]:
+    """What is needed of the samples, and N."""
+    if isinstance(row, Sampled):
+        return counted(samples, row.num_samples, row.batch_size)
+    if not goal.counts_macs:
+        return None, 0
+    if samples is None:
+        raise OptionError(
+            "samples",
+            "samples is missing; expected at least one example, since the "
+            "multiply-accumulates are counted by tracing loss_fn with it",
+        )
+    return next(regroup(samples, 1)), 0
+
+
+def _drawn_again(job: _Job, samples: Any, mean_samples: Any, number: int) -> _Job:
+    """The same step with samples of their own for a recomputation."""
+    if callable(samples):
+        job = job._replace(samples=_counted(samples(number), job.method, job.goal)[0])
+    if callable(mean_samples):
+        job = job._replace(mean_samples=check_mean_samples(mean_samples(number)))
+    return job
+
+
+def _levels(params: Params, job: _Job) -> list[Goal]:
+    """The goal of every step on the way, from what the masks have now."""
+    goal, number = job.goal, job.goal.recompute
+    if not number:
+        return [goal]
+    if goal.sparsity is not None:
+        _check_reachable(job)
+        start = masks_.sparsity(job.masks)
+        way = levels(start, goal.sparsity, number, goal.degree)
+        return [goal.replace(sparsity=level) for level in way]
+    costs = _costs(params, job)
     assert costs is not None
-    assert settings.flops_target is not None
-    way = levels(costs.total / MILLION, settings.flops_target, number, degree, 0.0)
-    return [settings._replace(flops_target=level) for level in way]
+    assert goal.flops_target is not None
+    way = levels(costs.total / MILLION, goal.flops_target, number, goal.degree, 0.0)
+    return [goal.replace(flops_target=level) for level in way]
+
+
+def _check_reachable(job: _Job) -> None:
+    active = np.asarray(blocks.flatten(job.order, job.masks))
+    scopes.num_kept(active, job.order, job.goal)
+
+
+def _costs(params: Params, job: _Job) -> Costs | None:
+    if not job.goal.counts_macs:
+        return None
+    everything = job.goal.flops_target is not None
+    return count_costs(
+        job.loss_fn, params, job.masks, job.samples, all_layers=everything
+    )
+
+
+def _problem(params: Params, job: _Job) -> Problem:
+    """What the curvature is estimated from, replicated over the devices."""
+    assert isinstance(job.method, Sampled)
+    loss = as_partial(check_loss(job.loss_fn, params, job.samples))
+    return Problem(
+        replicate(loss, job.compute.mesh),
+        params,
+        job.masks,
+        job.samples,
+        job.order,
+        job.num_samples,
+        job.method.batch_size,
+        job.compute,
+    )
+
+
+# ------------------------------------------------------------------------ the one step
+
+
+class _Weights(NamedTuple):
+    """The prunable weights before a step.
+
+    Attributes:
+        params: Masked.
+        values: w, [d].
+        active: What is not pruned yet [d], bool.
+        costs: For options that count MACs.
+        groups: Of a pattern.
+    """
+
+    params: Params
+    values: jax.Array
+    active: jax.Array
+    costs: Costs | None
+    groups: Groups | None
+
+
+class _Outcome(NamedTuple):
+    """What a step leaves, and what is reported of it.
+
+    Attributes:
+        weights: w + δw before the mask is applied, [d].
+        kept: The new mask [d], bool.
+        scores: The statistic; None where nothing was ranked.
+        report: Fields of :class:`PruneInfo`.
+    """
+
+    weights: jax.Array
+    kept: jax.Array
+    scores: jax.Array | None
+    report: dict[str, Any]
+
+
+def _prune_once(params: Params, job: _Job) -> tuple[Params, Masks, PruneInfo]:
+    """One step on checked arguments."""
+    clock = Clock()
+    pattern, order = job.goal.pattern, job.order
+    groups = groups_of(pattern, order) if isinstance(pattern, Pattern) else None
+    if job.goal.sparsity is not None and not job.goal.completes_pattern:
+        _check_reachable(job)  # before work starts
+    costs = _costs(params, job)
+    params, masks = replicate((params, job.masks), job.compute.mesh)
+    params, values, active, finite = to_vectors(params, masks, order)
+    check_weights(finite)
+    before = _Weights(params, values, active, costs, groups)
+    job = job._replace(masks=masks)
+    if isinstance(job.method, Sampled):
+        problem = _problem(params, job)
+        built = job.method.build(problem)
+        targets = _targets(job)
+        with built.curvature as curvature:
+            clock.mark("gradients")
+            done = None
+            if isinstance(curvature, InverseFisher):
+                done = _in_one_program(curvature, before, targets, job)
+                clock.mark("curvature")
+            if done is None:
+                done = _in_pieces(curvature, before, targets, problem, job, clock)
+        report = {"needs": built.needs, **done.report}
+    else:
+        clock.mark("gradients")
+        kept, scores = _ranked(Model(), before, job)
+        clock.mark("curvature")
+        done, report = _Outcome(values, kept, scores, {}), {}
+    check_finite(done.weights, order, "the updated weights of", "the update")
+    new_params, new_masks = from_vectors(params, done.weights, done.kept, order)
+    new_masks = {path: new_masks[path] for path in order.paths}  # jit sorts dicts
+    report |= _compared(before, done, job)
+    jax.block_until_ready(new_params)
+    clock.mark("update")
+    return new_params, new_masks, _info(done.kept, job, clock, report)
+
+
+def _in_one_program(
+    fisher: InverseFisher, before: _Weights, targets: np.ndarray, job: _Job
+) -> _Outcome | None:
+    """The step as one program, where gradients are few and the host takes no part.
+
+    None elsewhere, and where a block is not accurate even in float64.
+    """
+    row, goal, source = job.method, job.goal, fisher.source.resident()
+    assert isinstance(row, WoodFisher)
+    on_host = goal.pattern or goal.counts_macs or row.swaps or row.damping == AUTO
+    if source is None or on_host or job.diagnostics or job.mean_samples is not None:
+        return None
+    if _only_repairs(before, job):
+        return None
+    assert goal.scope is not None
+    ranges = scopes.bounds_of(job.order, goal.scope)
+    kept = scopes.num_kept(np.asarray(before.active), job.order, goal)
+    for repeats in (False, True):
+        with jax.enable_x64(repeats):
+            found = resident_step(
+                dataclasses.replace(source, repeats=repeats),
+                before.values,
+                before.active,
+                kept,
+                row,
+                fisher.damping,
+                targets,
+                job.order.offsets,
+                ranges,
+            )
+        if float(found.error) <= TOLERANCE:
+            report = {"saliency_sum": float(found.saliency_sum)}
+            return _Outcome(found.weights, found.mask, found.scores, report)
+    return None
+
+
+def _targets(job: _Job) -> np.ndarray:
+    """y, [N], of the slope ``ḡ = -Gᵀy / N``; zero without one."""
+    y: Any = 0.0
+    if job.method.first_order:
+        y = -1.0 if job.targets is None else job.targets
+    return np.broadcast_to(np.asarray(y, np.float32), (job.num_samples,))
+
+
+def _only_repairs(before: _Weights, job: _Job) -> bool:
+    """Whether a step only moves the weights that are left, so that none is ranked.
+
+    So it is where they are as few as they are to be, and the update is the joint one,
+    which unlike the sum of single updates needs no saliencies.
+    """
+    row, goal = job.method, job.goal
+    if not isinstance(row, WoodFisher) or row.update != "joint" or row.swaps:
+        return False
+    if goal.sparsity is None or goal.pattern is not None or job.diagnostics:
+        return False
+    assert goal.scope is not None
+    active = np.asarray(before.active)
+    left = scopes.num_active(active, job.order, goal.scope)
+    kept = scopes.num_kept(active, job.order, goal)
+    return all(k >= n for k, n in zip(kept, left, strict=True))
+
+
+def _in_pieces(
+    curvature: Curvature,
+    before: _Weights,
+    targets: np.ndarray,
+    problem: Problem,
+    job: _Job,
+    clock: Clock,
+) -> _Outcome:
+    """The step with what happens on the host between its formulas."""
+    row, y = job.method, jnp.asarray(targets)
+    report: dict[str, Any] = {}
+    repairs = _only_repairs(before, job)
+    dampings: list[ChosenDamping] = []
+    if isinstance(row, WoodFisher) and row.damping == AUTO:
+        assert isinstance(curvature, InverseFisher)
+        missing = _smallest(before, job)
+        if not jnp.any(missing) and not jnp.any(y):
+            missing = before.values
+        curvature, chosen = curvature.with_chosen_damping(before.active, missing, y)
+        dampings.append(chosen)
+    slope = None
+    if row.first_order and not repairs:
+        assert isinstance(curvature, InverseFisher)
+        slope = _slope(curvature, y, problem, job)
+    model, kept, scores = Model(curvature), before.active, None
+    if not repairs:
+        model = model_of(curvature, curvature.diagonal(), slope)
+        kept, scores = _ranked(model, before, job)
+        newly = before.active & ~kept
+        report["saliency_sum"] = float(saliency_sum(scores, newly, model.slope))
+    if isinstance(row, WoodFisher) and row.swaps:
+        assert isinstance(curvature, InverseFisher)
+        mean = jnp.zeros_like(before.values) if slope is None else slope
+        support = improve(
+            curvature, before.values, before.active, kept, y, mean, row.swaps
+        )
+        kept, report["swap_losses"] = support.kept, support.losses
+    clock.mark("curvature")
+    if dampings:
+        assert isinstance(curvature, InverseFisher)
+        curvature = _damped_again(curvature, dampings, before, kept, y, job)
+        report["dampings"] = tuple(dampings)
+    model = model._replace(curvature=curvature)
+    change = moved(row, model, before.values, before.active, kept, y, job.order.offsets)
+    weights = before.values + change.value
+    if job.diagnostics:
+        step = jnp.where(kept, weights, 0.0) - before.values
+        report |= _predicted(step, model, problem)
+    return _Outcome(weights, kept, scores, report)
+
+
+def _slope(
+    fisher: InverseFisher, targets: jax.Array, problem: Problem, job: _Job
+) -> jax.Array:
+    """ḡ of other samples, or of the Fisher's own rows [d]."""
+    if job.mean_samples is not None:
+        return _moments_of_others(problem, job.mean_samples).mean
+    return fisher.slope(targets)
+
+
+def _smallest(before: _Weights, job: _Job) -> jax.Array:
+    """The weights that global magnitude would prune: a guess at what goes [d].
+
+    All of them where the goal is no sparsity.
+    """
+    goal = job.goal.sparsity
+    left = 0 if goal is None else masks_.num_kept(len(before.values), goal)
+    sizes = jnp.abs(before.values)
+    stays = masks_.keep_highest(sizes, before.active, jnp.asarray(left))
+    return jnp.where(stays, 0.0, before.values)
+
+
+def _damped_again(
+    fisher: InverseFisher,
+    dampings: list[ChosenDamping],
+    before: _Weights,
+    kept: jax.Array,
+    targets: jax.Array,
+    job: _Job,
+) -> InverseFisher:
+    """For the joint update the damping is chosen for what the mask has pruned."""
+    assert isinstance(job.method, WoodFisher)
+    if job.method.update != "joint" or not job.method.moves:
+        return fisher
+    pruned = jnp.where(kept, 0.0, before.values)
+    if _only_repairs(before, job):
+        dampings.append(dampings[0])  # chosen on the same weights
+    elif jnp.any(pruned) or jnp.any(targets):
+        # Less damping than chose the mask would step beyond where the model holds.
+        least = dampings[0].multiple
+        fisher, chosen = fisher.with_chosen_damping(kept, pruned, targets, least)
+        dampings.append(chosen)
+    return fisher
+
+
+# ------------------------------------------------------------------- scores and masks
+
+
+def _ranked(model: Model, before: _Weights, job: _Job) -> tuple[jax.Array, jax.Array]:
+    """The mask, and the scores that it follows from, [d] each."""
+    scores = saliency(job.method, model, before.values, before.active)
+    what = "its weights or its curvature"
+    check_finite(scores, job.order, "the saliency of", what)
+    if before.groups is None:
+        kept = scopes.choose(
+            scores, before.active, job.masks, job.order, job.goal, before.costs
+        )
+        return kept, scores
+    return _ranked_groups(model, scores, before, before.groups, job)
+
+
+def _ranked_groups(
+    model: Model, scores: jax.Array, before: _Weights, groups: Groups, job: _Job
+) -> tuple[jax.Array, jax.Array]:
+    """The same for a pattern.
+
+    By magnitude a group is worth the sum of its squares, by Optimal Brain Damage that
+    of its saliencies, by Optimal Brain Surgeon its joint saliency.
+    """
+    active, goal = before.active, job.goal
+    if model.curvature is None:
+        scores = scores * scores
+    values: Any
+    if isinstance(model.curvature, Inverse):
+        point = jnp.where(active, point_of(before.values, model.slope), 0.0)
+        values = model.curvature.group_saliency(point, groups)
+    else:
+        values = scopes.sums_of_single(scores, groups)
+    if groups.removals is not None:
+        most = None
+        if not goal.completes_pattern:
+            most = scopes.num_kept(np.asarray(active), job.order, goal)
+        return scopes.choose_of_each(values, scores, active, groups, most)
+    scores = scopes.shared(values, active, groups)
+    kept = scopes.choose(
+        scores, active, job.masks, job.order, goal, before.costs, groups
+    )
+    return kept, scores
+
+
+# ------------------------------------------------------------------------- diagnostics
+
+
+def _info(
+    kept: jax.Array, job: _Job, clock: Clock, report: dict[str, Any]
+) -> PruneInfo:
+    seconds = clock.seconds()
+    counts = scopes.num_active(np.asarray(kept), job.order, "layer")
+    sizes = np.diff(job.order.offsets).tolist()
+    return PruneInfo(
+        sparsity=(job.order.size - sum(counts)) / job.order.size,
+        nonzero=sum(counts),
+        prunable=job.order.size,
+        sparsity_by_path={
+            path: (size - count) / size
+            for path, size, count in zip(job.order.paths, sizes, counts, strict=True)
+        },
+        num_samples=job.num_samples,
+        seconds_gradients=seconds["gradients"],
+        seconds_curvature=seconds["curvature"],
+        seconds_update=seconds["update"],
+    )._replace(**report)
+
+
+def _compared(before: _Weights, done: _Outcome, job: _Job) -> dict[str, Any]:
+    """The mask beside MACs, the statistic and global magnitude."""
+    report: dict[str, Any] = {}
+    if before.costs is not None and job.goal.flops_target is not None:
+        report["macs"] = macs_of(done.kept, job.order, before.costs)
+    if done.scores is None:
+        return report
+    arrays = (before.values, done.scores, before.active, done.kept)
+    values, scores, active, kept = (np.asarray(array) for array in arrays)
+    report["saliency_histogram"] = diagnostics_.saliency_histogram(scores, active, kept)
+    if job.diagnostics:
+        sizes = np.abs(values[active])
+        report["magnitude_overlap"] = diagnostics_.magnitude_overlap(
+            values, active, kept
+        )
+        report["magnitude_correlation"] = diagnostics_.rank_correlation(
+            scores[active], sizes
+        )
+    return report
+
+
+def _predicted(step: jax.Array, model: Model, problem: Problem) -> dict[str, Any]:
+    """The quadratic model of the loss for the step that was taken.
+
+    None without a quadratic form: a curvature that is no model of the loss predicts
+    nothing.
+    """
+    if not isinstance(model.curvature, Quadratic):
+        return {}
+    found = _moments_of(problem)
+    mean = model.slope.mean if model.slope else found.mean
+    linear = float(jnp.dot(mean, step))
+    return {
+        "gradient_term": linear,
+        "predicted_loss_increase": linear + model.curvature.quadratic_form(step) / 2,
+        "fisher_trace": found.trace(problem.order),
+    }
+
+
+def _moments_of(problem: Problem) -> Moments:
+    """Moments of the problem's gradients, by a pass of their own."""
+    needs, _ = plan_rows(problem, layouts=None, block_size=None)
+    return moments(row_chunks(problem, needs.microbatch_size))
+
+
+def _moments_of_others(problem: Problem, samples: Any) -> Moments:
+    """The same of other samples, all of them."""
+    number = num_examples(samples)
+    assert number is not None
+    most = min(number, problem.compute.microbatch_size or MICROBATCH_SIZE)
+    length = next(n for n in range(most, 0, -1) if number % n == 0)
+    return _moments_of(
+        problem._replace(
+            samples=samples, num_samples=number // length, batch_size=length
+        )
+    )

@@ -2,7 +2,6 @@
 
 from typing import NamedTuple
 
-
 SPACINGS = ("linear", "poly", "exponential")
 """How the steps of a way to a target are spaced."""
 

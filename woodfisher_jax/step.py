@@ -1,67 +1,33 @@
-"""One pruning step on checked arguments: curvature, statistic, masks, update."""
+"""A pruning step as pure functions of gradients, weights and masks.
 
-from collections.abc import Callable
-from contextlib import ExitStack
+:func:`step` is the whole of it for gradients that fit in memory: one program, for use
+in a caller's own ``jit`` and ``vmap``. The driver in :mod:`woodfisher_jax.prune` calls
+:func:`step` where it can, and :func:`model_of`, :func:`saliency` and :func:`moved` by
+themselves where gradients are out of memory or something on the host takes part.
+"""
+
+import dataclasses
 from functools import partial
-from typing import Any, NamedTuple, cast
+from itertools import pairwise
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from woodfisher_jax.curvature.operators import (
-    BUILDERS,
-    GroupOperator,
-    Operator,
-    Problem,
-    RowOperator,
-    mean_of_others,
-    moments_of,
-)
-from woodfisher_jax.equations.damping import ChosenDamping
-from woodfisher_jax.equations.swaps import Support, improve
-from woodfisher_jax.info import Clock, PruneInfo
-from woodfisher_jax.rows.gradients import LossFn, as_partial
-from woodfisher_jax.rows.inputs import check_loss
-from woodfisher_jax.rows.moments import Moments
-from woodfisher_jax.rows.needs import Needs
-from woodfisher_jax.rows.sharding import replicate
-from woodfisher_jax.selection import scope as selection
-from woodfisher_jax.selection.diagnostics import (
-    magnitude_overlap,
-    rank_correlation,
-    saliency_histogram,
-)
-from woodfisher_jax.selection.patterns import Groups, groups_of
-from woodfisher_jax.settings import Settings
-from woodfisher_jax.trees import blocks
-from woodfisher_jax.trees import masks as masks_
-from woodfisher_jax.trees.masks import Masks
-from woodfisher_jax.trees.paths import Params
-from woodfisher_jax.trees.vectors import (
-    check_finite,
-    check_weights,
-    from_vectors,
-    to_vectors,
-)
+from woodfisher_jax.curvature.fisher import Surgeon, WoodFisher
+from woodfisher_jax.curvature.inverse import InMemory, InverseFisher, laid_out
+from woodfisher_jax.curvature.method import Curvature, Found, Inverse, Method
+from woodfisher_jax.equations import obs
+from woodfisher_jax.methods import method_named
+from woodfisher_jax.options import OptionError
+from woodfisher_jax.rows.compute import Compute
+from woodfisher_jax.selection.scope import keep
+from woodfisher_jax.trees.blocks import Layout
+from woodfisher_jax.trees.masks import num_kept, traced_num_kept
 
 
-class Examples(NamedTuple):
-    """Samples of one step, checked and counted.
-
-    Attributes:
-        curvature: For the curvature, or a single one to count MACs with; None where
-            neither is needed.
-        mean: For the mean gradient alone, or None.
-        targets: By which the rows are to change [N], or on average [], or None.
-    """
-
-    curvature: Any
-    mean: Any
-    targets: jax.Array | None = None
-
-
-class _Slope(NamedTuple):
+class Slope(NamedTuple):
     """The first-order term of the loss.
 
     Attributes:
@@ -73,391 +39,304 @@ class _Slope(NamedTuple):
     newton: jax.Array
 
 
-class _Model(NamedTuple):
-    """The quadratic model of the loss around the weights.
+class Model(NamedTuple):
+    """The quadratic model of the loss around the weights, as a statistic takes it.
 
     Attributes:
-        operator: The curvature, entered.
-        diagonal: Of the operator [d]; None where no weight goes.
-        slope: For methods of first order, where weights are ranked.
-        asked: y, of ``ḡ = -Gᵀy / N``: what the rows are to change by, [N]; zero without
-            a slope.
-        moments: Of the gradients, for diagnostics.
-        dampings: Chosen on the way; more are added.
-        needs: What the curvature was planned to take.
+        curvature: None for methods by magnitude.
+        diagonal: Of the curvature; None where it has none or no weight is ranked.
+        slope: In methods of first order.
+        error: Largest estimate of a relative rounding error; 0 where it was checked.
     """
 
-    operator: Operator
-    diagonal: jax.Array | None
-    slope: _Slope | None
-    asked: jax.Array
-    moments: Moments | None
-    dampings: list[ChosenDamping]
-    needs: Needs | None
+    curvature: Curvature | None = None
+    diagonal: Found | None = None
+    slope: Slope | None = None
+    error: jax.Array | float = 0.0
 
 
-def prune_step(
-    loss_fn: LossFn | None,
-    params: Params,
-    masks: Masks,
-    samples: Examples,
-    order: blocks.FlatOrder,
-    settings: Settings,
-) -> tuple[Params, Masks, PruneInfo]:
-    """Steps 1 to 6; see :func:`woodfisher_jax.prune`.
+class Step(NamedTuple):
+    """What a step leaves.
+
+    Attributes:
+        weights: [d], float32; zero where pruned.
+        mask: What stays [d], bool.
+        scores: The statistic, by which the mask was chosen [d].
+        saliency_sum: Of the pruned weights, less ``ḡᵀh / 2`` with a slope: the loss
+            increase if each were removed alone.
+        error: Largest estimate of a block's relative rounding error. Above
+            :data:`~woodfisher_jax.curvature.checked.TOLERANCE` the result is not to be
+            trusted; :func:`woodfisher_jax.prune` then computes the block in float64.
+    """
+
+    weights: jax.Array
+    mask: jax.Array
+    scores: jax.Array
+    saliency_sum: jax.Array
+    error: jax.Array
+
+
+def step(
+    gradients: jax.Array,
+    weights: jax.Array,
+    mask: jax.Array,
+    sparsity: jax.Array | float,
+    *,
+    method: WoodFisher | str = "woodfisher",
+    damping: jax.Array | float | None = None,
+    layout: Layout | None = None,
+    targets: jax.Array | float = -1.0,
+    bounds: tuple[int, ...] | None = None,
+    scope: str = "global",
+    solver: str = "auto",
+) -> Step:
+    """One pruning step, pure: statistic, mask and update from gradients in memory.
+
+    1. diag(F⁻¹) with ``F = λ I + GᵀG / N`` of each block,
+    2. saliency ``ρ_q = w_q² / (2 [F⁻¹]_qq)``, at w - F⁻¹ḡ in methods of first order,
+    3. the mask of the highest saliencies, nested in the one there is,
+    4. the update of the other weights: ``F⁻¹b`` with ``b_q = -w_q / [F⁻¹]_qq``, or the
+       joint one.
+
+    It does no input and output, raises nothing about numbers and repeats nothing in
+    float64; look at ``error``.
 
     Args:
-        loss_fn: (params, batch) -> mean loss; None for methods by magnitude.
-        params: Any pytree.
-        masks: In the tree's order.
-        samples: Counted.
-        order: The flat order of the masks.
-        settings: Checked, N included.
+        gradients: G, [N, d], from :func:`~woodfisher_jax.rows.gradients.gradient_rows`.
+        weights: w, [d], float32.
+        mask: What is not pruned yet [d], bool.
+        sparsity: Of all d weights (or of each tensor) afterwards; may be traced, and
+            then counts to six decimals.
+        method: With its options; a name of METHODS or a
+            :class:`~woodfisher_jax.curvature.fisher.WoodFisher`. Static.
+        damping: λ > 0, weight decay included; default the method's.
+        layout: Index arrays [num_blocks, width] into the d weights; default one block
+            of all of them.
+        targets: For methods of first order y, [N] or one number, with
+            ``ḡ = -Gᵀy / N``; default -1, the mean gradient.
+        bounds: Where the tensors start in the vector, and last d; default one tensor.
+            Static.
+        scope: "global" for one threshold, "layer" for one a tensor. Static.
+        solver: As in :class:`~woodfisher_jax.rows.compute.Compute`. Static.
+
+    Returns:
+        A :class:`Step`.
+
+    Example:
+        >>> G = jnp.array([[1.0, 0.0, 0.0], [0.0, 2.0, 0.0]])
+        >>> w, mask = jnp.array([1.0, 1.0, 3.0]), jnp.ones(3, bool)
+        >>> found = wf.step(G, w, mask, 1 / 3, damping=1.0)
+        >>> found.mask.tolist(), found.weights.tolist()
+        ([False, True, True], [0.0, 1.0, 3.0])
     """
-    groups = groups_of(settings.pattern, order) if settings.pattern else None
-    if settings.sparsity is not None and not settings.completes_pattern:
-        selection.num_kept(masks, order, settings)  # refuses before work starts
-    costs = selection.count_costs(loss_fn, params, masks, samples.curvature, settings)
-    repairs = selection.nothing_goes(masks, order, settings)
-    row, clock = settings.method, Clock()
-    params, masks = replicate((params, masks), settings.mesh)
-    params, weights, active = to_vectors(params, masks, order)
-    check_weights(params)
-    with ExitStack() as stack:
-        # 1 to 3: gradients, laid out by block as they arrive; curvature.
-        model = None
-        if row.curvature is not None:
-            loss_fn = check_loss(loss_fn, params, samples.curvature)
-            loss = replicate(as_partial(loss_fn), settings.mesh)
-            problem = Problem(loss, params, masks, *samples, order, settings)
-            model = _model(problem, weights, active, repairs, stack, clock)
-        else:
-            clock.mark(0.0)
-
-        # 4 and 5: statistic, masks.
-        scores, kept, swaps = None, active, None
-        if not repairs:
-            scores, kept = _ranked(
-                model, weights, active, masks, groups, costs, order, settings
-            )
-        if model and settings.swaps:
-            swaps = _swapped(model, weights, active, kept, settings)
-            kept = swaps.kept
-        clock.mark(_forming(model))
-
-        # 6: the others make up for the newly pruned.
-        moved = weights
-        if model and row.direction and settings.scale_update != 0:
-            update = UPDATES[settings.update]
-            change = update(model, weights, active, kept, settings)
-            moved = weights + _scaled(change, weights, order, settings)
-            check_finite(moved, order, "the updated weights of", "the update")
-        found: dict[str, Any] = {
-            "macs": selection.macs_of(kept, order, costs, settings)
-        }
-        if scores is not None:
-            found["saliency_histogram"] = saliency_histogram(
-                *(np.asarray(array) for array in (scores, active, kept))
-            )
-        if model:
-            found |= _told(model, scores, active & ~kept)
-        if swaps:
-            found["swap_losses"] = swaps.losses
-        if settings.diagnostics and scores is not None:
-            found |= _compared(weights, active, kept, scores)
-            found |= _predicted(jnp.where(kept, moved, 0.0) - weights, model, order)
-    new_params, new_masks = from_vectors(params, moved, kept, order)
-    new_masks = {path: new_masks[path] for path in order.paths}  # jit sorts dicts
-    jax.block_until_ready(new_params)
-    clock.mark(_forming(model))
-    return new_params, new_masks, _info(new_masks, settings, clock, found)
-
-
-def _model(
-    problem: Problem,
-    weights: jax.Array,
-    active: jax.Array,
-    repairs: bool,
-    stack: ExitStack,
-    clock: Clock,
-) -> _Model:
-    """Builds the operator; takes its diagonal, and the slope where it is asked for.
-
-    Neither where the step only repairs, which needs no ranks. The operator is closed
-    with the stack; the clock is marked where gradients end.
-    """
-    settings = problem.settings
-    first_order = settings.method.first_order
-    number, targets = settings.num_samples, problem.targets
-    needs_mean = first_order and problem.mean_samples is None and targets is None
-    built = BUILDERS[settings.method.curvature or ""](
-        problem, needs_mean or settings.diagnostics
-    )
-    operator = stack.enter_context(built.operator)
-    clock.mark(operator.seconds_gradients)
-    asked = jnp.zeros(number, jnp.float32)
-    if first_order:
-        asked = jnp.broadcast_to(-1.0 if targets is None else targets, (number,))
-    dampings = []
-    if settings.damping is None:
-        rows = cast(RowOperator, operator)
-        missing = _smallest(weights, active, settings)
-        if not jnp.any(missing) and not jnp.any(asked):
-            missing = weights
-        dampings.append(rows.choose_damping(active, missing, asked))
-    if repairs:
-        return _Model(operator, None, None, asked, built.moments, dampings, built.needs)
-    diagonal = operator.diagonal()
-    moments = built.moments
-    if moments is None and settings.diagnostics:
-        moments = moments_of(problem)
-    slope = None
-    if first_order:
-        if targets is None:
-            mean = _mean_gradient(problem, moments)
-        else:
-            mean = cast(RowOperator, operator).slope(asked)
-        slope = _Slope(mean, operator.product(mean))
-    return _Model(operator, diagonal, slope, asked, moments, dampings, built.needs)
-
-
-def _ranked(
-    model: _Model | None,
-    weights: jax.Array,
-    active: jax.Array,
-    masks: Masks,
-    groups: Groups | None,
-    costs: selection.Costs | None,
-    order: blocks.FlatOrder,
-    settings: Settings,
-) -> tuple[jax.Array, jax.Array]:
-    """Scores, and the mask that follows from them, [d] each."""
-    point = weights - model.slope.newton if model and model.slope else weights
-    diagonal = model.diagonal if model else None
-    scores = selection.saliency(point, diagonal, active, settings.method.statistic)
-    check_finite(scores, order, "the saliency of", "its weights or its curvature")
-    if groups is not None:
-        return _by_groups(
-            model, point, scores, active, masks, groups, costs, order, settings
+    row = method_named(method)
+    if not isinstance(row, WoodFisher) or not isinstance(row.damping, float):
+        raise OptionError(
+            "method",
+            f"method={method!r}: step takes a WoodFisher with a number for its damping;"
+            " for other methods call wf.prune",
         )
-    return scores, selection.choose(scores, active, masks, order, costs, settings)
+    size = weights.shape[0]
+    bounds = (0, size) if bounds is None else bounds
+    ranges = bounds if scope == "layer" else (0, size)
+    kept = tuple(_left(stop - start, sparsity) for start, stop in pairwise(ranges))
+    rows, index, tiles = laid_out(gradients, layout)
+    source = InMemory(rows, index, tiles, size, Compute(solver=solver))
+    strength = row.strength if damping is None else damping
+    y = jnp.broadcast_to(jnp.asarray(targets, jnp.float32), (len(rows),))
+    return resident_step(source, weights, mask, kept, row, strength, y, bounds, ranges)
 
 
-def _by_groups(
-    model: _Model | None,
-    point: jax.Array,
-    scores: jax.Array,
-    active: jax.Array,
-    masks: Masks,
-    groups: Groups,
-    costs: selection.Costs | None,
-    order: blocks.FlatOrder,
-    settings: Settings,
-) -> tuple[jax.Array, jax.Array]:
-    """Scores and mask of a pattern, [d] each.
+def _left(size: int, sparsity: jax.Array | float) -> jax.Array | int:
+    """How many of so many weights stay."""
+    if isinstance(sparsity, (int, float)):
+        return num_kept(size, sparsity)
+    return traced_num_kept(size, sparsity)
 
-    By magnitude a group is worth the sum of its squares, by Optimal Brain Damage that
-    of its saliencies, by Optimal Brain Surgeon its joint saliency.
+
+def resident_step(
+    source: InMemory,
+    weights: jax.Array,
+    mask: jax.Array,
+    kept: tuple[jax.Array | int, ...],
+    method: WoodFisher,
+    damping: jax.Array | float,
+    targets: jax.Array | np.ndarray,
+    bounds: tuple[int, ...],
+    ranges: tuple[int, ...],
+) -> Step:
+    """:func:`step` of gradients that are laid out by block already, as one program.
+
+    Args:
+        source: The gradients.
+        weights: w, [d], float32.
+        mask: What is not pruned yet [d], bool.
+        kept: How many weights stay in each range.
+        method: Its options but the damping.
+        damping: λ > 0.
+        targets: y, [N].
+        bounds: Where the tensors start, and last d.
+        ranges: Where the ranges start that have a threshold, and last d.
     """
-    if model is None:
-        scores = scores * scores
-    if model is not None and settings.method.direction is not None:
-        operator = cast(GroupOperator, model.operator)
-        values: Any = operator.group_saliency(jnp.where(active, point, 0.0), groups)
-    else:
-        values = selection.sums_of_single(scores, groups)
-    if groups.removals is not None:
-        goal = None
-        if not settings.completes_pattern:
-            goal = selection.num_kept(masks, order, settings)
-        kept, scores = selection.choose_of_each(values, scores, active, groups, goal)
-    else:
-        scores = selection.shared(values, active, groups)
-        kept = selection.choose(scores, active, masks, order, costs, settings, groups)
-    return scores, kept
+    shape = dataclasses.replace(source, rows=None, index=None)
+    # λ is an argument of the program, so that another value does not compile again.
+    row = method.replace(damping=1.0, weight_decay=0.0)
+    arrays = (source.rows, source.index, weights, mask, kept, damping, targets)
+    return _step(*arrays, shape, row, bounds, ranges)
 
 
-def _swapped(
-    model: _Model,
+@partial(jax.jit, static_argnames=("shape", "method", "bounds", "ranges"))
+def _step(
+    rows: jax.Array,
+    index: jax.Array,
     weights: jax.Array,
-    active: jax.Array,
-    kept: jax.Array,
-    settings: Settings,
-) -> Support:
-    """A better support for the joint update."""
-    rows = cast(RowOperator, model.operator)
-    slope = model.slope.mean if model.slope else jnp.zeros_like(weights)
-    return improve(rows, weights, active, kept, model.asked, slope, settings.swaps)
+    mask: jax.Array,
+    kept: tuple[jax.Array, ...],
+    damping: jax.Array | float,
+    targets: jax.Array,
+    shape: InMemory,
+    method: WoodFisher,
+    bounds: tuple[int, ...],
+    ranges: tuple[int, ...],
+) -> Step:
+    source = dataclasses.replace(shape, rows=rows, index=index)
+    fisher = InverseFisher(source, damping, method.centered)
+    weights = jnp.where(mask, weights, 0.0)
+    slope = fisher.slope(targets) if method.first_order else None
+    model = model_of(fisher, fisher.diagonal(), slope)
+    scores = saliency(method, model, weights, mask)
+    new = keep(scores, mask, kept, ranges)
+    y = targets if method.first_order else jnp.zeros_like(targets)
+    change = moved(method, model, weights, mask, new, y, bounds)
+    return Step(
+        weights=jnp.where(new, weights + change.value, 0.0),
+        mask=new,
+        scores=scores,
+        saliency_sum=saliency_sum(scores, mask & ~new, model.slope),
+        error=jnp.maximum(model.error, change.error),
+    )
 
 
-def _smallest(weights: jax.Array, active: jax.Array, settings: Settings) -> jax.Array:
-    """The weights that global magnitude would take: a guess at what will go [d].
+# ------------------------------------------------------------------- steps 3, 4 and 6
 
-    All of them where the goal is no sparsity.
+
+def model_of(
+    curvature: Curvature, diagonal: Found, slope: jax.Array | None = None
+) -> Model:
+    """The quadratic model with its diagonal and Newton step.
+
+    Args:
+        curvature: Of the weights.
+        diagonal: Of the curvature.
+        slope: ḡ, [d], in methods of first order; needs an inverse.
     """
-    goal = settings.sparsity
-    left = 0 if goal is None else masks_.num_kept(len(weights), goal)
-    stays = masks_.keep_highest(jnp.abs(weights), active, jnp.asarray(left))
-    return jnp.where(stays, 0.0, weights)
+    if slope is None:
+        return Model(curvature, diagonal, None, diagonal.error)
+    assert isinstance(curvature, Inverse)
+    newton = curvature.product(slope, diagonal.factors)
+    error = jnp.maximum(diagonal.error, newton.error)
+    return Model(curvature, diagonal, Slope(slope, newton.value), error)
 
 
-def _mean_gradient(problem: Problem, moments: Moments | None) -> jax.Array:
-    """ḡ of other samples, or of the Fisher's own [d]."""
-    own = moments if problem.mean_samples is None else mean_of_others(problem)
-    assert own is not None
-    return own.vector(problem.order)
-
-
-def _forming(model: _Model | None) -> float:
-    return model.operator.seconds_gradients if model else 0.0
-
-
-def _info(
-    masks: Masks, settings: Settings, clock: Clock, found: dict[str, Any]
-) -> PruneInfo:
-    nonzero, prunable = masks_.count(masks)
-    gradients, curvature, update = clock.phases()
-    return PruneInfo(
-        sparsity=(prunable - nonzero) / prunable,
-        nonzero=nonzero,
-        prunable=prunable,
-        sparsity_by_path=masks_.sparsity_by_path(masks),
-        num_samples=settings.num_samples,
-        seconds_gradients=gradients,
-        seconds_curvature=curvature,
-        seconds_update=update,
-    )._replace(**found)
-
-
-# -------------------------------------------------------------------------- the update
-
-
-@partial(jax.jit, static_argnames="direction")
-def _direction(
-    point: jax.Array,
-    diagonal: jax.Array,
-    active: jax.Array,
-    kept: jax.Array,
-    direction: Callable[..., jax.Array],
-) -> jax.Array:
-    """The vector b of the update [d]."""
-    return direction(point, diagonal, active & ~kept)
-
-
-def _sum_of_single(
-    model: _Model,
+@partial(jax.jit, static_argnames="method")
+def _saliency(
+    method: Method,
     weights: jax.Array,
+    slope: Slope | None,
+    diagonal: jax.Array | None,
     active: jax.Array,
-    kept: jax.Array,
-    settings: Settings,
 ) -> jax.Array:
-    """``δw = F⁻¹b - h``, the sum of single-weight updates [d]."""
-    slope, direction = model.slope, settings.method.direction
-    assert direction is not None
-    assert model.diagonal is not None
-    point = weights if slope is None else weights - slope.newton
-    vector = _direction(point, model.diagonal, active, kept, direction)
-    if slope is not None:
-        vector = vector - slope.mean  # h is F⁻¹ḡ: one product for both.
-    return model.operator.product(vector)
+    if diagonal is not None:
+        # A pruned weight need not be in any block.
+        diagonal = jnp.where(active, diagonal, 1.0)
+    return method.saliency(point_of(weights, slope), diagonal)
 
 
-def _joint(
-    model: _Model,
-    weights: jax.Array,
-    active: jax.Array,
-    kept: jax.Array,
-    settings: Settings,
+def saliency(
+    method: Method, model: Model, weights: jax.Array, active: jax.Array
 ) -> jax.Array:
-    """The minimum with all that goes taken together; zero for what goes [d]."""
-    del active
-    operator = cast(RowOperator, model.operator)
-    gone = jnp.where(kept, 0.0, weights)
-    if settings.damping is None and model.diagonal is None:
-        model.dampings.append(model.dampings[0])  # chosen on the same weights
-    elif settings.damping is None and (jnp.any(gone) or jnp.any(model.asked)):
-        # Less damping than chose the mask would be a step beyond where the model holds.
-        least = model.dampings[0].multiple
-        model.dampings.append(operator.choose_damping(kept, gone, model.asked, least))
-    return jnp.where(kept, operator.joint_update(weights, kept, model.asked), 0.0)
+    """The statistic of every weight [d].
 
-
-UPDATES: dict[str, Callable[..., jax.Array]] = {
-    "sum": _sum_of_single,
-    "joint": _joint,
-}
-"""For each of the updates that move anything, what finds it."""
-
-
-def _scaled(
-    change: jax.Array, weights: jax.Array, order: blocks.FlatOrder, settings: Settings
-) -> jax.Array:
-    """The update, scaled and no longer than it may be [d]."""
-    change = settings.scale_update * change
-    if settings.normalize_update is None:
-        return change
-    return _shortened(change, weights, order, settings.normalize_update)
-
-
-@partial(jax.jit, static_argnames=("order", "most"))
-def _shortened(
-    update: jax.Array, weights: jax.Array, order: blocks.FlatOrder, most: float
-) -> jax.Array:
-    """Shortens the update of each tensor to ``most`` times the norm of its weights."""
-    sizes = blocks.unflatten(order, weights)
-    short = {}
-    for path, part in blocks.unflatten(order, update).items():
-        limit = most * jnp.linalg.norm(sizes[path])
-        length = jnp.linalg.norm(part)
-        short[path] = jnp.where(length > limit, part * (limit / length), part)
-    return blocks.flatten(order, short)
-
-
-# --------------------------------------------------------------------- what was done
+    Args:
+        method: Whose statistic.
+        model: Of the loss around the weights.
+        weights: w, [d].
+        active: Weights that are not pruned [d], bool.
+    """
+    diagonal = None if model.diagonal is None else model.diagonal.value
+    return _saliency(method, weights, model.slope, diagonal, active)
 
 
 @jax.jit
-def _saliency_sum(
-    scores: jax.Array, gone: jax.Array, slope: _Slope | None
-) -> jax.Array:
-    total = jnp.sum(jnp.where(gone, scores, 0.0))
-    # γ = ḡᵀF⁻¹ḡ is one number for all weights; it does not rank them.
+def saliency_sum(scores: jax.Array, newly: jax.Array, slope: Slope | None) -> jax.Array:
+    """Loss increase if each of the newly pruned weights were removed alone."""
+    total = jnp.sum(jnp.where(newly, scores, 0.0))
+    # ḡᵀF⁻¹ḡ is one number for all weights; it ranks none.
     return total if slope is None else total - jnp.dot(slope.mean, slope.newton) / 2
 
 
-def _told(model: _Model, scores: jax.Array | None, gone: jax.Array) -> dict[str, Any]:
-    """What is known of every step with a curvature."""
-    found: dict[str, Any] = {"needs": model.needs}
-    if scores is not None:
-        found["saliency_sum"] = float(_saliency_sum(scores, gone, model.slope))
-    if model.dampings:
-        found["dampings"] = tuple(model.dampings)
-    return found
+def point_of(weights: jax.Array, slope: Slope | None) -> jax.Array:
+    """Where statistic and update are taken: w, or w - h with a slope [d]."""
+    return weights if slope is None else weights - slope.newton
 
 
-def _compared(
-    weights: jax.Array, active: jax.Array, kept: jax.Array, scores: jax.Array
-) -> dict[str, float | None]:
-    """The mask and the statistic beside those of global magnitude."""
-    flat = [np.asarray(array) for array in (weights, active, kept, scores)]
-    sizes, may_go, stays, worth = flat
-    return {
-        "magnitude_overlap": magnitude_overlap(sizes, may_go, stays),
-        "magnitude_correlation": rank_correlation(worth[may_go], np.abs(sizes[may_go])),
-    }
+def moved(
+    method: Method,
+    model: Model,
+    weights: jax.Array,
+    active: jax.Array,
+    kept: jax.Array,
+    targets: jax.Array,
+    bounds: tuple[int, ...],
+) -> Found:
+    """δw of the weights that stay, scaled and limited [d].
+
+    Args:
+        method: Whose update.
+        model: Of the loss around the weights.
+        weights: w, [d].
+        active: Weights that were not pruned before [d], bool.
+        kept: Weights that stay [d], bool.
+        targets: y, [N], of the slope; zero without one.
+        bounds: Where tensors start, for the limit of the norm, and last d.
+    """
+    if not isinstance(method, Surgeon) or not method.moves:
+        return Found(jnp.zeros_like(weights))
+    curvature = model.curvature
+    if getattr(method, "update", "sum") == "joint":
+        assert isinstance(curvature, InverseFisher)
+        found = curvature.joint_update(weights, kept, targets)
+        found = found._replace(value=jnp.where(kept, found.value, 0.0))
+    else:
+        assert isinstance(curvature, Inverse)
+        assert model.diagonal is not None
+        newly = active & ~kept
+        b = _direction(weights, model.slope, model.diagonal.value, newly)
+        found = curvature.product(b, model.diagonal.factors)
+    change = method.scale_update * found.value
+    if method.normalize_update is not None:
+        change = _shortened(change, weights, bounds, method.normalize_update)
+    return found._replace(value=change)
 
 
-def _predicted(
-    step: jax.Array, model: _Model | None, order: blocks.FlatOrder
-) -> dict[str, Any]:
-    """The quadratic model of the loss for the step that was taken."""
-    if model is None or model.moments is None:
-        return {}
-    trace = model.moments.trace
-    mean = model.slope.mean if model.slope else model.moments.vector(order)
-    linear = float(jnp.dot(mean, step))
-    return {
-        "gradient_term": linear,
-        "predicted_loss_increase": linear + model.operator.quadratic_form(step) / 2,
-        "fisher_trace": {path: trace[path] for path in order.paths},
-    }
+@jax.jit
+def _direction(
+    weights: jax.Array, slope: Slope | None, diagonal: jax.Array, newly: jax.Array
+) -> jax.Array:
+    """B with ``δw = F⁻¹b``: the sum of single-weight updates, and -h with a slope."""
+    b = obs.obs_direction(point_of(weights, slope), diagonal, newly)
+    # h is F⁻¹ḡ: one product for both.
+    return b if slope is None else b - slope.mean
+
+
+@partial(jax.jit, static_argnames=("bounds", "most"))
+def _shortened(
+    update: jax.Array, weights: jax.Array, bounds: tuple[int, ...], most: float
+) -> jax.Array:
+    """Shortens the update of each range to ``most`` times the norm of its weights."""
+    parts = []
+    for start, stop in pairwise(bounds):
+        part, limit = update[start:stop], most * jnp.linalg.norm(weights[start:stop])
+        length = jnp.linalg.norm(part)
+        parts.append(jnp.where(length > limit, part * (limit / length), part))
+    return jnp.concatenate(parts)

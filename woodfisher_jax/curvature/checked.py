@@ -1,12 +1,10 @@
-"""diag(F⁻¹) and F⁻¹v over many blocks, on one device or many, checked for precision.
+"""A formula of one block, for many blocks at once, with its precision checked.
 
 Every result carries an estimate of its rounding error. A block whose float32 result is
-not good to :data:`TOLERANCE` is computed again in float64; if that is not good either,
-:class:`CurvatureError` says so. Damping is never changed.
+not accurate to :data:`TOLERANCE` is computed again in float64; if that is not accurate
+either, :class:`CurvatureError` says so. The damping is never changed.
 
-Blocks do not know of each other, so each device has its own, and nothing travels. On a
-CPU a device takes one block at a time: its matrix products fill the cores already, and
-its memory is that of one block.
+Blocks are independent, so each device has its own and nothing is sent between devices.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,13 +17,15 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
 from woodfisher_jax.equations.fisher import SOLVERS, diagonal_error, refined_product
+from woodfisher_jax.equations.groups import group_forms
+from woodfisher_jax.equations.joint import joint_update
 from woodfisher_jax.rows.budget import BATCH_BYTES, block_bytes
 from woodfisher_jax.rows.sharding import AXIS, on_each_device
 
 TOLERANCE = 1e-4
-"""Largest estimated relative error that is accepted. The estimate is no bound: it was
-seen to be too small by a factor of three, hence the distance to the 1e-3 that results
-are to be good to. On a network's own gradients it is too large by five."""
+"""Largest estimated relative error that is accepted. The estimate is not a bound: it
+was seen to be too small by a factor of three, hence the distance to the 1e-3 that
+results are to be accurate to. On a network's own gradients it is too large by five."""
 
 BLOCKS = PartitionSpec(AXIS)
 
@@ -35,28 +35,125 @@ class CurvatureError(ArithmeticError):
 
 
 class Block(NamedTuple):
-    """What is computed of one block, in which precision.
+    """What is computed of one block.
 
     Attributes:
-        value: The result, [c].
+        value: The result, [c] or of another shape.
         error: Estimate of its relative rounding error.
-        factor: What may be kept for other uses of the block, or None.
+        factor: What another task of the same block can start from, or None.
     """
 
     value: jax.Array
     error: jax.Array
-    factor: jax.Array | None
+    factor: jax.Array | None = None
 
 
-Task = Callable[[jax.Array, tuple[jax.Array, ...], jax.Array, str, str], Block]
-"""(gradients [N, c], other arrays of the block, damping, solver, dtype) -> result, for
-one block. A function of a module, so that jit knows it again."""
+Task = Callable[[jax.Array, tuple[jax.Array, ...], jax.Array, str], Block]
+"""(gradients [N, c], other arrays of the block, damping, solver) -> result of one
+block. A function of a module, so that jit recognises it."""
 
 
-def _map_blocks(
+# --------------------------------------------------------------------------- the tasks
+
+
+def diagonal(
+    gradients: jax.Array, others: tuple[jax.Array, ...], damping: jax.Array, solver: str
+) -> Block:
+    """diag(F⁻¹), and the factor that it was taken from."""
+    row = SOLVERS[solver]
+    factor = others[0] if others else row.factorize(gradients, damping)
+    found = row.diagonal(factor, gradients, damping)
+    error = diagonal_error(row, factor, gradients, damping, found)
+    return Block(found, error, factor)
+
+
+def diagonal_alone(
+    gradients: jax.Array, others: tuple[jax.Array, ...], damping: jax.Array, solver: str
+) -> Block:
+    """diag(F⁻¹) without its factor, which takes memory."""
+    return diagonal(gradients, others, damping, solver)._replace(factor=None)
+
+
+def product(
+    gradients: jax.Array, others: tuple[jax.Array, ...], damping: jax.Array, solver: str
+) -> Block:
+    """F⁻¹v; the others are v and, where it is known, the factor."""
+    vector, *factors = others
+    row = SOLVERS[solver]
+    factor = factors[0] if factors else row.factorize(gradients, damping)
+    return Block(*refined_product(row, factor, gradients, damping, vector))
+
+
+def joint(
+    gradients: jax.Array, others: tuple[jax.Array, ...], damping: jax.Array, solver: str
+) -> Block:
+    """The joint update; the others are w, the support, y and perhaps the factor."""
+    weights, kept, targets, *factors = others
+    return Block(
+        *joint_update(gradients, weights, kept, targets, damping, solver, *factors)
+    )
+
+
+def whole_groups(
+    gradients: jax.Array, others: tuple[jax.Array, ...], damping: jax.Array, solver: str
+) -> Block:
+    """The joint statistic of groups; the others are w and tables of their columns."""
+    weights, *tables = others
+    return _groups(gradients, weights, tables, None, damping, solver)
+
+
+def chosen_of_each(
+    gradients: jax.Array, others: tuple[jax.Array, ...], damping: jax.Array, solver: str
+) -> Block:
+    """The same for N:M, of which some places are removed together."""
+    weights, removals, *tables = others
+    return _groups(gradients, weights, tables, removals, damping, solver)
+
+
+def _groups(
+    gradients: jax.Array,
+    weights: jax.Array,
+    tables: Sequence[jax.Array],
+    removals: jax.Array | None,
+    damping: jax.Array,
+    solver: str,
+) -> Block:
+    values, error = group_forms(gradients, weights, tables, damping, solver, removals)
+    return Block(jnp.concatenate([value.reshape(-1) for value in values]), error)
+
+
+# ----------------------------------------------------------------- over blocks, checked
+
+
+def _cast(tree: Any, dtype: str) -> Any:
+    """Floating-point arrays in a precision; masks and indices as they are."""
+    return jax.tree.map(
+        lambda a: a.astype(dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a, tree
+    )
+
+
+def _in_float64(
+    task: Task,
+    gradients: jax.Array,
+    others: tuple[jax.Array, ...],
+    damping: jax.Array,
+    solver: str,
+) -> Block:
+    """One block in float64; the result in float32, without its factor."""
+    gradients, others, damping = _cast((gradients, others, damping), "float64")
+    found = task(gradients, others, damping, solver)
+    value, error = _cast((found.value, found.error), "float32")
+    return Block(value, error)
+
+
+def _on_blocks(
     one_block: Callable[..., Block], arrays: tuple[Any, ...], solver: str
 ) -> Block:
-    """Maps over this device's blocks, as many at a time as its kind is good at."""
+    """Maps over this device's blocks, as many at a time as suit its kind.
+
+    On a CPU one: its matrix products occupy all cores, and a batched LAPACK call may
+    deadlock beside another (up to jaxlib 0.10).
+    """
     _, num_samples, width = arrays[0].shape
     together = None
     if jax.default_backend() != "cpu":
@@ -64,63 +161,83 @@ def _map_blocks(
     return jax.lax.map(lambda block: one_block(*block), arrays, batch_size=together)
 
 
-@partial(jax.jit, static_argnames=("task", "solver", "mesh"))
-def _run(
+@partial(jax.jit, static_argnames=("task", "solver", "mesh", "again"))
+def run_blocks(
+    task: Task,
     gradients: jax.Array,
     others: tuple[jax.Array, ...],
     damping: jax.Array,
-    task: Task,
     solver: str,
-    mesh: Mesh | None,
+    mesh: Mesh | None = None,
+    again: int | None = None,
 ) -> Block:
-    """A task for all blocks, in float32."""
+    """A task for all blocks in float32, with an estimate of each block's error.
 
-    def local(
-        gradients: jax.Array, others: tuple[jax.Array, ...], damping: jax.Array
-    ) -> Block:
-        def one_block(block: jax.Array, *others: jax.Array) -> Block:
-            return task(block, others, damping, solver, "float32")
+    Args:
+        task: For one block.
+        gradients: [num_blocks, N, c]; with a mesh, sharded by blocks.
+        others: What else the task takes, each with a leading axis of blocks.
+        damping: λ > 0, float32.
+        solver: A key of :data:`~woodfisher_jax.equations.fisher.SOLVERS`.
+        mesh: The devices that have the blocks; default one.
+        again: Where float64 is enabled: doubtful blocks are computed again in it, with
+            so many of the other arrays (a factor in float32 must not be among them).
+    """
 
-        return _map_blocks(one_block, (gradients, *others), solver)
+    def one_block(damping: jax.Array, block: jax.Array, *others: jax.Array) -> Block:
+        block, others, damping = _cast((block, others, damping), "float32")
+        found = task(block, others, damping, solver)
+        if again is None:
+            return found
+        value, error = jax.lax.cond(
+            found.error <= TOLERANCE,
+            lambda: (found.value, found.error),
+            lambda: _in_float64(task, block, others[:again], damping, solver)[:2],
+        )
+        return Block(value, error, found.factor)
 
-    run = on_each_device(local, mesh, (BLOCKS, BLOCKS, PartitionSpec()), BLOCKS)
-    return run(gradients, others, damping)
+    def local(damping: jax.Array, *arrays: Any) -> Block:
+        return _on_blocks(partial(one_block, damping), arrays, solver)
+
+    specs = (PartitionSpec(), BLOCKS, *(BLOCKS for _ in others))
+    run = on_each_device(local, mesh, specs, BLOCKS)
+    return run(damping, gradients, *others)
 
 
 @partial(jax.jit, static_argnames=("task", "solver", "mesh"))
 def _repeated(
+    task: Task,
     gradients: jax.Array,
     others: tuple[jax.Array, ...],
     damping: jax.Array,
     found: tuple[jax.Array, jax.Array],
-    task: Task,
     solver: str,
     mesh: Mesh | None,
 ) -> Block:
     """The doubtful blocks in float64, the others as they were found."""
 
-    def local(
-        gradients: jax.Array,
-        others: tuple[jax.Array, ...],
+    def one_block(
         damping: jax.Array,
-        found: tuple[jax.Array, jax.Array],
+        block: jax.Array,
+        value: jax.Array,
+        error: jax.Array,
+        *others: jax.Array,
     ) -> Block:
-        def one_block(
-            block: jax.Array, value: jax.Array, error: jax.Array, *others: jax.Array
-        ) -> Block:
-            return jax.lax.cond(
-                error <= TOLERANCE,
-                lambda: Block(value, error, None),
-                lambda: task(block, others, damping, solver, "float64"),
-            )
+        return jax.lax.cond(
+            error <= TOLERANCE,
+            lambda: Block(value, error),
+            lambda: _in_float64(task, block, others, damping, solver),
+        )
 
-        return _map_blocks(one_block, (gradients, *found, *others), solver)
+    def local(damping: jax.Array, *arrays: Any) -> Block:
+        return _on_blocks(partial(one_block, damping), arrays, solver)
 
-    run = on_each_device(local, mesh, (BLOCKS, BLOCKS, PartitionSpec(), BLOCKS), BLOCKS)
-    return run(gradients, others, damping, found)
+    specs = (PartitionSpec(), *(BLOCKS for _ in (gradients, *found, *others)))
+    run = on_each_device(local, mesh, specs, BLOCKS)
+    return run(damping, gradients, *found, *others)
 
 
-def computed_blocks(
+def checked_blocks(
     task: Task,
     gradients: jax.Array,
     others: tuple[jax.Array, ...],
@@ -128,10 +245,10 @@ def computed_blocks(
     solver: str,
     names: Sequence[str],
     *,
-    repeat_with: tuple[Task, tuple[jax.Array, ...]] | None = None,
+    again: int | None = None,
     mesh: Mesh | None = None,
-) -> tuple[jax.Array, jax.Array | None]:
-    """A task for blocks of one shape, with doubtful blocks computed again in float64.
+) -> Block:
+    """:func:`run_blocks`, with doubtful blocks computed again in float64.
 
     Args:
         task: For one block.
@@ -140,36 +257,33 @@ def computed_blocks(
         damping: λ > 0.
         solver: A key of :data:`~woodfisher_jax.equations.fisher.SOLVERS`.
         names: For each block the tensor it lies in, for errors.
-        repeat_with: What computes a doubtful block in float64; default the same.
+        again: How many of the other arrays a doubtful block is computed again with;
+            default all. A factor in float32 must not be among them.
         mesh: The devices that have the blocks; default one.
-
-    Returns:
-        The values [num_blocks, c], float32, and the factors of the task or None.
 
     Raises:
         CurvatureError: If a block is not accurate even in float64.
     """
-    found = _run(gradients, others, np.float32(damping), task, solver, mesh)
+    found = run_blocks(task, gradients, others, np.float32(damping), solver, mesh)
     # Written so that NaN counts as an error.
     if np.all(np.asarray(_everywhere(found.error, mesh)) <= TOLERANCE):
-        return found.value, found.factor
-    again, others = repeat_with or (task, others)
-    values, kept = (found.value, found.error), found.factor
+        return found
+    others, values = others[:again], (found.value, found.error)
     with jax.enable_x64(True):
-        found = _repeated(
-            gradients, others, np.float64(damping), values, again, solver, mesh
+        better = _repeated(
+            task, gradients, others, np.float64(damping), values, solver, mesh
         )
-        errors = np.asarray(_everywhere(found.error, mesh))
+        errors = np.asarray(_everywhere(better.error, mesh))
     doubtful = np.flatnonzero(~(errors <= TOLERANCE))
-    if not len(doubtful):
-        return found.value, kept
-    num_blocks, num_samples, width = gradients.shape
-    raise CurvatureError(
-        f"the damped Fisher of {len(doubtful)} of {num_blocks} blocks, the first in "
-        f"{names[doubtful[0]]!r}, is too ill conditioned to invert even in float64 "
-        f"(solver {solver!r}, {num_samples} gradients, width {width}); raise damping, "
-        "or scale the loss down"
-    )
+    if len(doubtful):
+        num_blocks, num_samples, width = gradients.shape
+        raise CurvatureError(
+            f"the damped Fisher of {len(doubtful)} of {num_blocks} blocks, the first "
+            f"in {names[doubtful[0]]!r}, is too ill conditioned to invert even in "
+            f"float64 (solver {solver!r}, {num_samples} gradients, width {width}); "
+            "raise damping, or scale the loss down"
+        )
+    return better._replace(factor=found.factor)
 
 
 def _everywhere(errors: jax.Array, mesh: Mesh | None) -> jax.Array:
@@ -179,95 +293,31 @@ def _everywhere(errors: jax.Array, mesh: Mesh | None) -> jax.Array:
     return jax.device_put(errors, jax.NamedSharding(mesh, PartitionSpec()))
 
 
-# -------------------------------------------------------------------------- the tasks
-
-
-def _diagonal(
-    gradients: jax.Array,
-    others: tuple[jax.Array, ...],
-    damping: jax.Array,
-    solver: str,
-    dtype: str,
-) -> Block:
-    row = SOLVERS[solver]
-    gradients, damping = gradients.astype(dtype), damping.astype(dtype)
-    factor = others[0] if others else row.factorize(gradients, damping)
-    diagonal = row.diagonal(factor, gradients, damping)
-    error = diagonal_error(row, factor, gradients, damping, diagonal)
-    return Block(diagonal.astype(jnp.float32), error.astype(jnp.float32), factor)
-
-
-def _diagonal_alone(
-    gradients: jax.Array,
-    others: tuple[jax.Array, ...],
-    damping: jax.Array,
-    solver: str,
-    dtype: str,
-) -> Block:
-    return _diagonal(gradients, others, damping, solver, dtype)._replace(factor=None)
-
-
-def _product(
-    gradients: jax.Array,
-    others: tuple[jax.Array, ...],
-    damping: jax.Array,
-    solver: str,
-    dtype: str,
-) -> Block:
-    vector, *factors = others
-    row = SOLVERS[solver]
-    gradients, damping = gradients.astype(dtype), damping.astype(dtype)
-    factor = factors[0] if factors else row.factorize(gradients, damping)
-    product, error = refined_product(
-        row, factor, gradients, damping, vector.astype(dtype)
-    )
-    return Block(product.astype(jnp.float32), error.astype(jnp.float32), None)
-
-
 def inverse_diagonals(
-    gradients: jax.Array,
-    damping: float,
-    solver: str,
-    names: Sequence[str],
-    *,
-    mesh: Mesh | None = None,
-    keep: bool = False,
-    factors: jax.Array | None = None,
-) -> tuple[jax.Array, jax.Array | None]:
+    gradients: jax.Array, damping: float, solver: str, names: Sequence[str]
+) -> jax.Array:
     """diag(F⁻¹) of blocks of one shape.
 
     Args:
-        gradients: [num_blocks, N, c]; with a mesh, sharded by blocks.
+        gradients: [num_blocks, N, c].
         damping: λ > 0.
         solver: A key of :data:`~woodfisher_jax.equations.fisher.SOLVERS`.
         names: For each block the tensor it lies in, for errors.
-        mesh: The devices that have the blocks; default one.
-        keep: Whether to return what :func:`inverse_products` can start from.
-        factors: The same, where it is known already; default formed.
 
     Returns:
-        The diagonals [num_blocks, c], float32, and the factors [num_blocks, n, n] or
-        None.
+        Array [num_blocks, c], float32.
 
     Raises:
         CurvatureError: If a block is not accurate even in float64.
 
     Example:
         >>> G = jnp.array([[[1.0, 0.0]]])  # one block, one gradient, two weights
-        >>> diagonals, _ = wf.curvature.inverse_diagonals(G, 1.0, "sample_space", ["w"])
-        >>> diagonals.round(4).tolist()
+        >>> wf.curvature.inverse_diagonals(
+        ...     G, 1.0, "sample_space", ["w"]
+        ... ).round(4).tolist()
         [[0.5, 1.0]]
     """
-    return computed_blocks(
-        _diagonal if keep else _diagonal_alone,
-        gradients,
-        () if factors is None else (factors,),
-        damping,
-        solver,
-        names,
-        repeat_with=(_diagonal_alone, ()),
-        mesh=mesh,
-    )
+    return checked_blocks(diagonal_alone, gradients, (), damping, solver, names).value
 
 
 def inverse_products(
@@ -276,21 +326,15 @@ def inverse_products(
     vectors: jax.Array,
     solver: str,
     names: Sequence[str],
-    *,
-    mesh: Mesh | None = None,
-    factors: jax.Array | None = None,
 ) -> jax.Array:
     """F⁻¹v of blocks of one shape, v being the block's own vector.
 
     Args:
-        gradients: [num_blocks, N, c]; with a mesh, sharded by blocks.
+        gradients: [num_blocks, N, c].
         damping: λ > 0.
         vectors: [num_blocks, c].
         solver: A key of :data:`~woodfisher_jax.equations.fisher.SOLVERS`.
         names: For each block the tensor it lies in, for errors.
-        mesh: The devices that have the blocks; default one.
-        factors: From :func:`inverse_diagonals` of the same gradients and damping;
-            default formed again.
 
     Returns:
         Array [num_blocks, c], float32.
@@ -303,14 +347,4 @@ def inverse_products(
         >>> wf.curvature.inverse_products(G, 1.0, v, "dense", ["w"]).round(4).tolist()
         [[1.0, 1.0]]
     """
-    found, _ = computed_blocks(
-        _product,
-        gradients,
-        (vectors,) if factors is None else (vectors, factors),
-        damping,
-        solver,
-        names,
-        repeat_with=(_product, (vectors,)),
-        mesh=mesh,
-    )
-    return found
+    return checked_blocks(product, gradients, (vectors,), damping, solver, names).value

@@ -17,6 +17,7 @@ from jax.tree_util import Partial
 
 from woodfisher_jax.rows.gradients import LossFn, as_partial
 from woodfisher_jax.rows.needs import Passes
+from woodfisher_jax.rows.problem import Problem
 from woodfisher_jax.trees import blocks
 from woodfisher_jax.trees.masks import Masks, apply_masks
 from woodfisher_jax.trees.paths import Params, leaves_by_path, replace_leaves
@@ -141,28 +142,19 @@ PROBES_AT_ONCE = {"exact": 32, "hutchinson": 4}
 
 
 def passes(
-    loss_fn: Partial,
-    params: Params,
-    masks: Masks,
-    example: Batch,
-    *,
-    estimator: str,
-    num_samples: int,
-    microbatch_size: int = 64,
-    num_probes: int = 64,
+    problem: Problem, microbatch_size: int, estimator: str, num_probes: int
 ) -> Passes:
     """What an estimator takes; compiles what it then uses.
 
     Args:
-        loss_fn: (params, batch) -> mean loss.
-        params: Any pytree.
-        masks: From path to bool.
-        example: A batch of one example, for its shapes.
-        estimator: A key of ESTIMATORS.
-        num_samples: Examples in the mean.
+        problem: The loss, its parameters and samples.
         microbatch_size: Most examples evaluated at once.
+        estimator: A key of ESTIMATORS.
         num_probes: P, of "hutchinson".
     """
+    loss_fn, params, masks = problem.loss_fn, problem.params, problem.masks
+    num_samples = problem.num_samples * problem.batch_size
+    example = next(regroup(problem.samples, 1))
     order = blocks.flat_order(masks)
     parts = -(-num_samples // microbatch_size)
     size = -(-num_samples // parts)

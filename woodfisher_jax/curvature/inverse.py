@@ -1,169 +1,195 @@
-"""The inverse Fisher of all blocks: its diagonal and its products, panel by panel.
+"""F⁻¹ of all blocks, for gradients in one array or in a store of any size.
 
-Gradients are formed once and stored, or formed again for every use, a part of the
-blocks at a time. Either way they pass through the devices panel by panel.
+:class:`InverseFisher` sweeps over tiles of blocks and applies one formula to each. It
+takes them from a :class:`Source`: :class:`InMemory` holds all gradients in arrays and
+works inside ``jit``; :class:`Stored` reads them from the device, the host's memory or a
+disk, or forms them for each sweep, and checks the precision of every tile. Both apply
+the same functions to the same blocks.
 """
 
-import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+import dataclasses
+from collections.abc import Iterator, Mapping
 from functools import partial
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from woodfisher_jax.curvature import checked as curvature
-from woodfisher_jax.curvature.groups import group_saliencies, parts_of
-from woodfisher_jax.curvature.joint import joint_updates
+from woodfisher_jax.curvature import checked
+from woodfisher_jax.curvature.checked import Block, Task
+from woodfisher_jax.curvature.groups import parts_of
+from woodfisher_jax.curvature.method import Found
 from woodfisher_jax.equations.damping import ChosenDamping, choose_damping
 from woodfisher_jax.equations.fisher import (
-    choose_solver,
     fisher_product,
     gram_matrix,
     matmul,
     shifted_factor,
 )
-from woodfisher_jax.rows.disk import locked_folder
-from woodfisher_jax.rows.gradients import Gradients
+from woodfisher_jax.rows.compute import Compute
+from woodfisher_jax.rows.gradients import row_chunks
 from woodfisher_jax.rows.memory_plan import Storage
+from woodfisher_jax.rows.problem import Problem
 from woodfisher_jax.rows.sharding import AXIS, held, replicate
-from woodfisher_jax.rows.store import Store, collect, new_store
-from woodfisher_jax.rows.tiles import Panel, Part, block_names
+from woodfisher_jax.rows.store import DeviceStore, Store, collect, new_store
+from woodfisher_jax.rows.tiles import Pass, Tile, block_names
 from woodfisher_jax.selection.patterns import Groups
-from woodfisher_jax.settings import Settings
 from woodfisher_jax.trees import blocks
-from woodfisher_jax.trees.blocks import FlatOrder
+
+MOST_RESIDENT = 2**28
+"""Bytes of gradients up to which a step is one program; a larger one is not faster so,
+and takes copies of them."""
+
+Index = Any
+"""Weights of each block in the flat vector [num_blocks, c]; its length d is padding."""
 
 
+class Blocks(NamedTuple):
+    """Some blocks of one width.
+
+    Attributes:
+        gradients: G of each, [num_blocks, N, c].
+        index: Where their weights stand in the flat vector.
+        names: For each block the tensor that it starts in, for errors.
+        key: Tells the tile from the others of a sweep.
+    """
+
+    gradients: jax.Array
+    index: Index
+    names: list[str]
+    key: int
+
+
+class Source(Protocol):
+    """Where the gradients of all blocks come from."""
+
+    @property
+    def size(self) -> int:
+        """d, the length of the flat vector."""
+        ...
+
+    @property
+    def num_samples(self) -> int:
+        """N."""
+        ...
+
+    @property
+    def compute(self) -> Compute:
+        """Solver and devices."""
+        ...
+
+    @property
+    def keep_factors(self) -> bool:
+        """Whether factors of the diagonal are kept for the update."""
+        ...
+
+    @property
+    def is_checked(self) -> bool:
+        """Whether results are checked on the host, tile by tile."""
+        ...
+
+    @property
+    def repeats(self) -> bool:
+        """Whether doubtful blocks are repeated in float64 where nothing is checked."""
+        ...
+
+    def sweep(self, label: str, reverse: bool = False) -> Iterator[Blocks]:
+        """All blocks, tile after tile.
+
+        Args:
+            label: Of the work, for progress.
+            reverse: From the last tile to the first.
+        """
+        ...
+
+    def resident(self) -> "InMemory | None":
+        """The same gradients as one array, where they are few and on one device."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
 class InverseFisher:
     """F⁻¹ of all blocks, as an operator on flat vectors.
 
     Attributes:
-        seconds_gradients: Wall time of forming and storing gradients so far.
+        source: Of the gradients.
+        damping: λ > 0.
+        centered: Whether F is the covariance of the rows, F - ḡḡᵀ.
+        known: Factor of the only block, where it is known already [1, N, N].
     """
 
-    def __init__(
-        self,
-        gradients: Callable[[FlatOrder], Iterator[Gradients]],
-        storage: Storage,
-        settings: Settings,
-    ):
-        """Lays the work out; nothing is computed yet.
+    source: Source
+    damping: float | jax.Array
+    centered: bool = False
+    known: jax.Array | None = None
 
-        Args:
-            gradients: Forms those of some tensors, for all samples, in chunks.
-            storage: How the blocks are laid out and where their gradients wait.
-            settings: Damping, solver, devices and so on.
-        """
-        self._gradients = gradients
-        self._storage = storage
-        self._settings = settings
-        self._damping = settings.damping
-        self._factors: dict[int, jax.Array | None] = {}
-        self._chosen: jax.Array | None = None
-        self._stack = ExitStack()
-        self._folder: Path | None = None
-        self._store: Store | None = None
-        self._step = 1
-        self.seconds_gradients = 0.0
+    # ------------------------------------------------------------ formulas of F⁻¹
 
-    def __enter__(self) -> "InverseFisher":
-        """Forms the gradients, if they are to be stored."""
-        place, parts = self._storage.store, self._storage.parts
-        with self._stack:
-            if place == "disk":
-                folder = locked_folder(self._settings.store_dir)
-                self._folder = self._stack.enter_context(folder)
-            if place != "recompute":
-                (part,) = parts
-                self._store = self._collected(part)
-            # Nothing has failed: what is to be undone waits for the end.
-            self._stack = self._stack.pop_all()
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        """Gives the store's room back."""
-        if self._store is not None:
-            self._store.close()
-        self._store = None
-        self._factors = {}
-        self._stack.close()
-
-    def diagonal(self) -> jax.Array:
-        """diag(F⁻¹) as one flat vector [d]; zero for weights in no block.
+    def diagonal(self) -> Found:
+        """diag(F⁻¹) [d]; zero for weights in no block.
 
         Raises:
-            CurvatureError: If a block is not accurate even in float64.
+            CurvatureError: If a checked block is not accurate even in float64.
         """
-        settings = self._settings
-        vector = self._zeros()
-        for part, panel, gradients in self._panels("curvature blocks"):
-            found, factors = curvature.inverse_diagonals(
-                gradients,
-                self._strength(),
-                self._solver(panel),
-                block_names(part, panel),
-                mesh=settings.mesh,
-                keep=self._storage.keep_factors,
-                factors=self._chosen,
-            )
-            self._factors[part.first + panel.start] = factors
-            vector = self._put(vector, found, part, panel)
-        return vector
+        task = checked.diagonal if self.source.keep_factors else checked.diagonal_alone
+        value, errors, factors = self._zeros(), [], {}
+        for tile in self._sweep("curvature blocks"):
+            given = () if self.known is None else (self.known,)
+            found = self._run(task, tile, given, 0)
+            value = self._put(value, found.value, tile)
+            errors.append(found.error)
+            factors[tile.key] = found.factor
+        return Found(value, self._largest(errors), factors)
 
-    def product(self, vector: jax.Array) -> jax.Array:
+    def product(
+        self,
+        vector: jax.Array,
+        factors: Mapping[int, jax.Array | None] | None = None,
+    ) -> Found:
         """F⁻¹v for a flat vector v [d].
 
+        Args:
+            vector: v.
+            factors: Of :meth:`diagonal`; default formed again.
+
         Raises:
-            CurvatureError: If a block is not accurate even in float64.
+            CurvatureError: If a checked block is not accurate even in float64.
         """
-        settings = self._settings
-        result = self._zeros()
-        for part, panel, gradients in self._panels("update blocks"):
-            found = curvature.inverse_products(
-                gradients,
-                self._strength(),
-                self._take(vector, part, panel),
-                self._solver(panel),
-                block_names(part, panel),
-                mesh=settings.mesh,
-                factors=self._factors.get(part.first + panel.start),
-            )
-            result = self._put(result, found, part, panel)
-        return result
+        value, errors = self._zeros(), []
+        # The tiles that were read last are still in the page cache.
+        for tile in self._sweep("update blocks", reverse=True):
+            v, factor = self._take(vector, tile), (factors or {}).get(tile.key)
+            given = (v,) if factor is None else (v, factor)
+            found = self._run(checked.product, tile, given, 1)
+            value = self._put(value, found.value, tile)
+            errors.append(found.error)
+        return Found(value, self._largest(errors))
 
     def joint_update(
         self, weights: jax.Array, kept: jax.Array, targets: jax.Array
-    ) -> jax.Array:
-        """How the kept weights move when all others go at once [d].
+    ) -> Found:
+        """How the kept weights move when all others are removed at once [d].
 
         Args:
             weights: w, [d].
             kept: What stays, [d].
-            targets: y, [N]; see :func:`woodfisher_jax.curvature.joint.joint_update`.
+            targets: y, [N]; see :func:`woodfisher_jax.equations.joint.joint_update`.
 
         Raises:
-            CurvatureError: If a block is not accurate even in float64.
+            CurvatureError: If a checked block is not accurate even in float64.
         """
-        result = self._zeros()
-        for part, panel, gradients in self._panels("update blocks"):
-            found = joint_updates(
-                gradients,
-                self._take(weights, part, panel),
-                self._take(kept, part, panel),
-                targets,
-                self._strength(),
-                self._solver(panel),
-                block_names(part, panel),
-                mesh=self._settings.mesh,
-                factors=self._chosen,
-            )
-            result = self._put(result, found, part, panel)
-        return result
+        value, errors = self._zeros(), []
+        for tile in self._sweep("update blocks", reverse=True):
+            number = len(tile.gradients)
+            everywhere = jnp.broadcast_to(targets, (number, *targets.shape))
+            alone = (self._take(weights, tile), self._take(kept, tile), everywhere)
+            given = alone if self.known is None else (*alone, self.known)
+            found = self._run(checked.joint, tile, given, len(alone))
+            value = self._put(value, found.value, tile)
+            errors.append(found.error)
+        return Found(value, self._largest(errors))
 
     def group_saliency(self, weights: jax.Array, groups: Groups) -> jax.Array:
         """ρ of groups, summed over the blocks that they lie in [groups, choices].
@@ -175,34 +201,33 @@ class InverseFisher:
         Raises:
             CurvatureError: If a block is not accurate even in float64.
         """
-        settings, removals = self._settings, groups.removals
+        mesh, removals = self.source.compute.mesh, groups.removals
         choices = 1 if removals is None else len(removals)
         total = jnp.zeros((groups.number, choices), jnp.float32)
-        total = replicate(total, settings.mesh)
-        for part, panel, gradients in self._panels("blocks of groups"):
-            parts = parts_of(self._index(part, panel), groups)
-            found = group_saliencies(
-                gradients,
-                self._take(weights, part, panel),
-                parts,
-                removals,
-                self._strength(),
-                self._solver(panel),
-                block_names(part, panel),
-                mesh=settings.mesh,
-            )
-            numbers = [p.groups for p in parts]
-            total = _added(total, found, np.concatenate(numbers, 1), settings.mesh)
+        total = replicate(total, mesh)
+        for tile in self._sweep("blocks of groups"):
+            parts = parts_of(np.asarray(tile.index), groups)
+            tables = tuple(part.columns for part in parts)
+            given = (self._take(weights, tile), *tables)
+            task = checked.whole_groups
+            if removals is not None:
+                shape = (len(tile.gradients), *removals.shape)
+                given = (given[0], np.broadcast_to(removals, shape), *tables)
+                task = checked.chosen_of_each
+            found = self._run(task, tile, given, len(given))
+            numbers = np.concatenate([part.groups for part in parts], 1)
+            total = _added(total, found.value, numbers, mesh)
         return total
+
+    # ------------------------------------------------------- formulas of F and of G
 
     def multiplied(self, vector: jax.Array) -> jax.Array:
         """F v, the damped Fisher itself, for a flat vector v [d]."""
-        result = self._zeros()
-        for part, panel, gradients in self._panels("swap blocks"):
-            vectors = self._take(vector, part, panel)
-            found = _multiplied(gradients, vectors, self._strength())
-            result = self._put(result, found, part, panel)
-        return result
+        value = self._zeros()
+        for tile in self._sweep("swap blocks"):
+            found = _multiplied(tile.gradients, self._take(vector, tile), self.damping)
+            value = self._put(value, found, tile)
+        return value
 
     def leverages(self, kept: jax.Array) -> jax.Array:
         """``h_k = g_kᵀ (N λ I + G_S G_Sᵀ)⁻¹ g_k`` of every weight, by blocks [d].
@@ -210,17 +235,11 @@ class InverseFisher:
         Args:
             kept: S as True, [d].
         """
-        result = self._zeros()
-        for part, panel, gradients in self._panels("swap blocks"):
-            support = self._take(kept, part, panel)
-            found = _leverages(gradients, support, self._strength())
-            result = self._put(result, found, part, panel)
-        return result
-
-    @property
-    def damping(self) -> float:
-        """λ, given or chosen."""
-        return self._strength()
+        value = self._zeros()
+        for tile in self._sweep("swap blocks"):
+            found = _leverages(tile.gradients, self._take(kept, tile), self.damping)
+            value = self._put(value, found, tile)
+        return value
 
     def quadratic_form(self, vector: jax.Array) -> float:
         """``vᵀ F v = Σ_B λ ‖v_B‖² + (1/N) Σ_n (g_nB · v_B)²`` over the blocks B.
@@ -229,141 +248,279 @@ class InverseFisher:
             vector: v, [d]; zero for weights in no block.
         """
         total = 0.0
-        for part, panel, gradients in self._panels("loss model blocks"):
-            vectors = self._take(vector, part, panel)
-            total += float(_forms(gradients, vectors, self._strength()))
+        for tile in self._sweep("loss model blocks"):
+            vectors = self._take(vector, tile)
+            total += float(_forms(tile.gradients, vectors, self.damping))
         return total
 
     def slope(self, targets: jax.Array) -> jax.Array:
-        """``ḡ = -Gᵀy / N``: down it, the rows change by y [d].
+        """``ḡ = -Gᵀy / N``, the slope down which the rows change by y [d].
 
         Args:
-            targets: y, [N].
+            targets: y, [N]; -1 for the mean gradient.
         """
-        result = self._zeros()
-        for part, panel, gradients in self._panels("slope blocks"):
-            result = self._put(result, _slopes(gradients, targets), part, panel)
-        return result
+        value = self._zeros()
+        for tile in self.source.sweep("slope blocks", reverse=True):
+            value = self._put(value, _slopes(tile.gradients, targets), tile)
+        return value
 
-    def choose_damping(
+    # ------------------------------------------------------------ the damping chosen
+
+    def with_chosen_damping(
         self,
         support: jax.Array,
         missing: jax.Array,
         targets: jax.Array,
         least: float = 0.0,
-    ) -> ChosenDamping:
-        """Takes the damping by leave-one-out from here on; see :func:`choose_damping`.
+    ) -> tuple["InverseFisher", ChosenDamping]:
+        """The same with the damping of leave-one-out, one for all blocks.
 
-        What is to be predicted is ``b = G v + y``.
+        ``b = G v + y`` is to be predicted;
+        see :func:`woodfisher_jax.equations.damping.choose_damping`.
 
         Args:
             support: Weights of which the others predict one row [d], bool.
             missing: v, [d].
             targets: y, [N].
             least: Of its multiples; default 0.
-
-        Returns:
-            The damping, the same for all blocks.
         """
-        number = self._settings.num_samples
-        gram, right = jnp.zeros((number, number), jnp.float32), targets
-        for part, panel, gradients in self._panels("damping blocks"):
-            more = _gram_and_missing(
-                gradients,
-                self._take(support, part, panel),
-                self._take(missing, part, panel),
-            )
-            gram, right = gram + more[0], right + more[1]
+        number = self.source.num_samples
+        gram, right, tiles = jnp.zeros((number, number), jnp.float32), targets, 0
+        for tile in self._sweep("damping blocks", reverse=True):
+            kept, vector = self._take(support, tile), self._take(missing, tile)
+            gram, right = _gram_and_missing(tile.gradients, kept, vector, gram, right)
+            tiles += len(tile.gradients)
+            solver = self.source.compute.solver_for(number, tile.gradients.shape[-1])
         chosen = choose_damping(gram, right, least)
-        self._damping, self._factors = chosen.damping, {}
-        self._chosen = None
-        if self._is_one_block():
-            # Its factor is N³ from here; from the gradients N²c.
-            self._chosen = shifted_factor(gram, number * chosen.damping)[None]
-        return chosen
+        known = None
+        if tiles == 1 and solver == "sample_space" and self.source.compute.mesh is None:
+            # The factor takes N³ operations from here; from the gradients N²c.
+            known = shifted_factor(gram, number * chosen.damping)[None]
+        found = dataclasses.replace(self, damping=chosen.damping, known=known)
+        return found, chosen
 
-    def _strength(self) -> float:
-        assert self._damping is not None, "choose_damping comes first"
-        return self._damping
+    # --------------------------------------------- between tiles and flat vectors
 
-    def _is_one_block(self) -> bool:
-        (part, *more) = self._storage.parts
-        if more or len(part.panels) > 1 or part.panels[0].num_blocks > 1:
-            return False
-        return (
-            self._settings.mesh is None
-            and self._solver(part.panels[0]) == "sample_space"
+    def _sweep(self, label: str, reverse: bool = False) -> Iterator[Blocks]:
+        for tile in self.source.sweep(label, reverse):
+            if self.centered:
+                tile = tile._replace(gradients=_centered(tile.gradients))
+            yield tile
+
+    def _run(
+        self, task: Task, tile: Blocks, others: tuple[Any, ...], again: int
+    ) -> Block:
+        """A task for the blocks of a tile, in float64 where float32 will not do.
+
+        Args:
+            task: For one block.
+            tile: The blocks.
+            others: What else it takes.
+            again: How many of these it takes in float64.
+        """
+        source, (_, number, width) = self.source, tile.gradients.shape
+        solver = source.compute.solver_for(number, width)
+        if not source.is_checked:
+            return checked.run_blocks(
+                task,
+                tile.gradients,
+                others,
+                jnp.asarray(self.damping, jnp.float32),
+                solver,
+                again=again if source.repeats else None,
+            )
+        found = checked.checked_blocks(
+            task,
+            tile.gradients,
+            others,
+            float(self.damping),
+            solver,
+            tile.names,
+            again=again,
+            mesh=source.compute.mesh,
+        )
+        return found._replace(error=jnp.zeros(()))
+
+    def _largest(self, errors: list[jax.Array]) -> jax.Array | float:
+        if self.source.is_checked:
+            return 0.0
+        # A NaN in any block has to show.
+        return jnp.max(jnp.concatenate([jnp.ravel(error) for error in errors]))
+
+    def _zeros(self) -> jax.Array:
+        zeros = jnp.zeros(self.source.size, jnp.float32)
+        return replicate(zeros, self.source.compute.mesh)
+
+    def _put(self, vector: jax.Array, values: jax.Array, tile: Blocks) -> jax.Array:
+        return _put(vector, values, tile.index, self.source.compute.mesh)
+
+    def _take(self, vector: jax.Array, tile: Blocks) -> jax.Array:
+        return _take(vector, tile.index, self.source.compute.mesh)
+
+
+# --------------------------------------------------------------------------- sources
+
+
+@dataclasses.dataclass(frozen=True)
+class InMemory:
+    """All gradients in one array, laid out by block, on one device; pure.
+
+    Attributes:
+        rows: Gradients, block after block, [N, columns]; None in what jit hashes.
+        index: Where each column's weight stands in the flat vector, [columns].
+        tiles: Ranges of the columns with blocks of one width.
+        size: d.
+        compute: Of which the solver counts.
+    """
+
+    rows: Any
+    index: Index
+    tiles: tuple[Tile, ...]
+    size: int
+    compute: Compute = Compute()
+    keep_factors: bool = True
+    repeats: bool = False
+    is_checked: bool = False
+
+    @property
+    def num_samples(self) -> int:
+        """N."""
+        return self.rows.shape[0]
+
+    def sweep(self, label: str, reverse: bool = False) -> Iterator[Blocks]:
+        """See :class:`Source`."""
+        del label
+        rows = self.rows.reshape(self.num_samples, -1)
+        for tile in reversed(self.tiles) if reverse else self.tiles:
+            columns = rows[:, tile.start : tile.stop]
+            split = columns.reshape(self.num_samples, tile.num_blocks, tile.width)
+            found = jnp.moveaxis(split, 1, 0)
+            index = self.index[tile.start : tile.stop].reshape(-1, tile.width)
+            yield Blocks(found, index, [], tile.start)
+
+    def resident(self) -> "InMemory":
+        """See :class:`Source`."""
+        return self
+
+
+def laid_out(
+    gradients: jax.Array, layout: blocks.Layout | None
+) -> tuple[jax.Array, Index, tuple[Tile, ...]]:
+    """Rows, index and tiles of :class:`InMemory` for gradients in the flat order.
+
+    Args:
+        gradients: G, [N, d].
+        layout: Which weight sits in which block; default one block of all weights.
+    """
+    size = gradients.shape[1]
+    if layout is None:
+        return gradients, jnp.arange(size, dtype=jnp.int32), (Tile(0, 1, size),)
+    tiles, start = [], 0
+    for group in layout:
+        tiles.append(Tile(start, *group.shape))
+        start = tiles[-1].stop
+    index = jnp.concatenate([jnp.ravel(jnp.asarray(group)) for group in layout])
+    return blocks.gather(gradients, index), index, tuple(tiles)
+
+
+@dataclasses.dataclass(frozen=True)
+class Stored:
+    """Gradients in a store, or formed again for every sweep, tile by tile.
+
+    Attributes:
+        problem: Whose gradients these are.
+        storage: How the blocks are laid out and where their gradients wait.
+        microbatch_size: Examples whose gradients a device forms at once.
+        store: All of them, or None where they are formed for every sweep.
+    """
+
+    problem: Problem
+    storage: Storage
+    microbatch_size: int
+    store: Store | None = None
+    repeats: bool = True
+    is_checked: bool = True
+
+    @property
+    def size(self) -> int:
+        """D."""
+        return self.problem.order.size
+
+    @property
+    def num_samples(self) -> int:
+        """N."""
+        return self.problem.num_samples
+
+    @property
+    def compute(self) -> Compute:
+        """Of the problem."""
+        return self.problem.compute
+
+    @property
+    def keep_factors(self) -> bool:
+        """As planned."""
+        return self.storage.keep_factors
+
+    def sweep(self, label: str, reverse: bool = False) -> Iterator[Blocks]:
+        """See :class:`Source`."""
+        step = -1 if reverse else 1
+        sizes = [
+            tile.num_blocks * len(one.indices)
+            for one in self.storage.passes
+            for tile in one.tiles
+        ]
+        done, total = 0, sum(sizes)
+        self.compute.report(label, done, total)
+        for one in self.storage.passes:
+            store, tiles = self.store or self.collected(one), one.tiles[::step]
+            try:
+                for tile, found in zip(tiles, store.tiles(tiles), strict=True):
+                    index, names = self._index(one, tile), block_names(one, tile)
+                    yield Blocks(found, index, names, one.first + tile.start)
+                    done += tile.num_blocks * len(one.indices)
+                    self.compute.report(label, done, total)
+            finally:
+                if store is not self.store:
+                    store.close()
+
+    def resident(self) -> InMemory | None:
+        """See :class:`Source`."""
+        if not isinstance(self.store, DeviceStore) or self.compute.mesh is not None:
+            return None
+        (only,) = self.storage.passes
+        rows = self.store.rows  # [N, 1, columns]
+        assert rows is not None
+        if rows.nbytes > MOST_RESIDENT or rows.dtype != jnp.float32:
+            return None
+        return InMemory(
+            rows,
+            only.indices[0],
+            only.tiles,
+            self.size,
+            Compute(solver=self.compute.solver),
+            self.keep_factors,
         )
 
-    # ------------------------------------------------------------- gradients by panels
-
-    def _collected(self, part: Part) -> Store:
-        started = time.perf_counter()
-        settings, place = self._settings, self._storage.store
+    def collected(self, one: Pass, place: str = "device", folder: Any = None) -> Store:
+        """The gradients of one pass over the samples, in a store of their own."""
+        compute = self.compute
         store = new_store(
-            "device" if place == "recompute" else place,
-            part,
-            settings.num_samples,
-            settings.store_dtype,
-            settings.mesh,
-            self._folder,
+            place, one, self.num_samples, compute.store_dtype, compute.mesh, folder
         )
         try:
-            chunks = self._gradients(part.order)
-            collect(chunks, part, store, settings.store_dtype, settings.mesh)
+            chunks = row_chunks(self.problem, self.microbatch_size, one.order)
+            collect(chunks, one, store, compute.store_dtype, compute.mesh)
         except BaseException:
             store.close()
             raise
-        self.seconds_gradients += time.perf_counter() - started
         return store
 
-    def _panels(self, label: str) -> Iterator[tuple[Part, Panel, jax.Array]]:
-        """Every panel with its gradients [blocks, N, c], and progress after it."""
-        sizes = [
-            panel.num_blocks * len(part.indices)
-            for part in self._storage.parts
-            for panel in part.panels
-        ]
-        done, total = 0, sum(sizes)
-        self._settings.progress(label, done, total)
-        # There and back: the end of one sweep is still in the system's cache.
-        step, self._step = self._step, -self._step
-        for part in self._storage.parts:
-            store, panels = self._store or self._collected(part), part.panels[::step]
-            try:
-                for panel, gradients in zip(panels, store.panels(panels), strict=True):
-                    if self._settings.centered:
-                        gradients = _centered(gradients)
-                    yield part, panel, gradients
-                    done += panel.num_blocks * len(part.indices)
-                    self._settings.progress(label, done, total)
-            finally:
-                if store is not self._store:
-                    store.close()
+    def _index(self, one: Pass, tile: Tile) -> np.ndarray:
+        columns = slice(one.first + tile.start, one.first + tile.stop)
+        return self.storage.whole.indices[:, columns].reshape(-1, tile.width)
 
-    # -------------------------------------------------- between panels and flat vectors
 
-    def _solver(self, panel: Panel) -> str:
-        if self._settings.solver != "auto":
-            return self._settings.solver
-        return choose_solver(self._settings.num_samples, panel.width)
-
-    def _index(self, part: Part, panel: Panel) -> np.ndarray:
-        """Where the panel's weights stand in the flat vector [blocks, c]."""
-        columns = slice(part.first + panel.start, part.first + panel.stop)
-        return self._storage.whole.indices[:, columns].reshape(-1, panel.width)
-
-    def _zeros(self) -> jax.Array:
-        zeros = jnp.zeros(self._storage.whole.order.size, jnp.float32)
-        return replicate(zeros, self._settings.mesh)
-
-    def _put(
-        self, vector: jax.Array, values: jax.Array, part: Part, panel: Panel
-    ) -> jax.Array:
-        return _put(vector, values, self._index(part, panel), self._settings.mesh)
-
-    def _take(self, vector: jax.Array, part: Part, panel: Panel) -> jax.Array:
-        return _take(vector, self._index(part, panel), self._settings.mesh)
+# ---------------------------------------------------------------- formulas of one tile
 
 
 @jax.jit
@@ -375,7 +532,7 @@ def _centered(gradients: jax.Array) -> jax.Array:
 
 @jax.jit
 def _forms(gradients: jax.Array, vectors: jax.Array, damping: float) -> jax.Array:
-    """Σ_B v_Bᵀ F_B v_B over the blocks of a panel."""
+    """Σ_B v_Bᵀ F_B v_B over the blocks of a tile."""
     along = matmul(gradients.astype(jnp.float32), vectors[..., None])
     squares = jnp.sum(along * along) / gradients.shape[1]
     return squares + damping * jnp.sum(vectors * vectors)
@@ -383,7 +540,7 @@ def _forms(gradients: jax.Array, vectors: jax.Array, damping: float) -> jax.Arra
 
 @jax.jit
 def _multiplied(gradients: jax.Array, vectors: jax.Array, damping: float) -> jax.Array:
-    """F_B v_B of each block of a panel."""
+    """F_B v_B of each block of a tile."""
     wide = gradients.astype(jnp.float32)
     strength = jnp.asarray(damping)
     return jax.vmap(fisher_product, (0, None, 0))(wide, strength, vectors)
@@ -391,7 +548,7 @@ def _multiplied(gradients: jax.Array, vectors: jax.Array, damping: float) -> jax
 
 @jax.jit
 def _leverages(gradients: jax.Array, kept: jax.Array, damping: float) -> jax.Array:
-    """Values h of each block of a panel."""
+    """Values h of each block of a tile."""
 
     def one_block(block: tuple[jax.Array, jax.Array]) -> jax.Array:
         rows, support = block
@@ -405,16 +562,20 @@ def _leverages(gradients: jax.Array, kept: jax.Array, damping: float) -> jax.Arr
 
 @jax.jit
 def _slopes(gradients: jax.Array, targets: jax.Array) -> jax.Array:
-    """-Gᵀy / N of each block of a panel."""
+    """-Gᵀy / N of each block of a tile."""
     along = matmul(targets[None], gradients.astype(jnp.float32))
     return -along[:, 0] / gradients.shape[1]
 
 
 @jax.jit
 def _gram_and_missing(
-    gradients: jax.Array, support: jax.Array, missing: jax.Array
+    gradients: jax.Array,
+    support: jax.Array,
+    missing: jax.Array,
+    gram: jax.Array,
+    right: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """Σ_B G_S G_Sᵀ and Σ_B G v over the blocks of a panel."""
+    """Adds Σ_B G_S G_Sᵀ and Σ_B G v over the blocks of a tile."""
     wide = gradients.astype(jnp.float32)
 
     def one_block(
@@ -425,7 +586,7 @@ def _gram_and_missing(
         return gram_matrix(jnp.where(kept, rows, 0.0)), products
 
     grams, products = jax.lax.map(one_block, (wide, support, missing))
-    return jnp.sum(grams, axis=0), jnp.sum(products, axis=0)
+    return gram + jnp.sum(grams, axis=0), right + jnp.sum(products, axis=0)
 
 
 @partial(jax.jit, static_argnames="mesh", donate_argnames="total")

@@ -25,6 +25,7 @@ from woodfisher_jax.equations.fisher import matmul
 from woodfisher_jax.equations.kronecker import Factor, Factors
 from woodfisher_jax.rows.gradients import LossFn, as_partial
 from woodfisher_jax.rows.needs import Passes
+from woodfisher_jax.rows.problem import Problem
 from woodfisher_jax.tracing.capture import (
     Capture,
     capture,
@@ -122,29 +123,20 @@ def kfac_factors(
     }
 
 
-def passes(
-    loss_fn: LossFn,
-    params: Params,
-    masks: Masks,
-    example: Batch,
-    *,
-    num_samples: int,
-    microbatch_size: int = 64,
-) -> Passes:
+def passes(problem: Problem, microbatch_size: int) -> Passes:
     """What the factors take, and their inverses; compiles what forms them.
 
     Args:
-        loss_fn: (params, batch) -> mean loss.
-        params: Any pytree.
-        masks: From path to bool; only paths and shapes matter.
-        example: A batch of one example, for its shapes.
-        num_samples: N·m.
+        problem: The loss, its parameters and samples.
         microbatch_size: Most examples evaluated at once.
 
     Raises:
         ValueError: As :func:`kfac_factors`, for the layers.
     """
-    loss_fn = jax.tree.map(jnp.asarray, as_partial(loss_fn))
+    params, masks = problem.params, problem.masks
+    num_samples = problem.num_samples * problem.batch_size
+    example = next(regroup(problem.samples, 1))
+    loss_fn = jax.tree.map(jnp.asarray, problem.loss_fn)
     leaves = leaves_by_path(params)
     uses = find_uses(loss_fn, params, example)
     layers = _prunable_layers(uses, {p: leaves[p].shape for p in masks})

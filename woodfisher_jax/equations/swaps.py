@@ -16,51 +16,9 @@ Combinatorial Brain Surgeon, ICML 2022, swap by the effect on pairs.)
 """
 
 from functools import partial
-from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
-
-FIRST_SHARE = 0.25
-"""Of the weights that stay, how many are swapped at first."""
-
-WORTH = 1e-4
-"""Relative fall of the model loss below which a round is taken back."""
-
-
-class Model(Protocol):
-    """The quadratic model ``δᵀFδ / 2 + ḡᵀδ`` of one step."""
-
-    def joint_update(
-        self, weights: jax.Array, kept: jax.Array, targets: jax.Array
-    ) -> jax.Array:
-        """Its minimum on a support [d]."""
-        ...
-
-    def multiplied(self, vector: jax.Array) -> jax.Array:
-        """F v [d]."""
-        ...
-
-    def leverages(self, kept: jax.Array) -> jax.Array:
-        """Values h of every weight [d]."""
-        ...
-
-    @property
-    def damping(self) -> float:
-        """λ."""
-        ...
-
-
-class Support(NamedTuple):
-    """A set of weights to keep.
-
-    Attributes:
-        kept: S as True, [d].
-        losses: The model loss before the first round and after each.
-    """
-
-    kept: jax.Array
-    losses: tuple[float, ...]
 
 
 @partial(jax.jit, static_argnames="largest")
@@ -106,7 +64,7 @@ def prices(
     leverages: jax.Array,
     active: jax.Array,
     kept: jax.Array,
-    damping: float,
+    damping: jax.Array | float,
 ) -> tuple[jax.Array, jax.Array]:
     """What a weight is worth that comes in, and what one costs that goes [d].
 
@@ -125,59 +83,3 @@ def prices(
     gain = uphill**2 / (2.0 * damping * (1.0 + leverages))
     loss = point**2 * damping / (2.0 * left)
     return jnp.where(active & ~kept, gain, -1.0), jnp.where(kept, loss, jnp.inf)
-
-
-def improve(
-    model: Model,
-    weights: jax.Array,
-    active: jax.Array,
-    kept: jax.Array,
-    targets: jax.Array,
-    slope: jax.Array,
-    rounds: int,
-) -> Support:
-    """Swaps weights in and out of a support until the model loss no longer falls.
-
-    Args:
-        model: F and its inverse on supports.
-        weights: w, [d].
-        active: Weights that may stay, [d].
-        kept: S to begin with, [d].
-        targets: y, of the slope, as for the joint update [N].
-        slope: ḡ, [d].
-        rounds: Most rounds; each costs about as much as a joint update and a diagonal.
-    """
-    number = int(jnp.sum(kept))
-    free = int(jnp.sum(active)) - number
-    most = largest = min(max(1, int(FIRST_SHARE * number)), number, free)
-
-    def settled(kept: jax.Array) -> tuple[jax.Array, jax.Array, float]:
-        step = jnp.where(kept, model.joint_update(weights, kept, targets), -weights)
-        along = model.multiplied(step)
-        return step, along + slope, float(jnp.dot(step, along / 2 + slope))
-
-    step, uphill, best = settled(kept)
-    losses = [best]
-    loss = None
-    for _ in range(rounds):
-        if most < 1:
-            break
-        if loss is None:
-            gain, loss = prices(
-                weights + step,
-                uphill,
-                model.leverages(kept),
-                active,
-                kept,
-                model.damping,
-            )
-        other = swapped(kept, gain, loss, jnp.asarray(most), largest)
-        if bool(jnp.all(other == kept)):
-            break
-        step_, uphill_, found = settled(other)
-        if found < best - WORTH * abs(best):
-            kept, step, uphill, best, loss = other, step_, uphill_, found, None
-        else:
-            most //= 2
-        losses.append(best)
-    return Support(kept, tuple(losses))

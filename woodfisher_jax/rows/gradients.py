@@ -8,10 +8,10 @@ new values of them do not compile anew.
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,11 +24,11 @@ from woodfisher_jax.rows.sharding import (
     AXIS,
     num_devices,
     on_each_device,
-    one_axis,
     placed,
     replicate,
     shard_rows,
 )
+from woodfisher_jax.trees.blocks import FlatOrder, flat_order, flatten
 from woodfisher_jax.trees.masks import Masks
 from woodfisher_jax.trees.paths import Params, leaves_by_path, replace_leaves
 from woodfisher_jax.trees.samples import Batch, batch_length, regroup
@@ -80,126 +80,177 @@ def masked_gradient(
     }
 
 
-@partial(jax.jit, static_argnames="mesh")
-def _grouped_gradients(
-    loss_fn: Partial, params: Params, masks: Masks, groups: Batch, mesh: Mesh | None
-) -> tuple[jax.Array, Gradients, dict[str, jax.Array]]:
-    """``masked_gradient`` of each of n groups; leaves of ``groups`` are [n, m, ...].
+def gradient_rows(
+    loss_fn: LossFn,
+    params: Params,
+    masks: Mapping[str, jax.Array],
+    batch: Batch,
+    order: FlatOrder | None = None,
+) -> jax.Array:
+    """G: one row for each example of a batch, its gradient as a flat vector.
+
+    Pure, so that it can be part of a program of the caller's: with
+    :func:`woodfisher_jax.step` it is a pruning step inside ``jit``, or under ``vmap``
+    over networks, seeds and sparsities.
+
+    Args:
+        loss_fn: (params, batch) -> mean loss.
+        params: Any pytree; pruned weights should be zero.
+        masks: From path to bool: the prunable parameters, and which weights are left.
+        batch: N examples, a pytree of arrays with a leading axis.
+        order: How the tensors follow one another; default that of the masks.
 
     Returns:
-        Losses [n], gradients [n, ...], and whether all of a tensor's are finite.
+        Array [N, d], float32; zero for pruned weights.
+
+    Example:
+        >>> def loss_fn(params, x):
+        ...     return jnp.mean(x @ params["w"])
+        >>> masks = {"w": jnp.array([True, False])}
+        >>> x = jnp.array([[1.0, 2.0], [3.0, 4.0]])
+        >>> wf.gradient_rows(loss_fn, {"w": jnp.ones(2)}, masks, x).tolist()
+        [[1.0, 0.0], [3.0, 0.0]]
     """
+    found = flat_order(masks) if order is None else order
+    alone = jax.tree.map(lambda a: a[:, None], batch)
+    return _rows(as_partial(loss_fn), params, dict(masks), alone, found)[1]
+
+
+def _rows(
+    loss_fn: Partial, params: Params, masks: Masks, groups: Batch, order: FlatOrder
+) -> tuple[jax.Array, jax.Array]:
+    """Losses [n] and rows [n, d] of n groups; leaves of ``groups`` are [n, m, ...]."""
+    gradient = jax.vmap(masked_gradient, in_axes=(None, None, None, 0))
+    losses, gradients = gradient(loss_fn, params, masks, groups)
+    return losses, flatten(order, gradients)
+
+
+class _Chunk(NamedTuple):
+    """Rows of some groups of examples.
+
+    Attributes:
+        losses: [n].
+        rows: [n, d].
+        finite: Whether all entries of a tensor are, [tensors].
+    """
+
+    losses: jax.Array
+    rows: jax.Array
+    finite: jax.Array
+
+
+@partial(jax.jit, static_argnames=("order", "mesh"))
+def _chunk(
+    loss_fn: Partial,
+    params: Params,
+    masks: Masks,
+    groups: Batch,
+    order: FlatOrder,
+    mesh: Mesh | None,
+) -> _Chunk:
     samples, everywhere = PartitionSpec(AXIS), PartitionSpec()
-    losses, gradients = on_each_device(
-        jax.vmap(masked_gradient, in_axes=(None, None, None, 0)),
+    losses, rows = on_each_device(
+        partial(_rows, order=order),
         mesh,
         (everywhere, everywhere, everywhere, samples),
         samples,
     )(loss_fn, params, masks, groups)
-    return losses, gradients, _all_finite(gradients)
+    return _Chunk(losses, rows, _all_finite(rows, order))
 
 
-def _accumulated_gradients(
+def _all_finite(rows: jax.Array, order: FlatOrder) -> jax.Array:
+    bounds = pairwise(order.offsets)
+    parts = [jnp.all(jnp.isfinite(rows[:, start:stop])) for start, stop in bounds]
+    return jnp.stack(parts)
+
+
+def _accumulated(
     loss_fn: Partial,
     params: Params,
     masks: Masks,
     groups: Batch,
     parts: int,
+    order: FlatOrder,
     mesh: Mesh | None,
-) -> tuple[jax.Array, Gradients, dict[str, jax.Array]]:
+) -> _Chunk:
     """The same for groups too large for one pass: weighted sums over their parts."""
     length = jax.tree.leaves(groups)[0].shape[1]
     bounds = [length * i // parts for i in range(parts + 1)]
-    total: tuple[jax.Array, Gradients] | None = None
+    total: tuple[jax.Array, jax.Array] | None = None
     for start, stop in pairwise(bounds):
         part = jax.tree.map(lambda a, i=start, j=stop: a[:, i:j], groups)
         share = (stop - start) / length
-        *found, _ = _grouped_gradients(
-            loss_fn, params, masks, shard_rows(part, mesh), mesh
-        )
-        term = jax.tree.map(lambda a, share=share: a * share, tuple(found))
+        found = _chunk(loss_fn, params, masks, shard_rows(part, mesh), order, mesh)
+        term = found.losses * share, found.rows * share
         total = term if total is None else jax.tree.map(jnp.add, total, term)
     assert total is not None
-    return *total, _all_finite(total[1])
+    return _Chunk(*total, _all_finite(total[1], order))
 
 
-def gradient_chunks(
-    loss_fn: LossFn,
-    params: Params,
-    masks: Masks,
-    samples: Any,
-    *,
-    num_samples: int,
-    batch_size: int = 1,
-    microbatch_size: int = 64,
-    mesh: Mesh | None = None,
-) -> Iterator[Gradients]:
-    """Gradients of ``num_samples`` groups of ``batch_size`` examples, in chunks.
+def row_chunks(
+    problem: Problem, microbatch_size: int, order: FlatOrder | None = None
+) -> Iterator[jax.Array]:
+    """Rows of all N gradients, in chunks, with progress.
 
     Args:
-        loss_fn: (params, batch) -> mean loss.
-        params: Any pytree; pruned weights should be zero.
-        masks: From path to bool.
-        samples: One batch, or an iterable of batches, read in order.
-        num_samples: N, how many gradients.
-        batch_size: m, how many examples each is the mean over.
+        problem: The loss, its parameters and samples.
         microbatch_size: Most examples whose gradients a device forms at once; it bounds
             memory and does not change the result beyond rounding.
-        mesh: Devices to spread the samples over; default one.
+        order: Of some of the problem's tensors, to which the rows are confined; default
+            all.
 
     Yields:
-        From path to gradients [n, ...] in float32, of at most microbatch_size / m
-        samples a device, or one.
+        Arrays [n, order.size], float32, of at most microbatch_size / m rows a device,
+        or one.
 
     Raises:
         ValueError: If there are too few examples, or a loss or a gradient is not
             finite; the message names the examples and the parameter.
     """
-    mesh = one_axis(mesh)
-    loss, params, masks = replicate((as_partial(loss_fn), params, masks), mesh)
+    order = order or problem.order
+    mesh, m, number = problem.compute.mesh, problem.batch_size, problem.num_samples
+    masks = {path: problem.masks[path] for path in order.paths}
+    loss, params, masks = replicate((problem.loss_fn, problem.params, masks), mesh)
     devices = num_devices(mesh)
-    groups = devices * chunk_length(num_samples, batch_size, microbatch_size, devices)
-    parts = -(-batch_size // microbatch_size)
-    # An accelerator is given the next chunk before the last one is looked at.
+    groups = devices * chunk_length(number, m, microbatch_size, devices)
+    parts = -(-m // microbatch_size)
+    # An accelerator is given the next chunk before the last one is checked.
     ahead = 0 if jax.default_backend() == "cpu" else 1
     unchecked: deque[_Flags] = deque()
     done = 0
-    for batch in regroup(samples, groups * batch_size):
-        wanted = min(batch_length(batch) // batch_size, num_samples - done)
+    problem.compute.report("gradients", 0, number)
+    for batch in regroup(problem.samples, groups * m):
+        wanted = min(batch_length(batch) // m, number - done)
         if wanted == 0:
             break
         # A short last chunk is filled up by repetition, to compile only once.
-        rows = np.arange(groups * batch_size) % (wanted * batch_size)
+        index = np.arange(groups * m) % (wanted * m)
         grouped = jax.tree.map(
-            lambda a, rows=rows: np.asarray(a)[rows].reshape(
-                groups, batch_size, *np.shape(a)[1:]
+            lambda a, index=index: np.asarray(a)[index].reshape(
+                groups, m, *np.shape(a)[1:]
             ),
             batch,
         )
         if parts > 1:
-            losses, found, finite = _accumulated_gradients(
-                loss, params, masks, grouped, parts, mesh
-            )
+            found = _accumulated(loss, params, masks, grouped, parts, order, mesh)
         else:
-            losses, found, finite = _grouped_gradients(
-                loss, params, masks, shard_rows(grouped, mesh), mesh
-            )
-        unchecked.append(_Flags(losses, finite, wanted, done * batch_size))
+            spread = shard_rows(grouped, mesh)
+            found = _chunk(loss, params, masks, spread, order, mesh)
+        unchecked.append(_Flags(found.losses, found.finite, wanted, done * m))
         while len(unchecked) > ahead:
-            _check_finite(unchecked.popleft(), batch_size, mesh)
-        if wanted < groups:
-            found = {path: g[:wanted] for path, g in found.items()}
-        yield found
+            _check_finite(unchecked.popleft(), problem, order)
         done += wanted
-        if done == num_samples:
+        yield found.rows[:wanted] if wanted < groups else found.rows
+        problem.compute.report("gradients", done, number)
+        if done == number:
             break
     while unchecked:
-        _check_finite(unchecked.popleft(), batch_size, mesh)
-    if done < num_samples:
+        _check_finite(unchecked.popleft(), problem, order)
+    if done < number:
         raise ValueError(
-            f"samples hold {done * batch_size} usable examples, but num_samples="
-            f"{num_samples} gradients of batch_size={batch_size} need "
-            f"{num_samples * batch_size}; give more examples or lower one of the two"
+            f"samples hold {done * m} usable examples, but num_samples={number} "
+            f"gradients of batch_size={m} need {number * m}; give more examples or "
+            "lower one of the two"
         )
 
 
@@ -222,7 +273,7 @@ def chunk_length(
 
 
 class Program(NamedTuple):
-    """The compiled gradients of one chunk.
+    """The compiled rows of one chunk.
 
     Attributes:
         temporary_bytes: Memory of one device for what is neither argument nor result.
@@ -234,91 +285,61 @@ class Program(NamedTuple):
     flops: float
 
 
-def compile_gradients(
-    loss_fn: Partial,
-    params: Params,
-    masks: Masks,
-    example: Batch,
-    *,
-    num_samples: int,
-    batch_size: int,
-    microbatch_size: int,
-    mesh: Mesh | None = None,
-) -> Program:
-    """Compiles what :func:`gradient_chunks` then uses, and says what it takes.
+def compile_rows(problem: Problem, microbatch_size: int) -> Program:
+    """Compiles what :func:`row_chunks` then uses, and says what it takes.
 
     Args:
-        loss_fn: (params, batch) -> mean loss.
-        params: Any pytree, of arrays or shapes.
-        masks: From path to bool.
-        example: A batch of one example, for its shapes.
-        num_samples: N.
-        batch_size: m.
+        problem: The loss, its parameters (shapes will do) and samples.
         microbatch_size: Most examples whose gradients a device forms at once.
-        mesh: Devices to spread the samples over; default one.
     """
+    mesh, m = problem.compute.mesh, problem.batch_size
     devices = num_devices(mesh)
-    groups = devices * chunk_length(num_samples, batch_size, microbatch_size, devices)
-    length = min(batch_size, -(-batch_size // -(-batch_size // microbatch_size)))
+    groups = devices * chunk_length(problem.num_samples, m, microbatch_size, devices)
+    parts = -(-m // microbatch_size)
     batch = jax.tree.map(
         lambda a: jax.ShapeDtypeStruct(
-            (groups, length, *np.shape(a)[1:]),
+            (groups, -(-m // parts), *np.shape(a)[1:]),
             jax.dtypes.canonicalize_dtype(np.asarray(a).dtype),
             sharding=placed(mesh, AXIS),
         ),
-        example,
+        next(regroup(problem.samples, 1)),
     )
-    lowered = _grouped_gradients.lower(loss_fn, params, masks, batch, mesh)
+    lowered = _chunk.lower(
+        problem.loss_fn, problem.params, problem.masks, batch, problem.order, mesh
+    )
     flops = (lowered.cost_analysis() or {}).get("flops", math.nan)
     found = lowered.compile().memory_analysis()
-    parts = -(-batch_size // microbatch_size)
     return Program(found.temp_size_in_bytes if found else 0, flops * parts)
-
-
-def compile_rows(problem: Problem, microbatch_size: int) -> Program:
-    """Compiles the gradients of one chunk of a problem, and says what it takes."""
-    return compile_gradients(
-        problem.loss_fn,
-        problem.params,
-        problem.masks,
-        next(regroup(problem.samples, 1)),
-        num_samples=problem.num_samples,
-        batch_size=problem.batch_size,
-        microbatch_size=microbatch_size,
-        mesh=problem.compute.mesh,
-    )
 
 
 class _Flags(NamedTuple):
     """What is known of a chunk before anybody has waited for it."""
 
     losses: jax.Array
-    finite: dict[str, jax.Array]
+    finite: jax.Array
     wanted: int
     first_example: int
 
 
-def _check_finite(flags: _Flags, batch_size: int, mesh: Mesh | None) -> None:
+def _check_finite(flags: _Flags, problem: Problem, order: FlatOrder) -> None:
+    mesh, m = problem.compute.mesh, problem.batch_size
     losses, first = replicate(flags.losses, mesh), flags.first_example
     losses = np.asarray(losses)[: flags.wanted]
     finite = np.isfinite(losses)
     if not finite.all():
-        example = first + int(np.argmin(finite)) * batch_size
+        example = first + int(np.argmin(finite)) * m
         raise ValueError(
             f"loss_fn returned {float(losses[np.argmin(finite)])} at example {example} "
-            f"of samples (batch of {batch_size}); it must be finite at the given params"
+            f"of samples (batch of {m}); it must be finite at the given params"
         )
-    for path, all_finite in flags.finite.items():
-        if not all_finite:
-            raise ValueError(
-                f"the gradient of {path!r} is not finite for some of the examples "
-                f"{first} to {first + len(losses) * batch_size - 1} of samples, though "
-                "their loss is; look for a square root or a division at zero in loss_fn"
-            )
-
-
-def _all_finite(gradients: Gradients) -> dict[str, jax.Array]:
-    return {path: jnp.all(jnp.isfinite(g)) for path, g in gradients.items()}
+    sound = np.asarray(replicate(flags.finite, mesh))
+    if not sound.all():
+        path = order.paths[int(np.argmin(sound))]
+        raise ValueError(
+            f"the gradient of {path!r} is not finite for some of the examples {first} "
+            f"to {first + len(losses) * m - 1} of samples, though their loss is; look "
+            "for a square root or a division at zero in loss_fn"
+        )
 
 
 def sample_labels(key: jax.Array, logits: jax.Array) -> jax.Array:

@@ -1,61 +1,55 @@
-"""First moments of gradients: their mean and their mean squared norms."""
+"""Sums over all gradients that are taken while they pass, without keeping any."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from itertools import pairwise
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from woodfisher_jax.rows.gradients import Gradients
-from woodfisher_jax.trees import blocks
+from woodfisher_jax.trees.blocks import FlatOrder
+
+
+class Moments(NamedTuple):
+    """First and second moments of N gradients.
+
+    Attributes:
+        mean: ``ḡ = (1/N) Σ_n g_n``, [d].
+        squares: ``(1/N) Σ_n g_n²``, the diagonal of the undamped Fisher [d].
+    """
+
+    mean: jax.Array
+    squares: jax.Array
+
+    def trace(self, order: FlatOrder) -> dict[str, float]:
+        """Trace of the undamped Fisher of each tensor, ``(1/N) Σ_n ‖g_n‖²``."""
+        squares = np.asarray(self.squares, np.float64)
+        return {
+            path: float(squares[start:stop].sum())
+            for path, (start, stop) in zip(
+                order.paths, pairwise(order.offsets), strict=True
+            )
+        }
 
 
 @jax.jit
-def _added(
-    total: tuple[Gradients, Gradients], chunk: Gradients
-) -> tuple[Gradients, Gradients]:
-    sums, squares = total
-    return (
-        {path: sums[path] + jnp.sum(g, axis=0) for path, g in chunk.items()},
-        {path: squares[path] + jnp.sum(g * g) for path, g in chunk.items()},
-    )
+def _added(total: Moments, rows: jax.Array) -> Moments:
+    sums = Moments(jnp.sum(rows, axis=0), jnp.sum(rows * rows, axis=0))
+    return jax.tree.map(jnp.add, total, sums)
 
 
-class Moments:
-    """Mean gradient and trace of the Fisher, added up while gradients pass.
+def moments(chunks: Iterable[jax.Array]) -> Moments:
+    """Moments of rows that come in chunks [n, d].
 
-    Attributes:
-        mean: From path to ``ḡ = (1/N) Σ_n g_n``, of those that have passed.
-        trace: From path to ``(1/N) Σ_n ‖g_n‖²``, the trace of the undamped Fisher.
+    Args:
+        chunks: Of :func:`~woodfisher_jax.rows.gradients.row_chunks`.
     """
-
-    def __init__(self) -> None:
-        self.mean: Gradients = {}
-        self.trace: dict[str, float] = {}
-
-    def through(self, chunks: Iterable[Gradients]) -> Iterator[Gradients]:
-        """Passes chunks on; what has passed counts when the last one is through.
-
-        Args:
-            chunks: From path to gradients [n, ...] of some tensors.
-
-        Yields:
-            The same.
-        """
-        total: tuple[Gradients, Gradients] = {}, {}
-        count = 0
-        for chunk in chunks:
-            if not count:
-                total = (
-                    {path: jnp.zeros(g.shape[1:]) for path, g in chunk.items()},
-                    {path: jnp.zeros(()) for path in chunk},
-                )
-            total = _added(total, chunk)
-            count += len(next(iter(chunk.values())))
-            yield chunk
-        sums, squares = total
-        self.mean |= {path: g / count for path, g in sums.items()}
-        self.trace |= {path: float(s) / count for path, s in squares.items()}
-
-    def vector(self, order: blocks.FlatOrder) -> jax.Array:
-        """ḡ as a flat vector [d]."""
-        return blocks.flatten(order, self.mean)
+    total, count = None, 0
+    for rows in chunks:
+        if total is None:
+            total = Moments(jnp.zeros(rows.shape[1]), jnp.zeros(rows.shape[1]))
+        total = _added(total, rows)
+        count += len(rows)
+    assert total is not None
+    return jax.tree.map(lambda sums: sums / count, total)

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from woodfisher_jax.options import OptionError
 from woodfisher_jax.trees.blocks import FlatOrder, flat_order
 from woodfisher_jax.trees.masks import Prunable, init_masks
 from woodfisher_jax.trees.paths import Params, leaves_by_path
@@ -164,7 +165,7 @@ PATTERNS: dict[str, tuple[str, Callable[[tuple[int, ...], str], Pattern]]] = {
 """For each kind of pattern what its names look like, and what makes one of it."""
 
 
-def parse(pattern: str | GroupNames | None) -> Pattern | None:
+def parse(pattern: "str | GroupNames | Pattern | None") -> Pattern | None:
     """A pattern by its name, or of a function.
 
     Args:
@@ -180,8 +181,8 @@ def parse(pattern: str | GroupNames | None) -> Pattern | None:
     Raises:
         ValueError: If the name is that of no pattern.
     """
-    if pattern is None:
-        return None
+    if pattern is None or isinstance(pattern, Pattern):
+        return pattern
     if callable(pattern):
         return Pattern(
             getattr(pattern, "__name__", "a function"),
@@ -192,9 +193,10 @@ def parse(pattern: str | GroupNames | None) -> Pattern | None:
         found = re.fullmatch(form, str(pattern))
         if found:
             return make(tuple(int(number) for number in found.groups()), str(pattern))
-    raise ValueError(
+    raise OptionError(
+        "pattern",
         f"pattern={pattern!r}; expected one of {list(PATTERNS)} with numbers for the "
-        "letters (such as '2:4', '4x1' or 'heads:6'), a function or None"
+        "letters (such as '2:4', '4x1' or 'heads:6'), a function or None",
     )
 
 
@@ -243,31 +245,35 @@ def check_goal(
     """Raises if a pattern does not go with a goal.
 
     Raises:
-        ValueError: Naming what contradicts it.
+        OptionError: Naming what contradicts it.
     """
     name = pattern.name
     if flops_target is not None:
-        raise ValueError(
+        raise OptionError(
+            "pattern",
             f"pattern={name!r} with flops_target={flops_target}; expected a sparsity, "
-            "with flops_power if costs are to count"
+            "with flops_power if costs are to count",
         )
     if scope != "global" and not pattern.in_tensors:
-        raise ValueError(
+        raise OptionError(
+            "pattern",
             f"pattern={name!r} with scope={scope!r}; expected scope='global', for its "
-            "groups cross tensors"
+            "groups cross tensors",
         )
     own = pattern.sparsity
     if own is None:
         return
     if sparsity is not None and sparsity > own + 1e-6:
-        raise ValueError(
+        raise OptionError(
+            "pattern",
             f"sparsity={sparsity} with pattern={name!r}, which has {own:.6g}; expected "
-            "that, or less for a step on the way"
+            "that, or less for a step on the way",
         )
     if flops_power:
-        raise ValueError(
+        raise OptionError(
+            "pattern",
             f"pattern={name!r} with flops_power={flops_power}; expected 0, for it has "
-            "the same sparsity in all tensors"
+            "the same sparsity in all tensors",
         )
 
 

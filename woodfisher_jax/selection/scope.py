@@ -1,91 +1,88 @@
-"""Which weights stay: scores and what weights cost, made into a mask."""
+"""Which weights stay: scores made into a mask."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from woodfisher_jax.rows.gradients import LossFn
-from woodfisher_jax.selection.patterns import Groups
-from woodfisher_jax.settings import Settings
-from woodfisher_jax.tracing.macs import (
-    flat_costs,
+from woodfisher_jax.options import OptionError
+from woodfisher_jax.selection.costs import (
+    MILLION,
+    Costs,
     flops_factors,
     keep_within_macs,
-    macs_per_weight,
-    sparse_macs,
 )
+from woodfisher_jax.selection.goal import Goal
+from woodfisher_jax.selection.patterns import Groups
+from woodfisher_jax.tracing.macs import flat_costs
 from woodfisher_jax.trees import masks as masks_
 from woodfisher_jax.trees.blocks import FlatOrder
 from woodfisher_jax.trees.masks import Masks
-from woodfisher_jax.trees.paths import Params, leaves_by_path
-from woodfisher_jax.trees.samples import regroup
 
 
-def num_kept(masks: Masks, order: FlatOrder, settings: Settings) -> tuple[int, ...]:
+def bounds_of(order: FlatOrder, scope: str) -> tuple[int, ...]:
+    """Where the ranges of the flat vector start and end that share a threshold."""
+    return (0, order.size) if scope == "global" else order.offsets
+
+
+def num_kept(active: np.ndarray, order: FlatOrder, goal: Goal) -> tuple[int, ...]:
     """How many weights stay: one number in all, or one for each tensor.
 
+    Args:
+        active: Weights that are not pruned [d], bool.
+        order: The flat order.
+        goal: With a sparsity and a scope.
+
     Raises:
-        ValueError: If the masks keep fewer already, in layer scope in every tensor.
+        OptionError: If fewer are left already, in layer scope in every tensor.
     """
-    assert settings.sparsity is not None
-    in_layers = settings.scope == "layer"
-    sizes = np.diff(order.offsets).tolist() if in_layers else [order.size]
-    active = _num_active(masks, order, settings)
-    kept = [masks_.num_kept(size, settings.sparsity) for size in sizes]
-    if all(k > a for k, a in zip(kept, active, strict=True)):
-        raise ValueError(
-            f"sparsity={settings.sparsity} is below the "
-            f"{1 - sum(active) / order.size:.6g} that masks have already; a pruned "
-            "weight does not come back"
+    assert goal.sparsity is not None
+    assert goal.scope is not None
+    ranges = list(pairwise(bounds_of(order, goal.scope)))
+    kept = [masks_.num_kept(stop - start, goal.sparsity) for start, stop in ranges]
+    left = num_active(active, order, goal.scope)
+    if all(k > n for k, n in zip(kept, left, strict=True)):
+        raise OptionError(
+            "sparsity",
+            f"sparsity={goal.sparsity} is below the {1 - sum(left) / order.size:.6g} "
+            "that masks have already; a pruned weight does not come back",
         )
     return tuple(kept)
 
 
-def _num_active(masks: Masks, order: FlatOrder, settings: Settings) -> list[int]:
-    """How many weights there are now: in all, or in each tensor."""
-    if settings.scope == "layer":
-        return [masks_.count({path: masks[path]})[0] for path in order.paths]
-    return [masks_.count(masks)[0]]
+def num_active(active: np.ndarray, order: FlatOrder, scope: str) -> list[int]:
+    """How many weights are not pruned: in all, or in each tensor."""
+    ranges = pairwise(bounds_of(order, scope))
+    return [int(np.count_nonzero(active[start:stop])) for start, stop in ranges]
 
 
-def nothing_goes(masks: Masks, order: FlatOrder, settings: Settings) -> bool:
-    """Whether a step only moves the weights that are left, so that none is ranked.
-
-    So it is where they are as few as they are to be, and the update is the joint one,
-    which unlike the sum of single updates knows nothing of saliencies.
-    """
-    others = (settings.pattern, settings.swaps, settings.diagnostics)
-    if settings.sparsity is None or settings.update != "joint" or any(others):
-        return False
-    active = _num_active(masks, order, settings)
-    kept = num_kept(masks, order, settings)
-    return all(k >= a for k, a in zip(kept, active, strict=True))
-
-
-@partial(jax.jit, static_argnames="statistic")
-def saliency(
-    weights: jax.Array,
-    diagonal: jax.Array | None,
+@partial(jax.jit, static_argnames="bounds")
+def keep(
+    scores: jax.Array,
     active: jax.Array,
-    statistic: Callable[..., jax.Array],
+    kept: tuple[jax.Array | int, ...],
+    bounds: tuple[int, ...],
 ) -> jax.Array:
-    """The statistic of every weight [d]; 0 where one is pruned already.
+    """The mask of the highest scores, a number of them in each range.
 
     Args:
-        weights: [d].
-        diagonal: Of the curvature [d]; None for methods without one.
-        active: Weights that are not pruned [d], bool.
-        statistic: Of the method.
+        scores: Finite [d].
+        active: Weights that may stay [d], bool.
+        kept: How many stay in each range.
+        bounds: Where the ranges start, and last d.
+
+    Returns:
+        The new mask [d], nested in ``active``.
     """
-    if diagonal is None:
-        return statistic(weights)
-    # A pruned weight need not be in any block.
-    return statistic(weights, jnp.where(active, diagonal, 1.0))
+    parts = [
+        masks_.keep_highest(scores[start:stop], active[start:stop], jnp.asarray(number))
+        for (start, stop), number in zip(pairwise(bounds), kept, strict=True)
+    ]
+    return jnp.concatenate(parts)
 
 
 def choose(
@@ -93,68 +90,53 @@ def choose(
     active: jax.Array,
     masks: Masks,
     order: FlatOrder,
-    costs: Costs | None,
-    settings: Settings,
+    goal: Goal,
+    costs: Costs | None = None,
     groups: Groups | None = None,
 ) -> jax.Array:
     """The new mask [d]: the highest scores, as many as sparsity or MACs allow.
 
     With ``flops_power`` the scores are first divided by that power of what the weights
-    cost; see :func:`~woodfisher_jax.tracing.macs.flops_factors`.
+    cost; see :func:`~woodfisher_jax.selection.costs.flops_factors`.
 
     Args:
         scores: Saliency, finite [d].
         active: Weights that may stay [d], bool.
         masks: The same by path.
         order: The flat order.
+        goal: With a scope.
         costs: For the options that need them.
-        settings: Of the step.
         groups: What stays or goes together, scored alike; default single weights.
 
     Raises:
         ValueError: If the goal cannot be met; a pruned weight does not come back.
     """
-    if costs is not None and settings.flops_power > 0:
+    assert goal.scope is not None
+    if costs is not None and goal.flops_power > 0:
         factors = flops_factors(
             costs.per_weight,
             masks,
-            settings.flops_power,
-            per_parameter=settings.flops_per_parameter,
-            rescale=settings.flops_normalize,
+            goal.flops_power,
+            per_parameter=goal.flops_per_parameter,
+            rescale=goal.flops_normalize,
         )
         divided = np.asarray(scores, np.float64) * flat_costs(order, factors)
-        # Relative to the largest, for a power of MACs may leave float32.
+        # Relative to the largest, since a power of MACs may leave float32.
         scores = jnp.asarray(divided / (divided.max() or 1.0), jnp.float32)
-    if settings.flops_target is None:
-        kept = num_kept(masks, order, settings)
+    if goal.flops_target is None:
+        kept = num_kept(np.asarray(active), order, goal)
         if groups is not None:
             return _keep_groups(scores, active, kept, groups)
-        return _keep(scores, active, kept, order, settings.scope)
+        return keep(scores, active, kept, bounds_of(order, goal.scope))
     assert costs is not None
     cut = keep_within_macs(
         scores,
         active,
         flat_costs(order, costs.per_weight),
-        settings.flops_target * MILLION,
+        goal.flops_target * MILLION,
         other_macs=costs.other,
     )
     return jnp.asarray(cut.mask)
-
-
-@partial(jax.jit, static_argnames=("order", "scope"))
-def _keep(
-    scores: jax.Array,
-    active: jax.Array,
-    kept: tuple[int, ...],
-    order: FlatOrder,
-    scope: str,
-) -> jax.Array:
-    bounds = [0, order.size] if scope == "global" else order.offsets
-    parts = [
-        masks_.keep_highest(scores[start:stop], active[start:stop], number)
-        for (start, stop), number in zip(pairwise(bounds), kept, strict=True)
-    ]
-    return jnp.concatenate(parts)
 
 
 # ----------------------------------------------------------------------------- groups

@@ -26,9 +26,9 @@ from jax.tree_util import Partial
 
 from woodfisher_jax.info import PruneInfo
 from woodfisher_jax.prune import prune
-from woodfisher_jax.recompute import levels
 from woodfisher_jax.rows.gradients import LossFn
 from woodfisher_jax.rows.projections import directions, projected
+from woodfisher_jax.schedules import levels
 from woodfisher_jax.trees.masks import Masks, Prunable, init_masks
 from woodfisher_jax.trees.masks import sparsity as sparsity_of
 from woodfisher_jax.trees.paths import Params

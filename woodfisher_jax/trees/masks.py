@@ -205,6 +205,26 @@ def num_kept(num_weights: int, target_sparsity: float) -> int:
     return math.floor(num_weights * (1.0 - target_sparsity) + 1e-6)
 
 
+def traced_num_kept(num_weights: int, target_sparsity: jax.Array) -> jax.Array:
+    """:func:`num_kept` of a sparsity that is traced, to six decimals of it.
+
+    In whole numbers, for ``n (1 - s)`` in float32 is off by one from about 1e6 weights.
+
+    Args:
+        num_weights: n, below 2e9.
+        target_sparsity: s in [0, 1), scalar.
+    """
+    million = 1_000_000
+    whole, rest = divmod(num_weights, million)
+    left = million - jnp.round(target_sparsity * million).astype(jnp.uint32)
+    # rest * left has 40 bits: ten of them are multiplied and divided by themselves.
+    high, low = divmod(rest, 1024)
+    first = jnp.uint32(high) * left
+    second = (first % million) * jnp.uint32(1024) + jnp.uint32(low) * left
+    part = (first // million) * jnp.uint32(1024) + second // million
+    return (jnp.uint32(whole) * left + part).astype(jnp.int32)
+
+
 @jax.jit
 def keep_highest(scores: jax.Array, mask: jax.Array, kept: jax.Array) -> jax.Array:
     """Keeps the ``kept`` highest scores among the weights that the mask still keeps.

@@ -15,12 +15,16 @@ from woodfisher_jax.trees.paths import Params, leaves_by_path, replace_leaves
 @partial(jax.jit, static_argnames="order")
 def to_vectors(
     params: Params, masks: Masks, order: blocks.FlatOrder
-) -> tuple[Params, jax.Array, jax.Array]:
-    """Masked params, their prunable weights [d] in float32 and the mask [d]."""
+) -> tuple[Params, jax.Array, jax.Array, dict[str, jax.Array]]:
+    """Masked params, prunable weights [d] in float32, mask [d], and what is finite.
+
+    The last is for :func:`check_weights`.
+    """
     params = masks_.apply_masks(params, masks)
     leaves = leaves_by_path(params)
     weights = {path: leaves[path].astype(jnp.float32) for path in order.paths}
-    return params, blocks.flatten(order, weights), blocks.flatten(order, masks)
+    finite = {path: jnp.all(jnp.isfinite(leaf)) for path, leaf in leaves.items()}
+    return params, blocks.flatten(order, weights), blocks.flatten(order, masks), finite
 
 
 @partial(jax.jit, static_argnames="order")
@@ -40,19 +44,17 @@ def from_vectors(
     return masks_.apply_masks(replace_leaves(params, new), masks), masks
 
 
-@jax.jit
-def _finite(params: Params) -> dict[str, jax.Array]:
-    return {p: jnp.all(jnp.isfinite(a)) for p, a in leaves_by_path(params).items()}
-
-
-def check_weights(params: Params) -> None:
+def check_weights(finite: dict[str, jax.Array]) -> None:
     """Raises unless all weights are finite.
+
+    Args:
+        finite: From path to whether a tensor is.
 
     Raises:
         ValueError: With the path of the first tensor that is not.
     """
-    for path, finite in _finite(params).items():
-        if not finite:
+    for path, sound in finite.items():
+        if not sound:
             raise ValueError(
                 f"params[{path!r}] holds nan or inf where it is not masked; expected "
                 "finite weights"

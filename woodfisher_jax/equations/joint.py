@@ -11,13 +11,9 @@ F = λ I + GᵀG / N, the answer lies in the span of the gradients' columns on S
 system of N equations gives it; no matrix of the size of the weights is formed.
 """
 
-from collections.abc import Sequence
-
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 
-from woodfisher_jax.curvature.checked import Block, computed_blocks
 from woodfisher_jax.equations.fisher import SOLVERS, matmul, refined_product
 
 
@@ -90,69 +86,3 @@ def _in_sample_space(
     update, change = matmul(jnp.concatenate([a + last, last]), staying)
     largest = jnp.max(jnp.abs(update))
     return update, jnp.max(jnp.abs(change)) / jnp.where(largest > 0, largest, 1.0)
-
-
-def _joint(
-    gradients: jax.Array,
-    others: tuple[jax.Array, ...],
-    damping: jax.Array,
-    solver: str,
-    dtype: str,
-) -> Block:
-    weights, kept, targets, *factors = others
-    update, error = joint_update(
-        gradients.astype(dtype),
-        weights.astype(dtype),
-        kept,
-        targets.astype(dtype),
-        damping.astype(dtype),
-        solver,
-        *factors,
-    )
-    return Block(update.astype(jnp.float32), error.astype(jnp.float32), None)
-
-
-def joint_updates(
-    gradients: jax.Array,
-    weights: jax.Array,
-    kept: jax.Array,
-    targets: jax.Array,
-    damping: float,
-    solver: str,
-    names: Sequence[str],
-    *,
-    mesh: Mesh | None = None,
-    factors: jax.Array | None = None,
-) -> jax.Array:
-    """:func:`joint_update` of blocks of one shape, checked for precision.
-
-    Args:
-        gradients: [num_blocks, N, c]; with a mesh, sharded by blocks.
-        weights: [num_blocks, c].
-        kept: [num_blocks, c].
-        targets: y, [N], the same for all blocks.
-        damping: λ > 0.
-        solver: A key of :data:`~woodfisher_jax.equations.fisher.SOLVERS`.
-        names: For each block the tensor it lies in, for errors.
-        mesh: The devices that have the blocks; default one.
-        factors: Of G_S, [num_blocks, n, n], where they are known already.
-
-    Returns:
-        δ, [num_blocks, c], float32; exactly ``-w`` where a weight goes.
-
-    Raises:
-        CurvatureError: If a block is not accurate even in float64.
-    """
-    everywhere = jnp.broadcast_to(targets, (len(gradients), *targets.shape))
-    others = (weights, kept, everywhere)
-    found, _ = computed_blocks(
-        _joint,
-        gradients,
-        others if factors is None else (*others, factors),
-        damping,
-        solver,
-        names,
-        repeat_with=(_joint, others),
-        mesh=mesh,
-    )
-    return found
