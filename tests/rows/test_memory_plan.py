@@ -29,11 +29,7 @@ from woodfisher_jax.rows.memory_plan import (
 )
 from woodfisher_jax.rows.needs import Needs, Passes
 from woodfisher_jax.rows.problem import Problem
-from woodfisher_jax.trees.blocks import (
-    active_within_tensors,
-    flat_order,
-    within_tensors,
-)
+from woodfisher_jax.trees.blocks import flat_order, within_tensors
 
 USED = 10**9
 N, WIDTH, BLOCKS = 50, 100, 40
@@ -396,18 +392,6 @@ def test_fewer_samples_that_make_larger_chunks_are_not_suggested() -> None:
     assert suggested(range(4_000_000, 6_000_000, 100_000), "num_samples", **options)
 
 
-def test_suggestions_for_blocks_that_grow() -> None:
-    active = np.zeros(SIZE, bool)
-    active[::5] = True
-
-    def layout(order, block_size):
-        return active_within_tensors(order, block_size, active)
-
-    options = {"layout": layout, "store": "disk", "block_size": 200}
-    options |= {"microbatch_size": 1}
-    assert suggested(range(300_000, 4_000_000, 50_000), "block_size", **options)
-
-
 @pytest.mark.parametrize("layout", [within_tensors, None])
 def test_smaller_microbatches_are_suggested(layout) -> None:
     assert suggested([2_000_000], "microbatch_size", microbatch_size=N, layout=layout)
@@ -546,8 +530,3 @@ def test_other_curvatures_take_fewer_examples_at_once_too(method) -> None:
 
 def test_magnitudes_need_no_plan() -> None:
     assert plan_layer(method="globalmagni") is None
-
-
-def test_a_loss_that_is_missing_is_named() -> None:
-    with pytest.raises((TypeError, ValueError), match="loss_fn"):
-        plan_layer(loss=None)

@@ -127,25 +127,23 @@ def test_tiles_are_read_in_any_order_and_readers_may_stop(
 # ------------------------------------------------------------------------------ tiers
 
 
-class Counted(HostTier):
-    """Counts what is read."""
-
-    reads = 0
-
-    def read(self, tile):
-        self.reads += 1
-        return super().read(tile)
-
-
 def test_tiles_are_read_one_ahead_and_no_more() -> None:
-    pass_ = pass_of(1, tile_bytes=200)
-    tier = Counted(SAMPLES, pass_, "float32")
-    store = TierStore({0: tier}, None)
+    pass_, reads = pass_of(1, tile_bytes=200), threading.Semaphore(0)
+
+    class Counted(HostTier):
+        def read(self, tile):
+            reads.release()
+            return super().read(tile)
+
+    store = TierStore({0: Counted(SAMPLES, pass_, "float32")}, None)
     collect(chunks(), pass_, store, "float32")
     reader = store.tiles(pass_.tiles)
-    for returned in range(1, 4):
+    next(reader)
+    assert reads.acquire(timeout=60)
+    for _ in range(3):
+        assert reads.acquire(timeout=60)
+        assert not reads.acquire(blocking=False)
         next(reader)
-        assert returned <= tier.reads <= returned + 1
     store.close()
 
 
