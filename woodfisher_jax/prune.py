@@ -548,6 +548,7 @@ def _in_one_program(
     assert goal.scope is not None
     ranges = scopes.bounds_of(job.order, goal.scope)
     kept = scopes.num_kept(np.asarray(before.active), job.order, goal)
+    job.compute.report("pruning step", 0, 1)
     for repeats in (False, True):
         with jax.enable_x64(repeats):
             found = resident_step(
@@ -562,6 +563,7 @@ def _in_one_program(
                 ranges,
             )
         if float(found.error) <= TOLERANCE:
+            job.compute.report("pruning step", 1, 1)
             report = {"saliency_sum": float(found.saliency_sum)}
             return _Outcome(found.weights, found.mask, found.scores, report)
     return None
