@@ -124,7 +124,9 @@ def main() -> None:
     cuts = order.offsets[1:-1]
     gradients = np.split(np.asarray(rows), cuts, axis=1)
     ours = [
-        wf.curvature.inverse_diagonals(jnp.asarray(g)[None], DAMPING, "sample_space", [""])
+        wf.curvature.inverse_diagonals(
+            jnp.asarray(g)[None], DAMPING, "sample_space", [""]
+        )
         for g in gradients
     ]
     kernels = {path: params[path.split("/")[0]]["kernel"] for path in order.paths}

@@ -28,8 +28,8 @@ import woodfisher_jax as wf
 from woodfisher_jax import data, models, torch_weights
 from woodfisher_jax.data import batches
 from woodfisher_jax.equations.obs import obd_saliency
-from woodfisher_jax.methods import applicable
 from woodfisher_jax.evaluate import evaluate
+from woodfisher_jax.methods import applicable
 from woodfisher_jax.report import environment
 from woodfisher_jax.rows.gradients import as_partial, row_chunks
 from woodfisher_jax.rows.moments import moments
