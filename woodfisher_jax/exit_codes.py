@@ -4,6 +4,8 @@ import contextlib
 import sys
 from collections.abc import Iterator, Mapping
 
+from woodfisher_jax.extras import MissingExtraError
+
 FAILED = 1
 """What was begun could not be finished; also of an error that nobody foresaw."""
 
@@ -22,6 +24,7 @@ def exits(codes: Mapping[type[Exception], int]) -> Iterator[None]:
         codes: From a kind of error to the exit code; the first that fits is taken. All
             others pass, for what nobody has foreseen needs its traceback.
     """
+    codes = {MissingExtraError: USAGE, **codes}
     try:
         yield
     except KeyboardInterrupt:
