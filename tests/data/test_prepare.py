@@ -2,12 +2,14 @@
 
 import gzip
 import io
+import ssl
 import sys
 import tarfile
+import urllib.error
+import urllib.request
 
 import numpy as np
 import pytest
-import requests
 import tensorflow_datasets as tfds
 
 from woodfisher_jax import data
@@ -111,15 +113,33 @@ def test_an_incomplete_folder_is_not_taken_for_a_finished_one(site, tmp_path):
         prepare.prepare("mnist", str(tmp_path))
 
 
-def test_no_network_is_said_in_one_line(monkeypatch, tmp_path, capsys):
-    def fail(address, timeout):
-        raise requests.ConnectionError("a long story")
+def fails_with(monkeypatch, error):
+    def fail(request, timeout):
+        assert request.get_method() == "HEAD"
+        raise error
 
-    monkeypatch.setattr(requests, "head", fail)
+    monkeypatch.setattr(urllib.request, "urlopen", fail)
+
+
+def test_no_network_is_reported_in_one_line(monkeypatch, tmp_path, capsys):
+    fails_with(monkeypatch, urllib.error.URLError("no route"))
     with pytest.raises(SystemExit) as caught:
         prepare.main(["mnist", f"--data_dir={tmp_path}"])
     assert caught.value.code == 1
     said = capsys.readouterr().err
     assert "error: mnist cannot be downloaded: no connection" in said
+    assert "(no route)" in said
     assert said.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        urllib.error.HTTPError("address", 403, "no HEAD", None, None),
+        urllib.error.URLError(ssl.SSLCertVerificationError("unknown issuer")),
+    ],
+)
+def test_a_site_that_answers_is_left_to_tfds(monkeypatch, answer):
+    fails_with(monkeypatch, answer)
+    prepare._check_reachable("mnist", "https://example.org/file")

@@ -147,7 +147,7 @@ def _unusable(name: str, root: Path, reason: str) -> DataMissingError:
     # TFDS leaves a folder that exists as it is.
     again = "Delete that folder and prepare it again" if (root / name).exists() else ""
     return DataMissingError(
-        f"{name} cannot be read from {root / name}: {reason}. "
+        f"{name} cannot be read from {root / name}: {reason.rstrip('.')}. "
         f"{again or 'Prepare it'} with: {command}\nIf it lies elsewhere, name the "
         "folder that holds it with --config.data.dir or the environment variable "
         "TFDS_DATA_DIR."
