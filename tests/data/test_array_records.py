@@ -1,12 +1,14 @@
 """Prepared data sets: the folder, the records, and the errors of a damaged copy."""
 
 import json
+import re
 import shutil
 
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
+from woodfisher_jax import data
 from woodfisher_jax.data import DataMissingError, array_records
 
 TEST_SHARD = "mnist-test.array_record-00000-of-00001"
@@ -32,7 +34,7 @@ def copy(tfds_dir, tmp_path):
 def failure(root):
     """The text of the error, once it is known to say what every such error must."""
     with pytest.raises(DataMissingError) as caught:
-        array_records.read_splits("mnist", str(root), None)
+        data.load("mnist", data_dir=str(root))
     text = str(caught.value)
     assert str(root / "mnist") in text
     assert f"woodfisher_jax.data.prepare mnist --data_dir={root}" in text
@@ -53,10 +55,11 @@ def test_data_root_prefers_argument_then_environment(monkeypatch, tmp_path):
 
 def test_intact_copy_is_read_in_the_order_of_tfds_with_progress(copy):
     calls = []
-    train, test, num_classes = array_records.read_splits(
-        "mnist", str(copy[0]), lambda *call: calls.append(call)
+    mnist = data.load(
+        "mnist", data_dir=str(copy[0]), progress=lambda *call: calls.append(call)
     )
-    assert num_classes == 10
+    train, test = mnist.train, mnist.test
+    assert mnist.num_classes == 10
     assert train.images.shape == (10_000, 28, 28, 1)
     np.testing.assert_array_equal(train.images, test.images)
     theirs = tfds.data_source("mnist", split="test", data_dir=copy[0])
@@ -121,7 +124,7 @@ def test_overwritten_bytes(copy):
     content = bytearray((folder / TRAIN_SHARD).read_bytes())
     content[1_000_000:1_000_500] = bytes(500)
     (folder / TRAIN_SHARD).write_bytes(content)
-    assert "cannot read records" in failure(root)
+    assert re.search(r"mnist train record \d+ cannot be read", failure(root))
 
 
 def test_shard_with_too_few_records(copy):

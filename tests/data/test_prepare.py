@@ -13,7 +13,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from woodfisher_jax import data
-from woodfisher_jax.data import DataMissingError, array_records, prepare
+from woodfisher_jax.data import DataMissingError, prepare
 
 
 @pytest.fixture
@@ -54,9 +54,9 @@ def test_mnist(site, tmp_path):
     write_idx(site, "train", *train)
     write_idx(site, "t10k", *test)
     prepare.prepare("mnist", str(tmp_path))
-    ours = array_records.read_splits("mnist", str(tmp_path), None)
-    check(ours[0], *train)
-    check(ours[1], *test)
+    ours = data.load("mnist", data_dir=str(tmp_path))
+    check(ours.train, *train)
+    check(ours.test, *test)
     assert "tensorflow" not in sys.modules
 
 
@@ -75,9 +75,9 @@ def test_cifar10(site, tmp_path, capsys):
             archive.addfile(member, io.BytesIO(content))
     prepare.main(["cifar10", f"--data_dir={tmp_path}"])
     assert "cifar10 is ready in" in capsys.readouterr().out
-    ours = array_records.read_splits("cifar10", str(tmp_path), None)
-    check(ours[0], *train)
-    check(ours[1], *test)
+    ours = data.load("cifar10", data_dir=str(tmp_path))
+    check(ours.train, *train)
+    check(ours.test, *test)
     theirs = tfds.data_source("cifar10", split="train", data_dir=tmp_path)
     assert theirs[0]["id"] == f"train_{theirs[0]['label']:05d}".encode()
 

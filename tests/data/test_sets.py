@@ -138,11 +138,11 @@ def test_a_file_that_is_no_image_or_of_another_size(folder):
     root, _ = folder
     bad = root / "train" / "c1" / "0.png"
     Image.new("RGB", (32, 31)).save(bad)
-    message = rf"{bad} cannot be used: expected 32 x 32 pixels; got \(32, 31\)"
+    message = rf"{bad} cannot be read: expected 32 x 32 pixels; got \(32, 31\)"
     with pytest.raises(DataMissingError, match=message):
         data.load("cifar100_folder", data_dir=str(root))
     bad.write_bytes(b"")
-    message = rf"{bad} cannot be used: cannot identify"
+    message = rf"{bad} cannot be read: cannot identify"
     with pytest.raises(DataMissingError, match=message):
         data.load("cifar100_folder", data_dir=str(root))
 

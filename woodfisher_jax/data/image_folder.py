@@ -5,6 +5,7 @@ labels 0, 1, 2, ..., so the classes of a network trained there have the same ord
 """
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,6 +44,10 @@ class ImageFiles(NamedTuple):
     def read(self, index: int) -> tuple[bytes, int]:
         """Returns the content of a file, and its label."""
         return Path(self.place(index)).read_bytes(), int(self.labels[index])
+
+    def read_all(self) -> Iterator[tuple[bytes, int]]:
+        """Yields all in order."""
+        return (self.read(index) for index in range(self.size))
 
     def place(self, index: int) -> str:
         """Returns the path of a file."""

@@ -1,7 +1,6 @@
 """The data sets by name: where each comes from, and the constants of its pixels."""
 
 import difflib
-import functools
 import io
 from collections.abc import Callable
 from typing import NamedTuple
@@ -10,9 +9,10 @@ import numpy as np
 
 from woodfisher_jax.data.array_records import (
     DataMissingError,
+    RecordImages,
     data_root,
     open_images,
-    read_splits,
+    unusable,
 )
 from woodfisher_jax.data.augment import crop_and_flip
 from woodfisher_jax.data.dataset import Augment, DataSet, Progress, Split
@@ -22,7 +22,7 @@ from woodfisher_jax.data.images import to_rgb
 from woodfisher_jax.data.streams import ImageOptions, ImageSource, ImageStream
 from woodfisher_jax.extras import require
 
-_CHUNK = 5_000  # files between two calls of progress
+_CHUNK = 5_000  # images between two calls of progress
 
 Splits = tuple[Split, Split, int]
 """Training split, test split, number of classes."""
@@ -42,52 +42,86 @@ def _digits(data_dir: str | None, progress: Progress | None) -> Splits:
     return Split(images[train], labels[train]), Split(images[test], labels[test]), 10
 
 
+def _tfds(name: str) -> Callable[[str | None, Progress | None], Splits]:
+    """PNG images in the array_record files of TFDS."""
+
+    def read(data_dir: str | None, progress: Progress | None) -> Splits:
+        root = data_root(data_dir)
+        train, test, num_classes = open_images(name, root)
+        try:
+            return (
+                _into_memory(train, f"{name} train", _png, progress),
+                _into_memory(test, f"{name} test", _png, progress),
+                num_classes,
+            )
+        except ValueError as error:
+            raise unusable(name, root, str(error)) from error
+
+    return read
+
+
 def _cifar100_folder(data_dir: str | None, progress: Progress | None) -> Splits:
     train, test = find_images("cifar100_folder", data_dir)
-    return (
-        _read_files(train, "cifar100_folder train", progress),
-        _read_files(test, "cifar100_folder test", progress),
-        len(train.classes),
-    )
+    try:
+        return (
+            _into_memory(train, "cifar100_folder train", _colour_32, progress),
+            _into_memory(test, "cifar100_folder test", _colour_32, progress),
+            len(train.classes),
+        )
+    except ValueError as error:
+        raise DataMissingError(f"cifar100_folder: {error}") from error
 
 
-def _read_files(files: ImageFiles, label: str, progress: Progress | None) -> Split:
-    """Decodes all files of a split; a file that cannot be read is an error."""
+def _into_memory(
+    source: RecordImages | ImageFiles,
+    label: str,
+    decode: Callable[[bytes], np.ndarray],
+    progress: Progress | None,
+) -> Split:
+    """Decodes all images of a split in order; one that is damaged is a ValueError."""
+    # In one thread: most of the work holds the interpreter lock.
+    images, labels = None, np.empty(source.size, np.int32)
+    done = 0
+    try:
+        for content, labels[done] in source.read_all():
+            image = decode(content)
+            if images is None:
+                images = np.empty((source.size, *image.shape), np.uint8)
+            images[done] = image
+            done += 1
+            if progress and (done % _CHUNK == 0 or done == source.size):
+                progress(label, done, source.size)
+    # Pillow has a SyntaxError for some files, array_record a RuntimeError.
+    except (OSError, ValueError, SyntaxError, RuntimeError) as error:
+        raise ValueError(f"{source.place(done)} cannot be read: {error}") from error
+    assert images is not None, "a split has an image at least"
+    return Split(images, labels)
+
+
+def _png(content: bytes) -> np.ndarray:
     from PIL import Image
 
-    images = np.empty((files.size, 32, 32, 3), np.uint8)
-    for index in range(files.size):
-        try:
-            with Image.open(io.BytesIO(files.read(index)[0])) as image:
-                if image.size != (32, 32):
-                    raise ValueError(f"expected 32 x 32 pixels; got {image.size}")
-                images[index] = np.asarray(to_rgb(image))
-        except (OSError, ValueError, SyntaxError) as error:
-            raise DataMissingError(
-                f"{label}: {files.place(index)} cannot be used: {error}"
-            ) from error
-        done = index + 1
-        if progress is not None and (done % _CHUNK == 0 or done == files.size):
-            progress(label, done, files.size)
-    return Split(images, files.labels)
+    with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
+        return np.atleast_3d(np.asarray(image))  # Pillow drops the axis of one channel
+
+
+def _colour_32(content: bytes) -> np.ndarray:
+    from PIL import Image
+
+    with Image.open(io.BytesIO(content)) as image:
+        if image.size != (32, 32):
+            raise ValueError(f"expected 32 x 32 pixels; got {image.size}")
+        return np.asarray(to_rgb(image))
 
 
 class Recipe(NamedTuple):
-    """How a data set gets into memory; the other fields are those of `DataSet`.
-
-    Attributes:
-        read: function of (data_dir, progress).
-    """
+    """A function of (data_dir, progress), and the constants of `DataSet`."""
 
     read: Callable[[str | None, Progress | None], Splits]
     scale: float
     mean: tuple[float, ...]
     std: tuple[float, ...]
     augment: Augment | None = None
-
-
-def _tfds(name: str) -> Callable[[str | None, Progress | None], Splits]:
-    return functools.partial(read_splits, name)
 
 
 _HALF = (0.5, 0.5, 0.5)
