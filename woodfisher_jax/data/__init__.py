@@ -12,12 +12,12 @@ from woodfisher_jax.data.batches import (
     test_batches,
 )
 from woodfisher_jax.data.dataset import DataSet, Progress, Split
-from woodfisher_jax.data.sets import IN_FILES, IN_MEMORY, load
+from woodfisher_jax.data.sets import IN_FILES, SETS, load
 from woodfisher_jax.data.streams import BadImagesError, ImageOptions, ImageStream
 
 __all__ = [
     "IN_FILES",
-    "IN_MEMORY",
+    "SETS",
     "BadImagesError",
     "Batch",
     "DataMissingError",
