@@ -10,12 +10,12 @@ numbers of the latter grow from seed, epoch and the image's index.
 """
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
 from woodfisher_jax.data.dataset import DataSet, Split
-from woodfisher_jax.data.streams import NO_IMAGE, ImageStream
+from woodfisher_jax.data.streams import NO_IMAGE, ImageStream, Randomness
 from woodfisher_jax.trees.samples import Examples
 
 Batch = dict[str, np.ndarray]
@@ -49,15 +49,7 @@ def normalize(dataset: DataSet, images: np.ndarray) -> np.ndarray:
 
 
 def steps_per_epoch(dataset: DataSet, batch_size: int) -> int:
-    """Returns the number of full training batches in an epoch.
-
-    Args:
-        dataset: the data set.
-        batch_size: examples in a batch.
-
-    Returns:
-        The training examples divided by `batch_size`, rounded down: an epoch leaves out
-        the remainder.
+    """Returns the number of full training batches in an epoch, without a remainder.
 
     Raises:
         ValueError: `batch_size` is below one or above the number of examples.
@@ -112,7 +104,8 @@ def epoch_batches(
             f"start, stop: expected 0 <= start <= stop <= {steps}, the full batches of "
             f"{batch_size} in an epoch of {dataset.name}; got {start} and {stop}"
         )
-    index, count = _check_shard(shard)
+    _check_shard(shard)
+    index, count = shard
     if batch_size % count:
         raise ValueError(
             f"batch_size: expected a multiple of {count}, the number of shards; got "
@@ -122,19 +115,12 @@ def epoch_batches(
     rows = slice(index * share, (index + 1) * share)
     order = _epoch_order(dataset.num_train, seed, epoch)
     order = order[start * batch_size : stop * batch_size].reshape(-1, batch_size)
+    stream = functools.partial(_stream, seed, _AUGMENT, epoch) if augment else None
     split = dataset.train
     if isinstance(split, ImageStream):
-        images = order[:, rows].reshape(-1)
-        place = (seed, _AUGMENT, epoch) if augment else None
-        return _read(dataset, split, images, share, place)
+        return _read(dataset, split, order[:, rows].reshape(-1), share, stream)
     return (
-        _gather(
-            dataset,
-            split,
-            chosen,
-            _stream(seed, _AUGMENT, epoch, step) if augment else None,
-            rows,
-        )
+        _gather(dataset, split, chosen, stream(step) if stream else None, rows)
         for step, chosen in enumerate(order, start)
     )
 
@@ -167,19 +153,17 @@ def test_batches(
     """
     if batch_size < 1:
         raise ValueError(f"batch_size: expected 1 or more; got {batch_size}")
-    index, count = _check_shard(shard)
+    _check_shard(shard)
+    index, count = shard
     share = -(-batch_size // count)
     split = dataset.test
     starts = np.arange(index * share, split.size + index * share, share * count)
     order = starts[:, None] + np.arange(share)
     order[order >= split.size] = NO_IMAGE
     if isinstance(split, ImageStream):
+        finish = functools.partial(normalize, dataset)
         return split.read(
-            order.reshape(-1),
-            share,
-            None,
-            substitute=False,
-            finish=functools.partial(normalize, dataset),
+            order.reshape(-1), share, None, substitute=False, finish=finish
         )
     return (_test_batch(dataset, split, chosen) for chosen in order)
 
@@ -209,10 +193,11 @@ def fisher_samples(
             `seed` or `draw` is negative.
     """
     chosen = _choose(dataset, count, _stream(seed, _FISHER, draw))
-    place = (seed, _FISHER_AUGMENT, draw) if augment else None
+    stream = functools.partial(_stream, seed, _FISHER_AUGMENT, draw)
+    read = functools.partial(_drawn, dataset, chosen, stream if augment else None)
     if isinstance(dataset.train, Split):
-        return next(_drawn(dataset, chosen, count, place))
-    return Examples(count, lambda: _drawn(dataset, chosen, FISHER_CHUNK, place))
+        return next(read(count))
+    return Examples(count, lambda: read(FISHER_CHUNK))
 
 
 def batch_norm_batches(
@@ -229,13 +214,10 @@ def batch_norm_batches(
     Args:
         dataset: the data set.
         seed: zero or above.
-        draw: which estimate it is, zero or above; each draws from all examples.
+        draw: which estimate it is, zero or above, as in `fisher_samples`.
         count: number of examples, drawn without replacement.
         batch_size: examples in a batch; the last may be smaller.
         augment: whether to augment, where the data set says how. Default True.
-
-    Returns:
-        An iterator over batches.
 
     Raises:
         ValueError: an argument is out of range.
@@ -243,8 +225,8 @@ def batch_norm_batches(
     if batch_size < 1:
         raise ValueError(f"batch_size: expected 1 or more; got {batch_size}")
     chosen = _choose(dataset, count, _stream(seed, _NORM, draw))
-    place = (seed, _NORM_AUGMENT, draw) if augment else None
-    return _drawn(dataset, chosen, batch_size, place)
+    stream = functools.partial(_stream, seed, _NORM_AUGMENT, draw)
+    return _drawn(dataset, chosen, stream if augment else None, batch_size)
 
 
 def _choose(dataset: DataSet, count: int, rng: np.random.Generator) -> np.ndarray:
@@ -258,15 +240,11 @@ def _choose(dataset: DataSet, count: int, rng: np.random.Generator) -> np.ndarra
     return rng.permutation(total)[:count]
 
 
-def _check_shard(shard: Shard) -> Shard:
-    """Returns the shard if it exists."""
-    index, count = shard
-    if not 0 <= index < count:
+def _check_shard(shard: Shard) -> None:
+    if not 0 <= shard[0] < shard[1]:
         raise ValueError(
-            "shard: expected (index, count) with 0 <= index < count; got "
-            f"({index}, {count})"
+            f"shard: expected (index, count) with 0 <= index < count; got {shard}"
         )
-    return index, count
 
 
 def _stream(seed: int, *place: int) -> np.random.Generator:
@@ -290,14 +268,14 @@ def _epoch_order(total: int, seed: int, epoch: int) -> np.ndarray:
 def _drawn(
     dataset: DataSet,
     chosen: np.ndarray,
+    stream: Callable[..., np.random.Generator] | None,
     batch_size: int,
-    place: tuple[int, ...] | None,
 ) -> Iterator[Batch]:
-    """Training examples by index; `place` is where their augmentation is drawn."""
+    """Training examples by index, augmented if there is a stream."""
     split = dataset.train
     if isinstance(split, ImageStream):
-        return _read(dataset, split, chosen, batch_size, place)
-    rng = None if place is None else _stream(*place)  # one for all batches, in turn
+        return _read(dataset, split, chosen, batch_size, stream)
+    rng = stream() if stream else None  # all batches draw from it in turn
     return (
         _gather(dataset, split, chosen[start : start + batch_size], rng)
         for start in range(0, len(chosen), batch_size)
@@ -309,16 +287,11 @@ def _read(
     split: ImageStream,
     order: np.ndarray,
     batch_size: int,
-    place: tuple[int, ...] | None,
+    randomness: Randomness | None,
 ) -> Iterator[Batch]:
-    """Training examples in files by index; each image has a stream of its own."""
-    batches = split.read(
-        order,
-        batch_size,
-        None if place is None else functools.partial(_stream, *place),
-        substitute=True,
-        finish=functools.partial(normalize, dataset),
-    )
+    """Training examples in files by index."""
+    finish = functools.partial(normalize, dataset)
+    batches = split.read(order, batch_size, randomness, substitute=True, finish=finish)
     return ({"image": b["image"], "label": b["label"]} for b in batches)
 
 

@@ -54,12 +54,9 @@ def write_folder(root: Path, shape: Shape = SMALL, seed: int = 0) -> None:
 
 
 def write_records(root: Path, shape: Shape = SMALL, seed: int = 0) -> None:
-    """Writes the images of `write_folder` as TFDS keeps imagenet2012: array_record.
+    """Writes the images of `write_folder` as TFDS prepares imagenet2012.
 
-    Args:
-        root: the folder of prepared data sets to write it in.
-        shape: how many images, and of which size.
-        seed: zero or above.
+    The arguments are those of `write_folder`; `root` is a folder of prepared data sets.
     """
     import tensorflow_datasets as tfds
 
