@@ -11,9 +11,8 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from woodfisher_jax import data, models
+from woodfisher_jax import data, extras, models
 from woodfisher_jax.exit_codes import USAGE, exits
-from woodfisher_jax.extras import require
 from woodfisher_jax.torch_weights import check_output, image_shape, write_state_dict
 from woodfisher_jax.training.objective import predict
 from woodfisher_jax.training.saved_run import WHICH, SavedRun, read_run
@@ -108,7 +107,7 @@ def export(
         OSError: If the file exists, or its folder or the data set does not.
     """
     if format == "stablehlo":
-        require("flatbuffers", f"format={format!r}")
+        extras.require("flatbuffers", f"format={format!r}")
     if format not in FORMATS:
         raise ValueError(f"format={format!r}; expected one of {list(FORMATS)}")
     row = FORMATS[format]
