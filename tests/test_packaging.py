@@ -40,7 +40,7 @@ NEEDED_LATER = [
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
-    """A wheel of a copy of the sources, so that no file of an earlier build is in it."""
+    """A wheel built from a copy of the sources, without files of an earlier build."""
     if int(version("setuptools").partition(".")[0]) < 77:
         pytest.skip("setuptools 77 or newer builds the wheel: pip install -e '.[dev]'")
     source = tmp_path_factory.mktemp("source")
