@@ -31,6 +31,7 @@ PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))
 
 GATE = {
     "pip install -e .",
+    "pip install -e '.[digits,report]'",
     "pip install -e '.[dev]'",
     "python -m pytest",
     "python -m pytest -m slow",

@@ -3,6 +3,7 @@
 import pytest
 
 from woodfisher_jax.exit_codes import FAILED, INTERRUPTED, USAGE, exits
+from woodfisher_jax.extras import MissingExtraError
 
 CODES: dict[type[Exception], int] = {FileNotFoundError: USAGE, OSError: FAILED}
 
@@ -12,6 +13,7 @@ CODES: dict[type[Exception], int] = {FileNotFoundError: USAGE, OSError: FAILED}
     [
         (FileNotFoundError("no x; give y"), 2, "error: no x; give y\n"),
         (OSError("disk full"), 1, "error: disk full\n"),
+        (MissingExtraError("y needs x: pip"), 2, "error: y needs x: pip\n"),
         (KeyboardInterrupt(), 130, "interrupted\n"),
     ],
 )
