@@ -1,10 +1,11 @@
-"""Numbers with their units, as pages show them; a dash where there is none."""
+"""Numbers with their units, as pages and figures show them; a dash where unknown."""
 
 import math
 
 NONE, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
 PREFIXES = ("", " k", " M", " G", " T", " P")
 """Of powers of a thousand."""
+RAISED = str.maketrans("-0123456789.", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹·")
 
 
 def fixed(value: float | None, digits: int = 2) -> str:
@@ -15,7 +16,7 @@ def fixed(value: float | None, digits: int = 2) -> str:
 
 
 def significant(value: float | None, digits: int = 3) -> str:
-    """A number with so many digits that count, in powers of ten where it is far off."""
+    """A number to so many significant digits, in powers of ten where far from one."""
     if value is None or math.isnan(value):
         return NONE
     text = f"{value:.{digits}g}".replace("e-0", "e-").replace("e+0", "e")
@@ -43,6 +44,11 @@ def storage(number: float | None) -> str:
         return NONE
     text = scaled(number)
     return text + ("B" if " " in text else " B")
+
+
+def power_of_ten(exponent: float) -> str:
+    """10 to that power, such as 10⁻³."""
+    return "10" + f"{exponent:.3g}".translate(RAISED)
 
 
 def counted(number: int, noun: str) -> str:
