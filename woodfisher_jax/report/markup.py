@@ -3,7 +3,7 @@
 import html
 from collections.abc import Iterable, Sequence
 
-from woodfisher_jax.report.figures import DARK, LIGHT, Picture
+from woodfisher_jax.report.figures import COLOURS, Picture
 
 
 class Html(str):
@@ -12,16 +12,15 @@ class Html(str):
     __slots__ = ()
 
 
-def _variables(colours: dict[str, str]) -> str:
-    return " ".join(f"--{name}: {colour};" for name, colour in colours.items())
+def _variables(which: int) -> str:
+    return " ".join(f"--{name}: {pair[which]};" for name, pair in COLOURS.items())
 
 
-STYLE = (
-    f"""
-:root {{ color-scheme: light dark; {_variables(LIGHT)} }}
-@media (prefers-color-scheme: dark) {{ :root {{ {_variables(DARK)} }} }}
+STYLE = f"""
+:root {{ color-scheme: light dark; {_variables(0)} }}
+@media (prefers-color-scheme: dark) {{ :root {{ {_variables(1)} }} }}
 """
-    + """
+STYLE += """
 * { box-sizing: border-box; }
 body {
   margin: 0 auto; padding: 1rem; max-width: 1180px; background: var(--page);
@@ -86,7 +85,6 @@ summary { cursor: pointer; margin: .5rem 0; }
 details[open] > summary { margin-bottom: .6rem; }
 @media print { body { max-width: none; } figure { break-inside: avoid; } }
 """
-)
 
 
 def escaped(text: str) -> Html:
@@ -135,9 +133,9 @@ def figure(picture: Picture, remark: str = "") -> Html:
     return element("figure", Html(picture.svg()), caption)
 
 
-def figures(shown: Iterable[Html]) -> Html:
+def side_by_side(figures: Iterable[Html]) -> Html:
     """Figures, side by side where there is room."""
-    return element("div", *shown, class_="figures")
+    return element("div", *figures, class_="figures")
 
 
 def tiles(facts: Iterable[tuple[str, str, str]]) -> Html:
@@ -170,29 +168,25 @@ def table(
         words: How many columns, from the left, are words; the others are numbers.
         marked: Numbers of rows to set off.
     """
-
-    def line(cells: Sequence[str], first: str, other: str, **kind: str) -> Html:
-        return element(
-            "tr",
-            *(
-                element(
-                    "td" if column and other == "" else "th",
-                    text,
-                    **({"scope": other or first} if other or not column else {}),
-                    **({} if column < words else {"class_": "number"}),
-                )
-                for column, text in enumerate(cells)
-            ),
-            **kind,
-        )
-
-    body = [
-        line(row, "row", "", **({"class_": "marked"} if number in marked else {}))
-        for number, row in enumerate(rows)
+    alignment: list[dict[str, str]] = [
+        {} if column < words else {"class_": "number"} for column in range(len(headers))
     ]
+    head = [
+        element("th", text, scope="col", **align)
+        for text, align in zip(headers, alignment, strict=True)
+    ]
+    body = []
+    for number, (first, *rest) in enumerate(rows):
+        cells = [element("th", first, scope="row", **alignment[0])]
+        cells += [
+            element("td", text, **align)
+            for text, align in zip(rest, alignment[1:], strict=True)
+        ]
+        kind = {"class_": "marked"} if number in marked else {}
+        body.append(element("tr", *cells, **kind))
     content = element(
         "table",
-        element("thead", line(headers, "col", "col")),
+        element("thead", element("tr", *head)),
         element("tbody", *body),
         aria_label=caption,
     )

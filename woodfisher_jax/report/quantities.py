@@ -28,22 +28,27 @@ def percent(fraction: float | None, digits: int = 2) -> str:
     return NONE if fraction is None else f"{fixed(100 * fraction, digits)} %"
 
 
-def scaled(number: float | None) -> str:
+def scaled(value: float | None) -> str:
     """A count with a prefix for its power of a thousand, such as 4.09 G."""
-    if number is None:
+    if value is None:
         return NONE
     power = 0
-    while abs(number) >= 999.5 and power < len(PREFIXES) - 1:
-        number, power = number / 1000, power + 1
-    return f"{number:.3g}{PREFIXES[power]}".replace("-", MINUS)
+    while abs(value) >= 999.5 and power < len(PREFIXES) - 1:
+        value, power = value / 1000, power + 1
+    return f"{value:.3g}{PREFIXES[power]}".replace("-", MINUS)
 
 
-def storage(number: float | None) -> str:
+def storage(value: float | None) -> str:
     """Bytes with a unit of powers of a thousand."""
-    if number is None:
+    if value is None:
         return NONE
-    text = scaled(number)
+    text = scaled(value)
     return text + ("B" if " " in text else " B")
+
+
+def number(value: float) -> str:
+    """A number as an axis shows it."""
+    return scaled(value) if abs(value) >= 1e4 else significant(value, 4)
 
 
 def power_of_ten(exponent: float) -> str:
@@ -51,9 +56,9 @@ def power_of_ten(exponent: float) -> str:
     return "10" + f"{exponent:.3g}".translate(RAISED)
 
 
-def counted(number: int, noun: str) -> str:
+def counted(count: int, noun: str) -> str:
     """So many of something."""
-    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")
 
 
 def duration(seconds: float | None) -> str:
