@@ -6,17 +6,10 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import Any, NamedTuple
 
-from woodfisher_jax.report.figures import PERCENT, Panel, Series, lines
-from woodfisher_jax.report.markup import (
-    Html,
-    details,
-    figure,
-    joined,
-    page,
-    paragraph,
-    side_by_side,
-    table,
-)
+from woodfisher_jax.report import figures
+from woodfisher_jax.report import markup as html
+from woodfisher_jax.report.figures import PERCENT, Panel, Series
+from woodfisher_jax.report.markup import Html, paragraph
 from woodfisher_jax.report.metrics import csv_text
 from woodfisher_jax.report.page import flat
 from woodfisher_jax.report.quantities import (
@@ -283,7 +276,7 @@ def comparison_page(comparison: Comparison) -> str:
         sections.append(("Groups", _groups(groups)))
     sections.append(("Runs", _runs(records)))
     title = f"{records[0].config['data']['name']}: {len(records)} runs compared"
-    return page(title, [paragraph(summary), *warnings], sections)
+    return html.page(title, [paragraph(summary), *warnings], sections)
 
 
 def _warnings(comparison: Comparison) -> list[str]:
@@ -324,9 +317,9 @@ def _curves(groups: Sequence[Group]) -> Html:
         if series:
             panel = Panel("top-1 on the test split, %", series, PERCENT, reference)
             label = "prunable weights that are zero, %"
-            shown.append(figure(lines(title, label, [panel], PERCENT)))
+            shown.append(html.figure(figures.lines(title, label, [panel], PERCENT)))
     bars = "Bars are one standard deviation over the seeds to either side."
-    return joined([side_by_side(shown), paragraph(bars)])
+    return html.joined([html.side_by_side(shown), paragraph(bars)])
 
 
 def _groups(groups: Sequence[Group]) -> Html:
@@ -347,7 +340,7 @@ def _groups(groups: Sequence[Group]) -> Html:
     headers = ["", "sparsity", "seeds", "dense top-1, %", "just pruned, %"]
     headers += ["final, %", "final loss, nats", "MACs", "time"]
     caption = "Means over the seeds. MACs: multiply-accumulates for one image."
-    return table(headers, rows, caption=caption)
+    return html.table(headers, rows, caption=caption)
 
 
 def _runs(records: Sequence[RunRecord]) -> Html:
@@ -370,4 +363,6 @@ def _runs(records: Sequence[RunRecord]) -> Html:
     headers = ["run", "method", "seed", "sparsity", "dense top-1, %"]
     headers += ["just pruned, %", "final, %", "time"]
     caption = f"Every run; {NONE} where a number is unknown."
-    return details(f"All {len(rows)} runs", table(headers, rows, caption=caption))
+    return html.details(
+        f"All {len(rows)} runs", html.table(headers, rows, caption=caption)
+    )

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from woodfisher_jax.report import figures, tables
+from woodfisher_jax.report import markup as html
 from woodfisher_jax.report.figures import (
-    ANY,
     PERCENT,
     POSITIVE,
     Bars,
@@ -18,19 +18,7 @@ from woodfisher_jax.report.figures import (
     Picture,
     Series,
 )
-from woodfisher_jax.report.markup import (
-    Html,
-    code,
-    details,
-    element,
-    figure,
-    joined,
-    page,
-    paragraph,
-    side_by_side,
-    table,
-    tiles,
-)
+from woodfisher_jax.report.markup import Html, details, paragraph
 from woodfisher_jax.report.metrics import replace_file
 from woodfisher_jax.report.quantities import (
     NONE,
@@ -110,7 +98,9 @@ def run_page(record: RunRecord, drawn: dict[str, Picture]) -> str:
         ("Config and origin", origin(record)),
     ]
     title = f"{record.method} on {record.config['data']['name']}"
-    return page(f"{title}: {record.folder.absolute().name}", _head(record), sections)
+    return html.page(
+        f"{title}: {record.folder.absolute().name}", _head(record), sections
+    )
 
 
 def _all(record: RunRecord) -> dict[str, RunRecord]:
@@ -136,7 +126,7 @@ def _head(record: RunRecord) -> list[Html]:
     sparse = scaled(macs["sparse"] if macs else None)
     whole = f"of {scaled(macs['dense'])}, for one image" if macs else ""
     parts.append(
-        tiles(
+        html.tiles(
             [
                 ("Top-1, dense", top1[0], _dense_from(record)),
                 (f"Top-1, {end}", top1[1], "on the test split"),
@@ -151,7 +141,7 @@ def _head(record: RunRecord) -> list[Html]:
 
 
 def _in_percent(value: float | None) -> str:
-    return NONE if value is None else f"{fixed(value)} %"
+    return percent(None if value is None else value / 100)
 
 
 def _summary(record: RunRecord) -> str:
@@ -208,7 +198,7 @@ def _outcome(record: RunRecord) -> Html:
         rows.append([name, percent(one.results["sparsity"]), *measured(final), lost])
     headers = ["", "sparsity", "top-1, %", "top-5, %", "loss, nats", "top-1 lost, %"]
     caption = f"On the test split. Dense: {_dense_from(record)}."
-    return table(headers, rows, caption=caption)
+    return html.table(headers, rows, caption=caption)
 
 
 # ----------------------------------------------------------------------- the history
@@ -219,7 +209,7 @@ def _course(record: RunRecord, drawn: dict[str, Picture]) -> Html:
     runs = _evaluated_rows(record)
     if not runs:
         return paragraph("No epoch and no pruning step has ended yet.")
-    shown = [figure(drawn["comparison" if record.compared else "accuracy"])]
+    shown = [html.figure(drawn["comparison" if record.compared else "accuracy"])]
     losses = [
         Series(name, _column(rows, "epoch"), _column(rows, "loss"), style)
         for style, (name, rows) in enumerate(runs.items())
@@ -230,14 +220,16 @@ def _course(record: RunRecord, drawn: dict[str, Picture]) -> Html:
         parts.append(paragraph("Nothing was trained here: all is at one epoch."))
     elif losses:
         panel = Panel("test loss, nats an image", losses, POSITIVE)
-        shown.append(figure(figures.lines("Loss", "epoch", [panel])))
-    parts.insert(0, side_by_side(shown))
+        shown.append(html.figure(figures.lines("Loss", "epoch", [panel])))
+    parts.insert(0, html.side_by_side(shown))
     for name, one in _all(record).items():
         if one.results["stages"]:
             caption = f"Pruning steps of {name}"
-            steps = table(*tables.steps(one.results["stages"]), caption=f"{caption}.")
+            steps = html.table(
+                *tables.steps(one.results["stages"]), caption=f"{caption}."
+            )
             parts.append(steps if one is record else details(caption, steps))
-    return joined(parts)
+    return html.joined(parts)
 
 
 def _accuracy(record: RunRecord) -> Picture:
@@ -259,10 +251,8 @@ def _accuracy(record: RunRecord) -> Picture:
         return figures.rows("Accuracy", label, names, bars, texts, PERCENT[1])
     top1, levels = [], []
     for style, (name, rows) in enumerate(runs.items()):
-        epochs, pruned = (
-            _column(rows, "epoch"),
-            [r for r in rows if r["event"] == "prune"],
-        )
+        epochs = _column(rows, "epoch")
+        pruned = [row for row in rows if row["event"] == "prune"]
         top1.append(Series(name, epochs, _column(rows, "top1"), style))
         if pruned:
             at, heights = _column(pruned, "epoch"), _column(pruned, "top1")
@@ -339,7 +329,7 @@ def _layers(record: RunRecord, drawn: dict[str, Picture]) -> Html:
     """Sparsity and multiply-accumulates of each layer."""
     rows = record.results["layers"]
     costly = [row for row in rows if row["dense"]]
-    shown = [figure(drawn["sparsity"])] if "sparsity" in drawn else []
+    shown = [html.figure(drawn["sparsity"])] if "sparsity" in drawn else []
     if costly:
         picture = figures.rows(
             "Multiply-accumulates",
@@ -351,17 +341,17 @@ def _layers(record: RunRecord, drawn: dict[str, Picture]) -> Html:
             ],
             [f"{scaled(row['sparse'])} of {scaled(row['dense'])}" for row in costly],
         )
-        shown.append(figure(picture))
-    parts = [side_by_side(shown)] if shown else []
+        shown.append(html.figure(picture))
+    parts = [html.side_by_side(shown)] if shown else []
     if record.results["macs"] is None:
         why = "could not be counted for this network; the log says why"
         why = why if record.finished else "are counted when the run ends"
         parts.append(paragraph(f"Multiply-accumulates {why}."))
     if rows:
         caption = "MACs are multiply-accumulates for one image; sparse: without zeros."
-        content = table(*tables.layers(rows), caption=caption, marked=[len(rows)])
+        content = html.table(*tables.layers(rows), caption=caption, marked=[len(rows)])
         parts.append(details("Table of the layers", content))
-    return joined(parts)
+    return html.joined(parts)
 
 
 # -------------------------------------------------------------------- the pruning steps
@@ -390,12 +380,12 @@ def _saliencies(record: RunRecord) -> Html:
             "them. Where the two histograms overlap by more than a bin, something else "
             "decides as well: a share of each layer, a pattern, or the cost of weights."
         ),
-        side_by_side(shown),
+        html.side_by_side(shown),
     ]
     if between:
         label = f"The {len(between)} steps between"
-        parts.append(details(label, side_by_side(between)))
-    return joined(parts)
+        parts.append(details(label, html.side_by_side(between)))
+    return html.joined(parts)
 
 
 def _histogram(stage: Nested, number: int) -> Html:
@@ -407,7 +397,7 @@ def _histogram(stage: Nested, number: int) -> Html:
     # Memory is planned for every statistic but the magnitude.
     label = "saliency, nats" if "store" in stage else "magnitude |w|"
     histogram = stage["saliency_histogram"]
-    return figure(figures.histograms(title, label, histogram), remark)
+    return html.figure(figures.histograms(title, label, histogram), remark)
 
 
 def _losses(record: RunRecord, drawn: dict[str, Picture]) -> Html:
@@ -423,7 +413,7 @@ def _losses(record: RunRecord, drawn: dict[str, Picture]) -> Html:
             paragraph(
                 "The increase of the loss was not predicted in this run. Magnitude has "
                 "no model of the loss; for other methods ",
-                element("code", "--config.prune.diagnostics=True"),
+                html.element("code", "--config.prune.diagnostics=True"),
                 " predicts it.",
             )
         )
@@ -431,18 +421,20 @@ def _losses(record: RunRecord, drawn: dict[str, Picture]) -> Html:
         values = {"measured": [_increase(s) for s in stages], "predicted": predicted}
         steps = range(1, len(stages) + 1)
         series = _known_series(values, steps, "points")
-        panel = Panel("nats an example", series, ANY)
+        panel = Panel("nats an example", series, figures.ANY)
         picture = figures.lines("Increase of the loss", "pruning step", [panel])
-        shown.append(figure(picture))
+        shown.append(html.figure(picture))
     shown += [
-        figure(picture) for name, picture in drawn.items() if name.startswith("loss")
+        html.figure(picture)
+        for name, picture in drawn.items()
+        if name.startswith("loss")
     ]
     if shown:
-        parts.append(side_by_side(shown[:3]))
+        parts.append(html.side_by_side(shown[:3]))
     if shown[3:]:
         label = counted(len(shown[3:]), "more figure")
-        parts.append(details(label, side_by_side(shown[3:])))
-    return joined([*parts, _loss_table(stages)])
+        parts.append(details(label, html.side_by_side(shown[3:])))
+    return html.joined([*parts, _loss_table(stages)])
 
 
 def _loss_path(title: str, path: Nested) -> Picture:
@@ -501,7 +493,7 @@ def _loss_table(stages: Sequence[Nested]) -> Html:
         "from before the step. The sum of saliencies is the increase if every weight "
         "were removed alone."
     )
-    return table(["", *columns], rows, caption=caption)
+    return html.table(["", *columns], rows, caption=caption)
 
 
 # ------------------------------------------------------------------- time and memory
@@ -516,7 +508,7 @@ def _costs(record: RunRecord) -> Html:
         picture = figures.rows(
             "Time", "wall time, s", list(phases), [Bars("", bars)], texts
         )
-        parts.append(side_by_side([figure(picture)]))
+        parts.append(html.side_by_side([html.figure(picture)]))
     rows = [["process, peak", storage(record.results["peak_rss_bytes"])]]
     plans = {stage["pruner"]: stage for stage in record.results["stages"]}
     for pruner, stage in plans.items():
@@ -538,7 +530,9 @@ def _costs(record: RunRecord) -> Html:
         "Memory. Planned: the peak of a pruning step by its memory plan; limit: what "
         "it was allowed; gradients: how many bytes of them were stored, and where."
     )
-    return joined([*parts, table(["", "memory"], rows, caption=caption, words=2)])
+    return html.joined(
+        [*parts, html.table(["", "memory"], rows, caption=caption, words=2)]
+    )
 
 
 def seconds_of_phases(record: RunRecord) -> dict[str, float]:
@@ -576,14 +570,14 @@ def latency(record: RunRecord) -> Html:
     """Dense against sparse products on the machine that they were timed on."""
     found = record.latency
     if not found:
-        return joined(
+        return html.joined(
             [
                 paragraph(
                     "Not measured. This command times the products of the pruned "
                     "arrays, dense and sparse, on the machine that it runs on, and "
                     "adds them to this page:"
                 ),
-                code(f"python -m woodfisher_jax.report {record.folder} --latency"),
+                html.code(f"python -m woodfisher_jax.report {record.folder} --latency"),
             ]
         )
     kinds = ("dense", "bcoo", "csr")
@@ -597,10 +591,12 @@ def latency(record: RunRecord) -> Html:
         f"Median time of all pruned arrays' products, one after the other, on "
         f"{machine}; {found['products'][0]['device']} for dense and BCOO."
     )
-    return joined(
+    return html.joined(
         [
-            table(headers, rows, caption=caption, words=0),
-            element("ul", *(element("li", verdict(one)) for one in found["products"])),
+            html.table(headers, rows, caption=caption, words=0),
+            html.element(
+                "ul", *(html.element("li", verdict(one)) for one in found["products"])
+            ),
             paragraph(
                 "Only matrix products are timed, no whole network: activations, "
                 "norms and the rearrangement of patches in convolutions come on top. "
@@ -644,33 +640,35 @@ def origin(record: RunRecord) -> Html:
     ]
     changed = [n for n, name in enumerate(fields) if name in flat(changes)]
     headers = ["field", "here", "default"]
-    short = table(
+    short = html.table(
         headers,
         [rows[number] for number in changed],
         caption="What differs from the defaults.",
         words=3,
     )
     caption = "All fields; those that differ are marked."
-    whole = table(headers, rows, caption=caption, words=3, marked=changed)
+    whole = html.table(headers, rows, caption=caption, words=3, marked=changed)
     alone = [
         paragraph("All that differs from the defaults, as a file for --config:"),
-        code(config_file(changes)),
+        html.code(config_file(changes)),
     ]
     if record.command:
         folded = details("The same from a config file alone", *alone)
-        alone = [code(record.command), folded]
+        alone = [html.code(record.command), folded]
     parts = [
         short,
         details(f"All {len(rows)} fields", whole),
-        element("h3", "To repeat this run"),
+        html.element("h3", "To repeat this run"),
         *alone,
     ]
     versions = record.results["versions"]
     if versions:
         cells = [[name, v or "not installed"] for name, v in versions.items()]
         caption = "Versions that it ran with."
-        parts.append(table(["package", "version"], cells, caption=caption, words=2))
-    return joined(parts)
+        parts.append(
+            html.table(["package", "version"], cells, caption=caption, words=2)
+        )
+    return html.joined(parts)
 
 
 def _text(value: Any) -> str:

@@ -98,7 +98,8 @@ def macs_per_weight(
             embeddings, normalisation) cost 0. Default all that some layer multiplies.
 
     Returns:
-        From path to MACs.
+        From path to MACs; by default in the order in which the program uses the
+        tensors.
 
     Raises:
         ValueError: If a tensor that is wanted is not there, or its products cannot be
@@ -119,7 +120,11 @@ def macs_per_weight(
         for path in wanted
     }
     if paths is None:
-        return {path: cost for path, cost in costs.items() if cost}
+        # In the order of the program: a tree of dicts is sorted by name.
+        layers = [use for own in uses.values() for use in own if costs[use.path]]
+        layers = [use for use in layers if isinstance(use, Product)]
+        ranked = sorted(layers, key=lambda use: use.position)
+        return {use.path: costs[use.path] for use in ranked}
     return costs
 
 
