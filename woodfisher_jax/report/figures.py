@@ -80,6 +80,8 @@ SETTINGS: dict[Any, Any] = {
     "svg.fonttype": "none",
     # The same ids, hence the same bytes, from the same data.
     "svg.hashsalt": "woodfisher_jax",
+    # A dollar sign in a name is one.
+    "text.parse_math": False,
     **dict.fromkeys(("axes.labelcolor", "text.color"), TEXT),
     **dict.fromkeys(("xtick.color", "ytick.color"), FAINT),
     **dict.fromkeys(("xtick.labelcolor", "ytick.labelcolor"), TEXT),
@@ -119,7 +121,7 @@ class Picture(NamedTuple):
         text = re.sub(r"(?s)<style.*?</style>|<!--.*?-->", "", text)
         text = re.sub(r" font-family: [^;\"]*;?", "", text)
         text = re.sub(r"\s*\n\s*", " ", text).replace("xlink:href", "href")
-        prefix = f"f{hashlib.sha256(text.encode()).hexdigest()[:8]}-"
+        prefix = f"w{hashlib.sha256(text.encode()).hexdigest()[:8]}-"
         text = re.sub(r'( id="| href="#|url\(#)', rf"\g<1>{prefix}", text)
         for name, (light, _) in COLOURS.items():
             text = text.replace(light, f"var(--{name})")
@@ -195,7 +197,7 @@ def lines(
     """
     words, names = [], []
     with _settings():
-        figure, every = _figure(title, 1.2 + 2 * len(panels), len(panels))
+        figure, every = _figure(0.6 + 1.4 * len(panels), len(panels))
         for axes, panel in zip(every, panels, strict=True):
             for one in panel.series:
                 _draw(axes, one)
@@ -216,8 +218,7 @@ def lines(
             _whole(axes)
         axes.xaxis.set_major_formatter(lambda value, _: number(value))
         axes.set_xlabel(label)
-        _legend(figure, names)
-    return Picture(figure, f"{title}: {' '.join(words)}")
+        return _finished(figure, title, names, " ".join(words))
 
 
 def rows(
@@ -240,7 +241,7 @@ def rows(
     """
     known = [value for one in bars for value in one.values if value is not None]
     with _settings():
-        figure, (axes,) = _figure(title, 1.1 + 0.42 * len(names))
+        figure, (axes,) = _figure(0.1 + 0.42 * len(names))
         for style, one in enumerate(bars):
             _draw_bars(axes, one, style)
         axes.set_xlim(0, end or max(known) or 1.0)
@@ -255,10 +256,9 @@ def rows(
             size = min(12, 350 / (0.62 * (len(name) + len(text) + 2)))
             axes.text(0.01, row, name, transform=place, fontsize=size)
             axes.text(1, row, text, transform=place, fontsize=size, ha="right")
-        if len(bars) > 1:
-            _legend(figure, [one.name for one in bars])
-    words = "; ".join(f"{a}: {b}" for a, b in zip(names, texts, strict=True))
-    return Picture(figure, f"{title}: {label}. {words}.")
+        words = "; ".join(f"{a}: {b}" for a, b in zip(names, texts, strict=True))
+        shown = [one.name for one in bars] if len(bars) > 1 else []
+        return _finished(figure, title, shown, f"{label}. {words}.", left=0.1)
 
 
 def histograms(title: str, label: str, histogram: Mapping[str, Any]) -> Picture:
@@ -273,7 +273,7 @@ def histograms(title: str, label: str, histogram: Mapping[str, Any]) -> Picture:
     low, high = histogram["low"], histogram["high"]
     names = ("removed", "kept")
     with _settings():
-        figure, (axes,) = _figure(title, 3.2)
+        figure, (axes,) = _figure(2.0)
         for name, colour, dash in zip(names, STYLES, DASHES, strict=False):
             counts = histogram[name]
             width = (high - low) / len(counts)
@@ -287,10 +287,10 @@ def histograms(title: str, label: str, histogram: Mapping[str, Any]) -> Picture:
         axes.yaxis.set_major_formatter(lambda value, _: number(value))
         axes.set_title("weights")
         axes.set_xlabel(label)
-        _legend(figure, names)
-    words = "; ".join(f"{name}: {sum(histogram[name]):,}" for name in names)
-    ends = f"from {power_of_ten(low)} to {power_of_ten(high)}"
-    return Picture(figure, f"{title}: weights by {label}, {ends}. {words}.")
+        words = "; ".join(f"{name}: {sum(histogram[name]):,}" for name in names)
+        ends = f"from {power_of_ten(low)} to {power_of_ten(high)}"
+        words = f"weights by {label}, {ends}. {words}."
+        return _finished(figure, title, names, words)
 
 
 def _settings() -> Any:
@@ -305,38 +305,68 @@ def _settings() -> Any:
     return matplotlib.rc_context(SETTINGS)
 
 
-def _figure(
-    title: str, height: float, panels: int = 1
-) -> tuple["Figure", list["Axes"]]:
-    """Axes one above the other, all but the last of double height."""
+def _figure(height: float, panels: int = 1) -> tuple["Figure", list["Axes"]]:
+    """Axes one above the other, all but the last of double height.
+
+    Args:
+        height: Of all of them, in inches, without what stands around them.
+        panels: How many.
+    """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(WIDTH, height), layout="constrained")
-    figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold")
+    figure = Figure(figsize=(WIDTH, height))
     heights = [2] * (panels - 1) + [1]
     axes = figure.subplots(panels, sharex=True, squeeze=False, height_ratios=heights)
     return figure, list(axes[:, 0])
 
 
-def _legend(figure: "Figure", names: Iterable[str]) -> None:
-    """A legend below, each name once, for which the figure grows."""
+def _finished(
+    figure: "Figure", title: str, names: Iterable[str], words: str, left: float = 0.75
+) -> Picture:
+    """The figure with a title above and a legend below, for which it grows.
+
+    Room is measured out in inches: a layout engine of matplotlib would draw each
+    figure twice.
+
+    Args:
+        figure: With its axes.
+        title: Of the figure.
+        names: In the legend, each once.
+        words: What it shows.
+        left: Room for labels at the vertical axis.
+    """
     handles: dict[str, Any] = {}
     for axes in figure.axes:
         found, labels = axes.get_legend_handles_labels()
         handles |= dict(zip(labels, found, strict=True))
-    names = list(dict.fromkeys(names))
+    names = [name for name in dict.fromkeys(names) if name in handles]
     # A name that is wider than the figure continues on a second line.
     texts = [textwrap.fill(name, 46) for name in names]
-    columns = max(1, 46 // (max(map(len, texts)) + 5))
+    columns = max(1, 46 // (max(map(len, texts), default=0) + 5))
+    lines = math.ceil(sum(text.count("\n") + 1 for text in texts) / columns)
+    top = 0.62 if axes.get_title(loc="left") else 0.36
+    bottom = 0.52 + (0.15 if names else 0) + 0.2 * lines
+    height = figure.get_figheight() + top + bottom
+    figure.set_figheight(height)
+    figure.subplots_adjust(
+        left=left / WIDTH,
+        right=1 - 0.18 / WIDTH,
+        bottom=bottom / height,
+        top=1 - top / height,
+        hspace=0.25,
+    )
+    looks = {"fontsize": 13, "fontweight": "bold", "ha": "left", "va": "top"}
+    figure.suptitle(title, x=0.08 / WIDTH, y=1 - 0.08 / height, **looks)
     figure.legend(
         [handles[name] for name in names],
         texts,
-        loc="outside lower left",
+        loc="lower left",
+        bbox_to_anchor=(0, 0),
+        borderaxespad=0,
         ncols=columns,
         fontsize=11,
     )
-    height = math.ceil(sum(text.count("\n") + 1 for text in texts) / columns)
-    figure.set_figheight(figure.get_figheight() + 0.22 * height)
+    return Picture(figure, f"{title}: {words}")
 
 
 def _within(limits: Range, possible: Range) -> Range:

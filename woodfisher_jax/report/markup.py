@@ -73,7 +73,7 @@ th, td {
 }
 thead th { border-bottom: 2px solid var(--line); white-space: nowrap; }
 tbody th { font-weight: 500; white-space: nowrap; }
-@media (max-width: 600px) { tbody th { white-space: normal; } }
+@media (max-width: 600px) { tbody th { white-space: normal; min-width: 5rem; } }
 td.number, th.number {
   text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap;
 }

@@ -447,7 +447,7 @@ def _loss_path(title: str, path: Nested) -> Picture:
     xs = path["fractions"]
     series = _known_series(names, xs, "line")
     # A model of the loss can be below zero, where no loss is.
-    lowest = min(y for one in series for _, y in one.points)
+    lowest = min((y for one in series for _, y in one.points), default=0.0)
     panels = [Panel("loss, nats an example", series, (min(lowest, 0.0), math.inf))]
     if any(y is not None for y in path["test"]):
         test = Series("test", xs, path["test"], style=3)
@@ -632,13 +632,13 @@ def verdict(one: Nested) -> str:
 
 def origin(record: RunRecord) -> Html:
     """The config, the command, a config file that stands alone, and versions."""
-    changes = _changes(record.config, record.defaults)
+    changes = flat(_changes(record.config, record.defaults))
     fields, defaults = flat(record.config), flat(record.defaults)
     rows = [
         [name, _text(value), _text(defaults.get(name, NONE))]
         for name, value in fields.items()
     ]
-    changed = [n for n, name in enumerate(fields) if name in flat(changes)]
+    changed = [n for n, name in enumerate(fields) if name in changes]
     headers = ["field", "here", "default"]
     short = html.table(
         headers,
@@ -650,7 +650,7 @@ def origin(record: RunRecord) -> Html:
     whole = html.table(headers, rows, caption=caption, words=3, marked=changed)
     alone = [
         paragraph("All that differs from the defaults, as a file for --config:"),
-        html.code(config_file(changes)),
+        html.code(config_file(record)),
     ]
     if record.command:
         folded = details("The same from a config file alone", *alone)
@@ -675,9 +675,10 @@ def _text(value: Any) -> str:
     return "none" if value is None else str(value)
 
 
-def config_file(values: Nested) -> str:
-    """A Python file for ``--config`` with these values."""
-    literal = pprint.pformat(values, sort_dicts=False)
+def config_file(record: RunRecord) -> str:
+    """A Python file for ``--config`` that states what differs from the defaults."""
+    changes = _changes(record.config, record.defaults)
+    literal = pprint.pformat(changes, sort_dicts=False)
     return (
         '"""python -m woodfisher_jax.main --config=config.py"""\n\n'
         "from ml_collections import ConfigDict\n\n\n"

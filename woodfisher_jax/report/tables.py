@@ -3,7 +3,13 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from woodfisher_jax.report.quantities import duration, fixed, percent, scaled
+from woodfisher_jax.report.quantities import (
+    duration,
+    fixed,
+    percent,
+    scaled,
+    storage,
+)
 from woodfisher_jax.rows.needs import Needs
 
 Table = tuple[list[str], list[list[str]]]
@@ -77,12 +83,12 @@ def print_table(results: Mapping[str, Any]) -> None:
     print(f"{results['method']}, target sparsity {percent(results['target_sparsity'])}")
     _print(headers, rows)
     device, macs = results["device"], results["macs"]
-    left = f"{results['nonzero']:,} of {results['prunable']:,} prunable weights left"
+    left = f"{results['nonzero']:,} of {results['prunable']:,} prunable weights"
     if macs:
-        sparse, dense = (f"{macs[kind] / 1e6:.4g}" for kind in ("sparse", "dense"))
-        left += f"; {sparse} of {dense} M multiply-accumulates left"
+        sparse, dense = scaled(macs["sparse"]), scaled(macs["dense"])
+        left += f" and {sparse} of {dense} multiply-accumulates"
     print(
-        f"{left}; peak memory {results['peak_rss_bytes'] / 1e9:.2f} GB; "
+        f"{left} left; peak memory {storage(results['peak_rss_bytes'])}; "
         f"{device['count']} x {device['kind']}"
     )
 

@@ -121,10 +121,9 @@ def macs_per_weight(
     }
     if paths is None:
         # In the order of the program: a tree of dicts is sorted by name.
-        layers = [use for own in uses.values() for use in own if costs[use.path]]
-        layers = [use for use in layers if isinstance(use, Product)]
+        layers = [u for own in uses.values() for u in own if isinstance(u, Product)]
         ranked = sorted(layers, key=lambda use: use.position)
-        return {use.path: costs[use.path] for use in ranked}
+        return {use.path: costs[use.path] for use in ranked if costs[use.path]}
     return costs
 
 
