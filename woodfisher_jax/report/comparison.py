@@ -312,14 +312,13 @@ def _curves(groups: Sequence[Group]) -> Html:
             points = [(level, y) for level, y in points if y.mean is not None]
             xs, ys = [100 * level for level, _ in points], [y.mean for _, y in points]
             errors = [y.deviation or 0.0 for _, y in points]
-            if points:
-                series.append(Series(label, xs, ys, style, "points", errors))
-        if series:
+            series.append(Series(label, xs, ys, style, "points", errors))
+        if any(one.points for one in series):
             panel = Panel("top-1 on the test split, %", series, PERCENT, reference)
             label = "prunable weights that are zero, %"
-            shown.append(html.figure(figures.lines(title, label, [panel], PERCENT)))
+            shown.append(figures.lines(title, label, [panel], PERCENT))
     bars = "Bars are one standard deviation over the seeds to either side."
-    return html.joined([html.side_by_side(shown), paragraph(bars)])
+    return html.joined([html.figures(shown), paragraph(bars)])
 
 
 def _groups(groups: Sequence[Group]) -> Html:

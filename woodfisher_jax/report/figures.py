@@ -93,10 +93,17 @@ class MissingExtraError(ImportError):
 
 
 class Picture(NamedTuple):
-    """A figure, and in words what it shows."""
+    """A figure.
+
+    Attributes:
+        figure: Drawn.
+        words: What it shows, for those who do not see it.
+        remark: Below it on a page; none.
+    """
 
     figure: "Figure"
     words: str
+    remark: str = ""
 
     def png(self, path: Path) -> None:
         """Writes the figure as PNG."""
@@ -134,7 +141,7 @@ class Series(NamedTuple):
     Attributes:
         name: In the legend.
         xs: Where the points are.
-        ys: As many, at least one of them known.
+        ys: As many; None where unknown.
         style: Number of colour, dash and marker.
         kind: line; points (a line with a marker at each point); markers (those alone);
             or steps (a line that keeps its height up to the next point).
@@ -159,7 +166,7 @@ class Panel(NamedTuple):
 
     Attributes:
         label: Of the heights, with their unit.
-        series: What is drawn.
+        series: What is drawn; those without a known point are left out.
         possible: The least and the greatest height there can be.
         reference: Name and height of a dotted line across.
     """
@@ -199,10 +206,11 @@ def lines(
     with _settings():
         figure, every = _figure(0.6 + 1.4 * len(panels), len(panels))
         for axes, panel in zip(every, panels, strict=True):
-            for one in panel.series:
+            known = [one for one in panel.series if one.points]
+            for one in known:
                 _draw(axes, one)
-            names += [one.name for one in panel.series]
-            said = list(map(_words, panel.series))
+            names += [one.name for one in known]
+            said = list(map(_words, known))
             if panel.reference:
                 name, height = panel.reference
                 axes.axhline(height, color=FAINT, linestyle=":", label=name)

@@ -128,15 +128,17 @@ def details(summary: str, *content: str) -> Html:
     return element("details", element("summary", summary), *content)
 
 
-def figure(picture: Picture, remark: str = "") -> Html:
-    """A figure with a remark below."""
-    caption = element("figcaption", remark) if remark else ""
-    return element("figure", Html(picture.svg()), caption)
-
-
-def side_by_side(figures: Iterable[Html]) -> Html:
-    """Figures, side by side where there is room."""
-    return element("div", *figures, class_="figures")
+def figures(pictures: Iterable[Picture]) -> Html:
+    """Figures with their remarks, side by side where there is room."""
+    parts = [
+        element(
+            "figure",
+            Html(one.svg()),
+            element("figcaption", one.remark) if one.remark else "",
+        )
+        for one in pictures
+    ]
+    return element("div", *parts, class_="figures")
 
 
 def tiles(facts: Iterable[tuple[str, str, str]]) -> Html:

@@ -209,19 +209,18 @@ def _course(record: RunRecord, drawn: dict[str, Picture]) -> Html:
     runs = _evaluated_rows(record)
     if not runs:
         return paragraph("No epoch and no pruning step has ended yet.")
-    shown = [html.figure(drawn["comparison" if record.compared else "accuracy"])]
+    shown = [drawn["comparison" if record.compared else "accuracy"]]
     losses = [
         Series(name, _column(rows, "epoch"), _column(rows, "loss"), style)
         for style, (name, rows) in enumerate(runs.items())
-        if any(row.get("loss") is not None for row in rows)
     ]
     parts = []
     if _at_one_epoch(runs):
         parts.append(paragraph("Nothing was trained here: all is at one epoch."))
-    elif losses:
+    elif any(one.points for one in losses):
         panel = Panel("test loss, nats an image", losses, POSITIVE)
-        shown.append(html.figure(figures.lines("Loss", "epoch", [panel])))
-    parts.insert(0, html.side_by_side(shown))
+        shown.append(figures.lines("Loss", "epoch", [panel]))
+    parts.insert(0, html.figures(shown))
     for name, one in _all(record).items():
         if one.results["stages"]:
             caption = f"Pruning steps of {name}"
@@ -329,9 +328,9 @@ def _layers(record: RunRecord, drawn: dict[str, Picture]) -> Html:
     """Sparsity and multiply-accumulates of each layer."""
     rows = record.results["layers"]
     costly = [row for row in rows if row["dense"]]
-    shown = [html.figure(drawn["sparsity"])] if "sparsity" in drawn else []
+    shown = [drawn["sparsity"]] if "sparsity" in drawn else []
     if costly:
-        picture = figures.rows(
+        macs = figures.rows(
             "Multiply-accumulates",
             "for one image",
             [layer_name(row["path"]) for row in costly],
@@ -341,8 +340,8 @@ def _layers(record: RunRecord, drawn: dict[str, Picture]) -> Html:
             ],
             [f"{scaled(row['sparse'])} of {scaled(row['dense'])}" for row in costly],
         )
-        shown.append(html.figure(picture))
-    parts = [html.side_by_side(shown)] if shown else []
+        shown.append(macs)
+    parts = [html.figures(shown)] if shown else []
     if record.results["macs"] is None:
         why = "could not be counted for this network; the log says why"
         why = why if record.finished else "are counted when the run ends"
@@ -380,15 +379,15 @@ def _saliencies(record: RunRecord) -> Html:
             "them. Where the two histograms overlap by more than a bin, something else "
             "decides as well: a share of each layer, a pattern, or the cost of weights."
         ),
-        html.side_by_side(shown),
+        html.figures(shown),
     ]
     if between:
         label = f"The {len(between)} steps between"
-        parts.append(details(label, html.side_by_side(between)))
+        parts.append(details(label, html.figures(between)))
     return html.joined(parts)
 
 
-def _histogram(stage: Nested, number: int) -> Html:
+def _histogram(stage: Nested, number: int) -> Picture:
     kept, removed = stage["saliency_histogram"]["zeros"]
     remark = ""
     if kept or removed:
@@ -397,7 +396,7 @@ def _histogram(stage: Nested, number: int) -> Html:
     # Memory is planned for every statistic but the magnitude.
     label = "saliency, nats" if "store" in stage else "magnitude |w|"
     histogram = stage["saliency_histogram"]
-    return html.figure(figures.histograms(title, label, histogram), remark)
+    return figures.histograms(title, label, histogram)._replace(remark=remark)
 
 
 def _losses(record: RunRecord, drawn: dict[str, Picture]) -> Html:
@@ -418,53 +417,36 @@ def _losses(record: RunRecord, drawn: dict[str, Picture]) -> Html:
             )
         )
     if known > 1:
-        values = {"measured": [_increase(s) for s in stages], "predicted": predicted}
         steps = range(1, len(stages) + 1)
-        series = _known_series(values, steps, "points")
+        measured = Series("measured", steps, list(map(_increase, stages)), 0, "points")
+        series = [measured, Series("predicted", steps, predicted, 1, "points")]
         panel = Panel("nats an example", series, figures.ANY)
-        picture = figures.lines("Increase of the loss", "pruning step", [panel])
-        shown.append(html.figure(picture))
-    shown += [
-        html.figure(picture)
-        for name, picture in drawn.items()
-        if name.startswith("loss")
-    ]
+        shown.append(figures.lines("Increase of the loss", "pruning step", [panel]))
+    shown += [picture for name, picture in drawn.items() if name.startswith("loss")]
     if shown:
-        parts.append(html.side_by_side(shown[:3]))
+        parts.append(html.figures(shown[:3]))
     if shown[3:]:
         label = counted(len(shown[3:]), "more figure")
-        parts.append(details(label, html.side_by_side(shown[3:])))
+        parts.append(details(label, html.figures(shown[3:])))
     return html.joined([*parts, _loss_table(stages)])
 
 
 def _loss_path(title: str, path: Nested) -> Picture:
     """Loss from the weights before a pruning step to those after it, and its model."""
-    names = {
-        "training": path["train"],
-        "quadratic model": path["quadratic"],
-        "with the slope": path["with_slope"],
-    }
     xs = path["fractions"]
-    series = _known_series(names, xs, "line")
+    series = [
+        Series("training", xs, path["train"], 0),
+        Series("quadratic model", xs, path["quadratic"], 1),
+        Series("with the slope", xs, path["with_slope"], 2),
+    ]
     # A model of the loss can be below zero, where no loss is.
     lowest = min((y for one in series for _, y in one.points), default=0.0)
     panels = [Panel("loss, nats an example", series, (min(lowest, 0.0), math.inf))]
-    if any(y is not None for y in path["test"]):
-        test = Series("test", xs, path["test"], style=3)
+    if path["test"]:
+        test = Series("test", xs, path["test"], 3)
         panels.append(Panel("test loss, nats an example", [test], POSITIVE))
     label = "share of the way from old to new weights"
     return figures.lines(title, label, panels, (0.0, 1.0))
-
-
-def _known_series(
-    values: dict[str, list[float | None]], xs: Sequence[float], kind: str
-) -> list[Series]:
-    """Series by name, without those of which nothing is known."""
-    return [
-        Series(name, xs, ys, style, kind)
-        for style, (name, ys) in enumerate(values.items())
-        if any(y is not None for y in ys)
-    ]
 
 
 def _increase(stage: Nested) -> float | None:
@@ -505,10 +487,9 @@ def _costs(record: RunRecord) -> Html:
     parts = []
     if phases:
         bars, texts = list(phases.values()), list(map(duration, phases.values()))
-        picture = figures.rows(
-            "Time", "wall time, s", list(phases), [Bars("", bars)], texts
-        )
-        parts.append(html.side_by_side([html.figure(picture)]))
+        label, names = "wall time, s", list(phases)
+        picture = figures.rows("Time", label, names, [Bars("", bars)], texts)
+        parts.append(html.figures([picture]))
     rows = [["process, peak", storage(record.results["peak_rss_bytes"])]]
     plans = {stage["pruner"]: stage for stage in record.results["stages"]}
     for pruner, stage in plans.items():

@@ -87,10 +87,9 @@ def print_table(results: Mapping[str, Any]) -> None:
     if macs:
         sparse, dense = scaled(macs["sparse"]), scaled(macs["dense"])
         left += f" and {sparse} of {dense} multiply-accumulates"
-    print(
-        f"{left} left; peak memory {storage(results['peak_rss_bytes'])}; "
-        f"{device['count']} x {device['kind']}"
-    )
+    print(f"{left} left")
+    memory = storage(results["peak_rss_bytes"])
+    print(f"peak memory {memory}; {device['count']} x {device['kind']}")
 
 
 def print_comparison(runs: Mapping[str, Mapping[str, Any]]) -> None:
