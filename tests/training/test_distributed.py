@@ -208,7 +208,7 @@ def test_a_process_that_does_not_find_the_others_ends() -> None:
     """JAX ends it by itself; what it waited for is in the log."""
     code = (
         "import logging\nlogging.basicConfig(level=logging.INFO)\n"
-        "from woodfisher_jax import config, distributed\n"
+        "from woodfisher_jax.training import config, distributed\n"
         "section = config.DistributedConfig('localhost:1', 2, 1, 1)\n"
         "distributed.initialize(section)\n"
     )

@@ -146,9 +146,9 @@ def test_a_killed_run_resumes_to_the_same_bits(
     workdir = tmp_path / "killed"
     code = (
         "import json, sys\nfrom pathlib import Path\n"
-        "from woodfisher_jax import config, train\n"
+        "from woodfisher_jax.training import config, loop\n"
         "values = json.loads(sys.argv[1])\n"
-        "train.run(config.from_dict(values), Path(sys.argv[2]))\n"
+        "loop.run(config.from_dict(values), Path(sys.argv[2]))\n"
     )
     command = [sys.executable, "-c", code, json.dumps(to_dict(small())), str(workdir)]
     # The parent's import path, so that this works in an installed tree and outside.

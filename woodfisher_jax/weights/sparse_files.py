@@ -62,7 +62,7 @@ def save_sparse(
 
     Example:
         >>> import tempfile
-        >>> from woodfisher_jax import sparse_files
+        >>> from woodfisher_jax.weights import sparse_files
         >>> params = {"w": jnp.array([1.0, 0.0])}
         >>> masks = {"w": jnp.array([True, False])}
         >>> with tempfile.TemporaryDirectory() as folder:
@@ -153,7 +153,7 @@ def to_bcoo(array: jax.Array | np.ndarray, mask: jax.Array | np.ndarray) -> spar
         A BCOO with as many entries as the mask keeps; ``todense`` gives the array.
 
     Example:
-        >>> from woodfisher_jax import sparse_files
+        >>> from woodfisher_jax.weights import sparse_files
         >>> w = sparse_files.to_bcoo(jnp.eye(3), jnp.eye(3, dtype=bool))
         >>> w.nse, (jnp.arange(3.0) @ w).tolist()
         (3, [0.0, 1.0, 2.0])
