@@ -436,9 +436,10 @@ def test_nothing_is_left_after_a_disk_was_full(
 
 
 def python(code: str, *args: str, **options) -> subprocess.Popen:
+    folders = (ROOT, ROOT / "tests", ROOT / "tests" / "rows")
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}",
+        "PYTHONPATH": os.pathsep.join(map(str, folders)),
     }
     return subprocess.Popen(
         [sys.executable, "-c", code, *args],
