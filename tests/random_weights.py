@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from woodfisher_jax.models import build_model
-from woodfisher_jax.torch_weights import to_state_dict, torch_name
+from woodfisher_jax.weights.state_dicts import to_state_dict, torch_name
 from woodfisher_jax.trees.paths import leaves_by_path
 
 

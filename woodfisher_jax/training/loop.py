@@ -16,7 +16,6 @@ import jax
 import numpy as np
 
 from woodfisher_jax.data import batches
-from woodfisher_jax.evaluate import evaluate
 from woodfisher_jax.progress import progress_bar
 from woodfisher_jax.report import tables
 from woodfisher_jax.report.record import write_command
@@ -24,6 +23,7 @@ from woodfisher_jax.rows.sharding import replicate
 from woodfisher_jax.training import checkpoint, distributed
 from woodfisher_jax.training import config as config_
 from woodfisher_jax.training.config import Config
+from woodfisher_jax.training.evaluate import evaluate
 from woodfisher_jax.training.history import Log
 from woodfisher_jax.training.plan import Phase, Plan, Stage, prepare
 from woodfisher_jax.training.preemption import (

@@ -14,13 +14,15 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from woodfisher_jax import data, models, torch_weights
+from woodfisher_jax import data, models
 from woodfisher_jax.data import Progress, batches
 from woodfisher_jax.rows.sharding import num_devices
 from woodfisher_jax.training import distributed, optimizer, pruners
 from woodfisher_jax.training.config import Config, ConfigError, PruneConfig, TrainConfig
 from woodfisher_jax.training.objective import macs_per_weight, predict
+from woodfisher_jax.training.saved_run import read_weights
 from woodfisher_jax.trees.masks import Masks
+from woodfisher_jax.weights.state_dicts import to_variables
 
 logger = logging.getLogger(__name__)
 
@@ -114,9 +116,7 @@ def prepare(config: Config, progress: Progress) -> tuple[Plan, tuple[Any, Masks]
     with _refused_as("config.model"):
         model = models.build_model(config.model.name, **config.model.settings)
     with _refused_as("config.init_from"):
-        state_dict = (
-            torch_weights.read_weights(config.init_from) if config.init_from else None
-        )
+        state_dict = read_weights(config.init_from) if config.init_from else None
     with _refused_as("config.data"):
         dataset = data.load(
             config.data.name,
@@ -131,7 +131,7 @@ def prepare(config: Config, progress: Progress) -> tuple[Plan, tuple[Any, Masks]
     saved: dict[str, np.ndarray] = {}
     if state_dict is not None:
         with _refused_as("config.init_from"):
-            variables, saved = torch_weights.to_variables(state_dict, variables)
+            variables, saved = to_variables(state_dict, variables)
     plan = make_plan(config, dataset, model, progress)
     selected = pruners.init_masks(variables["params"], config)
     masks = {path: jnp.asarray(saved.get(path, m)) for path, m in selected.items()}

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from woodfisher_jax.data import batches
-from woodfisher_jax.evaluate import evaluate
 from woodfisher_jax.info import PruneInfo
 from woodfisher_jax.masked import mask_state
 from woodfisher_jax.methods import METHODS
@@ -26,6 +25,7 @@ from woodfisher_jax.stages.matching import Rows, outputs_of
 from woodfisher_jax.tracing import macs as flops
 from woodfisher_jax.training import loss_path, pruners
 from woodfisher_jax.training.batch_norm import reestimate
+from woodfisher_jax.training.evaluate import evaluate
 from woodfisher_jax.training.objective import (
     frozen_errors,
     frozen_loss,
