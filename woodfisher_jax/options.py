@@ -247,7 +247,10 @@ def checked(field: Field, value: Any) -> Any:
                 return tuple(value)
         elif kind is not bool:
             return value  # A function, a mesh: checked where it is used.
-    raise OptionError(field.name, f"{field.name}={value!r}; expected {field.expected}")
+    close = difflib.get_close_matches(str(value), field.words, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    message = f"{field.name}={value!r}; expected {field.expected}{hint}"
+    raise OptionError(field.name, message)
 
 
 def check_known(name: str, known: Iterable[str], where: str) -> None:

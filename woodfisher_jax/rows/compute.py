@@ -56,7 +56,11 @@ class Compute(Options):
         "temporary files.",
     )
     memory_limit: float | None = option(
-        None, "Most memory to take, in bytes; default what is free.", least=1, in_config=False)
+        None,
+        "Most memory to take, in bytes; default what is free.",
+        least=1,
+        in_config=False,
+    )
     mesh: Mesh | None = option(
         None,
         "Devices to spread samples and blocks over, the same in every process; default "

@@ -229,9 +229,7 @@ class PruneConfig(Options):
     start: int = option(0, "Of the schedule.", least=0)
     end: int = option(0, "Of the schedule; the target is reached here.", least=0)
     frequency: int = option(1, "Time between pruning steps.", least=1)
-    degree: float = option(
-        3.0, "Exponent of the schedule; 3 is the paper's.", above=0
-    )
+    degree: float = option(3.0, "Exponent of the schedule; 3 is the paper's.", above=0)
     num_samples: int = option(100, "N, gradients in the estimate.", least=1)
     auto_damping: bool = option(False, "The same as damping=auto.")
     damping_search_samples: int = option(
@@ -413,7 +411,6 @@ class Config(Options):
         0,
         "Of the initial weights, the order of examples and the Fisher samples.",
         least=0,
-        below=2**32,
     )
     init_from: str | None = option(
         None,

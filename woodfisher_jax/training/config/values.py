@@ -1,52 +1,28 @@
-"""A config from a file's values, checked once at the start.
-
-The sections and their defaults are in :mod:`woodfisher_jax.training.sections`.
-"""
+"""A config from nested dicts of plain values, as files have them, and back."""
 
 import dataclasses
+import difflib
 import re
-import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from woodfisher_jax.training.config_checks import (
-    ConfigError,
-    check,
-    check_key,
-    compared,
-)
-from woodfisher_jax.training.sections import (
+from woodfisher_jax.methods import METHODS
+from woodfisher_jax.options import Field, OptionError, fields_of
+from woodfisher_jax.training.config.sections import (
     Config,
-    DataConfig,
-    DistributedConfig,
     ModelConfig,
     OptimizerConfig,
     PruneConfig,
-    TrainConfig,
 )
+from woodfisher_jax.training.config.step_options import step_fields
 
-__all__ = [
-    "OPEN_GROUPS",
-    "Config",
-    "ConfigError",
-    "DataConfig",
-    "DistributedConfig",
-    "ModelConfig",
-    "OptimizerConfig",
-    "PruneConfig",
-    "TrainConfig",
-    "check_key",
-    "compared",
-    "field_types",
-    "from_dict",
-    "is_pruner",
-    "to_dict",
-    "value_type",
-]
+NAMED = (ModelConfig, OptimizerConfig)
+"""Sections of a name and any settings that the thing of that name takes."""
 
-OPEN_GROUPS = ("config.model", "config.dense.optimizer", "config.train.optimizer")
-"""Groups of a name and whatever settings what is named takes."""
+
+class ConfigError(ValueError):
+    """A config that cannot be run; the message names the field."""
 
 
 def is_pruner(key: str) -> bool:
@@ -54,59 +30,82 @@ def is_pruner(key: str) -> bool:
     return re.fullmatch(r"prune_\d+", key) is not None
 
 
-def field_types(section: type) -> dict[str, Any]:
-    """The type of each field of a config dataclass."""
-    return typing.get_type_hints(section)
-
-
-def value_type(annotation: Any) -> tuple[type, bool]:
-    """The plain type behind an annotation, and whether None is allowed."""
-    if isinstance(annotation, types.UnionType):
-        plain = [part for part in typing.get_args(annotation) if part is not type(None)]
-        return plain[0], True
-    return typing.get_origin(annotation) or annotation, False
-
-
-def to_dict(config: Config) -> dict[str, Any]:
-    """The config as nested dicts of plain values, as it is written to files."""
-    values = _plain_dict(dataclasses.asdict(config))
-    del values["also_prune"]
-    for name, pruner in config.pruners.items():
-        values[name] = _plain_dict(dataclasses.asdict(pruner))
-    return values
-
-
-def _plain_dict(section: dict[str, Any]) -> dict[str, Any]:
-    """Nested dicts of a section, with the settings of a name beside it."""
-    if section.keys() == {"name", "settings"}:
-        return {"name": section["name"], **section["settings"]}
+def subsections(section: type) -> dict[str, type]:
+    """The sections within a section, by name."""
+    hints = typing.get_type_hints(section)
     return {
-        key: _plain_dict(value)
-        if isinstance(value, dict)
-        else list(value)
-        if isinstance(value, tuple)
-        else value
-        for key, value in section.items()
-    }
+        name: hint for name, hint in hints.items() if dataclasses.is_dataclass(hint)
+    }  # type: ignore[return-value]
 
 
-def from_dict(values: Mapping[str, Any]) -> Config:
-    """Builds and checks a config from nested dicts; what is absent has its default.
+def section_fields(section: type, values: Mapping[str, Any]) -> dict[str, Field]:
+    """The fields of a section of plain values, by name.
 
     Args:
-        values: As a config file gives them.
+        section: Its dataclass.
+        values: What is stated in it; options of a pruning step follow its method.
+    """
+    fields = dict(fields_of(section))
+    if section is PruneConfig:
+        method = str(values.get("method", fields["method"].default))
+        fields = step_fields(method) | fields
+    return fields
+
+
+def check_key(key: str, known: Iterable[str], where: str) -> None:
+    """Raises with the nearest known key unless the key is known.
 
     Raises:
-        ConfigError: If a key is unknown (with the nearest known one), a value has the
-            wrong type or is out of range, or values contradict one another.
+        ConfigError: If it is not.
     """
-    config = _with_pruners(values)
-    check(config)
-    return config
+    known = list(known)
+    if key in known:
+        return
+    close = difflib.get_close_matches(key, known, n=1)
+    hint = f"; did you mean {where}.{close[0]}?" if close else f"; there are {known}"
+    raise ConfigError(f"{where}.{key} does not exist{hint}")
 
 
-def _with_pruners(values: Mapping[str, Any]) -> Config:
-    """The config, further pruners with the values of the first where they have none."""
+FIELD_NAMES = {
+    "memory_limit": "memory_limit_gb",
+    "sparsity": "target_sparsity",
+    "targets": "match",
+    "weight_decay": "damping_plus_weight_decay",
+}
+"""From an option of :func:`woodfisher_jax.prune` to the field that sets it."""
+
+
+def in_config(error: OptionError, where: str) -> ConfigError:
+    """An error of an option under the name of its field.
+
+    Args:
+        error: Of an option.
+        where: The section, such as ``config.prune``.
+    """
+    name = FIELD_NAMES.get(error.name, error.name)
+    message = str(error)
+    if message.startswith(f"{name}="):
+        return ConfigError(f"{where}.{message}")
+    return ConfigError(f"{where}.{name}: {message}")
+
+
+# ------------------------------------------------------------------ from plain values
+
+
+def build(values: Mapping[str, Any]) -> Config:
+    """Builds a config of which every field is checked by itself.
+
+    A saved run may be of a method that is not in METHODS; its options are then taken as
+    they are.
+
+    Args:
+        values: Nested dicts as a config file gives them; what is absent has its
+            default, or in ``prune_2`` and the like the value of ``prune``.
+
+    Raises:
+        ConfigError: If a key is unknown (with the nearest known one), or a value has
+            the wrong type or is out of range.
+    """
     further = sorted((k for k in values if is_pruner(k)), key=lambda k: int(k[6:]))
     for number, key in enumerate(further, start=2):
         if key != f"prune_{number}":
@@ -114,55 +113,62 @@ def _with_pruners(values: Mapping[str, Any]) -> Config:
                 f"config.{key} without config.prune_{number}; expected the sections "
                 "prune, prune_2, prune_3 and so on without a gap"
             )
-    config = _section(
-        Config, {k: v for k, v in values.items() if k not in further}, "config"
-    )
-    others = [
-        _section(PruneConfig, values[key], f"config.{key}", config.prune)
-        for key in further
-    ]
+    rest = {key: value for key, value in values.items() if key not in further}
+    config = _section(Config(), rest, "config")
+    others = [_section(config.prune, values[key], f"config.{key}") for key in further]
     return dataclasses.replace(config, also_prune=tuple(others))
 
 
-def _section(
-    section: type, values: Mapping[str, Any], where: str, defaults: Any = None
-) -> Any:
+def _section(defaults: Any, values: Mapping[str, Any], where: str) -> Any:
     """A section from its values; what is absent is as in ``defaults``."""
     if not isinstance(values, Mapping):
         raise ConfigError(f"{where}={values!r}; expected a group of fields")
-    if where in OPEN_GROUPS:
-        rest = {key: _plain(value) for key, value in values.items() if key != "name"}
-        name = _value(str, values.get("name", section().name), f"{where}.name")
-        return section(name, rest)
-    hints = field_types(section)
-    known = [key for key in hints if key != "also_prune"]
-    fields = {}
+    section = type(defaults)
+    inner, known = subsections(section), section_fields(section, values)
+    changes: dict[str, Any] = {}
+    left: dict[str, Any] = {}
     for key, value in values.items():
-        check_key(key, known, where)
-        annotation = hints[key]
-        if dataclasses.is_dataclass(annotation):
-            assert isinstance(annotation, type)
-            fields[key] = _section(annotation, value, f"{where}.{key}")
-        elif value is not None or defaults is None:
-            fields[key] = _value(annotation, value, f"{where}.{key}")
-    return dataclasses.replace(defaults or section(), **fields)
+        if key in inner:
+            changes[key] = _section(getattr(defaults, key), value, f"{where}.{key}")
+        elif key in fields_of(section):
+            changes[key] = value
+        else:
+            left[key] = tuple(value) if isinstance(value, list) else value
+    if section in NAMED:
+        changes["settings"] = left
+    elif section is PruneConfig:
+        changes["options"] = {**defaults.options, **left}
+        if "damping" in left:
+            changes.setdefault("auto_damping", False)
+    method = str(changes.get("method", getattr(defaults, "method", "")))
+    is_open = section in NAMED or (section is PruneConfig and method not in METHODS)
+    for key in () if is_open else left:
+        check_key(key, [*known, *inner], where)
+    try:
+        return dataclasses.replace(defaults, **changes)
+    except OptionError as error:
+        raise in_config(error, where) from error
 
 
-def _plain(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+# -------------------------------------------------------------------- to plain values
 
 
-def _value(annotation: Any, value: Any, where: str) -> Any:
-    expected, optional = value_type(annotation)
-    if optional and (value is None or value == "None"):
-        return None  # A flag makes a string of it.
-    if expected is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if expected is tuple and isinstance(value, (list, tuple)):
-        return tuple(value)
-    if type(value) is not expected:
-        what = f"{expected.__name__}{' or None' if optional else ''}"
-        raise ConfigError(
-            f"{where}={value!r} is of type {type(value).__name__}; expected {what}"
-        )
-    return value
+def to_dict(config: Config) -> dict[str, Any]:
+    """The config as nested dicts of plain values, as it is written to files."""
+    values = _plain(config)
+    return values | {name: _plain(one) for name, one in config.pruners.items()}
+
+
+def _plain(section: Any) -> dict[str, Any]:
+    kind = type(section)
+    values = {name: getattr(section, name) for name in fields_of(kind)}
+    if kind in NAMED:
+        values |= section.settings
+    elif kind is PruneConfig:
+        steps = {name: section.value_of(name) for name in step_fields(section.method)}
+        values = steps | section.options | values
+    values = {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in values.items()
+    }
+    return values | {name: _plain(getattr(section, name)) for name in subsections(kind)}
