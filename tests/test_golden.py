@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from woodfisher_jax.curvature.operators import Problem, inverse_fisher
+from woodfisher_jax.settings import check_settings
 
 from woodfisher_jax import init_masks, prune
-from woodfisher_jax.curvature.operators import Problem, inverse_fisher
 from woodfisher_jax.equations.obs import obs_direction, obs_saliency
 from woodfisher_jax.rows.gradients import as_partial
-from woodfisher_jax.settings import check_settings
 from woodfisher_jax.trees.blocks import flat_order, flatten, unflatten
 from woodfisher_jax.trees.paths import leaves_by_path
 

@@ -5,9 +5,9 @@ import inspect
 
 import numpy as np
 import pytest
+from woodfisher_jax.curvature.operators import BUILDERS, PLANNERS
 
 from woodfisher_jax import prune
-from woodfisher_jax.curvature.operators import BUILDERS, PLANNERS
 from woodfisher_jax.methods import (
     CURVATURES,
     METHODS,

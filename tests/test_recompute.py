@@ -4,7 +4,6 @@ import itertools
 
 import numpy as np
 import pytest
-
 from woodfisher_jax.recompute import degree_of, levels
 
 

@@ -100,15 +100,16 @@ def joined(infos: list[PruneInfo]) -> PruneInfo:
 
 
 class Clock:
-    """Wall time of the phases of a step, one after another."""
+    """When the phases of a step have ended; a phase marked again ended later."""
 
     def __init__(self) -> None:
-        self._marks = [time.perf_counter()]
+        self._ends = {"start": time.perf_counter()}
 
-    def mark(self) -> None:
-        """Ends a phase."""
-        self._marks.append(time.perf_counter())
+    def mark(self, phase: str) -> None:
+        """Ends a phase, and begins the next."""
+        self._ends[phase] = time.perf_counter()
 
-    def seconds(self) -> tuple[float, ...]:
-        """Of every phase that has ended."""
-        return tuple(stop - start for start, stop in pairwise(self._marks))
+    def seconds(self) -> dict[str, float]:
+        """Of every phase, in order."""
+        found = pairwise(self._ends.items())
+        return {name: end - start for (_, start), (name, end) in found}

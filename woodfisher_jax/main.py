@@ -25,7 +25,7 @@ from woodfisher_jax.exit_codes import FAILED, USAGE, exits
 from woodfisher_jax.progress import progress_bar
 from woodfisher_jax.report import metrics, plots, tables
 from woodfisher_jax.report.run_page import write_run_page
-from woodfisher_jax.rows.budget import MemoryLimitError
+from woodfisher_jax.rows.memory_plan import MemoryLimitError
 from woodfisher_jax.training import config as config_
 from woodfisher_jax.training import config_files, distributed
 from woodfisher_jax.training.config import Config, ConfigError

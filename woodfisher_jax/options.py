@@ -185,7 +185,7 @@ class Field(typing.NamedTuple):
 
 def fields_of(section: type) -> dict[str, Field]:
     """The options of a dataclass by name, in order."""
-    return _fields_of(section)  # type: ignore[arg-type]  # Classes are hashable.
+    return _fields_of(section)
 
 
 @functools.cache
@@ -232,9 +232,9 @@ def checked(field: Field, value: Any) -> Any:
             return bool(value)
         if kind in (int, float):
             abstract = numbers.Integral if kind is int else numbers.Real
-            if isinstance(value, abstract) and not is_bool:
-                if field.range.holds(float(value)):  # type: ignore[arg-type]
-                    return kind(value)
+            is_number = isinstance(value, abstract) and not is_bool
+            if is_number and field.range.holds(float(value)):
+                return kind(value)
         elif kind in (str, Path):
             if isinstance(value, kind):
                 return value

@@ -1,5 +1,6 @@
 """The driver of a pruning step: checks arguments, plans memory, ensures precision."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -50,7 +51,6 @@ from woodfisher_jax.selection.goal import Goal
 from woodfisher_jax.selection.patterns import GroupNames, Groups, Pattern, groups_of
 from woodfisher_jax.step import (
     Model,
-    Step,
     model_of,
     moved,
     point_of,
@@ -310,11 +310,14 @@ def resolve(
     Raises:
         OptionError: If no dataclass has an option, or a value is out of range.
     """
-    row = method_named(method)
     for name in options:
         check_option(name, method)
     where = f"method={name_of(method)!r}"
-    row, goal, compute = split(options, row, Goal(), compute, where=where)  # type: ignore[assignment]
+    sections = (method_named(method), Goal(), compute)
+    row, goal, found = split(options, *sections, where=where)
+    assert isinstance(row, Method)
+    assert isinstance(goal, Goal)
+    assert isinstance(found, Compute)
     scope = scope_of(method, goal.scope)
     if goal.counts_macs and "global" not in row.scopes:
         raise OptionError(
@@ -329,7 +332,7 @@ def resolve(
             f"flops_power={goal.flops_power} with {where}, whose saliency may be "
             "negative; expected 0",
         )
-    return row, goal.resolved(scope), compute
+    return row, goal.resolved(scope), found
 
 
 def check_together(
@@ -504,81 +507,72 @@ def _prune_once(params: Params, job: _Job) -> tuple[Params, Masks, PruneInfo]:
     if isinstance(job.method, Sampled):
         problem = _problem(params, job)
         built = job.method.build(problem)
+        targets = _targets(job)
         with built.curvature as curvature:
-            clock.mark()
-            done = _by_curvature(curvature, before, problem, job, clock)
+            clock.mark("gradients")
+            done = None
+            if isinstance(curvature, InverseFisher):
+                done = _in_one_program(curvature, before, targets, job)
+                clock.mark("curvature")
+            if done is None:
+                done = _in_pieces(curvature, before, targets, problem, job, clock)
         report = {"needs": built.needs, **done.report}
     else:
-        clock.mark()
-        model = Model()
-        kept, scores = _ranked(model, before, job)
-        clock.mark()
+        clock.mark("gradients")
+        kept, scores = _ranked(Model(), before, job)
+        clock.mark("curvature")
         done, report = _Outcome(values, kept, scores, {}), {}
     check_finite(done.weights, order, "the updated weights of", "the update")
     new_params, new_masks = from_vectors(params, done.weights, done.kept, order)
     new_masks = {path: new_masks[path] for path in order.paths}  # jit sorts dicts
     report |= _compared(before, done, job)
     jax.block_until_ready(new_params)
-    clock.mark()
+    clock.mark("update")
     return new_params, new_masks, _info(done.kept, job, clock, report)
 
 
-def _by_curvature(
-    curvature: Curvature,
-    before: _Weights,
-    problem: Problem,
-    job: _Job,
-    clock: Clock,
-) -> _Outcome:
-    """Statistic, mask and update by a curvature; as one program where that will do."""
-    targets = jnp.zeros(job.num_samples, jnp.float32)
-    if job.method.first_order:
-        y = -1.0 if job.targets is None else job.targets
-        targets = jnp.broadcast_to(jnp.asarray(y, jnp.float32), targets.shape)
-    if isinstance(curvature, InverseFisher) and _is_one_program(job):
-        found = _in_one_program(curvature, before, targets, job)
-        # Written so that NaN counts as an error.
-        if found is not None and float(found.error) <= TOLERANCE:
-            clock.mark()
+def _in_one_program(
+    fisher: InverseFisher, before: _Weights, targets: np.ndarray, job: _Job
+) -> _Outcome | None:
+    """The step as one program, where gradients are few and the host takes no part.
+
+    None elsewhere, and where a block is not accurate even in float64.
+    """
+    row, goal, source = job.method, job.goal, fisher.source.resident()
+    assert isinstance(row, WoodFisher)
+    on_host = goal.pattern or goal.counts_macs or row.swaps or row.damping == AUTO
+    if source is None or on_host or job.diagnostics or job.mean_samples is not None:
+        return None
+    if _only_repairs(before, job):
+        return None
+    assert goal.scope is not None
+    ranges = scopes.bounds_of(job.order, goal.scope)
+    kept = scopes.num_kept(np.asarray(before.active), job.order, goal)
+    for repeats in (False, True):
+        with jax.enable_x64(repeats):
+            found = resident_step(
+                dataclasses.replace(source, repeats=repeats),
+                before.values,
+                before.active,
+                kept,
+                row,
+                fisher.damping,
+                targets,
+                job.order.offsets,
+                ranges,
+            )
+        if float(found.error) <= TOLERANCE:
             report = {"saliency_sum": float(found.saliency_sum)}
             return _Outcome(found.weights, found.mask, found.scores, report)
-    return _in_pieces(curvature, before, targets, problem, job, clock)
+    return None
 
 
-def _is_one_program(job: _Job) -> bool:
-    """Whether nothing on the host takes part between the statistic and the update."""
-    row, goal = job.method, job.goal
-    return (
-        isinstance(row, WoodFisher)
-        and row.damping != AUTO
-        and not row.swaps
-        and goal.pattern is None
-        and not goal.counts_macs
-        and job.mean_samples is None
-        and not job.diagnostics
-    )
-
-
-def _in_one_program(
-    fisher: InverseFisher, before: _Weights, targets: jax.Array, job: _Job
-) -> Step | None:
-    """:func:`~woodfisher_jax.step.step` where the gradients are few; else None."""
-    assert isinstance(job.method, WoodFisher)
-    assert job.goal.scope is not None
-    source = fisher.source.resident()
-    if source is None or _only_repairs(before, job):
-        return None
-    return resident_step(
-        source,
-        before.values,
-        before.active,
-        scopes.num_kept(np.asarray(before.active), job.order, job.goal),
-        job.method,
-        fisher.damping,
-        targets,
-        job.order.offsets,
-        scopes.bounds_of(job.order, job.goal.scope),
-    )
+def _targets(job: _Job) -> np.ndarray:
+    """y, [N], of the slope ``ḡ = -Gᵀy / N``; zero without one."""
+    y: Any = 0.0
+    if job.method.first_order:
+        y = -1.0 if job.targets is None else job.targets
+    return np.broadcast_to(np.asarray(y, np.float32), (job.num_samples,))
 
 
 def _only_repairs(before: _Weights, job: _Job) -> bool:
@@ -602,31 +596,30 @@ def _only_repairs(before: _Weights, job: _Job) -> bool:
 def _in_pieces(
     curvature: Curvature,
     before: _Weights,
-    targets: jax.Array,
+    targets: np.ndarray,
     problem: Problem,
     job: _Job,
     clock: Clock,
 ) -> _Outcome:
     """The step with what happens on the host between its formulas."""
-    row, report = job.method, {}
+    row, y = job.method, jnp.asarray(targets)
+    report: dict[str, Any] = {}
     repairs = _only_repairs(before, job)
     dampings: list[ChosenDamping] = []
     if isinstance(row, WoodFisher) and row.damping == AUTO:
         assert isinstance(curvature, InverseFisher)
         missing = _smallest(before, job)
-        if not jnp.any(missing) and not jnp.any(targets):
+        if not jnp.any(missing) and not jnp.any(y):
             missing = before.values
-        curvature, chosen = curvature.with_chosen_damping(
-            before.active, missing, targets
-        )
+        curvature, chosen = curvature.with_chosen_damping(before.active, missing, y)
         dampings.append(chosen)
     slope = None
     if row.first_order and not repairs:
         assert isinstance(curvature, InverseFisher)
-        slope = _slope(curvature, targets, problem, job)
-    model = model_of(curvature, slope, ranks=not repairs)
-    kept, scores = before.active, None
+        slope = _slope(curvature, y, problem, job)
+    model, kept, scores = Model(curvature), before.active, None
     if not repairs:
+        model = model_of(curvature, curvature.diagonal(), slope)
         kept, scores = _ranked(model, before, job)
         newly = before.active & ~kept
         report["saliency_sum"] = float(saliency_sum(scores, newly, model.slope))
@@ -634,18 +627,16 @@ def _in_pieces(
         assert isinstance(curvature, InverseFisher)
         mean = jnp.zeros_like(before.values) if slope is None else slope
         support = improve(
-            curvature, before.values, before.active, kept, targets, mean, row.swaps
+            curvature, before.values, before.active, kept, y, mean, row.swaps
         )
         kept, report["swap_losses"] = support.kept, support.losses
-    clock.mark()
+    clock.mark("curvature")
     if dampings:
         assert isinstance(curvature, InverseFisher)
-        curvature = _damped_again(curvature, dampings, before, kept, targets, job)
+        curvature = _damped_again(curvature, dampings, before, kept, y, job)
         report["dampings"] = tuple(dampings)
     model = model._replace(curvature=curvature)
-    change = moved(
-        row, model, before.values, before.active, kept, targets, job.order.offsets
-    )
+    change = moved(row, model, before.values, before.active, kept, y, job.order.offsets)
     weights = before.values + change.value
     if job.diagnostics:
         step = jnp.where(kept, weights, 0.0) - before.values
@@ -748,7 +739,7 @@ def _ranked_groups(
 def _info(
     kept: jax.Array, job: _Job, clock: Clock, report: dict[str, Any]
 ) -> PruneInfo:
-    gradients, curvature, update = clock.seconds()
+    seconds = clock.seconds()
     counts = scopes.num_active(np.asarray(kept), job.order, "layer")
     sizes = np.diff(job.order.offsets).tolist()
     return PruneInfo(
@@ -760,9 +751,9 @@ def _info(
             for path, size, count in zip(job.order.paths, sizes, counts, strict=True)
         },
         num_samples=job.num_samples,
-        seconds_gradients=gradients,
-        seconds_curvature=curvature,
-        seconds_update=update,
+        seconds_gradients=seconds["gradients"],
+        seconds_curvature=seconds["curvature"],
+        seconds_update=seconds["update"],
     )._replace(**report)
 
 

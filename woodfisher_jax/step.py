@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from woodfisher_jax.curvature.fisher import Surgeon, WoodFisher
 from woodfisher_jax.curvature.inverse import InMemory, InverseFisher, laid_out
@@ -138,15 +139,19 @@ def step(
     size = weights.shape[0]
     bounds = (0, size) if bounds is None else bounds
     ranges = bounds if scope == "layer" else (0, size)
-    count = num_kept if isinstance(sparsity, (int, float)) else traced_num_kept
-    kept = tuple(
-        jnp.asarray(count(stop - start, sparsity)) for start, stop in pairwise(ranges)
-    )
+    kept = tuple(_left(stop - start, sparsity) for start, stop in pairwise(ranges))
     rows, index, tiles = laid_out(gradients, layout)
     source = InMemory(rows, index, tiles, size, Compute(solver=solver))
     strength = row.strength if damping is None else damping
     y = jnp.broadcast_to(jnp.asarray(targets, jnp.float32), (len(rows),))
     return resident_step(source, weights, mask, kept, row, strength, y, bounds, ranges)
+
+
+def _left(size: int, sparsity: jax.Array | float) -> jax.Array | int:
+    """How many of so many weights stay."""
+    if isinstance(sparsity, (int, float)):
+        return num_kept(size, sparsity)
+    return traced_num_kept(size, sparsity)
 
 
 def resident_step(
@@ -156,7 +161,7 @@ def resident_step(
     kept: tuple[jax.Array | int, ...],
     method: WoodFisher,
     damping: jax.Array | float,
-    targets: jax.Array,
+    targets: jax.Array | np.ndarray,
     bounds: tuple[int, ...],
     ranges: tuple[int, ...],
 ) -> Step:
@@ -198,7 +203,7 @@ def _step(
     fisher = InverseFisher(source, damping, method.centered)
     weights = jnp.where(mask, weights, 0.0)
     slope = fisher.slope(targets) if method.first_order else None
-    model = model_of(fisher, slope)
+    model = model_of(fisher, fisher.diagonal(), slope)
     scores = saliency(method, model, weights, mask)
     new = keep(scores, mask, kept, ranges)
     y = targets if method.first_order else jnp.zeros_like(targets)
@@ -216,18 +221,15 @@ def _step(
 
 
 def model_of(
-    curvature: Curvature, slope: jax.Array | None = None, ranks: bool = True
+    curvature: Curvature, diagonal: Found, slope: jax.Array | None = None
 ) -> Model:
     """The quadratic model with its diagonal and Newton step.
 
     Args:
         curvature: Of the weights.
+        diagonal: Of the curvature.
         slope: ḡ, [d], in methods of first order; needs an inverse.
-        ranks: Whether weights are ranked; else the diagonal is left out.
     """
-    if not ranks:
-        return Model(curvature)
-    diagonal = curvature.diagonal()
     if slope is None:
         return Model(curvature, diagonal, None, diagonal.error)
     assert isinstance(curvature, Inverse)

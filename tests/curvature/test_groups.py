@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from woodfisher_jax.curvature.joint import joint_update
 
 import woodfisher_jax as wf
 from woodfisher_jax.curvature.checked import CurvatureError
-from woodfisher_jax.curvature.groups import group_forms, group_saliencies, parts_of
-from woodfisher_jax.curvature.joint import joint_update
+from woodfisher_jax.curvature.groups import parts_of
 from woodfisher_jax.equations.obs import obs_saliency
 from woodfisher_jax.selection.patterns import Groups, groups_of, parse
 from woodfisher_jax.trees.blocks import flat_order, flatten

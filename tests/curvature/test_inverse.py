@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from woodfisher_jax.settings import STORES, check_settings
 
 import woodfisher_jax as wf
 from woodfisher_jax.curvature.inverse import InverseFisher
@@ -21,7 +22,6 @@ from woodfisher_jax.rows import disk
 from woodfisher_jax.rows import memory_plan as resources
 from woodfisher_jax.rows import tiles as panels
 from woodfisher_jax.rows.memory_plan import Storage
-from woodfisher_jax.settings import STORES, check_settings
 from woodfisher_jax.trees.blocks import flat_order, full_matrix, within_tensors
 
 SHAPES = {"a": (6, 7), "b/kernel": (3, 14), "c": (1, 1), "d": (40,)}

@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from woodfisher_jax.curvature.joint import joint_update, joint_updates
 
 from woodfisher_jax.curvature.checked import CurvatureError
-from woodfisher_jax.curvature.joint import joint_update, joint_updates
 
 BOTH = pytest.mark.parametrize("solver", ["sample_space", "dense"])
 

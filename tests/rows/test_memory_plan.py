@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.tree_util import Partial
+from woodfisher_jax.settings import check_settings
 
 import woodfisher_jax as wf
 from woodfisher_jax.curvature.checked import block_bytes
@@ -22,7 +23,6 @@ from woodfisher_jax.equations.fisher import solver_flops
 from woodfisher_jax.rows import budget
 from woodfisher_jax.rows import memory_plan as resources
 from woodfisher_jax.rows import tiles as panels
-from woodfisher_jax.settings import check_settings
 from woodfisher_jax.trees.blocks import flat_order, within_tensors
 from woodfisher_jax.trees.masks import init_masks
 

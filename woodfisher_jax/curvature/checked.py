@@ -132,23 +132,21 @@ def _cast(tree: Any, dtype: str) -> Any:
     )
 
 
-def _in(
-    dtype: str,
+def _in_float64(
     task: Task,
     gradients: jax.Array,
     others: tuple[jax.Array, ...],
     damping: jax.Array,
     solver: str,
 ) -> Block:
-    """One block in a precision; the result in float32."""
-    arguments = _cast((gradients, others, damping), dtype)
-    found = task(arguments[0], arguments[1], arguments[2], solver)
-    factor = found.factor if dtype == "float32" else None
+    """One block in float64; the result in float32, without its factor."""
+    gradients, others, damping = _cast((gradients, others, damping), "float64")
+    found = task(gradients, others, damping, solver)
     value, error = _cast((found.value, found.error), "float32")
-    return Block(value, error, factor)
+    return Block(value, error)
 
 
-def _map(
+def _on_blocks(
     one_block: Callable[..., Block], arrays: tuple[Any, ...], solver: str
 ) -> Block:
     """Maps over this device's blocks, as many at a time as suit its kind.
@@ -163,7 +161,7 @@ def _map(
     return jax.lax.map(lambda block: one_block(*block), arrays, batch_size=together)
 
 
-@partial(jax.jit, static_argnames=("task", "solver", "mesh"))
+@partial(jax.jit, static_argnames=("task", "solver", "mesh", "again"))
 def run_blocks(
     task: Task,
     gradients: jax.Array,
@@ -171,6 +169,7 @@ def run_blocks(
     damping: jax.Array,
     solver: str,
     mesh: Mesh | None = None,
+    again: int | None = None,
 ) -> Block:
     """A task for all blocks in float32, with an estimate of each block's error.
 
@@ -181,18 +180,28 @@ def run_blocks(
         damping: λ > 0, float32.
         solver: A key of :data:`~woodfisher_jax.equations.fisher.SOLVERS`.
         mesh: The devices that have the blocks; default one.
+        again: Where float64 is enabled: doubtful blocks are computed again in it, with
+            so many of the other arrays (a factor in float32 must not be among them).
     """
 
-    def local(
-        gradients: jax.Array, others: tuple[jax.Array, ...], damping: jax.Array
-    ) -> Block:
-        def one_block(block: jax.Array, *others: jax.Array) -> Block:
-            return _in("float32", task, block, others, damping, solver)
+    def one_block(damping: jax.Array, block: jax.Array, *others: jax.Array) -> Block:
+        block, others, damping = _cast((block, others, damping), "float32")
+        found = task(block, others, damping, solver)
+        if again is None:
+            return found
+        value, error = jax.lax.cond(
+            found.error <= TOLERANCE,
+            lambda: (found.value, found.error),
+            lambda: _in_float64(task, block, others[:again], damping, solver)[:2],
+        )
+        return Block(value, error, found.factor)
 
-        return _map(one_block, (gradients, *others), solver)
+    def local(damping: jax.Array, *arrays: Any) -> Block:
+        return _on_blocks(partial(one_block, damping), arrays, solver)
 
-    run = on_each_device(local, mesh, (BLOCKS, BLOCKS, PartitionSpec()), BLOCKS)
-    return run(gradients, others, damping)
+    specs = (PartitionSpec(), BLOCKS, *(BLOCKS for _ in others))
+    run = on_each_device(local, mesh, specs, BLOCKS)
+    return run(damping, gradients, *others)
 
 
 @partial(jax.jit, static_argnames=("task", "solver", "mesh"))
@@ -207,25 +216,25 @@ def _repeated(
 ) -> Block:
     """The doubtful blocks in float64, the others as they were found."""
 
-    def local(
-        gradients: jax.Array,
-        others: tuple[jax.Array, ...],
+    def one_block(
         damping: jax.Array,
-        found: tuple[jax.Array, jax.Array],
+        block: jax.Array,
+        value: jax.Array,
+        error: jax.Array,
+        *others: jax.Array,
     ) -> Block:
-        def one_block(
-            block: jax.Array, value: jax.Array, error: jax.Array, *others: jax.Array
-        ) -> Block:
-            return jax.lax.cond(
-                error <= TOLERANCE,
-                lambda: Block(value, error),
-                lambda: _in("float64", task, block, others, damping, solver),
-            )
+        return jax.lax.cond(
+            error <= TOLERANCE,
+            lambda: Block(value, error),
+            lambda: _in_float64(task, block, others, damping, solver),
+        )
 
-        return _map(one_block, (gradients, *found, *others), solver)
+    def local(damping: jax.Array, *arrays: Any) -> Block:
+        return _on_blocks(partial(one_block, damping), arrays, solver)
 
-    run = on_each_device(local, mesh, (BLOCKS, BLOCKS, PartitionSpec(), BLOCKS), BLOCKS)
-    return run(gradients, others, damping, found)
+    specs = (PartitionSpec(), *(BLOCKS for _ in (gradients, *found, *others)))
+    run = on_each_device(local, mesh, specs, BLOCKS)
+    return run(damping, gradients, *found, *others)
 
 
 def checked_blocks(
@@ -236,7 +245,7 @@ def checked_blocks(
     solver: str,
     names: Sequence[str],
     *,
-    repeat: tuple[Task, tuple[jax.Array, ...]] | None = None,
+    again: int | None = None,
     mesh: Mesh | None = None,
 ) -> Block:
     """:func:`run_blocks`, with doubtful blocks computed again in float64.
@@ -248,8 +257,8 @@ def checked_blocks(
         damping: λ > 0.
         solver: A key of :data:`~woodfisher_jax.equations.fisher.SOLVERS`.
         names: For each block the tensor it lies in, for errors.
-        repeat: What computes a doubtful block in float64, and its other arrays; default
-            the same. A factor in float32 must not be among them.
+        again: How many of the other arrays a doubtful block is computed again with;
+            default all. A factor in float32 must not be among them.
         mesh: The devices that have the blocks; default one.
 
     Raises:
@@ -259,13 +268,12 @@ def checked_blocks(
     # Written so that NaN counts as an error.
     if np.all(np.asarray(_everywhere(found.error, mesh)) <= TOLERANCE):
         return found
-    task, others = repeat or (task, others)
-    values = (found.value, found.error)
+    others, values = others[:again], (found.value, found.error)
     with jax.enable_x64(True):
-        again = _repeated(
+        better = _repeated(
             task, gradients, others, np.float64(damping), values, solver, mesh
         )
-        errors = np.asarray(_everywhere(again.error, mesh))
+        errors = np.asarray(_everywhere(better.error, mesh))
     doubtful = np.flatnonzero(~(errors <= TOLERANCE))
     if len(doubtful):
         num_blocks, num_samples, width = gradients.shape
@@ -275,7 +283,7 @@ def checked_blocks(
             f"float64 (solver {solver!r}, {num_samples} gradients, width {width}); "
             "raise damping, or scale the loss down"
         )
-    return again._replace(factor=found.factor)
+    return better._replace(factor=found.factor)
 
 
 def _everywhere(errors: jax.Array, mesh: Mesh | None) -> jax.Array:

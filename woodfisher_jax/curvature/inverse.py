@@ -63,21 +63,37 @@ class Blocks(NamedTuple):
 
 
 class Source(Protocol):
-    """Where the gradients of all blocks come from.
+    """Where the gradients of all blocks come from."""
 
-    Attributes:
-        size: d, the length of the flat vector.
-        num_samples: N.
-        compute: Solver and devices.
-        keep_factors: Whether factors of the diagonal are kept for the update.
-        is_checked: Whether results are checked, and doubtful blocks repeated.
-    """
+    @property
+    def size(self) -> int:
+        """d, the length of the flat vector."""
+        ...
 
-    size: int
-    num_samples: int
-    compute: Compute
-    keep_factors: bool
-    is_checked: bool
+    @property
+    def num_samples(self) -> int:
+        """N."""
+        ...
+
+    @property
+    def compute(self) -> Compute:
+        """Solver and devices."""
+        ...
+
+    @property
+    def keep_factors(self) -> bool:
+        """Whether factors of the diagonal are kept for the update."""
+        ...
+
+    @property
+    def is_checked(self) -> bool:
+        """Whether results are checked on the host, tile by tile."""
+        ...
+
+    @property
+    def repeats(self) -> bool:
+        """Whether doubtful blocks are repeated in float64 where nothing is checked."""
+        ...
 
     def sweep(self, label: str, reverse: bool = False) -> Iterator[Blocks]:
         """All blocks, tile after tile.
@@ -121,7 +137,7 @@ class InverseFisher:
         value, errors, factors = self._zeros(), [], {}
         for tile in self._sweep("curvature blocks"):
             given = () if self.known is None else (self.known,)
-            found = self._run(task, tile, given, (checked.diagonal_alone, ()))
+            found = self._run(task, tile, given, 0)
             value = self._put(value, found.value, tile)
             errors.append(found.error)
             factors[tile.key] = found.factor
@@ -146,7 +162,7 @@ class InverseFisher:
         for tile in self._sweep("update blocks", reverse=True):
             v, factor = self._take(vector, tile), (factors or {}).get(tile.key)
             given = (v,) if factor is None else (v, factor)
-            found = self._run(checked.product, tile, given, (checked.product, (v,)))
+            found = self._run(checked.product, tile, given, 1)
             value = self._put(value, found.value, tile)
             errors.append(found.error)
         return Found(value, self._largest(errors))
@@ -170,7 +186,7 @@ class InverseFisher:
             everywhere = jnp.broadcast_to(targets, (number, *targets.shape))
             alone = (self._take(weights, tile), self._take(kept, tile), everywhere)
             given = alone if self.known is None else (*alone, self.known)
-            found = self._run(checked.joint, tile, given, (checked.joint, alone))
+            found = self._run(checked.joint, tile, given, len(alone))
             value = self._put(value, found.value, tile)
             errors.append(found.error)
         return Found(value, self._largest(errors))
@@ -198,7 +214,7 @@ class InverseFisher:
                 shape = (len(tile.gradients), *removals.shape)
                 given = (given[0], np.broadcast_to(removals, shape), *tables)
                 task = checked.chosen_of_each
-            found = self._run(task, tile, given)
+            found = self._run(task, tile, given, len(given))
             numbers = np.concatenate([part.groups for part in parts], 1)
             total = _added(total, found.value, numbers, mesh)
         return total
@@ -292,17 +308,27 @@ class InverseFisher:
             yield tile
 
     def _run(
-        self,
-        task: Task,
-        tile: Blocks,
-        others: tuple[Any, ...],
-        repeat: tuple[Task, tuple[Any, ...]] | None = None,
+        self, task: Task, tile: Blocks, others: tuple[Any, ...], again: int
     ) -> Block:
-        compute, (_, number, width) = self.source.compute, tile.gradients.shape
-        solver = compute.solver_for(number, width)
-        if not self.source.is_checked:
-            damping = jnp.asarray(self.damping, jnp.float32)
-            return checked.run_blocks(task, tile.gradients, others, damping, solver)
+        """A task for the blocks of a tile, in float64 where float32 will not do.
+
+        Args:
+            task: For one block.
+            tile: The blocks.
+            others: What else it takes.
+            again: How many of these it takes in float64.
+        """
+        source, (_, number, width) = self.source, tile.gradients.shape
+        solver = source.compute.solver_for(number, width)
+        if not source.is_checked:
+            return checked.run_blocks(
+                task,
+                tile.gradients,
+                others,
+                jnp.asarray(self.damping, jnp.float32),
+                solver,
+                again=again if source.repeats else None,
+            )
         found = checked.checked_blocks(
             task,
             tile.gradients,
@@ -310,8 +336,8 @@ class InverseFisher:
             float(self.damping),
             solver,
             tile.names,
-            repeat=repeat,
-            mesh=compute.mesh,
+            again=again,
+            mesh=source.compute.mesh,
         )
         return found._replace(error=jnp.zeros(()))
 
@@ -340,19 +366,20 @@ class InMemory:
     """All gradients in one array, laid out by block, on one device; pure.
 
     Attributes:
-        rows: Gradients, block after block, [N, columns].
+        rows: Gradients, block after block, [N, columns]; None in what jit hashes.
         index: Where each column's weight stands in the flat vector, [columns].
         tiles: Ranges of the columns with blocks of one width.
         size: d.
         compute: Of which the solver counts.
     """
 
-    rows: jax.Array
+    rows: Any
     index: Index
     tiles: tuple[Tile, ...]
     size: int
     compute: Compute = Compute()
     keep_factors: bool = True
+    repeats: bool = False
     is_checked: bool = False
 
     @property
@@ -363,8 +390,9 @@ class InMemory:
     def sweep(self, label: str, reverse: bool = False) -> Iterator[Blocks]:
         """See :class:`Source`."""
         del label
+        rows = self.rows.reshape(self.num_samples, -1)
         for tile in reversed(self.tiles) if reverse else self.tiles:
-            columns = self.rows[:, tile.start : tile.stop]
+            columns = rows[:, tile.start : tile.stop]
             split = columns.reshape(self.num_samples, tile.num_blocks, tile.width)
             found = jnp.moveaxis(split, 1, 0)
             index = self.index[tile.start : tile.stop].reshape(-1, tile.width)
@@ -410,6 +438,7 @@ class Stored:
     storage: Storage
     microbatch_size: int
     store: Store | None = None
+    repeats: bool = True
     is_checked: bool = True
 
     @property
@@ -459,7 +488,8 @@ class Stored:
         if not isinstance(self.store, DeviceStore) or self.compute.mesh is not None:
             return None
         (only,) = self.storage.passes
-        rows = self.store.rows[:, 0]
+        rows = self.store.rows  # [N, 1, columns]
+        assert rows is not None
         if rows.nbytes > MOST_RESIDENT or rows.dtype != jnp.float32:
             return None
         return InMemory(

@@ -1,10 +1,11 @@
 """Rounds of swaps between weights that stay and weights that are pruned."""
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from woodfisher_jax.curvature.inverse import InverseFisher
 from woodfisher_jax.equations.swaps import prices, swapped
 
 FIRST_SHARE = 0.25
@@ -12,29 +13,6 @@ FIRST_SHARE = 0.25
 
 WORTH = 1e-4
 """Relative fall of the model loss below which a round is taken back."""
-
-
-class Model(Protocol):
-    """The quadratic model ``δᵀFδ / 2 + ḡᵀδ`` of one step."""
-
-    def joint_update(
-        self, weights: jax.Array, kept: jax.Array, targets: jax.Array
-    ) -> jax.Array:
-        """Its minimum on a support [d]."""
-        ...
-
-    def multiplied(self, vector: jax.Array) -> jax.Array:
-        """F v [d]."""
-        ...
-
-    def leverages(self, kept: jax.Array) -> jax.Array:
-        """Values h of every weight [d]."""
-        ...
-
-    @property
-    def damping(self) -> float:
-        """λ."""
-        ...
 
 
 class Support(NamedTuple):
@@ -50,7 +28,7 @@ class Support(NamedTuple):
 
 
 def improve(
-    model: Model,
+    fisher: InverseFisher,
     weights: jax.Array,
     active: jax.Array,
     kept: jax.Array,
@@ -61,7 +39,7 @@ def improve(
     """Swaps weights in and out of a support until the model loss no longer falls.
 
     Args:
-        model: F and its inverse on supports.
+        fisher: F and its inverse on supports.
         weights: w, [d].
         active: Weights that may stay, [d].
         kept: S to begin with, [d].
@@ -74,8 +52,9 @@ def improve(
     most = largest = min(max(1, int(FIRST_SHARE * number)), number, free)
 
     def settled(kept: jax.Array) -> tuple[jax.Array, jax.Array, float]:
-        step = jnp.where(kept, model.joint_update(weights, kept, targets), -weights)
-        along = model.multiplied(step)
+        found = fisher.joint_update(weights, kept, targets).value
+        step = jnp.where(kept, found, -weights)
+        along = fisher.multiplied(step)
         return step, along + slope, float(jnp.dot(step, along / 2 + slope))
 
     step, uphill, best = settled(kept)
@@ -88,10 +67,10 @@ def improve(
             gain, loss = prices(
                 weights + step,
                 uphill,
-                model.leverages(kept),
+                fisher.leverages(kept),
                 active,
                 kept,
-                model.damping,
+                fisher.damping,
             )
         other = swapped(kept, gain, loss, jnp.asarray(most), largest)
         if bool(jnp.all(other == kept)):

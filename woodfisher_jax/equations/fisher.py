@@ -145,7 +145,8 @@ def shifted_factor(gram: jax.Array, shift: jax.Array) -> jax.Array:
 
 def _sample_space_factorize(gradients: jax.Array, damping: jax.Array) -> jax.Array:
     """L⁻¹ [N, N] for the Cholesky factor L of S = N λ I + G Gᵀ."""
-    return shifted_factor(gram_matrix(gradients), gradients.shape[0] * damping)
+    number, gram = gradients.shape[0], gram_matrix(gradients)
+    return _inverse_factor(gram + number * damping * jnp.eye(number, dtype=gram.dtype))
 
 
 def _sample_space_diagonal(

@@ -64,7 +64,7 @@ def prices(
     leverages: jax.Array,
     active: jax.Array,
     kept: jax.Array,
-    damping: float,
+    damping: jax.Array | float,
 ) -> tuple[jax.Array, jax.Array]:
     """What a weight is worth that comes in, and what one costs that goes [d].
 

@@ -66,30 +66,42 @@ def _blocks(
 
 
 class DeviceStore:
-    """Rows in the memory of the devices themselves."""
+    """Rows in the memory of the devices themselves.
+
+    Attributes:
+        rows: [N, num_devices, columns].
+    """
 
     def __init__(self, pass_: Pass, num_samples: int, dtype: str, mesh: Mesh | None):
-        shape = (num_samples, num_devices(mesh), pass_.columns)
-        self._rows = _empty(shape, dtype, mesh)
+        self._shape = (num_samples, num_devices(mesh), pass_.columns)
+        self._dtype = dtype
         self._mesh = mesh
+        self.rows: jax.Array | None = None
 
     def write(self, start: int, rows: jax.Array) -> None:
         """See :class:`Store`."""
-        self._rows = _written(self._rows, rows, jnp.int32(start))
+        if rows.shape == self._shape:
+            self.rows = rows  # all of them at once
+            return
+        if self.rows is None:
+            self.rows = _empty(self._shape, self._dtype, self._mesh)
+        self.rows = _written(self.rows, rows, jnp.int32(start))
 
     def tiles(self, tiles: Iterable[Tile]) -> Iterator[jax.Array]:
         """See :class:`Store`."""
+        assert self.rows is not None, "nothing is written yet"
         for tile in tiles:
             start = jnp.int32(tile.start)
-            yield _blocks(self._rows, start, tile.num_blocks, tile.width, self._mesh)
+            yield _blocks(self.rows, start, tile.num_blocks, tile.width, self._mesh)
 
     def finish(self) -> None:
         """See :class:`Store`."""
-        jax.block_until_ready(self._rows)
+        jax.block_until_ready(self.rows)
 
     def close(self) -> None:
         """See :class:`Store`."""
-        self._rows.delete()
+        if self.rows is not None:
+            self.rows.delete()
 
 
 # ------------------------------------------------------------------ outside the device
@@ -99,19 +111,19 @@ class HostTier:
     """Rows of one device in the host's memory."""
 
     def __init__(self, num_samples: int, pass_: Pass, dtype: str):
-        self._rows = np.empty((num_samples, pass_.columns), jnp.dtype(dtype))
+        self.rows = np.empty((num_samples, pass_.columns), jnp.dtype(dtype))
 
     def write(self, start: int, rows: np.ndarray) -> None:
         """Keeps the rows [n, columns] of the samples from ``start``."""
-        self._rows[start : start + len(rows)] = rows
+        self.rows[start : start + len(rows)] = rows
 
     def read(self, tile: Tile) -> np.ndarray:
         """The tile's columns of all rows [N, num_blocks * width], in a new array."""
-        return self._rows[:, tile.start : tile.stop].copy()
+        return self.rows[:, tile.start : tile.stop].copy()
 
     def close(self) -> None:
         """Frees the memory."""
-        del self._rows
+        del self.rows
 
 
 Tier = HostTier | FileTier
@@ -192,8 +204,9 @@ class TierStore:
             tier.close()
 
 
-def _position(index: tuple[slice, ...]) -> int:
+def _position(index: tuple[slice, ...] | None) -> int:
     """The device that a shard of rows [n, num_devices, columns] lies on."""
+    assert index is not None
     # A single device has slice(None).
     return index[1].start or 0
 
