@@ -14,8 +14,8 @@ from woodfisher_jax.info import PruneInfo
 from woodfisher_jax.masked import mask_state
 from woodfisher_jax.prune import plan_pruning, prune
 from woodfisher_jax.report import metrics
-from woodfisher_jax.rows.budget import MemoryLimitError
 from woodfisher_jax.rows.gradients import sample_labels
+from woodfisher_jax.rows.memory_plan import MemoryLimitError
 from woodfisher_jax.rows.needs import Needs
 from woodfisher_jax.rows.sharding import replicate
 from woodfisher_jax.selection.costs import MILLION

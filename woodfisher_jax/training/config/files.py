@@ -134,7 +134,8 @@ def override(values: dict[str, Any], argument: str) -> None:
     elif not given:
         text = "True"
     _, *groups, key = name.split(".")
-    section, level, where = Config, values, "config"
+    section: type = Config
+    level, where = values, "config"
     for group in groups:
         section = _inner(section, level, group, where)
         level, where = level.setdefault(group, {}), f"{where}.{group}"

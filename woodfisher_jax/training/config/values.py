@@ -32,10 +32,12 @@ def is_pruner(key: str) -> bool:
 
 def subsections(section: type) -> dict[str, type]:
     """The sections within a section, by name."""
-    hints = typing.get_type_hints(section)
+    hints = typing.get_type_hints(section).items()
     return {
-        name: hint for name, hint in hints.items() if dataclasses.is_dataclass(hint)
-    }  # type: ignore[return-value]
+        name: hint
+        for name, hint in hints
+        if isinstance(hint, type) and dataclasses.is_dataclass(hint)
+    }
 
 
 def section_fields(section: type, values: Mapping[str, Any]) -> dict[str, Field]:
