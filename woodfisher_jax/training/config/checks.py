@@ -143,6 +143,15 @@ def _check_optimizer(optimizer: OptimizerConfig, name: str) -> None:
 # ---------------------------------------------------------------------------- pruning
 
 
+FIELDS = {
+    "memory_limit": "memory_limit_gb",
+    "sparsity": "target_sparsity",
+    "targets": "match",
+    "weight_decay": "damping_plus_weight_decay",
+}
+"""From an option of a step to the field that sets it, where their names differ."""
+
+
 class StepOptions(NamedTuple):
     """What the pruning steps of a pruner have in common.
 
@@ -211,9 +220,8 @@ def _check_pruner(config: Config, pruner: PruneConfig, name: str) -> None:
     try:
         _, goal, _ = _resolved(config, pruner)
     except OptionError as error:
-        if error.name == "damping" and pruner.auto_damping:
-            error = OptionError("auto_damping", str(error))
-        raise in_config(error, f"config.{name}") from error
+        names = FIELDS | ({"damping": "auto_damping"} if pruner.auto_damping else {})
+        raise in_config(error, f"config.{name}", names) from error
     own = goal.pattern.sparsity if isinstance(goal.pattern, Pattern) else None
     require(
         own is None or pruner.target_sparsity >= own - 1e-6,

@@ -68,23 +68,17 @@ def check_key(key: str, known: Iterable[str], where: str) -> None:
     raise ConfigError(f"{where}.{key} does not exist{hint}")
 
 
-FIELD_NAMES = {
-    "memory_limit": "memory_limit_gb",
-    "sparsity": "target_sparsity",
-    "targets": "match",
-    "weight_decay": "damping_plus_weight_decay",
-}
-"""From an option of :func:`woodfisher_jax.prune` to the field that sets it."""
-
-
-def in_config(error: OptionError, where: str) -> ConfigError:
+def in_config(
+    error: OptionError, where: str, names: Mapping[str, str] | None = None
+) -> ConfigError:
     """An error of an option under the name of its field.
 
     Args:
         error: Of an option.
         where: The section, such as ``config.prune``.
+        names: From options to the fields that set them, where they differ.
     """
-    name = FIELD_NAMES.get(error.name, error.name)
+    name = (names or {}).get(error.name, error.name)
     message = str(error)
     if message.startswith(f"{name}="):
         return ConfigError(f"{where}.{message}")
