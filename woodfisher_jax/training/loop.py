@@ -169,7 +169,7 @@ def start_or_resume(
     fresh = TrainState(
         params, variables.get("batch_stats", {}), masks, phase.tx.init(params)
     )
-    if any(pruner.needs_dense for pruner in plan.config.pruners.values()):
+    if any(pruner.keeps_dense for pruner in plan.config.pruners.values()):
         fresh = fresh._replace(dense=dense_copy(fresh))
     fresh = averaging(fresh, phase.settings.average_decay)
     fresh = replicate(fresh, plan.mesh)

@@ -66,7 +66,7 @@ def target_sparsity(plan: Plan, state: TrainState) -> float | None:
     """Of all prunable weights; None where multiply-accumulates are the target."""
     goals = {stage.pruner: stage.sparsity for stage in plan.stages}
     settings = plan.config.pruners
-    if any(settings[name].flops_target for name in goals):
+    if any(settings[name].value_of("flops_target") for name in goals):
         return None
     if len(settings) == 1:
         return goals.get("prune", 0.0)

@@ -108,7 +108,7 @@ def read_config(workdir: str | os.PathLike[str]) -> Config:
     path = Path(workdir) / "config.json"
     if not path.is_file():
         raise ValueError(f"workdir={workdir}: there is no config.json, so no run here")
-    return config_.from_dict(json.loads(path.read_text()))
+    return config_.build(json.loads(path.read_text()))
 
 
 def _locate(path: Path) -> tuple[Path, int | None]:
