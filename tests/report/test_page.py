@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 from read_pages import Page
 from small_runs import small
+from woodfisher_jax.training.config_files import load_config
 from written_runs import DEFAULTS, LAYERS, STAGE, record_of, rows_of, write_run
 
 from woodfisher_jax.report import page
 from woodfisher_jax.report.page import pictures, run_page, write_page
 from woodfisher_jax.report.quantities import NONE
 from woodfisher_jax.training.config import Config, from_dict, to_dict
-from woodfisher_jax.training.config_files import load_config
 
 PREDICTED = STAGE | {
     "predicted_loss_increase": 0.2,
