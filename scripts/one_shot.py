@@ -25,19 +25,21 @@ import jax.numpy as jnp
 import numpy as np
 
 import woodfisher_jax as wf
-from woodfisher_jax import data, models, torch_weights
+from woodfisher_jax import data, models
 from woodfisher_jax.data import batches
 from woodfisher_jax.equations.obs import obd_saliency
 from woodfisher_jax.methods import applicable
-from woodfisher_jax.evaluate import evaluate
 from woodfisher_jax.report import environment
 from woodfisher_jax.rows.gradients import as_partial, row_chunks
 from woodfisher_jax.rows.moments import moments
 from woodfisher_jax.stages.matching import outputs_of
 from woodfisher_jax.training.batch_norm import reestimate
+from woodfisher_jax.training.evaluate import evaluate
 from woodfisher_jax.training.objective import frozen_errors, frozen_loss, frozen_outputs
 from woodfisher_jax.trees import blocks
 from woodfisher_jax.trees.masks import num_kept
+from woodfisher_jax.weights.state_dicts import to_variables
+from woodfisher_jax.weights.torch_files import read_state_dict
 
 BATCH_NORM_IMAGES = 10_000
 """Augmented training images that batch-norm statistics are re-estimated from."""
@@ -349,8 +351,8 @@ def network(experiment: Experiment, checkpoint: Path) -> Network:
     model = models.build_model(experiment.model)
     dataset = data.load(experiment.dataset)
     image = np.zeros((1, *dataset.train.images.shape[1:]), np.float32)
-    variables, _ = torch_weights.to_variables(
-        torch_weights.read_state_dict(checkpoint),
+    variables, _ = to_variables(
+        read_state_dict(checkpoint),
         jax.eval_shape(model.init, jax.random.key(0), image),
     )
     params = jax.tree.map(jnp.asarray, variables["params"])

@@ -35,6 +35,9 @@ OPTIMIZERS = (
 DEFAULTS: dict[str, dict[str, Any]] = {"sgd": {"momentum": 0.9}}
 """Settings that are not Optax's own defaults."""
 
+SHARES = ("momentum", "b1", "b2", "decay")
+"""Settings in [0, 1)."""
+
 # Given by the run, or no plain value.
 _NO_SETTINGS = {"learning_rate", "weight_decay", "mask", "weight_decay_mask"}
 
