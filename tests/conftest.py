@@ -39,6 +39,23 @@ def pytest_unconfigure() -> None:
         shutil.rmtree(os.environ[COMPILED], ignore_errors=True)
 
 
+LONGEST = (
+    "test_distributed.py",
+    "test_loop.py",
+    "test_notebooks.py",
+    "test_docs.py",
+    "test_main.py",
+    "test_matching.py",
+    "test_pruning_step.py",
+)
+"""Files of few tests that take long: first, so that both workers end together."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Sorts the tests for ``--dist loadfile --no-loadscope-reorder``."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
 def require(path: Path, what: str) -> Path:
     """Returns the path, or skips the test and says where the data comes from."""
     if not path.exists():
