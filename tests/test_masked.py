@@ -338,7 +338,7 @@ def test_a_state_that_is_spread_over_eight_devices() -> None:
         env={
             **os.environ,
             "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": os.environ["XLA_FLAGS"]
+            "XLA_FLAGS": os.environ.get("XLA_FLAGS", "")
             + " --xla_force_host_platform_device_count=8",
         },
     )
