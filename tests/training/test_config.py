@@ -160,7 +160,7 @@ def test_every_kind_of_field_is_among_them() -> None:
         ({"train": {"optimizer": {"name": "sdg"}}}, ["optimizer.name='sdg'", "'sgd'?"]),
         (
             {"train": {"optimizer": {"nestrov": True}}},
-            ["config.train.optimizer.nestrov", "config.train.optimizer.nesterov?"],
+            ["config.train.optimizer.nestrov", "did you mean 'nesterov'?"],
         ),
         (
             {"train": {"optimizer": {"momentum": (1,)}}},
@@ -393,7 +393,7 @@ def test_an_option_reaches_the_step_or_is_refused(method: str) -> None:
         given = {"method": method, name: value, **GOES_WITH.get(name, {})}
         has = name in applicable(method, given)
         if (method, name) in REFUSED or (METHODS[method].needs_samples and not has):
-            with pytest.raises(ConfigError, match=rf"config\.prune\.{name}"):
+            with pytest.raises(ConfigError, match=rf"config\.prune\..*{name}"):
                 from_dict({"prune": given})
             continue
         config = from_dict({"prune": given})
