@@ -22,11 +22,9 @@ from rich.table import Table
 
 import woodfisher_jax as wf
 from woodfisher_jax import data, models
-from woodfisher_jax.curvature import checked as curvature
 from woodfisher_jax.data import batches
 from woodfisher_jax.report import environment
 from woodfisher_jax.report.environment import processor
-from woodfisher_jax.rows.gradients import gradient_chunks
 from woodfisher_jax.training.objective import frozen_loss
 from woodfisher_jax.trees import blocks
 from woodfisher_jax.weights.state_dicts import to_variables
@@ -124,20 +122,13 @@ def main() -> None:
     peak = environment.peak_rss_bytes()
 
     order = blocks.flat_order(masks)
-    flat = [
-        blocks.flatten(order, chunk)
-        for chunk in gradient_chunks(
-            loss_fn,
-            params,
-            wf.init_masks(params),
-            samples,
-            num_samples=NUM_SAMPLES,
-        )
-    ]
+    rows = wf.gradient_rows(loss_fn, params, wf.init_masks(params), samples, order)
     cuts = order.offsets[1:-1]
-    gradients = np.split(np.concatenate(flat), cuts, axis=1)
+    gradients = np.split(np.asarray(rows), cuts, axis=1)
     ours = [
-        curvature.inverse_diagonals(jnp.asarray(g)[None], DAMPING, "sample_space", [""])
+        wf.curvature.inverse_diagonals(
+            jnp.asarray(g)[None], DAMPING, "sample_space", [""]
+        )
         for g in gradients
     ]
     kernels = {path: params[path.split("/")[0]]["kernel"] for path in order.paths}

@@ -102,10 +102,9 @@ def vit(epochs: int, pattern: str) -> Network:
     tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))
     state = TrainState(params, {}, {}, tx.init(params))
     for epoch in range(epochs):
-        for step in range(steps):
-            batch = batches.train_batch(
-                dataset, seed=0, epoch=epoch, step=step, batch_size=128
-            )
+        for batch in batches.epoch_batches(
+            dataset, seed=0, epoch=epoch, start=0, stop=steps, batch_size=128
+        ):
             state, _ = train_step(
                 state, batch, jnp.zeros(1), model=model, tx=tx, label_smoothing=0.0
             )

@@ -1,4 +1,4 @@
-"""Where the real data is, and settings that every test shares.
+"""Where the real data is, and settings that all tests share.
 
 Real data sets, checkpoints and the original's outputs are read in place, never
 copied. ``WOODFISHER_SHARED`` names the folder that holds ``data/`` and ``golden/``
@@ -17,8 +17,14 @@ SHARED = Path(
     os.environ.get("WOODFISHER_SHARED", Path(__file__).parents[1].parent / "shared")
 )
 
-# Most of the suite's time is compilation, much of it of the same programs. What one
-# worker has compiled serves the other, and the processes that tests start.
+# Most of the suite's time is compilation. LLVM's optimizations cost more here than the
+# faster programs save; processes that tests start inherit the flags.
+FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+if FLAGS not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{FLAGS} {os.environ.get('XLA_FLAGS', '')}".strip()
+
+# Many tests compile the same programs: what one worker has compiled serves the other,
+# and the processes that tests start.
 COMPILED = "JAX_COMPILATION_CACHE_DIR"
 OWNS_COMPILED = COMPILED not in os.environ
 if OWNS_COMPILED:
@@ -28,13 +34,13 @@ if OWNS_COMPILED:
 
 
 def pytest_unconfigure() -> None:
-    """Removes what was compiled, in the process that made the folder for it."""
+    """Removes the compiled programs, in the process that made the folder for them."""
     if OWNS_COMPILED:
         shutil.rmtree(os.environ[COMPILED], ignore_errors=True)
 
 
 def require(path: Path, what: str) -> Path:
-    """Returns the path, or skips the test and says how to get what it needs."""
+    """Returns the path, or skips the test and says where the data comes from."""
     if not path.exists():
         pytest.skip(f"{what} not found at {path}; see CONTRIBUTING.md, 'Real data'")
     return path

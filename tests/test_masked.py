@@ -371,7 +371,8 @@ def test_a_state_that_is_spread_over_eight_devices() -> None:
         env={
             **os.environ,
             "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+            "XLA_FLAGS": os.environ["XLA_FLAGS"]
+            + " --xla_force_host_platform_device_count=8",
         },
     )
     assert done.stdout == "agree\n", done.stderr

@@ -4,6 +4,8 @@ import contextlib
 import sys
 from collections.abc import Iterator, Mapping
 
+from woodfisher_jax.extras import MissingExtraError
+
 FAILED = 1
 """The work was started and could not be finished; also of an unexpected error."""
 
@@ -22,6 +24,7 @@ def exits(codes: Mapping[type[Exception], int]) -> Iterator[None]:
         codes: From error class to exit code; the first that fits applies. Other errors
             are unexpected and propagate with their traceback.
     """
+    codes = {MissingExtraError: USAGE, **codes}
     try:
         yield
     except KeyboardInterrupt:

@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from woodfisher_jax import data, models
+from woodfisher_jax import data, extras, models
 from woodfisher_jax.exit_codes import USAGE, exits
 from woodfisher_jax.torch_weights import TORCH_METADATA, image_shape
 from woodfisher_jax.training.saved_run import WHICH, SavedRun, read_run
@@ -58,6 +58,8 @@ def export(
         ValueError: If there is no such format, run or save, or the suffix is another.
         OSError: If the file exists, or its folder or the data set does not.
     """
+    if format == "stablehlo":
+        extras.require("flatbuffers", f"format={format!r}")
     if format not in FORMATS:
         raise ValueError(f"format={format!r}; expected one of {list(FORMATS)}")
     suffix = ".stablehlo" if format == "stablehlo" else ".safetensors"

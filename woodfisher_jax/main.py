@@ -5,6 +5,7 @@
 Any field of the config is overridden by ``--config.<field>=<value>``.
 """
 
+import contextlib
 import logging
 import re
 import shlex
@@ -22,8 +23,9 @@ from woodfisher_jax.curvature.checked import CurvatureError
 from woodfisher_jax.data import DataMissingError
 from woodfisher_jax.exit_codes import FAILED, USAGE, exits
 from woodfisher_jax.progress import progress_bar
-from woodfisher_jax.report import metrics, plots, tables
-from woodfisher_jax.report.run_page import write_run_page
+from woodfisher_jax.report import tables
+from woodfisher_jax.report.figures import MissingExtraError
+from woodfisher_jax.report.page import write_page
 from woodfisher_jax.rows.memory_plan import MemoryLimitError
 from woodfisher_jax.training import config as config_
 from woodfisher_jax.training import distributed
@@ -243,19 +245,18 @@ def run_all(config: Config, workdir: Path) -> None:
     if not distributed.is_first():
         return
     if len(results) > 1:
-        rows = {name: metrics.read_metrics(folder) for name, folder in folders.items()}
-        plots.plot_accuracy(workdir / "comparison.png", rows)
-        write_run_page(workdir)
+        # Where matplotlib is missing, each run has said so.
+        with contextlib.suppress(MissingExtraError):
+            write_page(workdir, config_.to_dict(Config()))
     if QUIET.value:
         for method, folder in folders.items():
             print(result_line(results[method], folder))
         return
     if len(results) > 1:
         tables.print_comparison(results)
-    print(
-        f"Results, plots and checkpoints are in {workdir}; to look at: "
-        f"{workdir / 'report.html'}"
-    )
+    print(f"Results and checkpoints are in {workdir}")
+    if (workdir / "report.html").exists():
+        print(f"Plots and all numbers: {workdir / 'report.html'}")
 
 
 def result_line(results: dict[str, Any], folder: Path) -> str:

@@ -154,7 +154,7 @@ class WoodFisher(Surgeon):
         Raises:
             MemoryLimitError: If it does not fit; the message says what would.
         """
-        active = np.asarray(blocks.flatten(problem.order, problem.masks))
+        active = blocks.flat_mask(problem.order, problem.masks)
         needs, storage = plan_rows(
             problem,
             layouts=lambda size: self.layout(problem.order, size, active),

@@ -361,19 +361,24 @@ class InverseFisher:
 # --------------------------------------------------------------------------- sources
 
 
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("rows", "index"),
+    meta_fields=("tiles", "size", "compute", "keep_factors", "repeats", "is_checked"),
+)
 @dataclasses.dataclass(frozen=True)
 class InMemory:
     """All gradients in one array, laid out by block, on one device; pure.
 
     Attributes:
-        rows: Gradients, block after block, [N, columns]; None in what jit hashes.
+        rows: Gradients, block after block, [N, columns].
         index: Where each column's weight stands in the flat vector, [columns].
         tiles: Ranges of the columns with blocks of one width.
         size: d.
         compute: Of which the solver counts.
     """
 
-    rows: Any
+    rows: jax.Array
     index: Index
     tiles: tuple[Tile, ...]
     size: int

@@ -132,6 +132,11 @@ class Method(Options):
     needs_samples: ClassVar[bool] = False
     allows_costs: ClassVar[bool] = True
 
+    @property
+    def moves(self) -> bool:
+        """Whether the other weights move."""
+        return False
+
     def saliency(self, weights: jax.Array, diagonal: jax.Array | None) -> jax.Array:
         """The statistic, elementwise: the lowest are pruned first [d].
 

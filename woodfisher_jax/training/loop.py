@@ -149,7 +149,7 @@ def loop(
 
     results = summarize(plan, state, log)
     if distributed.is_first():
-        write_report(workdir, results, log)
+        write_report(workdir, results)
     return results
 
 

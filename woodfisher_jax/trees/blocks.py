@@ -109,6 +109,15 @@ def flatten(order: FlatOrder, tensors: Mapping[str, jax.Array]) -> jax.Array:
     return jnp.concatenate(parts, axis=-1)
 
 
+def flat_mask(order: FlatOrder, masks: Mapping[str, jax.Array]) -> np.ndarray:
+    """Masks as one flat vector [d], in NumPy: nothing is compiled for it."""
+    parts = [
+        np.asarray(masks[path]).transpose(axes).reshape(-1)
+        for path, axes in zip(order.paths, order.axes, strict=True)
+    ]
+    return np.concatenate(parts)
+
+
 def unflatten(order: FlatOrder, vector: jax.Array) -> dict[str, jax.Array]:
     """Cuts a flat vector [d] into the tensors it was made of: undoes ``flatten``.
 
