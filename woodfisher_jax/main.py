@@ -30,7 +30,7 @@ from woodfisher_jax.rows.memory_plan import MemoryLimitError
 from woodfisher_jax.training import config as config_
 from woodfisher_jax.training import distributed
 from woodfisher_jax.training.config import Config, ConfigError, files
-from woodfisher_jax.training.config.help import explained
+from woodfisher_jax.training.config.explain import explained
 from woodfisher_jax.training.loop import DivergedError, run
 from woodfisher_jax.training.plan import prepare
 from woodfisher_jax.training.preemption import Stopped

@@ -16,17 +16,15 @@ from woodfisher_jax.selection.patterns import Pattern
 from woodfisher_jax.training.config.sections import (
     Config,
     DistributedConfig,
-    OptimizerConfig,
     PruneConfig,
     TrainConfig,
 )
 from woodfisher_jax.training.config.values import (
     ConfigError,
     build,
-    check_key,
     in_config,
 )
-from woodfisher_jax.training.optimizer import SHARES, optimizer_settings
+from woodfisher_jax.training.optimizer import check_settings
 
 
 def from_dict(values: Mapping[str, Any]) -> Config:
@@ -122,22 +120,10 @@ def _check_train(train: TrainConfig, name: str) -> None:
         train.final_learning_rate,
         f"0 to learning_rate={train.learning_rate}",
     )
-    _check_optimizer(train.optimizer, f"{name}.optimizer")
-
-
-def _check_optimizer(optimizer: OptimizerConfig, name: str) -> None:
-    known = optimizer_settings(optimizer.name)
-    for key, value in optimizer.settings.items():
-        check_key(key, known, f"config.{name}")
-        _require(
-            value is None or isinstance(value, (bool, int, float, str)),
-            f"{name}.{key}",
-            value,
-            "a number, True, False or None",
-        )
-        if key in SHARES and value is not None:
-            is_share = not isinstance(value, str) and 0 <= value < 1
-            _require(is_share, f"{name}.{key}", value, "a number in [0, 1)")
+    try:
+        check_settings(train.optimizer.name, train.optimizer.settings)
+    except OptionError as error:
+        raise in_config(error, f"config.{name}.optimizer") from error
 
 
 # ---------------------------------------------------------------------------- pruning

@@ -92,13 +92,16 @@ def load_config(config: str) -> dict[str, Any]:
     if get_config is None:
         raise ConfigError(f"--config={config}: the file must define get_config()")
     try:
-        values: dict[str, Any] = ConfigDict(
-            get_config(word) if word else get_config()
-        ).to_dict()
+        stated = get_config(word) if word else get_config()
     except ValueError as error:
         raise ConfigError(f"--config={config}: {error}") from error
     except Exception as error:
         raise _in_file(path, error) from error
+    if not isinstance(stated, (ConfigDict, dict)):
+        raise ConfigError(
+            f"{path}: expected a ConfigDict of get_config(), got {stated}"
+        )
+    values: dict[str, Any] = ConfigDict(stated).to_dict()
     return values
 
 

@@ -104,7 +104,7 @@ def option_table(name: str) -> str:
 def _row(field: Field) -> list[str]:
     return [
         f"`{field.name}`",
-        field.expected or "in Python only",
+        field.expected if field.expected != "None" else "in Python only",
         f"`{field.default!r}`",
         field.doc,
     ]
