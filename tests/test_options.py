@@ -97,7 +97,7 @@ def test_an_option_has_one_default_wherever_it_is_seen() -> None:
         assert signature[name].default == seen[name].default
 
 
-# ---------------------------------------------------------------- dataclasses of options
+# ------------------------------------------------------------ dataclasses of options
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,5 +156,5 @@ def test_values_by_name_go_where_they_belong() -> None:
         Some(kind="flat"),
         Other(height=1.0),
     )
-    with pytest.raises(OptionError, match="both has no option 'hight'.*'height'"):
+    with pytest.raises(OptionError, match=r"both has no option 'hight'.*'height'"):
         split({"hight": 1}, Some(), Other(), where="both")
