@@ -201,8 +201,10 @@ def num_kept(num_weights: int, target_sparsity: float) -> int:
         >>> wf.masks.num_kept(32_360, 0.9)
         3236
     """
-    # 32,360 x (1 - 0.9) is 3,235.9999999999995 in floating point.
-    return math.floor(num_weights * (1.0 - target_sparsity) + 1e-6)
+    # 32,360 x (1 - 0.9) is 3,235.9999999999995 in floating point. Half a millionth, so
+    # that a sparsity of six decimals is never rounded up: 999,999 x 0.999999 is
+    # 999,998.000001.
+    return math.floor(num_weights * (1.0 - target_sparsity) + 5e-7)
 
 
 def traced_num_kept(num_weights: int, target_sparsity: jax.Array) -> jax.Array:
