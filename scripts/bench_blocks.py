@@ -23,7 +23,7 @@ from bench_pruning import processor, sequential_inverse
 from rich.console import Console
 from rich.table import Table
 
-from woodfisher_jax.curvature.checked import inverse_diagonals, inverse_products
+from woodfisher_jax.curvature import checked
 from woodfisher_jax.equations.fisher import choose_solver, matmul
 from woodfisher_jax.report import environment
 
@@ -56,10 +56,13 @@ def ours(gradients: jax.Array, vectors: jax.Array) -> jax.Array:
     """Diagonals and products of blocks, as a pruning step computes them."""
     _, num_samples, width = gradients.shape
     solver, names = choose_solver(num_samples, width), [""] * len(gradients)
-    diagonals, factors = inverse_diagonals(gradients, DAMPING, solver, names, keep=True)
-    return inverse_products(
-        gradients, DAMPING, vectors / diagonals, solver, names, factors=factors
+    found = checked.checked_blocks(
+        checked.diagonal, gradients, (), DAMPING, solver, names
     )
+    others = (vectors / found.value, found.factor)
+    return checked.checked_blocks(
+        checked.product, gradients, others, DAMPING, solver, names, again=1
+    ).value
 
 
 def measure(width: int, num_samples: int, random: np.random.Generator) -> dict:

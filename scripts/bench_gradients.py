@@ -16,8 +16,9 @@ from bench_pruning import processor
 import woodfisher_jax as wf
 from woodfisher_jax import models
 from woodfisher_jax.report import environment
-from woodfisher_jax.rows.gradients import gradient_chunks
+from woodfisher_jax.rows.gradients import as_partial, row_chunks
 from woodfisher_jax.training.objective import frozen_loss
+from woodfisher_jax.trees.blocks import flat_order
 
 IMAGES = 256
 
@@ -46,6 +47,9 @@ def main() -> None:
     params = variables["params"]
     loss_fn, masks = frozen_loss(model, variables["batch_stats"]), wf.init_masks(params)
     gradient = jax.jit(jax.grad(loss_fn))
+    order = flat_order(masks)
+    loss = as_partial(loss_fn)
+    problem = wf.Problem(loss, params, masks, samples, order, num_samples=IMAGES)
 
     def whole(size: int) -> Any:
         return [
@@ -54,15 +58,7 @@ def main() -> None:
         ]
 
     def each(size: int) -> Any:
-        chunks = gradient_chunks(
-            loss_fn,
-            params,
-            masks,
-            samples,
-            num_samples=IMAGES,
-            microbatch_size=size,
-        )
-        return [jax.block_until_ready(chunk) for chunk in chunks]
+        return [jax.block_until_ready(chunk) for chunk in row_chunks(problem, size)]
 
     planned = wf.plan_pruning(loss_fn, params, samples, sparsity=0.5)
     assert planned is not None

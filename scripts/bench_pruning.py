@@ -21,14 +21,14 @@ from rich.console import Console
 from rich.table import Table
 
 import woodfisher_jax as wf
-from woodfisher_jax import data, models, torch_weights
-from woodfisher_jax.curvature import checked as curvature
+from woodfisher_jax import data, models
 from woodfisher_jax.data import batches
 from woodfisher_jax.report import environment
 from woodfisher_jax.report.environment import processor
-from woodfisher_jax.rows.gradients import gradient_chunks
 from woodfisher_jax.training.objective import frozen_loss
 from woodfisher_jax.trees import blocks
+from woodfisher_jax.weights.state_dicts import to_variables
+from woodfisher_jax.weights.torch_files import read_state_dict
 
 NUM_SAMPLES, DAMPING, SPARSITY, REPEATS = 100, 1e-5, 0.95, 5
 ROWS_AT_ONCE = 512
@@ -99,8 +99,8 @@ def main() -> None:
     dataset = data.load("mnist")
     image = np.zeros((1, 28, 28, 1), np.float32)
     shapes = jax.eval_shape(model.init, jax.random.key(0), image)
-    state_dict = torch_weights.read_state_dict(arguments.checkpoint)
-    params = torch_weights.to_variables(state_dict, shapes)[0]["params"]
+    state_dict = read_state_dict(arguments.checkpoint)
+    params = to_variables(state_dict, shapes)[0]["params"]
     params = jax.tree.map(jnp.asarray, params)
     samples = batches.fisher_samples(dataset, seed=0, draw=0, count=NUM_SAMPLES)
     loss_fn = frozen_loss(model, {})
@@ -122,20 +122,13 @@ def main() -> None:
     peak = environment.peak_rss_bytes()
 
     order = blocks.flat_order(masks)
-    flat = [
-        blocks.flatten(order, chunk)
-        for chunk in gradient_chunks(
-            loss_fn,
-            params,
-            wf.init_masks(params),
-            samples,
-            num_samples=NUM_SAMPLES,
-        )
-    ]
+    rows = wf.gradient_rows(loss_fn, params, wf.init_masks(params), samples, order)
     cuts = order.offsets[1:-1]
-    gradients = np.split(np.concatenate(flat), cuts, axis=1)
+    gradients = np.split(np.asarray(rows), cuts, axis=1)
     ours = [
-        curvature.inverse_diagonals(jnp.asarray(g)[None], DAMPING, "sample_space", [""])
+        wf.curvature.inverse_diagonals(
+            jnp.asarray(g)[None], DAMPING, "sample_space", [""]
+        )
         for g in gradients
     ]
     kernels = {path: params[path.split("/")[0]]["kernel"] for path in order.paths}

@@ -19,10 +19,10 @@ import numpy as np
 import original_flags
 
 from woodfisher_jax.models import MODELS, build_model
-from woodfisher_jax.torch_weights import torch_name
 from woodfisher_jax.training import config as config_
 from woodfisher_jax.training.optimizer import optimizer_settings
 from woodfisher_jax.trees.paths import leaves_by_path
+from woodfisher_jax.weights.state_dicts import torch_name
 
 ARCHITECTURES = {"mlpnet": "mlp", "mobilenet": "mobilenet_v1"}
 IMAGES = {"mnist": (28, 28, 1), "cifar10": (32, 32, 3), "cifar100": (32, 32, 3)}

@@ -25,16 +25,21 @@ import jax.numpy as jnp
 import numpy as np
 
 import woodfisher_jax as wf
-from woodfisher_jax import data, models, torch_weights
+from woodfisher_jax import data, models
 from woodfisher_jax.data import batches
 from woodfisher_jax.equations.obs import obd_saliency
-from woodfisher_jax.evaluate import evaluate
+from woodfisher_jax.methods import applicable
 from woodfisher_jax.report import environment
-from woodfisher_jax.rows.gradients import gradient_chunks
+from woodfisher_jax.rows.gradients import as_partial, row_chunks
+from woodfisher_jax.rows.moments import moments
 from woodfisher_jax.stages.matching import outputs_of
 from woodfisher_jax.training.batch_norm import reestimate
+from woodfisher_jax.training.evaluate import evaluate
 from woodfisher_jax.training.objective import frozen_errors, frozen_loss, frozen_outputs
+from woodfisher_jax.trees import blocks
 from woodfisher_jax.trees.masks import num_kept
+from woodfisher_jax.weights.state_dicts import to_variables
+from woodfisher_jax.weights.torch_files import read_state_dict
 
 BATCH_NORM_IMAGES = 10_000
 """Augmented training images that batch-norm statistics are re-estimated from."""
@@ -320,14 +325,13 @@ def original_diagonal(
     strict comparison with the k-th largest removes all ties.
     """
     masks = wf.init_masks(params)
-    squares = {path: jnp.zeros(mask.shape) for path, mask in masks.items()}
-    for chunk in gradient_chunks(
-        loss_fn, params, masks, samples, num_samples=num_samples
-    ):
-        squares = {p: squares[p] + jnp.sum(g * g, axis=0) for p, g in chunk.items()}
-    for path, total in squares.items():
+    order = blocks.flat_order(masks)
+    loss = as_partial(loss_fn)
+    problem = wf.Problem(loss, params, masks, samples, order, num_samples)
+    squares = moments(row_chunks(problem, 64)).squares
+    for path, mean in blocks.unflatten(order, squares).items():
         weights = params[path.split("/")[0]]["kernel"]
-        scores = np.asarray(obd_saliency(weights, total / num_samples) + 1e-4)
+        scores = np.asarray(obd_saliency(weights, mean) + 1e-4)
         kept = num_kept(scores.size, sparsity)
         masks[path] = jnp.asarray(scores > np.sort(scores.ravel())[-kept])
     return wf.apply_masks(params, masks)
@@ -347,8 +351,8 @@ def network(experiment: Experiment, checkpoint: Path) -> Network:
     model = models.build_model(experiment.model)
     dataset = data.load(experiment.dataset)
     image = np.zeros((1, *dataset.train.images.shape[1:]), np.float32)
-    variables, _ = torch_weights.to_variables(
-        torch_weights.read_state_dict(checkpoint),
+    variables, _ = to_variables(
+        read_state_dict(checkpoint),
         jax.eval_shape(model.init, jax.random.key(0), image),
     )
     params = jax.tree.map(jnp.asarray, variables["params"])
@@ -417,6 +421,7 @@ def pruned(
     measure = options.pop("measure", "loss")
     for name in ("source", "held_out"):
         options.pop(name, None)
+    options = applicable(options["method"], options)
     params, masks = network.params, wf.init_masks(network.params, experiment.prunable)
     for target in experiment.targets:
         goal = {experiment.goal: target, "masks": masks}

@@ -26,13 +26,15 @@ import jax.numpy as jnp
 import optax
 
 import woodfisher_jax as wf
-from woodfisher_jax import data, models, torch_weights
+from woodfisher_jax import data, models
 from woodfisher_jax.data import DataSet, batches
-from woodfisher_jax.evaluate import evaluate
 from woodfisher_jax.stages.matching import Stage, outputs_of
 from woodfisher_jax.training.batch_norm import reestimate
+from woodfisher_jax.training.evaluate import evaluate
 from woodfisher_jax.training.objective import frozen_loss, frozen_outputs
 from woodfisher_jax.training.train_step import TrainState, train_step
+from woodfisher_jax.weights.state_dicts import to_variables
+from woodfisher_jax.weights.torch_files import read_state_dict
 
 BATCH_NORM_IMAGES = 10_000
 """Augmented training images of the statistics that are judged."""
@@ -79,8 +81,8 @@ def resnet20(checkpoint: Path) -> Network:
     """The network of a checkpoint; its stem has 3 inputs and stays dense."""
     dataset, model = data.load("cifar10"), models.build_model("resnet20")
     image = jnp.zeros((1, *dataset.image_shape))
-    variables, _ = torch_weights.to_variables(
-        torch_weights.read_state_dict(checkpoint),
+    variables, _ = to_variables(
+        read_state_dict(checkpoint),
         jax.eval_shape(model.init, jax.random.key(0), image),
     )
     variables = jax.tree.map(jnp.asarray, variables)
@@ -100,10 +102,9 @@ def vit(epochs: int, pattern: str) -> Network:
     tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))
     state = TrainState(params, {}, {}, tx.init(params))
     for epoch in range(epochs):
-        for step in range(steps):
-            batch = batches.train_batch(
-                dataset, seed=0, epoch=epoch, step=step, batch_size=128
-            )
+        for batch in batches.epoch_batches(
+            dataset, seed=0, epoch=epoch, start=0, stop=steps, batch_size=128
+        ):
             state, _ = train_step(
                 state, batch, jnp.zeros(1), model=model, tx=tx, label_smoothing=0.0
             )

@@ -4,8 +4,8 @@
     python scripts/one_shot.py mlp_joint --checkpoint=FILE --out=joint.jsonl
     python scripts/plot_one_shot.py mlp.jsonl joint.jsonl --out=docs/images/mnist.svg
 
-Mean of top-1 over the seeds, and their range, up to a sparsity (default 0.95); readable
-on light and on dark paper.
+Mean of top-1 over the seeds, and their range, up to a sparsity (default 0.95), in
+colours that are readable on light and on dark pages.
 """
 
 import argparse
@@ -13,8 +13,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
+import matplotlib
 import numpy as np
+from matplotlib.figure import Figure
 
 LINES = {
     "woodfisher, joint": ("WoodFisher, joint update", "#E8741E", "-", "D"),
@@ -37,8 +38,8 @@ def records(paths: list[Path]) -> list[dict[str, Any]]:
     ]
 
 
-def draw(found: list[dict[str, Any]], up_to: float) -> plt.Figure:
-    """The figure, on a transparent ground.
+def draw(found: list[dict[str, Any]], up_to: float) -> Figure:
+    """The figure.
 
     Args:
         found: Records of one_shot.py.
@@ -50,7 +51,8 @@ def draw(found: list[dict[str, Any]], up_to: float) -> plt.Figure:
     known = {record["method"] for record in found}
     if missing := {*LINES, "dense"} - known:
         raise ValueError(f"no records of {sorted(missing)}; there are {sorted(known)}")
-    figure, axes = plt.subplots(figsize=(7, 3.9), layout="constrained")
+    figure = Figure(figsize=(7, 3.9), layout="constrained")
+    axes = figure.subplots()
     dense = next(r["top1"] for r in found if r["method"] == "dense")
     axes.axhline(dense, color=INK, linewidth=1, linestyle=":")
     axes.text(50, dense + 0.3, f"dense, {dense:.2f} %", color=INK, va="bottom")
@@ -94,11 +96,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="the picture to write")
     parser.add_argument("--up_to", type=float, default=0.95, help="highest sparsity")
     arguments = parser.parse_args()
+    figure = draw(records(arguments.records), arguments.up_to)
     # The same bytes from the same records.
-    plt.rcParams["svg.hashsalt"] = "woodfisher_jax"
-    draw(records(arguments.records), arguments.up_to).savefig(
-        arguments.out, transparent=True, metadata={"Date": None}
-    )
+    with matplotlib.rc_context({"svg.hashsalt": "woodfisher_jax"}):
+        figure.savefig(arguments.out, transparent=True, metadata={"Date": None})
 
 
 if __name__ == "__main__":

@@ -31,15 +31,17 @@ import numpy as np
 import optax
 
 import woodfisher_jax as wf
-from woodfisher_jax import data, models, torch_weights
+from woodfisher_jax import data, models
 from woodfisher_jax.data import batches
 from woodfisher_jax.data.augment import shift
-from woodfisher_jax.evaluate import evaluate
 from woodfisher_jax.report import environment
 from woodfisher_jax.stages.distillation import distil
 from woodfisher_jax.stages.matching import Stage, outputs_of
 from woodfisher_jax.training.batch_norm import reestimate
+from woodfisher_jax.training.evaluate import evaluate
 from woodfisher_jax.training.objective import frozen_loss, frozen_outputs
+from woodfisher_jax.weights.state_dicts import to_variables
+from woodfisher_jax.weights.torch_files import read_state_dict
 
 BATCH_NORM_IMAGES = 10_000
 """Augmented training images of the statistics that are judged."""
@@ -201,8 +203,8 @@ def setup(network: Network, checkpoint: Path) -> Setup:
     model = models.build_model(network.model)
     dataset = data.load(network.dataset)
     image = np.zeros((1, *dataset.train.images.shape[1:]), np.float32)
-    variables, _ = torch_weights.to_variables(
-        torch_weights.read_state_dict(checkpoint),
+    variables, _ = to_variables(
+        read_state_dict(checkpoint),
         jax.eval_shape(model.init, jax.random.key(0), image),
     )
     params, stats = (

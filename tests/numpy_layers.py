@@ -38,10 +38,25 @@ def torch_convolution(x, state, name, stride, padding):
     return y + state.get(f"{name}.bias", 0)
 
 
-def torch_batch_norm(x, state, name):
-    mean, var = state[f"{name}.running_mean"], state[f"{name}.running_var"]
-    scale, bias = state[f"{name}.weight"], state[f"{name}.bias"]
+def torch_conv_norm(x, state, conv, norm, stride=1, padding=0):
+    """A convolution and a batch norm on its running statistics."""
+    x = torch_convolution(x, state, conv, stride, padding)
+    mean, var = state[f"{norm}.running_mean"], state[f"{norm}.running_var"]
+    scale, bias = state[f"{norm}.weight"], state[f"{norm}.bias"]
     return (x - mean) / np.sqrt(var + 1e-5) * scale + bias
+
+
+def torch_residual(x, state, prefix, sizes, strides):
+    """Convolutions with batch norms; the shortcut has its own when the state has."""
+    y = x
+    for i, (size, stride) in enumerate(zip(sizes, strides, strict=True), start=1):
+        names = f"{prefix}conv{i}", f"{prefix}bn{i}"
+        y = torch_conv_norm(y, state, *names, stride, size // 2)
+        y = relu(y) if i < len(sizes) else y
+    names = f"{prefix}downsample.0", f"{prefix}downsample.1"
+    if f"{names[0]}.weight" in state:
+        x = torch_conv_norm(x, state, *names, max(strides))
+    return relu(x + y)
 
 
 def torch_layer_norm(x, state, name):

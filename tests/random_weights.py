@@ -1,25 +1,13 @@
-"""Shapes and random weights of Flax models, also under PyTorch's names."""
-
-import functools
+"""Shapes and random weights of Flax models, also as PyTorch state dicts."""
 
 import jax
 import numpy as np
 
-from woodfisher_jax.models import build_model
-from woodfisher_jax.torch_weights import to_state_dict, torch_name
-from woodfisher_jax.trees.paths import leaves_by_path
+from woodfisher_jax.weights.state_dicts import to_state_dict
 
 
 def shapes_of(model, x):
     return jax.eval_shape(model.init, jax.random.key(0), x)
-
-
-@functools.cache
-def torch_shapes(name, pixels=32):
-    """Shapes, in Flax's layout, by PyTorch's names."""
-    variables = shapes_of(build_model(name), np.zeros((1, pixels, pixels, 3)))
-    leaves = leaves_by_path(variables)
-    return {torch_name(path): leaf.shape for path, leaf in leaves.items()}
 
 
 def random_variables(model, x, seed=0):

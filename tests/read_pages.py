@@ -1,4 +1,4 @@
-"""A page as a browser would take it, checked for what it must not hold."""
+"""A page as a browser reads it, checked for what it must not contain."""
 
 import re
 from html.parser import HTMLParser
@@ -9,7 +9,7 @@ FETCHING = {"src", "srcset", "action", "data", "poster", "xlink:href", "backgrou
 
 
 class Page(HTMLParser):
-    """Tags, texts and tables of a page.
+    """Tags, texts, tables and figures (what is said of them) of a page.
 
     Raises:
         AssertionError: A tag is not closed, or something would be fetched or run.
@@ -22,11 +22,17 @@ class Page(HTMLParser):
         self.tables: list[list[list[str]]] = []
         self.names: set[str] = set()
         self.links: list[str] = []
+        self.figures: list[str] = []
         self.feed(text)
         self.close()
         assert not self.open, self.open
+        ids = re.findall(r'\bid="([^"]*)"', text)
+        assert len(set(ids)) == len(ids), "an id is there twice"
         for drawing in re.findall(r"<svg.*?</svg>", text, re.DOTALL):
             ElementTree.fromstring(drawing)
+            assert "http" not in drawing.partition(">")[2]
+        for inner in re.findall(r"url\(#([^)]*)\)", text):
+            assert inner in ids, inner
         style = text[text.index("<style>") : text.index("</style>")]
         assert "url(" not in style
         assert "@import" not in style
@@ -42,6 +48,9 @@ class Page(HTMLParser):
                 assert value is not None
                 assert value.startswith("#") or value == "data:,", value
                 self.links.append(value)
+        if tag == "svg":
+            assert given.get("role") == "img"
+            self.figures.append(given["aria-label"] or "")
         if tag not in VOID:
             self.open.append(tag)
         if tag == "table":

@@ -1,4 +1,4 @@
-"""Folders of runs with random weights, written in no time."""
+"""Folders of runs with random weights, written without training."""
 
 import json
 from pathlib import Path

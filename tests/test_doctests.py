@@ -12,11 +12,11 @@ import pytest
 import woodfisher_jax as wf
 
 MODULES = [
-    *("pruning." + name for name in ("prune", "masked", "masks", "schedules", "obs")),
-    *("pruning." + name for name in ("fisher", "gradients", "projections", "blocks")),
-    *("pruning." + name for name in ("curvature", "paths", "matching")),
-    "pruning.damping_search",
-    *("sparse_files", "distillation"),
+    *("prune", "masked", "schedules", "equations.obs", "equations.fisher"),
+    *("trees.masks", "trees.blocks", "trees.paths"),
+    *("rows.gradients", "rows.projections", "curvature.checked"),
+    *("stages.matching", "stages.damping_search", "stages.distillation"),
+    "weights.sparse_files",
 ]
 NAMES = {"jax": jax, "jnp": jnp, "optax": optax, "wf": wf}
 """What an example need not import."""

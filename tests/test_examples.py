@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 import woodfisher_jax as wf
+from woodfisher_jax.masked import prune_masked
 
 FOLDER = Path(__file__).parents[1] / "examples"
 NEEDS = {"equinox_mlp": "equinox"}
@@ -44,7 +45,7 @@ def test_a_short_run_prunes_to_90_percent(
     def noted(*args: Any, **options: Any) -> tuple:
         # By magnitude, which compiles nothing; the loop is what is tested.
         options["method"] = "globalmagni"
-        params, opt_state, info = wf.pruning.masked.prune_masked(*args, **options)
+        params, opt_state, info = prune_masked(*args, **options)
         steps.append(wf.sparsity(wf.masks_of(opt_state)))
         return params, opt_state, info
 

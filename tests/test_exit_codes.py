@@ -1,31 +1,33 @@
-"""A command ends with a line and a code; what nobody foresaw keeps its traceback."""
+"""A command ends with a line and a code; an unexpected error has its traceback."""
 
 import pytest
 
 from woodfisher_jax.exit_codes import FAILED, INTERRUPTED, USAGE, exits
+from woodfisher_jax.extras import MissingExtraError
 
 CODES: dict[type[Exception], int] = {FileNotFoundError: USAGE, OSError: FAILED}
 
 
 @pytest.mark.parametrize(
-    ("error", "code", "said"),
+    ("error", "code", "message"),
     [
         (FileNotFoundError("no x; give y"), 2, "error: no x; give y\n"),
         (OSError("disk full"), 1, "error: disk full\n"),
+        (MissingExtraError("y needs x: pip"), 2, "error: y needs x: pip\n"),
         (KeyboardInterrupt(), 130, "interrupted\n"),
     ],
 )
 def test_an_error_is_a_line_and_a_code(
-    capsys: pytest.CaptureFixture[str], error: BaseException, code: int, said: str
+    capsys: pytest.CaptureFixture[str], error: BaseException, code: int, message: str
 ) -> None:
     with pytest.raises(SystemExit) as ended, exits(CODES):
         raise error
     assert ended.value.code == code
-    told = capsys.readouterr()
-    assert (told.out, told.err) == ("", said)
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err) == ("", message)
 
 
-def test_all_others_pass() -> None:
+def test_other_errors_propagate() -> None:
     with pytest.raises(ZeroDivisionError), exits(CODES):
         raise ZeroDivisionError
     with exits(CODES):

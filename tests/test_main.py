@@ -1,17 +1,15 @@
 """The command line: help, errors that say what to write, exit codes, quiet."""
 
-import logging
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from absl import flags
-from absl.testing import flagsaver
+from command_lines import run_module
 
 from woodfisher_jax import main
 from woodfisher_jax.training.config import from_dict
@@ -33,32 +31,15 @@ Command = Callable[..., tuple[object, str, str]]
 
 
 @pytest.fixture
-def command(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Iterator[Command]:
+def command(capsys: pytest.CaptureFixture[str]) -> Command:
     """Runs a command line in this process: (exit code, output, errors)."""
-    logger = logging.getLogger("woodfisher_jax")
-    monkeypatch.setattr(logger, "handlers", [])
-    monkeypatch.setattr(logger, "propagate", True)
-    monkeypatch.setattr(logger, "level", logger.level)
 
     def call(*arguments: str) -> tuple[object, str, str]:
-        argv = ["main.py", *arguments]
-        monkeypatch.setattr(sys, "argv", argv)
         capsys.readouterr()
-        code: object = 0
-        try:
-            main.main(main.parse(argv))
-        except SystemExit as ended:
-            code = ended.code
+        code = run_module("main", *arguments)
         return code, *capsys.readouterr()
 
-    with flagsaver.flagsaver():
-        yield call
-        for name in [n for n in flags.FLAGS if n.partition(".")[0] == "config"]:
-            delattr(flags.FLAGS, name)
-        if "config_file" in flags.FLAGS:
-            delattr(flags.FLAGS, "config_file")
+    return call
 
 
 # ------------------------------------------------------------------------------- help

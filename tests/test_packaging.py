@@ -7,12 +7,13 @@ import subprocess
 import sys
 import tomllib
 import zipfile
-from importlib.metadata import version
+from importlib.metadata import requires, version
 from pathlib import Path
 
 import pytest
 
 import woodfisher_jax
+from woodfisher_jax.extras import EXTRAS
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -34,12 +35,12 @@ NEEDED_LATER = [
     "tensorflow_datasets",
     "tensorstore",
 ]
-"""What takes its time to import, for those who call what needs it."""
+"""Packages that are imported where they are first used, not by the import."""
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
-    """A wheel of a copy, so that nothing of an earlier build gets into it."""
+    """A wheel built from a copy of the sources, without files of an earlier build."""
     if int(version("setuptools").partition(".")[0]) < 77:
         pytest.skip("setuptools 77 or newer builds the wheel: pip install -e '.[dev]'")
     source = tmp_path_factory.mktemp("source")
@@ -122,26 +123,57 @@ def test_the_import_leaves_out_what_is_needed_later() -> None:
     assert done.stdout == "[]\n", done.stderr
 
 
-def test_every_import_is_declared() -> None:
-    """No package is used that came along with another by chance."""
-    declared = {re.split(r"[^\w-]", d)[0].lower() for d in PROJECT["dependencies"]}
-    names = {
-        "PIL": "pillow",
-        "absl": "absl-py",
-        "google": "protobuf",
-        "ml_collections": "ml-collections",
-        "orbax": "orbax-checkpoint",
-        "sklearn": "scikit-learn",
-        "tensorboardX": "tensorboardx",
-        "tensorflow_datasets": "tensorflow-datasets",
-    }
-    own = {*sys.stdlib_module_names, "woodfisher_jax"}
+def distribution(requirement: str) -> str:
+    return re.split(r"[^\w.-]", requirement)[0].lower()
+
+
+NAMES = {
+    "PIL": "pillow",
+    "absl": "absl-py",
+    "ml_collections": "ml-collections",
+    "orbax": "orbax-checkpoint",
+    "sklearn": "scikit-learn",
+    "tensorboardX": "tensorboardx",
+    "tensorflow_datasets": "tensorflow-datasets",
+}
+"""Modules whose distribution has another name."""
+
+BASE = {distribution(each) for each in PROJECT["dependencies"]}
+
+
+def modules(top_level_only: bool = False) -> set[str]:
+    """Packages that this one imports: anywhere, or when a module of it is imported."""
     used = set()
     for path in [*(ROOT / "woodfisher_jax").rglob("*.py"), *ROOT.glob("configs/*.py")]:
-        for node in ast.walk(ast.parse(path.read_text())):
+        tree = ast.parse(path.read_text())
+        for node in tree.body if top_level_only else ast.walk(tree):
             if isinstance(node, ast.Import):
                 used |= {alias.name.partition(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and node.module:
                 used.add(node.module.partition(".")[0])
-    assert {"jax", "PIL"} < used
-    assert {names.get(name, name) for name in used - own} <= declared
+    return {
+        NAMES.get(name, name)
+        for name in used - {*sys.stdlib_module_names, "woodfisher_jax"}
+    }
+
+
+def test_every_import_is_declared() -> None:
+    """No package is used that came along with another by chance.
+
+    What jax requires is part of its interface: its arrays have dtypes of ml_dtypes.
+    """
+    of_jax = {distribution(each) for each in requires("jax") or [] if ";" not in each}
+    of_extras = {NAMES.get(name, name).lower() for name in EXTRAS}
+    assert {"jax", "pillow"} < modules()
+    assert modules() <= BASE | of_jax | of_extras
+    assert modules(top_level_only=True) <= BASE | of_jax
+
+
+def test_every_requirement_is_explained_in_the_documentation() -> None:
+    text = (ROOT / "docs/install.md").read_text()
+    table = text.partition("## The base install")[2].partition("\n\nIn MiB")[0]
+    rows = re.findall(r"^\| ([\w.-]+) \| [^|]+ \|$", table, re.MULTILINE)
+    assert {name.lower() for name in rows} - {"package"} == BASE
+    extras = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \|", text, re.MULTILINE)
+    named = {name for row in extras for name in re.findall(r"\w+", row)}
+    assert named == set(PROJECT["optional-dependencies"])

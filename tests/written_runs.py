@@ -7,8 +7,10 @@ from typing import Any
 import small_runs
 
 from woodfisher_jax.report import metrics
-from woodfisher_jax.training.config import to_dict
+from woodfisher_jax.report.record import RunRecord, read_record
+from woodfisher_jax.training.config import Config, to_dict
 
+DEFAULTS = to_dict(Config())
 HISTOGRAM = {
     "low": -6.0,
     "high": -2.0,
@@ -65,6 +67,11 @@ def rows_of(top1: float, stages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for stage in stages:
         rows.append(row("prune", stage["epoch"], stage["sparsity"], 81.0))
     return [*rows, row("train", 3, stages[-1]["sparsity"] if stages else 0, top1)]
+
+
+def record_of(folder: Path) -> RunRecord:
+    """The run in a folder."""
+    return read_record(folder, DEFAULTS)
 
 
 def write_run(

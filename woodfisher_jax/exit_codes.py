@@ -1,27 +1,30 @@
-"""How a command ends: with an exit code, and a line where something is wrong."""
+"""Exit codes of the commands, and errors as one line."""
 
 import contextlib
 import sys
 from collections.abc import Iterator, Mapping
 
+from woodfisher_jax.extras import MissingExtraError
+
 FAILED = 1
-"""What was begun could not be finished; also of an error that nobody foresaw."""
+"""The work was started and could not be finished; also of an unexpected error."""
 
 USAGE = 2
-"""Nothing was begun: the command has to be changed, or what it names provided."""
+"""Nothing was started: the command has to be changed, or what it names provided."""
 
 INTERRUPTED = 130
-"""Ended by Ctrl-C, as shells have it (128 and the number of the signal)."""
+"""Ended by Ctrl-C, by the convention of shells: 128 plus the signal's number."""
 
 
 @contextlib.contextmanager
 def exits(codes: Mapping[type[Exception], int]) -> Iterator[None]:
-    """Ends the process with a line on the standard error where an error comes by.
+    """Ends the process with one line on the standard error if the body raises.
 
     Args:
-        codes: From a kind of error to the exit code; the first that fits is taken. All
-            others pass, for what nobody has foreseen needs its traceback.
+        codes: From error class to exit code; the first that fits applies. Other errors
+            are unexpected and propagate with their traceback.
     """
+    codes = {MissingExtraError: USAGE, **codes}
     try:
         yield
     except KeyboardInterrupt:

@@ -1,79 +1,30 @@
-"""A pruned network to take away: one file from a saved run.
+"""The command that writes the pruned network of a saved run to one file.
 
 python -m woodfisher_jax.export runs/digits --format=bitmask --out=digits.safetensors
 """
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 import numpy as np
 
-from woodfisher_jax import data, models
+from woodfisher_jax import data, extras, models
 from woodfisher_jax.exit_codes import USAGE, exits
-from woodfisher_jax.torch_weights import check_output, image_shape, write_state_dict
-from woodfisher_jax.training.objective import predict
+from woodfisher_jax.torch_weights import TORCH_METADATA, image_shape
 from woodfisher_jax.training.saved_run import WHICH, SavedRun, read_run
+from woodfisher_jax.weights import sparse_files
+from woodfisher_jax.weights.files import check_output, save_safetensors
 from woodfisher_jax.weights.latency import latency, latency_line
 from woodfisher_jax.weights.serving import load_stablehlo, save_stablehlo
-from woodfisher_jax.weights.sparse_files import save_sparse
 from woodfisher_jax.weights.state_dicts import to_state_dict
 
-ImageShape = tuple[int, ...]
+FORMATS = ("torch", *sparse_files.FORMATS, "stablehlo")
+"""What a run is exported as: see docs/formats.md."""
 
 BATCH_SIZES = (1, 64)
 """For which products are timed: what is fast for one row may be slow for many."""
-
-
-class Format(NamedTuple):
-    """What a run can be exported as.
-
-    Attributes:
-        suffix: Of the file's name.
-        write: (file, run, images' shape) -> a remark, or "".
-        needs_images: Whether it has to know the shape of an image.
-    """
-
-    suffix: str
-    write: Callable[[Path, SavedRun, ImageShape], str]
-    needs_images: bool = False
-
-
-def _write_torch(out: Path, run: SavedRun, _: ImageShape) -> str:
-    write_state_dict(out, to_state_dict(run.variables), overwrite=True)
-    return "a state dict of PyTorch"
-
-
-def _write_sparse(format: str) -> Callable[[Path, SavedRun, ImageShape], str]:
-    def write(out: Path, run: SavedRun, _: ImageShape) -> str:
-        masks = {f"params/{path}": mask for path, mask in run.masks.items()}
-        save_sparse(out, run.variables, masks, format)
-        dense = sum(leaf.nbytes for leaf in jax.tree.leaves(run.variables))
-        return f"{100 * out.stat().st_size / dense:.1f} % of its {dense:,} dense bytes"
-
-    return write
-
-
-def _write_stablehlo(out: Path, run: SavedRun, image_shape: ImageShape) -> str:
-    model = models.build_model(run.config.model.name, **run.config.model.settings)
-    save_stablehlo(out, model, run.variables, image_shape)
-    images = np.random.default_rng(0).standard_normal((2, *image_shape), np.float32)
-    expected = jax.jit(predict, static_argnums=0)(model, run.variables, images)
-    difference = np.abs(load_stablehlo(out)(images) - expected).max()
-    return f"read back, its logits differ from the model's by {difference:.0e} at most"
-
-
-FORMATS = {
-    "torch": Format(".safetensors", _write_torch),
-    **{
-        name: Format(".safetensors", _write_sparse(name))
-        for name in ("masked", "bitmask", "csr")
-    },
-    "stablehlo": Format(".stablehlo", _write_stablehlo, needs_images=True),
-}
-"""What a run is exported as: see docs/formats.md."""
 
 
 def export(
@@ -82,7 +33,7 @@ def export(
     out: Path,
     *,
     which: str = "latest",
-    image_shape: ImageShape | None = None,
+    image_shape: tuple[int, ...] | None = None,
     data_dir: str | None = None,
     time_products: bool = False,
     overwrite: bool = False,
@@ -91,10 +42,11 @@ def export(
 
     Args:
         run: Folder of the run, or of one of its saves.
-        format: A key of :data:`FORMATS`.
-        out: The file.
+        format: One of :data:`FORMATS`.
+        out: The file: ``.stablehlo`` for that format, else ``.safetensors``.
         which: "latest" or "best" save.
-        image_shape: [h, w, c]; default that of the run's data set, which is then read.
+        image_shape: [h, w, c] of a program's input; default that of the run's data set,
+            which is then read.
         data_dir: Where the data set is, if no longer where the config says.
         time_products: Whether to time the pruned arrays' products, dense and sparse.
         overwrite: Whether an existing file is replaced.
@@ -106,14 +58,27 @@ def export(
         ValueError: If there is no such format, run or save, or the suffix is another.
         OSError: If the file exists, or its folder or the data set does not.
     """
+    if format == "stablehlo":
+        extras.require("flatbuffers", f"format={format!r}")
     if format not in FORMATS:
         raise ValueError(f"format={format!r}; expected one of {list(FORMATS)}")
-    row = FORMATS[format]
-    out = check_output(out, suffix=row.suffix, overwrite=overwrite)
+    suffix = ".stablehlo" if format == "stablehlo" else ".safetensors"
+    out = check_output(out, suffix=suffix, overwrite=overwrite)
     saved = read_run(run, which)
-    if image_shape is None and row.needs_images:
-        image_shape = _image_shape(saved, data_dir)
-    remark = row.write(out, saved, image_shape or ())
+    if format == "torch":
+        save_safetensors(out, to_state_dict(saved.variables), TORCH_METADATA)
+        remark = "a state dict of PyTorch"
+    elif format == "stablehlo":
+        remark = _write_program(
+            out, saved, image_shape or _image_shape(saved, data_dir)
+        )
+    else:
+        masks = {f"params/{path}": mask for path, mask in saved.masks.items()}
+        sparse_files.save_sparse(out, saved.variables, masks, format)
+        dense = sum(leaf.nbytes for leaf in jax.tree.leaves(saved.variables))
+        remark = (
+            f"{100 * out.stat().st_size / dense:.1f} % of its {dense:,} dense bytes"
+        )
     lines = [f"{out}: {out.stat().st_size:,} bytes, {remark}"]
     if time_products:
         for rows in BATCH_SIZES:
@@ -122,7 +87,19 @@ def export(
     return lines
 
 
-def _image_shape(run: SavedRun, data_dir: str | None) -> ImageShape:
+def _write_program(out: Path, run: SavedRun, image_shape: tuple[int, ...]) -> str:
+    model = models.build_model(run.config.model.name, **run.config.model.settings)
+    save_stablehlo(out, lambda images: model.apply(run.variables, images), image_shape)
+    images = np.random.default_rng(0).standard_normal((2, *image_shape), np.float32)
+    expected = jax.jit(model.apply)(run.variables, images)
+    difference = np.abs(load_stablehlo(out)(images) - expected)
+    return (
+        f"read back, its logits differ from the model's by {difference.max():.0e} at "
+        "most"
+    )
+
+
+def _image_shape(run: SavedRun, data_dir: str | None) -> tuple[int, ...]:
     settings = run.config.data
     try:
         dataset = data.load(
@@ -154,38 +131,35 @@ examples:
   python -m woodfisher_jax.export runs/digits --format=stablehlo --out=d.stablehlo
 exit codes: 0 done, 2 the command has to be changed""",
     )
-    parser.add_argument(
-        "run", type=Path, help="folder of a run, or one of its checkpoints/NUMBER"
-    )
-    parser.add_argument("--format", required=True, choices=list(FORMATS))
-    parser.add_argument(
+    add = parser.add_argument
+    add("run", type=Path, help="folder of a run, or one of its checkpoints/NUMBER")
+    add("--format", required=True, choices=list(FORMATS))
+    add(
         "--out",
         type=Path,
         required=True,
         help="the file to write: .safetensors, or .stablehlo for that format",
     )
-    parser.add_argument(
+    add(
         "--which",
         choices=list(WHICH),
         default="latest",
         help="which save; best is chosen on the test split (default: latest)",
     )
-    parser.add_argument(
+    add(
         "--image_shape",
         type=image_shape,
         metavar="H,W,C",
         help="of the program's input (default: that of the run's data set)",
     )
-    parser.add_argument("--data_dir", help="where the data set is, if it has moved")
-    parser.add_argument(
+    add("--data_dir", help="where the data set is, if it has moved")
+    add(
         "--latency",
         dest="time_products",
         action="store_true",
         help="also time the products of the pruned arrays, dense and sparse",
     )
-    parser.add_argument(
-        "--overwrite", action="store_true", help="replace a file that is there"
-    )
+    add("--overwrite", action="store_true", help="replace a file that is there")
     given = vars(parser.parse_args(arguments))
     with exits({ValueError: USAGE, OSError: USAGE}):
         lines = export(given.pop("run"), given.pop("format"), given.pop("out"), **given)

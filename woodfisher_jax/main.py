@@ -5,6 +5,7 @@
 Any field of the config is overridden by ``--config.<field>=<value>``.
 """
 
+import contextlib
 import logging
 import re
 import shlex
@@ -17,18 +18,19 @@ from typing import Any, TextIO
 
 import absl.logging
 from absl import app, flags
-from ml_collections import config_flags
 
 from woodfisher_jax.curvature.checked import CurvatureError
 from woodfisher_jax.data import DataMissingError
 from woodfisher_jax.exit_codes import FAILED, USAGE, exits
 from woodfisher_jax.progress import progress_bar
-from woodfisher_jax.report import metrics, plots, tables
-from woodfisher_jax.report.run_page import write_run_page
+from woodfisher_jax.report import tables
+from woodfisher_jax.report.figures import MissingExtraError
+from woodfisher_jax.report.page import write_page
 from woodfisher_jax.rows.memory_plan import MemoryLimitError
 from woodfisher_jax.training import config as config_
-from woodfisher_jax.training import config_files, distributed
-from woodfisher_jax.training.config import Config, ConfigError
+from woodfisher_jax.training import distributed
+from woodfisher_jax.training.config import Config, ConfigError, files
+from woodfisher_jax.training.config.explain import explained
 from woodfisher_jax.training.loop import DivergedError, run
 from woodfisher_jax.training.plan import prepare
 from woodfisher_jax.training.preemption import Stopped
@@ -45,7 +47,7 @@ WORKDIR = flags.DEFINE_string(
 PLAN = flags.DEFINE_bool(
     "plan",
     False,
-    "Print what a pruning step needs (memory, traffic, arithmetic) and run nothing.",
+    "Print the memory plan of a pruning step (traffic, arithmetic) and run nothing.",
 )
 
 QUIET = flags.DEFINE_bool(
@@ -65,7 +67,7 @@ usage: {program} --config=NAME [options]
   --config.FIELD=VALUE   override a field of the config; may be repeated
   --workdir=FOLDER       where the run goes (default runs/NAME-TIME); given again,
                          a run that was stopped goes on
-  --plan                 print what a pruning step needs, and run nothing
+  --plan                 print the memory plan of a pruning step, run nothing
   --quiet                print a line for each result, and errors
   --helpfull             every field of the config with its value, and all flags
 
@@ -100,34 +102,32 @@ ERRORS: dict[type[Exception], int] = {
 
 
 def parse(argv: Sequence[str]) -> list[str]:
-    """Defines the config's flags from its file and parses the command line."""
+    """Parses the flags of this file; prints the help where it is asked for.
+
+    Returns:
+        The program, the arguments that name or override a config, and stray ones.
+    """
     given = joined(argv)
-    paths = [a.partition("=")[2] for a in given if _is_config(a)]
-    rest = [a for a in given if not _is_config(a)]
+    own = [argument for argument in given if _is_config(argument)]
+    rest = [argument for argument in given if not _is_config(argument)]
     if any(a in ("-h", "-help", "--help", "--helpshort") for a in rest):
         print(HELP.format(program=PROGRAM, configs=_configs()), end="")
         raise SystemExit(0)
     with exits(ERRORS):
-        if len(paths) > 1:
-            raise ConfigError(f"--config is given {len(paths)} times; expected one")
         if "--helpfull" in rest:
-            print(_full_help(paths[0] if paths else None))
+            print(_full_help(own))
             raise SystemExit(0)
-        if not paths or not paths[0]:
-            raise ConfigError(
-                f"no config is given; expected one of\n{_configs()}\nor a file of your "
-                f"own, as in {PROGRAM} --config=digits (--help says more)"
-            )
-        values = config_files.load_config(paths[0])
-        rest = config_files.override(rest, values)
-        config_flags.DEFINE_config_dict("config", values, sys_argv=rest)
-        flags.DEFINE_string("config_file", paths[0], "The --config given.")
         try:
-            return flags.FLAGS(rest)
+            program, *stray = flags.FLAGS(rest)
         except flags.IllegalFlagValueError as error:
-            raise ConfigError(config_files.unreadable(str(error), values)) from error
+            found = re.match(r"flag --(\w+)=(.*?): ", str(error))
+            if found is None:
+                raise
+            message = f"{found[1]}={found[2]!r}; expected True or False"
+            raise ConfigError(message) from error
         except flags.UnrecognizedFlagError as error:
-            raise ConfigError(_unknown(error, values)) from error
+            raise ConfigError(_unknown(error)) from error
+    return [program, *own, *stray]
 
 
 def joined(argv: Sequence[str]) -> list[str]:
@@ -143,11 +143,38 @@ def joined(argv: Sequence[str]) -> list[str]:
 
 
 def _is_config(argument: str) -> bool:
-    return re.match(r"--?config(=|$)", argument) is not None
+    return re.match(r"--?(config(\.|=|$)|noconfig\.)", argument) is not None
+
+
+def read_config(arguments: Sequence[str]) -> tuple[str, Config]:
+    """The config that a command line names, with its overrides, checked.
+
+    Args:
+        arguments: ``--config=NAME`` and ``--config.FIELD=VALUE``.
+
+    Returns:
+        The name or path, and the config.
+
+    Raises:
+        ConfigError: If there is none, or it cannot be run.
+    """
+    names = [a.partition("=")[2] for a in arguments if re.match(r"--?config(=|$)", a)]
+    if len(names) > 1:
+        raise ConfigError(f"--config is given {len(names)} times; expected one")
+    if not names or not names[0]:
+        raise ConfigError(
+            f"no config is given; expected one of\n{_configs()}\nor a file of your "
+            f"own, as in {PROGRAM} --config=digits (--help says more)"
+        )
+    values = files.load_config(names[0])
+    for argument in arguments:
+        if not re.match(r"--?config(=|$)", argument):
+            files.override(values, argument)
+    return names[0], config_.from_dict(values)
 
 
 def _configs() -> str:
-    lines = config_files.shipped().items()
+    lines = files.shipped().items()
     width = max(len(name) for name, _ in lines)
     return "\n".join(
         f"  {name:{width}}  {textwrap.shorten(summary, 76 - width, placeholder=' ...')}"
@@ -155,19 +182,19 @@ def _configs() -> str:
     )
 
 
-def _full_help(path: str | None) -> str:
-    values = config_files.load_config(path) if path else config_files.defaults()
+def _full_help(arguments: Sequence[str]) -> str:
+    name, config = read_config(arguments) if arguments else ("a config", Config())
     return (
-        f"Every field of {path or 'a config'} with its value:\n"
-        f"{config_files.explained(values)}\n\nAll flags:\n{flags.FLAGS.get_help()}"
+        f"Every field of {name} with its value:\n{explained(config)}\n\n"
+        f"All flags:\n{flags.FLAGS.get_help()}"
     )
 
 
-def _unknown(error: flags.UnrecognizedFlagError, values: Any) -> str:
-    """What absl says of an unknown flag; whoever forgot the config. is told so."""
+def _unknown(error: flags.UnrecognizedFlagError) -> str:
+    """The message for an unknown flag; of a field without its ``config.``, with it."""
     name = f"config.{error.flagname}"
     try:
-        config_files.override([f"--{name}=None"], values)
+        files.override({}, f"--{name}=None")
     except ConfigError:
         return str(error)
     return f"there is no flag --{error.flagname}; did you mean --{name}?"
@@ -179,23 +206,23 @@ def _unknown(error: flags.UnrecognizedFlagError, values: Any) -> str:
 def main(argv: Sequence[str]) -> None:
     """Runs the config, then the methods to compare it with."""
     with exits(ERRORS):
-        if len(argv) > 1:
-            raise ConfigError(f"unexpected arguments {argv[1:]}; options start with --")
-        config = config_.from_dict(flags.FLAGS.config.to_dict())
+        own = [argument for argument in argv[1:] if _is_config(argument)]
+        stray = argv[1 + len(own) :]
+        if stray:
+            raise ConfigError(f"unexpected arguments {stray}; options start with --")
+        name, config = read_config(own)
         _log_to_console()
         distributed.initialize(config.distributed)
         if not distributed.is_first():
-            # What all processes do, the first one tells.
             logging.getLogger("woodfisher_jax").setLevel(logging.WARNING)
         if PLAN.value:
             print_plan(config)
         else:
-            workdir = Path(WORKDIR.value or _default_workdir(flags.FLAGS.config_file))
-            run_all(config, workdir)
+            run_all(config, Path(WORKDIR.value or _default_workdir(name)))
 
 
 def run_all(config: Config, workdir: Path) -> None:
-    """Runs the config and the methods to compare it with, and tells the results."""
+    """Runs the config and the methods to compare it with, and prints the results."""
     results: dict[str, dict[str, Any]] = {}
     folders: dict[str, Path] = {}
     for method in (config.prune.method, *config.compare_with):
@@ -218,23 +245,22 @@ def run_all(config: Config, workdir: Path) -> None:
     if not distributed.is_first():
         return
     if len(results) > 1:
-        rows = {name: metrics.read_metrics(folder) for name, folder in folders.items()}
-        plots.plot_accuracy(workdir / "comparison.png", rows)
-        write_run_page(workdir)
+        # Where matplotlib is missing, each run has said so.
+        with contextlib.suppress(MissingExtraError):
+            write_page(workdir, config_.to_dict(Config()))
     if QUIET.value:
         for method, folder in folders.items():
             print(result_line(results[method], folder))
         return
     if len(results) > 1:
         tables.print_comparison(results)
-    print(
-        f"Results, plots and checkpoints are in {workdir}; to look at: "
-        f"{workdir / 'report.html'}"
-    )
+    print(f"Results and checkpoints are in {workdir}")
+    if (workdir / "report.html").exists():
+        print(f"Plots and all numbers: {workdir / 'report.html'}")
 
 
 def result_line(results: dict[str, Any], folder: Path) -> str:
-    """How a run ended, in one line."""
+    """The result of a run in one line."""
     return (
         f"{results['method']}: {100 * results['sparsity']:.2f} % sparse, "
         f"top-1 {results['final']['top1']:.2f} % "
@@ -244,7 +270,7 @@ def result_line(results: dict[str, Any], folder: Path) -> str:
 
 
 def resume_command(workdir: Path) -> str:
-    """This command, with the folder that the run is to go on in."""
+    """This command, with the folder of the run."""
     by_name = Path(sys.argv[0]).name == "woodfisher"
     given = shlex.join(sys.argv[1:])
     folder = "" if WORKDIR.present else f" {shlex.quote(f'--workdir={workdir}')}"
@@ -252,7 +278,7 @@ def resume_command(workdir: Path) -> str:
 
 
 def print_plan(config: Config) -> None:
-    """Prints what a pruning step of the run needs; nothing is run or written."""
+    """Prints the memory plan of a pruning step; nothing is run or written."""
     with progress_bar(quiet=QUIET.value) as progress:
         plan, given = prepare(config, progress)
         needs = forecast(plan, *given)

@@ -107,16 +107,21 @@ def options_of(method: str | Method) -> tuple[type[Options], ...]:
 
 
 def applicable(method: str | Method, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the given options that a method has.
+    """The given arguments without the options that only other methods have.
 
     For comparisons, where several methods are given one set of options.
 
     Args:
         method: By name, or itself.
-        given: Options by name.
+        given: Arguments of :func:`woodfisher_jax.prune` by name.
     """
+    return {name: value for name, value in given.items() if has(method, name)}
+
+
+def has(method: str | Method, option: str) -> bool:
+    """Whether a name is no option of other methods alone."""
     known = {name for section in options_of(method) for name in fields_of(section)}
-    return {name: value for name, value in given.items() if name in known}
+    return option in known or not having(option)
 
 
 def having(option: str) -> list[str]:
@@ -130,11 +135,9 @@ def check_option(name: str, method: str | Method) -> None:
     Raises:
         OptionError: Naming the methods that have it.
     """
-    known = [field for section in options_of(method) for field in fields_of(section)]
-    others = having(name)
-    if name not in known and others:
+    if not has(method, name):
         raise OptionError(
             name,
             f"{name} is no option of method={name_of(method)!r}; expected a method "
-            f"that has it: {others}",
+            f"that has it: {having(name)}",
         )

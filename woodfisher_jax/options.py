@@ -166,7 +166,10 @@ class Field(typing.NamedTuple):
         names = {bool: "True or False", int: "a whole number", float: "a number"}
         found = []
         for kind in self.kinds:
-            if kind in names:
+            if typing.get_origin(kind) is tuple:
+                example = (30, 60) if int in typing.get_args(kind) else ("a", "b")
+                found.append(f"values in brackets, such as {example}")
+            elif kind in names:
                 bounds = str(self.range) if kind is not bool else ""
                 found.append(f"{names[kind]} {bounds}".strip())
             elif kind in (str, Path) and not self.words and "a string" not in found:
@@ -235,9 +238,19 @@ def checked(field: Field, value: Any) -> Any:
         elif kind in (str, Path):
             if isinstance(value, kind):
                 return value
+        elif typing.get_origin(kind) is tuple:
+            item = typing.get_args(kind)[0]
+            if isinstance(value, (list, tuple)) and all(
+                type(one) is item and (item is str or field.range.holds(one))
+                for one in value
+            ):
+                return tuple(value)
         elif kind is not bool:
             return value  # A function, a mesh: checked where it is used.
-    raise OptionError(field.name, f"{field.name}={value!r}; expected {field.expected}")
+    close = difflib.get_close_matches(str(value), field.words, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    message = f"{field.name}={value!r}; expected {field.expected}{hint}"
+    raise OptionError(field.name, message)
 
 
 def check_known(name: str, known: Iterable[str], where: str) -> None:

@@ -19,6 +19,7 @@ from rich.progress import (
 from rich.text import Text
 
 Callback = Callable[[str, int, int], None]
+"""Called with (label, done, total) after every piece of some work."""
 
 
 def silent(label: str, done: int, total: int) -> None:
@@ -31,7 +32,7 @@ def progress_bar(
 ) -> Iterator[Callback]:
     """Shows the progress of labelled pieces of work while the context is open.
 
-    Each label prints one line when it is finished, unless it was done in a moment. On a
+    Each label prints one line when it is finished, if it took long enough. On a
     terminal it has a live bar until then, with its rate and the time left; elsewhere (a
     log file, a notebook) nothing else is shown.
 
@@ -41,15 +42,15 @@ def progress_bar(
         quiet: whether to show nothing at all.
 
     Yields:
-        ``callback(label, done, total)``, to call after every piece. Calling it with
-        ``done=0`` first starts the clock. A label may come again after it is finished.
+        A callback; ``done=0`` starts the clock of a label. A label may come again after
+        it is finished.
     """
     if quiet:
         yield silent
         return
     if console is None:
-        # Told by the stream alone: with FORCE_COLOR in the environment, as some
-        # schedulers set it, Rich would take a file for a terminal.
+        # The stream decides: with FORCE_COLOR in the environment, as some schedulers
+        # set it, Rich would treat a file as a terminal.
         console = Console(stderr=True, force_terminal=sys.stderr.isatty())
     if not console.is_terminal:
         yield _lines(console, min_seconds)
@@ -73,7 +74,7 @@ class _Rate(ProgressColumn):
 
 
 def _bars(progress: Progress, lines: Callback) -> Callback:
-    """Makes a callback that draws one bar a running label."""
+    """A callback that draws one bar for each unfinished label."""
     running: dict[str, TaskID] = {}
 
     def callback(label: str, done: int, total: int) -> None:
@@ -88,7 +89,7 @@ def _bars(progress: Progress, lines: Callback) -> Callback:
 
 
 def _lines(console: Console, min_seconds: float) -> Callback:
-    """Makes a callback that prints one line a finished label."""
+    """A callback that prints one line for each finished label."""
     started: dict[str, float] = {}
 
     def callback(label: str, done: int, total: int) -> None:

@@ -57,6 +57,7 @@ from woodfisher_jax.step import (
     resident_step,
     saliency,
     saliency_sum,
+    undamped,
 )
 from woodfisher_jax.trees import blocks
 from woodfisher_jax.trees import masks as masks_
@@ -425,7 +426,7 @@ def _levels(params: Params, job: _Job) -> list[Goal]:
 
 
 def _check_reachable(job: _Job) -> None:
-    active = np.asarray(blocks.flatten(job.order, job.masks))
+    active = blocks.flat_mask(job.order, job.masks)
     scopes.num_kept(active, job.order, job.goal)
 
 
@@ -556,11 +557,11 @@ def _in_one_program(
                 before.values,
                 before.active,
                 kept,
-                row,
                 fisher.damping,
                 targets,
-                job.order.offsets,
-                ranges,
+                method=undamped(row),
+                bounds=job.order.offsets,
+                ranges=ranges,
             )
         if float(found.error) <= TOLERANCE:
             job.compute.report("pruning step", 1, 1)

@@ -6,7 +6,6 @@ in a caller's own ``jit`` and ``vmap``. The driver in :mod:`woodfisher_jax.prune
 themselves where gradients are out of memory or something on the host takes part.
 """
 
-import dataclasses
 from functools import partial
 from itertools import pairwise
 from typing import NamedTuple
@@ -144,7 +143,17 @@ def step(
     source = InMemory(rows, index, tiles, size, Compute(solver=solver))
     strength = row.strength if damping is None else damping
     y = jnp.broadcast_to(jnp.asarray(targets, jnp.float32), (len(rows),))
-    return resident_step(source, weights, mask, kept, row, strength, y, bounds, ranges)
+    return resident_step(
+        source,
+        weights,
+        mask,
+        kept,
+        strength,
+        y,
+        method=undamped(row),
+        bounds=bounds,
+        ranges=ranges,
+    )
 
 
 def _left(size: int, sparsity: jax.Array | float) -> jax.Array | int:
@@ -154,14 +163,16 @@ def _left(size: int, sparsity: jax.Array | float) -> jax.Array | int:
     return traced_num_kept(size, sparsity)
 
 
+@partial(jax.jit, static_argnames=("method", "bounds", "ranges"))
 def resident_step(
     source: InMemory,
     weights: jax.Array,
     mask: jax.Array,
     kept: tuple[jax.Array | int, ...],
-    method: WoodFisher,
     damping: jax.Array | float,
     targets: jax.Array | np.ndarray,
+    *,
+    method: WoodFisher,
     bounds: tuple[int, ...],
     ranges: tuple[int, ...],
 ) -> Step:
@@ -172,36 +183,15 @@ def resident_step(
         weights: w, [d], float32.
         mask: What is not pruned yet [d], bool.
         kept: How many weights stay in each range.
-        method: Its options but the damping.
-        damping: λ > 0.
+        damping: λ > 0; that of ``method`` is not read, so that another value does not
+            compile again.
         targets: y, [N].
+        method: From :func:`undamped`.
         bounds: Where the tensors start, and last d.
         ranges: Where the ranges start that have a threshold, and last d.
     """
-    shape = dataclasses.replace(source, rows=None, index=None)
-    # λ is an argument of the program, so that another value does not compile again.
-    row = method.replace(damping=1.0, weight_decay=0.0)
-    arrays = (source.rows, source.index, weights, mask, kept, damping, targets)
-    return _step(*arrays, shape, row, bounds, ranges)
-
-
-@partial(jax.jit, static_argnames=("shape", "method", "bounds", "ranges"))
-def _step(
-    rows: jax.Array,
-    index: jax.Array,
-    weights: jax.Array,
-    mask: jax.Array,
-    kept: tuple[jax.Array, ...],
-    damping: jax.Array | float,
-    targets: jax.Array,
-    shape: InMemory,
-    method: WoodFisher,
-    bounds: tuple[int, ...],
-    ranges: tuple[int, ...],
-) -> Step:
-    source = dataclasses.replace(shape, rows=rows, index=index)
     fisher = InverseFisher(source, damping, method.centered)
-    weights = jnp.where(mask, weights, 0.0)
+    weights, targets = jnp.where(mask, weights, 0.0), jnp.asarray(targets)
     slope = fisher.slope(targets) if method.first_order else None
     model = model_of(fisher, fisher.diagonal(), slope)
     scores = saliency(method, model, weights, mask)
@@ -215,6 +205,11 @@ def _step(
         saliency_sum=saliency_sum(scores, mask & ~new, model.slope),
         error=jnp.maximum(model.error, change.error),
     )
+
+
+def undamped(method: WoodFisher) -> WoodFisher:
+    """The method as a static argument of a program that takes λ beside it."""
+    return method.replace(damping=1.0, weight_decay=0.0)
 
 
 # ------------------------------------------------------------------- steps 3, 4 and 6

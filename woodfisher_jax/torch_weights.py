@@ -1,9 +1,9 @@
-"""Weights from PyTorch and back: files, state dicts, saved runs; also a command.
+"""The command that writes a run or a file as a PyTorch state dict.
 
     python -m woodfisher_jax.torch_weights runs/resnet50 --out=resnet50.safetensors
     python -m woodfisher_jax.torch_weights d.pth --model=vgg16_bn --out=v.safetensors
 
-The file is a state dict: ``model.load_state_dict(safetensors.torch.load_file(...))``.
+In PyTorch: ``model.load_state_dict(safetensors.torch.load_file(...))``.
 """
 
 import argparse
@@ -15,136 +15,18 @@ from typing import Any
 
 import jax
 import numpy as np
-import safetensors.numpy
 
 from woodfisher_jax import models
 from woodfisher_jax.exit_codes import USAGE, exits
-from woodfisher_jax.training.saved_run import WHICH, read_run
-from woodfisher_jax.weights.state_dicts import (
-    StateDictMismatchError,
-    mask_name,
-    to_state_dict,
-    to_variables,
-    torch_name,
-)
-from woodfisher_jax.weights.torch_files import TorchFileError, read_state_dict
-from woodfisher_jax.weights.torch_pickle import UnsafePickleError
-
-__all__ = [
-    "StateDictMismatchError",
-    "TorchFileError",
-    "UnsafePickleError",
-    "read_state_dict",
-    "read_weights",
-    "to_state_dict",
-    "to_variables",
-    "torch_name",
-    "write_state_dict",
-]
+from woodfisher_jax.training.saved_run import WHICH, read_run, read_weights
+from woodfisher_jax.weights.files import check_output, save_safetensors
+from woodfisher_jax.weights.state_dicts import to_state_dict, to_variables
 
 IMAGE_SHAPE = (224, 224, 3)
 """Of ImageNet."""
 
-
-def read_weights(
-    path: str | os.PathLike[str], which: str = "latest"
-) -> dict[str, np.ndarray]:
-    """Reads a state dict from a file or from a run of this project.
-
-    Args:
-        path: A file for :func:`read_state_dict`, the folder of a run or that of one of
-            its saves.
-        which: "latest" or "best" save of a run.
-
-    Returns:
-        Key to array; the masks of a run under the names of the original's wrapped
-        modules, as `to_variables` reads them.
-
-    Raises:
-        ValueError: If the file or the run cannot be read.
-        FileNotFoundError: If there is neither.
-    """
-    if not Path(path).is_dir():
-        return read_state_dict(path)
-    run = read_run(path, which)
-    masks = to_state_dict({"params": run.masks})
-    return {
-        **to_state_dict(run.variables),
-        **{mask_name(name): mask for name, mask in masks.items()},
-    }
-
-
-def write_state_dict(
-    path: str | os.PathLike[str],
-    state_dict: Mapping[str, np.ndarray],
-    *,
-    overwrite: bool = False,
-) -> None:
-    """Writes arrays to a ``.safetensors`` file, whole or not at all.
-
-    Args:
-        path: Where to.
-        state_dict: Key to array.
-        overwrite: Whether an existing file is replaced; default False.
-
-    Raises:
-        ValueError: If the suffix is another.
-        FileExistsError: If there is such a file.
-        FileNotFoundError: If its folder is missing.
-    """
-    path = check_output(path, overwrite=overwrite)
-    unfinished = path.with_name(path.name + ".tmp")
-    # Not save_file: its files are for the owner alone, whatever the umask.
-    unfinished.write_bytes(safetensors.numpy.save(dict(state_dict), {"format": "pt"}))
-    unfinished.replace(path)
-
-
-def check_output(
-    path: str | os.PathLike[str],
-    *,
-    suffix: str = ".safetensors",
-    overwrite: bool = False,
-) -> Path:
-    """Raises unless a file of that name may be written.
-
-    Raises:
-        ValueError: If the suffix is another.
-        FileExistsError: If there is such a file.
-        FileNotFoundError: If its folder is missing.
-    """
-    path = Path(path)
-    if path.suffix != suffix:
-        raise ValueError(
-            f"out={path}: expected a name that ends in {suffix}, got "
-            f"{path.suffix or 'no suffix'}"
-        )
-    if path.exists() and not overwrite:
-        raise FileExistsError(
-            f"out={path}: there is such a file; choose another name or --overwrite"
-        )
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"out={path}: there is no folder {path.parent}")
-    return path
-
-
-def model_shapes(
-    name: str,
-    settings: Mapping[str, Any],
-    image_shape: Sequence[int] = IMAGE_SHAPE,
-) -> Any:
-    """The shapes of a model's variables; nothing is computed.
-
-    Args:
-        name: A row of ``models.MODELS``.
-        settings: Its keyword arguments.
-        image_shape: [h, w, c].
-
-    Raises:
-        ValueError: If there is no such model or it lacks one of the settings.
-    """
-    model = models.build_model(name, **settings)
-    image = jax.ShapeDtypeStruct((1, *image_shape), np.float32)
-    return jax.eval_shape(model.init, jax.random.key(0), image)
+TORCH_METADATA = {"format": "pt"}
+"""What other libraries expect in a ``.safetensors`` file of PyTorch."""
 
 
 def convert(
@@ -161,11 +43,12 @@ def convert(
     """Writes the weights of a run or a file as a PyTorch state dict.
 
     Args:
-        source: As for `read_weights`.
+        source: A file for `read_state_dict`, the folder of a run or of one of its
+            saves.
         out: A ``.safetensors`` file.
-        model: The model that the weights must be of; for a run, by default not asked.
+        model: The model that the weights are of; optional for a run.
         settings: The model's settings; default none.
-        image_shape: [h, w, c] that the model is made for; default that of ImageNet.
+        image_shape: [h, w, c] of the model's input; default that of ImageNet.
         which: "latest" or "best" save of a run.
         masks: A second ``.safetensors`` file, for the masks; default none is written.
         overwrite: Whether existing files are replaced.
@@ -176,10 +59,9 @@ def convert(
     Raises:
         ValueError: If the source cannot be read, is of another model or has no masks,
             or a file for the output has another suffix.
-        OSError: If a file is missing, or one is there already.
+        OSError: If a file is missing, or one exists already.
     """
-    outputs = [out] if masks is None else [out, masks]
-    for path in outputs:
+    for path in [out] if masks is None else [out, masks]:
         check_output(path, overwrite=overwrite)
     if model is None and settings:
         raise ValueError(f"settings={dict(settings)}: give the model that they are of")
@@ -193,26 +75,17 @@ def convert(
         run = read_run(source, which)
         variables, kept = run.variables, run.masks
     else:
-        shapes = model_shapes(model, settings or {}, image_shape)
+        image = jax.ShapeDtypeStruct((1, *image_shape), np.float32)
+        init = models.build_model(model, **settings or {}).init
+        shapes = jax.eval_shape(init, jax.random.key(0), image)
         variables, kept = to_variables(read_weights(source, which), shapes)
     if masks is not None and not kept:
         raise ValueError(f"masks: {source} has none; leave the argument out")
     state_dict = to_state_dict(variables)
-    write_state_dict(out, state_dict, overwrite=overwrite)
+    save_safetensors(out, state_dict, TORCH_METADATA)
     if masks is not None:
-        beside = to_state_dict({"params": kept})
-        write_state_dict(masks, beside, overwrite=overwrite)
+        save_safetensors(masks, to_state_dict({"params": kept}), TORCH_METADATA)
     return state_dict
-
-
-def _setting(text: str) -> tuple[str, Any]:
-    name, given, value = text.partition("=")
-    if not given:
-        raise argparse.ArgumentTypeError(f"expected name=value, got {text!r}")
-    try:
-        return name, ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        return name, value
 
 
 def image_shape(text: str) -> tuple[int, ...]:
@@ -223,6 +96,16 @@ def image_shape(text: str) -> tuple[int, ...]:
             f"expected height,width,channels such as 32,32,3, got {text!r}"
         )
     return tuple(int(size) for size in sizes)
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    name, given, value = text.partition("=")
+    if not given:
+        raise argparse.ArgumentTypeError(f"expected name=value, got {text!r}")
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return name, value
 
 
 def cli(arguments: Sequence[str] | None = None) -> None:
@@ -238,19 +121,16 @@ examples:
       --out=resnet50.safetensors
 exit codes: 0 done, 2 the command has to be changed""",
     )
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "source",
         type=Path,
         help="folder of a run (or one of its checkpoints/NUMBER), or a .pth, .pt, "
         ".ckpt, .npz or .safetensors file",
     )
-    parser.add_argument(
-        "--out", type=Path, required=True, help="the .safetensors file to write"
-    )
-    parser.add_argument(
-        "--model", help="what the weights are of, such as resnet50; needed for a file"
-    )
-    parser.add_argument(
+    add("--out", type=Path, required=True, help="the .safetensors file to write")
+    add("--model", help="what the weights are of, such as resnet50; needed for a file")
+    add(
         "--set",
         dest="settings",
         type=_setting,
@@ -259,7 +139,7 @@ exit codes: 0 done, 2 the command has to be changed""",
         metavar="NAME=VALUE",
         help="a setting of the model, such as num_classes=10; may be repeated",
     )
-    parser.add_argument(
+    add(
         "--image_shape",
         type=image_shape,
         default=IMAGE_SHAPE,
@@ -267,22 +147,18 @@ exit codes: 0 done, 2 the command has to be changed""",
         help="of the model's input; only mlp, logistic_regression, cifarnet and the "
         "transformers have weights that depend on it (default: 224,224,3)",
     )
-    parser.add_argument(
+    add(
         "--which",
         choices=list(WHICH),
         default="latest",
         help="which save of a run; best is chosen on the test split (default: latest)",
     )
-    parser.add_argument(
-        "--masks", type=Path, help="a second .safetensors file, for the masks"
-    )
-    parser.add_argument(
-        "--overwrite", action="store_true", help="replace files that are there"
-    )
+    add("--masks", type=Path, help="a second .safetensors file, for the masks")
+    add("--overwrite", action="store_true", help="replace files that are there")
     given = vars(parser.parse_args(arguments))
     out = given.pop("out")
+    given["settings"] = dict(given["settings"])
     with exits({ValueError: USAGE, OSError: USAGE}):
-        given["settings"] = dict(given["settings"])
         state_dict = convert(given.pop("source"), out, **given)
     print(f"{out}: {len(state_dict)} tensors, {out.stat().st_size:,} bytes")
 

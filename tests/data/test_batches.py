@@ -30,16 +30,18 @@ def assert_equal(first, second):
         np.testing.assert_array_equal(first[key], second[key])
 
 
+def train_batch(dataset, *, step, **place):
+    """One training batch, made alone."""
+    (batch,) = data.epoch_batches(dataset, start=step, stop=step + 1, **place)
+    return batch
+
+
 def labels_of_epoch(dataset, seed, epoch, batch_size):
-    steps = data.steps_per_epoch(dataset, batch_size)
-    return np.concatenate(
-        [
-            data.train_batch(
-                dataset, seed=seed, epoch=epoch, step=step, batch_size=batch_size
-            )["label"]
-            for step in range(steps)
-        ]
+    stop = data.steps_per_epoch(dataset, batch_size)
+    batches = data.epoch_batches(
+        dataset, seed=seed, epoch=epoch, start=0, stop=stop, batch_size=batch_size
     )
+    return np.concatenate([batch["label"] for batch in batches])
 
 
 def test_normalize_is_the_formula_in_float32():
@@ -53,7 +55,7 @@ def test_normalize_is_the_formula_in_float32():
 
 
 def test_train_batch_has_the_form_the_model_expects():
-    batch = data.train_batch(numbered(), seed=0, epoch=0, step=0, batch_size=4)
+    batch = train_batch(numbered(), seed=0, epoch=0, step=0, batch_size=4)
     assert batch.keys() == {"image", "label"}
     assert batch["image"].shape == (4, 8, 8, 2)
     assert batch["image"].dtype == np.float32
@@ -94,25 +96,25 @@ def test_seeds_and_epochs_differ_in_order():
 def test_a_batch_made_alone_is_the_batch_made_in_turn():
     dataset = numbered(augment=crop_and_flip)
     place = {"seed": 7, "epoch": 2, "batch_size": 5}
-    in_turn = [data.train_batch(dataset, step=step, **place) for step in range(4)]
+    in_turn = [train_batch(dataset, step=step, **place) for step in range(4)]
     _epoch_order.cache_clear()
-    assert_equal(in_turn[2], data.train_batch(dataset, step=2, **place))
+    assert_equal(in_turn[2], train_batch(dataset, step=2, **place))
 
 
 def test_augmentation_changes_images_and_not_their_choice():
     dataset = numbered(train=23, augment=crop_and_flip)
     place = {"seed": 0, "epoch": 0, "step": 1, "batch_size": 10}
-    plain = data.train_batch(dataset, augment=False, **place)
-    changed = data.train_batch(dataset, **place)
+    plain = train_batch(dataset, augment=False, **place)
+    changed = train_batch(dataset, **place)
     np.testing.assert_array_equal(plain["label"], changed["label"])
     assert (plain["image"] != changed["image"]).any()
-    assert_equal(plain, data.train_batch(numbered(), **place))  # no way to augment
+    assert_equal(plain, train_batch(numbered(), **place))  # no way to augment
 
 
 def test_padding_of_a_crop_is_black_before_normalisation():
     dataset = numbered(augment=crop_and_flip)
     dataset.train.images[:] = 30
-    image = data.train_batch(dataset, seed=0, epoch=0, step=0, batch_size=20)["image"]
+    image = train_batch(dataset, seed=0, epoch=0, step=0, batch_size=20)["image"]
     black = data.normalize(dataset, np.zeros((1, 2), np.uint8))[0]
     bright = data.normalize(dataset, np.full((1, 2), 30, np.uint8))[0]
     assert {tuple(pixel) for pixel in image.reshape(-1, 2).tolist()} == {
@@ -125,9 +127,9 @@ def test_each_step_augments_in_its_own_way():
     dataset = numbered(augment=lambda rng, images: images + rng.integers(200))
     dataset.train.images[:] = 0
     added = {
-        data.train_batch(dataset, seed=seed, epoch=epoch, step=step, batch_size=10)[
-            "image"
-        ][0, 0, 0, 0].item()
+        train_batch(dataset, seed=seed, epoch=epoch, step=step, batch_size=10)["image"][
+            0, 0, 0, 0
+        ].item()
         for seed in range(2)
         for epoch in range(2)
         for step in range(2)
@@ -140,13 +142,7 @@ def test_batch_size_out_of_range(batch_size):
     with pytest.raises(ValueError, match=f"batch_size: expected 1 to 23.*{batch_size}"):
         data.steps_per_epoch(numbered(), batch_size)
     with pytest.raises(ValueError, match="batch_size"):
-        data.train_batch(numbered(), seed=0, epoch=0, step=0, batch_size=batch_size)
-
-
-@pytest.mark.parametrize("step", [-1, 2])
-def test_step_out_of_range(step):
-    with pytest.raises(ValueError, match=f"step: expected 0 to 1.*got {step}"):
-        data.train_batch(numbered(), seed=0, epoch=0, step=step, batch_size=10)
+        train_batch(numbered(), seed=0, epoch=0, step=0, batch_size=batch_size)
 
 
 @given(total=st.integers(1, 30), batch_size=st.integers(1, 40))
@@ -218,13 +214,10 @@ def test_fisher_samples_are_augmented_only_when_asked():
     assert_equal(changed, data.fisher_samples(dataset, augment=True, **place))
 
 
-def test_fisher_samples_out_of_range():
-    with pytest.raises(
-        ValueError, match=r"num_samples x batch_size = 24 .* has 23; lower one"
-    ):
-        data.fisher_samples(numbered(), seed=0, draw=0, count=24)
-    with pytest.raises(ValueError, match=r"count: expected 1 or more.*got 0"):
-        data.fisher_samples(numbered(), seed=0, draw=0, count=0)
+@pytest.mark.parametrize("count", [0, 24])
+def test_fisher_samples_out_of_range(count):
+    with pytest.raises(ValueError, match=f"count: expected 1 to 23.*; got {count}"):
+        data.fisher_samples(numbered(), seed=0, draw=0, count=count)
 
 
 def test_batch_norm_batches_cover_as_many_examples_as_asked_for():
@@ -251,7 +244,7 @@ def test_batch_norm_batches_are_the_same_each_time_and_augmented_unless_told():
 
 @pytest.mark.parametrize(("count", "batch_size"), [(24, 4), (0, 4), (4, 0)])
 def test_batch_norm_batches_out_of_range(count, batch_size):
-    with pytest.raises(ValueError, match="expected 1 or more"):
+    with pytest.raises(ValueError, match="expected 1 "):
         data.batch_norm_batches(
             numbered(), seed=0, draw=0, count=count, batch_size=batch_size
         )
@@ -261,7 +254,7 @@ def test_negative_seeds_and_places():
     for seed, place in ((-1, 0), (0, -2)):
         message = f"zero or above; got seed {seed} and epoch or draw {place}"
         with pytest.raises(ValueError, match=message):
-            data.train_batch(numbered(), seed=seed, epoch=place, step=0, batch_size=2)
+            train_batch(numbered(), seed=seed, epoch=place, step=0, batch_size=2)
         with pytest.raises(ValueError, match=message):
             data.fisher_samples(numbered(), seed=seed, draw=place, count=2)
 
@@ -293,7 +286,7 @@ def test_shards_put_together_are_the_batch(seed, epoch, places, count, augment):
             key: np.concatenate([part[key] for part in parts]) for key in parts[0]
         }
         assert {len(part["label"]) for part in parts} == {8 // count}
-        assert_equal(together, data.train_batch(dataset, step=step, **place))
+        assert_equal(together, train_batch(dataset, step=step, **place))
     assert len(shards[0]) == stop - start
 
 

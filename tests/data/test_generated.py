@@ -92,7 +92,7 @@ def test_it_is_written_once(form, write, tmp_path, monkeypatch):
         calls.clear()
         for _ in range(2):
             dataset = data.load(f"generated_{form}", data_dir=data_dir, options=options)
-            assert (dataset.num_train, dataset.num_test) == (12, 8)
+            assert (dataset.train.size, dataset.test.size) == (12, 8)
             assert dataset.num_classes == 4
             assert dataset.image_shape == (16, 16, 3)
         assert len(calls) == 1

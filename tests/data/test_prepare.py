@@ -2,16 +2,18 @@
 
 import gzip
 import io
+import ssl
 import sys
 import tarfile
+import urllib.error
+import urllib.request
 
 import numpy as np
 import pytest
-import requests
 import tensorflow_datasets as tfds
 
 from woodfisher_jax import data
-from woodfisher_jax.data import DataMissingError, array_records, prepare
+from woodfisher_jax.data import DataMissingError, prepare
 
 
 @pytest.fixture
@@ -52,9 +54,9 @@ def test_mnist(site, tmp_path):
     write_idx(site, "train", *train)
     write_idx(site, "t10k", *test)
     prepare.prepare("mnist", str(tmp_path))
-    ours = array_records.read_splits("mnist", str(tmp_path), None)
-    check(ours[0], *train)
-    check(ours[1], *test)
+    ours = data.load("mnist", data_dir=str(tmp_path))
+    check(ours.train, *train)
+    check(ours.test, *test)
     assert "tensorflow" not in sys.modules
 
 
@@ -73,9 +75,9 @@ def test_cifar10(site, tmp_path, capsys):
             archive.addfile(member, io.BytesIO(content))
     prepare.main(["cifar10", f"--data_dir={tmp_path}"])
     assert "cifar10 is ready in" in capsys.readouterr().out
-    ours = array_records.read_splits("cifar10", str(tmp_path), None)
-    check(ours[0], *train)
-    check(ours[1], *test)
+    ours = data.load("cifar10", data_dir=str(tmp_path))
+    check(ours.train, *train)
+    check(ours.test, *test)
     theirs = tfds.data_source("cifar10", split="train", data_dir=tmp_path)
     assert theirs[0]["id"] == f"train_{theirs[0]['label']:05d}".encode()
 
@@ -111,15 +113,33 @@ def test_an_incomplete_folder_is_not_taken_for_a_finished_one(site, tmp_path):
         prepare.prepare("mnist", str(tmp_path))
 
 
-def test_no_network_is_said_in_one_line(monkeypatch, tmp_path, capsys):
-    def fail(address, timeout):
-        raise requests.ConnectionError("a long story")
+def fails_with(monkeypatch, error):
+    def fail(request, timeout):
+        assert request.get_method() == "HEAD"
+        raise error
 
-    monkeypatch.setattr(requests, "head", fail)
+    monkeypatch.setattr(urllib.request, "urlopen", fail)
+
+
+def test_no_network_is_reported_in_one_line(monkeypatch, tmp_path, capsys):
+    fails_with(monkeypatch, urllib.error.URLError("no route"))
     with pytest.raises(SystemExit) as caught:
         prepare.main(["mnist", f"--data_dir={tmp_path}"])
     assert caught.value.code == 1
     said = capsys.readouterr().err
     assert "error: mnist cannot be downloaded: no connection" in said
+    assert "(no route)" in said
     assert said.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        urllib.error.HTTPError("address", 403, "no HEAD", None, None),
+        urllib.error.URLError(ssl.SSLCertVerificationError("unknown issuer")),
+    ],
+)
+def test_a_site_that_answers_is_left_to_tfds(monkeypatch, answer):
+    fails_with(monkeypatch, answer)
+    prepare._check_reachable("mnist", "https://example.org/file")

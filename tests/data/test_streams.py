@@ -11,17 +11,23 @@ import pytest
 from PIL import Image
 
 from woodfisher_jax import data
+from woodfisher_jax.data.batches import _stream
 from woodfisher_jax.data.streams import (
     NO_IMAGE,
     BadImagesError,
     ImageOptions,
     ImageStream,
-    Randomness,
-    check_options,
 )
 
 SMALL = ImageOptions(image_size=8, resize=10, max_bad_images=2)
-RANDOM = Randomness(3, (1, 2))
+
+
+def randomness(seed, *place):
+    """A generator for each image, as `batches` makes them."""
+    return functools.partial(_stream, seed, *place)
+
+
+RANDOM = randomness(3, 1, 2)
 
 
 @functools.cache
@@ -103,12 +109,12 @@ def test_an_image_is_the_same_wherever_it_is_read(autoaugment):
 def test_randomness_is_of_the_seed_the_place_and_the_image():
     images = stream()
     found = [
-        joined(read(images, [5, 6], randomness=randomness))["image"].tobytes()
-        for randomness in (
+        joined(read(images, [5, 6], randomness=given))["image"].tobytes()
+        for given in (
             RANDOM,
-            RANDOM._replace(seed=4),
-            RANDOM._replace(place=(1, 3)),
-            RANDOM._replace(place=(2, 2)),
+            randomness(4, 1, 2),
+            randomness(3, 1, 3),
+            randomness(3, 2, 2),
             None,
         )
     ]
@@ -233,9 +239,7 @@ def test_a_damaged_image_of_an_evaluation_has_no_weight_and_no_substitute():
     ],
 )
 def test_options_out_of_range(changed, message):
-    check_options(ImageOptions())
-    with pytest.raises(ValueError, match=message):
-        check_options(ImageOptions()._replace(**changed))
+    ImageOptions().check()
     with pytest.raises(ValueError, match=message):
         data.load("generated_images", options=ImageOptions()._replace(**changed))
 
@@ -270,14 +274,15 @@ def test_resuming_at_any_step_is_exact(dataset):
     rest = list(data.epoch_batches(dataset, start=3, stop=5, **place))
     for found, expected in zip(rest, whole[3:], strict=True):
         assert_equal(found, expected)
-    assert_equal(data.train_batch(dataset, step=2, **place), whole[2])
+    alone = list(data.epoch_batches(dataset, start=2, stop=3, **place))
+    assert_equal(alone[0], whole[2])
     assert list(data.epoch_batches(dataset, start=5, stop=5, **place)) == []
 
 
 def test_augment_off_is_the_middle_of_the_same_images(dataset):
-    place = {"seed": 1, "epoch": 0, "step": 0, "batch_size": 4}
-    plain = data.train_batch(dataset, augment=False, **place)
-    changed = data.train_batch(dataset, **place)
+    place = {"seed": 1, "epoch": 0, "start": 0, "stop": 1, "batch_size": 4}
+    (plain,) = data.epoch_batches(dataset, augment=False, **place)
+    (changed,) = data.epoch_batches(dataset, **place)
     np.testing.assert_array_equal(plain["label"], changed["label"])
     assert (plain["image"] != changed["image"]).any()
     swapped = dataset._replace(test=dataset.train)
@@ -342,5 +347,5 @@ def test_batch_norm_batches(dataset):
 def test_fewer_images_than_a_batch(dataset):
     with pytest.raises(ValueError, match=r"batch_size: expected 1 to 20.*; got 21"):
         data.steps_per_epoch(dataset, 21)
-    with pytest.raises(ValueError, match=r"num_samples x batch_size = 21 .* has 20"):
+    with pytest.raises(ValueError, match=r"count: expected 1 to 20, .*; got 21"):
         data.fisher_samples(dataset, seed=0, draw=0, count=21)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from woodfisher_jax.models import MODELS, build_model, num_parameters
-from woodfisher_jax.torch_weights import to_state_dict, to_variables
+from woodfisher_jax.weights.state_dicts import to_state_dict, to_variables
 
 torch = pytest.importorskip("torch")
 

@@ -2,7 +2,7 @@ import jax
 import numpy as np
 import pytest
 from numpy_layers import gelu, softmax, torch_dense, torch_layer_norm
-from random_weights import random_variables, shapes_of, torch_shapes
+from random_weights import random_variables, shapes_of
 
 from woodfisher_jax.models.vit import VisionTransformer
 
@@ -45,31 +45,6 @@ def test_logits_equal_an_independent_forward_pass():
     expected = vit_reference(state, np.float64(x), patch=2, depth=2, num_heads=2)
     logits = jax.jit(model.apply)(variables, x)
     np.testing.assert_allclose(logits, expected, atol=1e-4)
-
-
-def test_deit_has_timms_names():
-    block = {
-        **{f"norm{i}.{leaf}": (384,) for i in (1, 2) for leaf in ("weight", "bias")},
-        "attn.qkv.weight": (384, 1152),
-        "attn.qkv.bias": (1152,),
-        "attn.proj.weight": (384, 384),
-        "attn.proj.bias": (384,),
-        "mlp.fc1.weight": (384, 1536),
-        "mlp.fc1.bias": (1536,),
-        "mlp.fc2.weight": (1536, 384),
-        "mlp.fc2.bias": (384,),
-    }
-    assert torch_shapes("deit_small", 224) == {
-        "cls_token": (1, 1, 384),
-        "pos_embed": (1, 197, 384),
-        "patch_embed.proj.weight": (16, 16, 3, 384),
-        "patch_embed.proj.bias": (384,),
-        **{f"blocks.{i}.{name}": block[name] for i in range(12) for name in block},
-        "norm.weight": (384,),
-        "norm.bias": (384,),
-        "head.weight": (384, 1000),
-        "head.bias": (1000,),
-    }
 
 
 @pytest.mark.parametrize(

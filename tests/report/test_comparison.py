@@ -1,4 +1,4 @@
-"""Seeds are grouped, all else is told apart, and means are NumPy's."""
+"""Runs are grouped over seeds, means are NumPy's, and what is left out is named."""
 
 import csv
 import io
@@ -7,16 +7,26 @@ from typing import Any
 
 import numpy as np
 import pytest
-from written_runs import STAGE, write_run
+from read_pages import Page
+from written_runs import STAGE, record_of, write_run
 
-from woodfisher_jax.report.comparison import Comparison, compare, csv_text, spread
-from woodfisher_jax.report.record import RunRecord, read_record
+from woodfisher_jax.report.comparison import (
+    INCIDENTAL,
+    Comparison,
+    compare,
+    comparison_csv,
+    comparison_page,
+    spread,
+)
+from woodfisher_jax.report.quantities import NONE
+from woodfisher_jax.report.record import RunRecord
+from woodfisher_jax.training.workdir import MACHINE
 
 
 def records(folder: Path, *changes: dict[str, Any]) -> list[RunRecord]:
     """Runs numbered from 0, each with changes of its own."""
     return [
-        read_record(write_run(folder / str(number), **change))
+        record_of(write_run(folder / str(number), **change))
         for number, change in enumerate(changes)
     ]
 
@@ -33,6 +43,11 @@ def test_the_mean_and_deviation_of_one_run() -> None:
     assert found.deviation == pytest.approx(np.std(values, ddof=1))
     assert spread([1.0]) == (1.0, None)
     assert spread([None]) == (None, None)
+    assert spread([1.0, 2.0]).text() == "1.50 ± 0.71"
+
+
+def test_where_a_run_is_does_not_distinguish_it() -> None:
+    assert set(MACHINE) <= set(INCIDENTAL)
 
 
 def test_runs_that_differ_in_their_seed_are_one_group(tmp_path: Path) -> None:
@@ -53,7 +68,7 @@ def test_runs_that_differ_in_their_seed_are_one_group(tmp_path: Path) -> None:
         ("woodfisherblock", ["2"]),
     ]
     assert [record.folder.name for record in found.repeated] == ["4"]
-    assert found.groups[1].spread("final", "top1").mean == 87.0
+    assert found.groups[1].spread("final_top1").mean == 87.0
     assert found.groups[2].spread("sparsity").mean == 0.9
 
 
@@ -108,7 +123,7 @@ def test_the_table_has_a_line_a_run(tmp_path: Path) -> None:
         {"seed": 1, "finished": False, "stages": []},
         {"seed": 2, "stages": [], "results": {"macs": None}},
     )
-    lines = list(csv.DictReader(io.StringIO(csv_text(compare(runs)))))
+    lines = list(csv.DictReader(io.StringIO(comparison_csv(compare(runs)))))
     assert [line["run"] for line in lines] == [str(run.folder) for run in runs]
     assert [line["state"] for line in lines] == (
         ["finished", "repeated", "unfinished", "finished"]
@@ -120,3 +135,61 @@ def test_the_table_has_a_line_a_run(tmp_path: Path) -> None:
         {"final_top1": "88.0", "dense_macs": "80.0", "pruned_top1": "81.0"}
     )
     assert (lines[3]["dense_macs"], lines[3]["pruned_top1"]) == ("", "")
+
+
+# --------------------------------------------------------------------------- the page
+
+
+def grid(folder: Path) -> Comparison:
+    """Two methods, two levels, two seeds."""
+    changes: list[dict[str, Any]] = [
+        {
+            "top1": 90 - 20 * level + lift + 2 * seed,
+            "stages": [STAGE | {"sparsity": level}],
+            "seed": seed,
+            "prune__method": method,
+            "prune__target_sparsity": level,
+        }
+        for method, lift in (("woodfisherblock", 4.0), ("globalmagni", 0.0))
+        for level in (0.5, 0.9)
+        for seed in (0, 1)
+    ]
+    return compare(records(folder, *changes))
+
+
+def test_curves_and_groups(tmp_path: Path) -> None:
+    found = Page(comparison_page(grid(tmp_path)))
+    assert "8 finished runs in 4 groups" in found.text
+    final, pruned = found.figures
+    assert final.startswith("At the end of the run: top-1 on the test split, %")
+    assert "woodfisherblock: 2 points, 85 at 50, 77 at 90" in final
+    assert "dense, mean: 90" in final
+    assert "81 at 50, 81 at 90" in pruned
+    groups = found.tables[0]
+    assert [row[:3] for row in groups[1:]] == [
+        ["globalmagni", "50.00 %", "2"],
+        ["globalmagni", "90.00 %", "2"],
+        ["woodfisherblock", "50.00 %", "2"],
+        ["woodfisherblock", "90.00 %", "2"],
+    ]
+    assert groups[1][5] == "81.00 ± 1.41"
+
+
+def test_what_is_left_out_is_named(tmp_path: Path) -> None:
+    whole, again, half, other = records(
+        tmp_path, {}, {}, {"finished": False}, {"model": {"name": "cifarnet"}}
+    )
+    found = Page(comparison_page(compare([whole, again, half, other])))
+    assert f"Not finished, and left out of all means: {half.folder}." in found.text
+    assert f"same config and seed is there: {again.folder}." in found.text
+    assert "several models: cifarnet, mlp" in found.text
+    assert found.row(str(half.folder))[-1] == "not finished"
+
+
+def test_with_no_run_finished_there_is_only_their_list(tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"finished": False, "rows": []}
+    runs = records(tmp_path, changes, changes | {"seed": 1})
+    found = Page(comparison_page(compare(runs)))
+    assert "None of them has finished" in found.text
+    assert found.row(str(runs[0].folder))[3] == NONE
+    assert "Groups" not in found.text

@@ -1,7 +1,8 @@
-"""The command writes pages, times products when asked, and says what is wrong."""
+"""The command writes pages, times products on request, and says what is wrong."""
 
 import csv
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -67,7 +68,7 @@ def test_latency_is_measured_once_and_kept(tmp_path: Path) -> None:
     assert "One row at a time: BCOO is" in text
 
 
-def test_what_cannot_be_told_ends_with_a_reason(
+def test_what_cannot_be_written_ends_with_a_reason(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     one, two = write_run(tmp_path / "a"), write_run(tmp_path / "b", seed=1)
@@ -89,7 +90,23 @@ def test_what_cannot_be_told_ends_with_a_reason(
     assert not list(tmp_path.rglob("*.html"))
 
 
-def test_the_help_tells_of_both_uses(capsys: pytest.CaptureFixture) -> None:
+@pytest.mark.parametrize("number", [1, 2])
+def test_without_matplotlib_it_says_what_to_install(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    number: int,
+) -> None:
+    folders = [write_run(tmp_path / str(seed), seed=seed) for seed in range(number)]
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(SystemExit) as caught:
+        run(*folders)
+    assert caught.value.code == 2
+    assert "pip install 'woodfisher-jax[report]'" in capsys.readouterr().err
+    assert not list(tmp_path.rglob("*.html"))
+
+
+def test_the_help_describes_both_uses(capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit) as caught:
         run("--help")
     assert caught.value.code == 0

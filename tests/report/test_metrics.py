@@ -1,9 +1,11 @@
 """What a run leaves behind is valid, complete and never half-written."""
 
+import contextlib
 import csv
 import json
 import os
 import struct
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +123,7 @@ def read_events(path: Path) -> list[Event]:
 
 
 def test_events_hold_the_finite_numbers_of_the_rows(tmp_path: Path) -> None:
-    with metrics.EventWriter(tmp_path, ROWS[:1]) as writer:
+    with contextlib.closing(metrics.EventWriter(tmp_path, ROWS[:1])) as writer:
         for row in ROWS[1:]:
             writer.write(row)
     (path,) = tmp_path.iterdir()
@@ -140,6 +142,15 @@ def test_events_hold_the_finite_numbers_of_the_rows(tmp_path: Path) -> None:
     # TensorBoard hides what earlier files say about steps from this one on.
     (start,) = [e for e in events if e.WhichOneof("what") == "session_log"]
     assert start.step == 0
+
+
+def test_without_tensorboardx_no_events_are_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    with contextlib.closing(metrics.EventWriter(tmp_path, ROWS)) as writer:
+        writer.write(ROWS[0])
+    assert not list(tmp_path.iterdir())
 
 
 COSTS = {"a/kernel": 100.0, "b/kernel": 1.0}

@@ -1,4 +1,4 @@
-"""A folder is read as it is: finished, interrupted, old, damaged, or no run."""
+"""A folder is read as it is: finished, interrupted, old, damaged, or of no run."""
 
 import dataclasses
 import json
@@ -7,14 +7,9 @@ from pathlib import Path
 import pytest
 from saved_runs import random_network
 from small_runs import small
-from written_runs import STAGE, rows_of, write_run
+from written_runs import DEFAULTS, STAGE, record_of, rows_of, write_run
 
-from woodfisher_jax.report.record import (
-    find_runs,
-    read_record,
-    write_command,
-    write_latency,
-)
+from woodfisher_jax.report.record import find_runs, write_command, write_latency
 from woodfisher_jax.training import checkpoint
 from woodfisher_jax.training.config import to_dict
 from woodfisher_jax.training.history import Log
@@ -24,9 +19,9 @@ def test_a_finished_run(tmp_path: Path) -> None:
     write_run(tmp_path)
     write_command(tmp_path, "python -m x")
     write_latency(tmp_path, {"cores": 2})
-    found = read_record(tmp_path)
+    found = record_of(tmp_path)
     assert found.finished
-    assert found.config == to_dict(small())
+    assert found.config == json.loads(json.dumps(to_dict(small())))
     assert found.results["final"]["top1"] == 88.0
     assert len(found.rows) == 5
     assert (found.command, found.latency) == ("python -m x", {"cores": 2})
@@ -42,7 +37,7 @@ def test_runs_that_it_was_compared_with(tmp_path: Path) -> None:
     write_run(tmp_path)
     write_run(tmp_path / "compare-globalmagni", prune__method="globalmagni")
     (tmp_path / "compare-nothing").mkdir()
-    found = read_record(tmp_path)
+    found = record_of(tmp_path)
     assert list(found.compared) == ["globalmagni"]
     assert find_runs(tmp_path) == [tmp_path, tmp_path / "compare-globalmagni"]
 
@@ -55,7 +50,7 @@ def test_an_interrupted_run_tells_what_its_last_save_holds(tmp_path: Path) -> No
         arrays = {"params": variables["params"], "masks": masks}
         meta = {"log": dataclasses.asdict(log)}
         checkpoint.save(manager, 1, arrays, meta, {"stage": 1, "top1": 1.0})
-    found = read_record(tmp_path)
+    found = record_of(tmp_path)
     assert not found.finished
     assert found.results["stages"] == [STAGE]
     assert found.results["seconds_total"] == 12.0
@@ -66,20 +61,20 @@ def test_an_interrupted_run_tells_what_its_last_save_holds(tmp_path: Path) -> No
 
 def test_without_a_save_the_rows_tell_of_pruning(tmp_path: Path) -> None:
     write_run(tmp_path, finished=False)
-    (tmp_path / "checkpoints" / "7").mkdir(parents=True)  # And a damaged one is none.
-    (stage,) = read_record(tmp_path).results["stages"]
+    (tmp_path / "checkpoints" / "7").mkdir(parents=True)  # A damaged one.
+    (stage,) = record_of(tmp_path).results["stages"]
     assert (stage["pruner"], stage["sparsity"], stage["top1_after"]) == (
         "prune",
         0.5,
         81.0,
     )
-    assert read_record(tmp_path).results["seconds_total"] is None
+    assert record_of(tmp_path).results["seconds_total"] is None
 
 
 def test_a_run_that_has_just_started(tmp_path: Path) -> None:
     write_run(tmp_path, finished=False, rows=[])
     (tmp_path / "metrics.jsonl").unlink()
-    found = read_record(tmp_path)
+    found = record_of(tmp_path)
     assert found.rows == []
     assert found.results["final"] is None
 
@@ -89,7 +84,18 @@ def test_a_config_of_before_a_field_has_its_default(tmp_path: Path) -> None:
     config = json.loads((tmp_path / "config.json").read_text())
     del config["prune"]["loss_path_steps"], config["distributed"]
     (tmp_path / "config.json").write_text(json.dumps(config))
-    assert read_record(tmp_path).config == to_dict(small())
+    assert record_of(tmp_path).config == json.loads(json.dumps(to_dict(small())))
+
+
+def test_a_further_pruner_has_the_defaults_of_the_first(tmp_path: Path) -> None:
+    write_run(tmp_path, prune_2={"method": "magni", "target_sparsity": 0.5})
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["prune_2"] = {"method": "magni"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    found = record_of(tmp_path)
+    assert found.config["prune_2"] == found.config["prune"] | {"method": "magni"}
+    assert found.defaults["prune_2"] == found.config["prune"]
+    assert found.defaults["prune"] == DEFAULTS["prune"]
 
 
 @pytest.mark.parametrize("name", ["results.json", "latency.json", "config.json"])
@@ -97,7 +103,7 @@ def test_a_damaged_file_is_named(tmp_path: Path, name: str) -> None:
     write_run(tmp_path, rows=rows_of(88.0, []))
     (tmp_path / name).write_text('{"half": ')
     with pytest.raises(ValueError, match=str(tmp_path)):
-        read_record(tmp_path)
+        record_of(tmp_path)
 
 
 def test_what_is_no_run_says_what_is_missing(tmp_path: Path) -> None:
@@ -106,4 +112,4 @@ def test_what_is_no_run_says_what_is_missing(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no such folder"):
         find_runs(tmp_path / "nowhere")
     with pytest.raises(ValueError, match=r"no config\.json, so no run"):
-        read_record(tmp_path)
+        record_of(tmp_path)

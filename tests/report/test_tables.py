@@ -1,12 +1,9 @@
-"""Tables show every figure, at the width of a terminal."""
+"""Tables show every number, aligned, at the width of a terminal."""
 
-import io
-from collections.abc import Callable
-from typing import Any
-
-from rich.console import Console
+import pytest
 
 from woodfisher_jax.report import tables
+from woodfisher_jax.report.quantities import NONE
 
 STAGE = {
     "pruner": "prune",
@@ -34,55 +31,55 @@ RESULTS = {
 }
 
 
-def printed(show: Callable[..., None], content: Any) -> str:
-    shown = io.StringIO()
-    show(content, Console(file=shown, width=80))
-    return shown.getvalue()
-
-
-def test_table_shows_every_step() -> None:
-    text = printed(tables.print_table, RESULTS)
-    rows = [line for line in text.splitlines() if line.startswith("│")]
-    lines = {line.split("│")[1].strip(): line for line in rows}
-    for label, figures in {
-        "dense": ["93.33"],
-        "prune 1": [" 3 ", "1234", "80.00", "79.99", "92.11", "88.22", "4.6"],
-        "prune 2": ["2345", " - ", "88.22"],
-        "final": ["90.01", "91.44", "78.9"],
-    }.items():
-        assert all(figure in lines[label] for figure in figures), lines[label]
-    assert "woodfisher, target sparsity 90.00 %" in text
-    assert "26,000 of 260,000" in text
-    assert "8.123 of 40.55 M" in " ".join(text.split())
-    assert "1.23 GB" in text
-    assert max(map(len, text.splitlines())) <= 80
-
-
-def test_a_target_in_macs_has_no_sparsity() -> None:
-    unknown = RESULTS | {"target_sparsity": None, "macs": None}
-    text = printed(tables.print_table, unknown)
-    assert "target sparsity - %" in text
-    assert "multiply-accumulates" not in text
-
-
 LAYERS = [
     {"path": "a/kernel", "size": 6, "nonzero": 2, "dense": 600, "sparse": 200},
     {"path": "b/kernel", "size": 14, "nonzero": 11, "dense": 10, "sparse": 10},
 ]
 
 
-def test_layers_and_their_sum() -> None:
-    text = printed(tables.print_layers, LAYERS)
-    assert "│ a " in text
-    (total,) = [line for line in text.splitlines() if "│ all" in line]
-    assert "20" in total
-    assert "13" in total
+def test_every_step_has_a_line(capsys: pytest.CaptureFixture) -> None:
+    tables.print_table(RESULTS)
+    title, headers, rule, *lines, weights, machine = (
+        capsys.readouterr().out.splitlines()
+    )
+    assert title == "woodfisher, target sparsity 90.00 %"
+    expected = [
+        "dense 93.33",
+        "prune 1 3 1,234 80.00 % 79.99 % 92.11 88.22 4.6 s",
+        f"prune 2 3 2,345 80.00 % 79.99 % {NONE} 88.22 4.6 s",
+        "final 90.01 % 91.44 78.9 s",
+    ]
+    assert [" ".join(line.split()) for line in lines] == expected
+    assert weights == (
+        "26,000 of 260,000 prunable weights and 8.12 M of 40.5 M multiply-accumulates "
+        "left"
+    )
+    assert machine == "peak memory 1.23 GB; 2 x a CPU [big]"
+    assert max(map(len, [headers, *lines, machine])) <= 80
+    # Numbers end where their column ends.
+    ends = [len(line) for line in (headers, rule, lines[1])]
+    assert len(set(ends)) == 1
 
 
-def test_comparison_has_a_line_a_run() -> None:
-    runs = {"all [x=1]": RESULTS, "dense": RESULTS | {"stages": []}}
-    lines = printed(tables.print_comparison, runs).splitlines()
-    (pruned,) = [line for line in lines if "all [x=1]" in line]
-    assert all(x in pruned for x in ("90.01", "93.33", "88.22", "91.44", "78.9"))
-    (dense,) = [line for line in lines if "│ dense " in line]
-    assert " - " in dense
+def test_a_target_in_macs_has_no_sparsity(capsys: pytest.CaptureFixture) -> None:
+    tables.print_table(RESULTS | {"target_sparsity": None, "macs": None})
+    text = capsys.readouterr().out
+    assert f"target sparsity {NONE}" in text
+    assert "multiply-accumulates" not in text
+
+
+def test_layers_and_their_sum(capsys: pytest.CaptureFixture) -> None:
+    tables.print_layers(LAYERS)
+    *_, first, second, total = capsys.readouterr().out.splitlines()
+    assert first.split() == ["a", "6", "2", "66.67", "%", "600", "200"]
+    assert second.split()[0] == "b"
+    assert total.split() == ["all", "20", "13", "35.00", "%", "610", "210"]
+
+
+def test_a_comparison_has_a_line_a_run(capsys: pytest.CaptureFixture) -> None:
+    tables.print_comparison({"all [x=1]": RESULTS, "dense": RESULTS | {"stages": []}})
+    *_, pruned, dense = capsys.readouterr().out.splitlines()
+    assert " ".join(pruned.split()) == (
+        "all [x=1] woodfisher 90.01 % 93.33 88.22 91.44 78.9 s"
+    )
+    assert dense.split()[4:6] == ["93.33", NONE]

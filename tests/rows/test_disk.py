@@ -1,4 +1,4 @@
-"""Files of gradients: what goes wrong with disks is said, and nothing is left behind.
+"""Files of gradients: disk failures are explained, and nothing is left behind.
 
 Nothing means: no file, no folder, whether the run ended well, with an error, by an
 interruption or by a kill.
@@ -17,43 +17,46 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import woodfisher_jax as wf
 from woodfisher_jax.rows import disk
 from woodfisher_jax.rows.disk import (
     LOCK,
     PREFIX,
-    File,
+    FileTier,
     StoreError,
     free_bytes,
     locked_folder,
     remove_abandoned,
 )
-from woodfisher_jax.rows.tiles import Part, whole
+from woodfisher_jax.rows.store import collect, new_store
+from woodfisher_jax.rows.tiles import whole
 from woodfisher_jax.trees.blocks import flat_order, within_tensors
 
-ROOT = Path(__file__).parents[2]
 SAMPLES = 6
-WAYS = ("store_dir", "bfloat16", "num_samples", "recompute")
+ORDER = flat_order({"w": np.zeros(20)})
+PASS = whole(ORDER, within_tensors(ORDER, 3), SAMPLES, tile_bytes=150)
+"""Several tiles and a column of padding."""
+SUGGESTIONS = ("store_dir", "bfloat16", "num_samples", "recompute")
+RANDOM = np.random.default_rng(0)
+ROWS = RANDOM.standard_normal((SAMPLES, PASS.columns)).astype(np.float32)
 
 
-def part_of(weights: int = 20, block_size: int = 3, panel_bytes: int = 150) -> Part:
-    order = flat_order({"w": np.zeros(weights)})
-    return whole(
-        order, within_tensors(order, block_size), SAMPLES, panel_bytes=panel_bytes
-    )
-
-
-def rows_of(part: Part) -> np.ndarray:
-    random = np.random.default_rng(0)
-    return random.standard_normal((SAMPLES, part.columns)).astype(np.float32)
+def new_file(folder: Path, dtype="float32") -> FileTier:
+    return FileTier(folder / "device0", SAMPLES, PASS, dtype)
 
 
 @pytest.fixture
 def file(tmp_path: Path):
     """An open file of float32 rows."""
-    made = File(tmp_path / "device0", SAMPLES, part_of(), "float32")
+    made = new_file(tmp_path)
     yield made
     made.close()
+
+
+def assert_holds(file: FileTier, rows: np.ndarray) -> None:
+    for tile in (*PASS.tiles, PASS.tiles[0]):
+        columns = file.read(tile)
+        assert columns.dtype == rows.dtype
+        np.testing.assert_array_equal(columns, rows[:, tile.start : tile.stop])
 
 
 def fails_from(call: int, function, error: int):
@@ -69,165 +72,103 @@ def fails_from(call: int, function, error: int):
     return failing
 
 
-# ----------------------------------------------------------------------- a file itself
+# ------------------------------------------------------------------------------- files
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("lengths", [(6,), (2, 3, 1), (1,) * 6])
-def test_rows_come_back_by_panel(tmp_path: Path, dtype, lengths) -> None:
-    part = part_of()
-    assert len(part.panels) > 2
-    rows = rows_of(part).astype(jnp.dtype(dtype))
-    made = File(tmp_path / "device0", SAMPLES, part, dtype)
-    start = 0
+@pytest.mark.parametrize("lengths", [(6,), (2, 3, 1)])
+def test_rows_come_back_by_tile(tmp_path: Path, dtype, lengths) -> None:
+    assert len(PASS.tiles) > 2
+    # Not in one piece in memory.
+    rows = np.asfortranarray(ROWS.astype(jnp.dtype(dtype)))
+    made, start = new_file(tmp_path, dtype), 0
     for length in lengths:
         made.write(start, rows[start : start + length])
         start += length
-    made.finish()
     assert (tmp_path / "device0").stat().st_size == rows.nbytes
-    for panel in (*part.panels, part.panels[0]):
-        found = made.read(panel)
-        assert found.dtype == rows.dtype
-        np.testing.assert_array_equal(found, rows[:, panel.start : panel.stop])
+    assert (tmp_path / "device0").stat().st_mode & 0o077 == 0  # its owner's alone
+    assert_holds(made, rows)
     made.close()
     assert not list(tmp_path.iterdir())
 
 
-def test_rows_that_are_not_in_one_piece_are_kept_as_they_read(file) -> None:
-    part = part_of()
-    rows = np.asfortranarray(rows_of(part))
-    file.write(0, rows)
-    file.finish()
-    for panel in part.panels:
-        np.testing.assert_array_equal(
-            file.read(panel), rows[:, panel.start : panel.stop]
-        )
-
-
 def test_short_writes_and_reads_are_continued(file, monkeypatch) -> None:
-    part = part_of()
-    rows = rows_of(part)
     pwrite, preadv = os.pwrite, os.preadv
     monkeypatch.setattr(os, "pwrite", lambda fd, data, at: pwrite(fd, data[:7], at))
     monkeypatch.setattr(
         os, "preadv", lambda fd, data, at: preadv(fd, [data[0][:5]], at)
     )
-    file.write(0, rows)
-    file.finish()
-    for panel in part.panels:
-        np.testing.assert_array_equal(
-            file.read(panel), rows[:, panel.start : panel.stop]
-        )
+    file.write(0, ROWS)
+    assert_holds(file, ROWS)
 
 
-def test_a_file_that_is_there_already_is_not_taken_over(tmp_path: Path) -> None:
+def test_a_file_that_exists_is_not_taken_over(tmp_path: Path) -> None:
     (tmp_path / "device0").write_text("somebody's")
-    with pytest.raises(OSError, match="exists"):
-        File(tmp_path / "device0", SAMPLES, part_of(), "float32")
+    with pytest.raises(StoreError, match="exists"):
+        new_file(tmp_path)
     assert (tmp_path / "device0").read_text() == "somebody's"
 
 
-def test_files_are_for_their_owner_only(file, tmp_path: Path) -> None:
-    assert (tmp_path / "device0").stat().st_mode & 0o077 == 0
-
-
-def test_no_room_is_said_before_anything_is_written(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(
-        os, "posix_fallocate", fails_from(0, os.posix_fallocate, errno.ENOSPC)
-    )
-    with pytest.raises(StoreError, match="No space left") as caught:
-        File(tmp_path / "device0", SAMPLES, part_of(), "float32")
-    for word in ("cannot be made", *WAYS):
+@pytest.mark.parametrize(
+    ("call", "error"),
+    [("posix_fallocate", errno.ENOSPC), ("open", errno.EDQUOT), ("open", errno.EROFS)],
+)
+def test_a_file_that_cannot_be_made_is_refused_at_once(
+    tmp_path: Path, monkeypatch, call, error
+) -> None:
+    monkeypatch.setattr(os, call, fails_from(0, getattr(os, call), error))
+    with pytest.raises(StoreError, match="cannot be made") as caught:
+        new_file(tmp_path)
+    for word in (os.strerror(error), *SUGGESTIONS):
         assert word in str(caught.value)
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("error", [errno.EOPNOTSUPP, errno.EINVAL])
-def test_disks_that_set_nothing_aside_are_written_to_all_the_same(
-    tmp_path, monkeypatch, error
+def test_disks_that_reserve_no_space_are_used_all_the_same(
+    tmp_path: Path, monkeypatch, error
 ) -> None:
     monkeypatch.setattr(os, "posix_fallocate", fails_from(0, os.posix_fallocate, error))
-    part = part_of()
-    made = File(tmp_path / "device0", SAMPLES, part, "float32")
-    made.write(0, rows_of(part))
-    made.finish()
-    np.testing.assert_array_equal(
-        made.read(part.panels[-1]), rows_of(part)[:, part.panels[-1].start :]
-    )
+    made = new_file(tmp_path)
+    made.write(0, ROWS)
+    assert_holds(made, ROWS)
     made.close()
 
 
-@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
-def test_a_file_that_cannot_even_be_opened(tmp_path, monkeypatch, error) -> None:
-    monkeypatch.setattr(os, "open", fails_from(0, os.open, error))
-    with pytest.raises(StoreError):
-        File(tmp_path / "device0", SAMPLES, part_of(), "float32")
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO])
+def test_failing_writes_and_reads_are_explained(file, monkeypatch, error) -> None:
+    file.write(0, ROWS)
+    monkeypatch.setattr(os, "preadv", fails_from(0, os.preadv, error))
+    with pytest.raises(StoreError, match=f"cannot be read: {os.strerror(error)}"):
+        file.read(PASS.tiles[0])
+    monkeypatch.setattr(os, "pwrite", fails_from(1, os.pwrite, error))
+    with pytest.raises(StoreError, match=f"cannot be written: {os.strerror(error)}"):
+        file.write(0, ROWS)
 
 
-@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
-def test_a_write_that_fails_is_said_by_the_next_or_at_the_end(
-    file, monkeypatch, error
-) -> None:
-    rows = rows_of(part_of())
-    monkeypatch.setattr(os, "pwrite", fails_from(9, os.pwrite, error))
-
-    def write_all() -> None:
-        for start in range(SAMPLES):
-            file.write(start, rows[start : start + 1])
-
-    with pytest.raises(StoreError, match="cannot be written") as caught:
-        write_all()
-    assert os.strerror(error) in str(caught.value)
+def test_a_file_that_was_truncated_is_noticed(file, tmp_path: Path) -> None:
+    file.write(0, ROWS)
+    os.truncate(tmp_path / "device0", 100)
+    with pytest.raises(StoreError, match=f"ends at byte 100 of {ROWS.nbytes}"):
+        assert_holds(file, ROWS)
 
 
-def test_the_last_write_s_failure_is_said_at_the_end(file, monkeypatch) -> None:
-    monkeypatch.setattr(os, "pwrite", fails_from(0, os.pwrite, errno.ENOSPC))
-    file.write(0, rows_of(part_of()))
-    with pytest.raises(StoreError, match="No space left"):
-        file.finish()
-
-
-@pytest.mark.parametrize("left", [0, 1, 100])
-def test_a_truncated_file_is_said(file, tmp_path: Path, left) -> None:
-    part = part_of()
-    file.write(0, rows_of(part))
-    file.finish()
-    os.truncate(tmp_path / "device0", left)
-    with pytest.raises(StoreError, match="ends at byte") as caught:
-        list(map(file.read, part.panels))
-    assert str(left) in str(caught.value)
-    assert "device0" in str(caught.value)
-
-
-def test_a_read_that_fails_is_said(file, monkeypatch) -> None:
-    part = part_of()
-    file.write(0, rows_of(part))
-    file.finish()
-    monkeypatch.setattr(os, "preadv", fails_from(0, os.preadv, errno.EIO))
-    with pytest.raises(StoreError, match="cannot be read: Input/output error"):
-        file.read(part.panels[0])
-
-
-# ---------------------------------------------------------------------------- folders
+# ----------------------------------------------------------------------------- folders
 
 
 def folders(parent: Path) -> list[Path]:
     return list(parent.glob(f"{PREFIX}*"))
 
 
-def test_a_folder_goes_with_all_that_is_in_it(tmp_path: Path) -> None:
-    with locked_folder(tmp_path) as folder:
+@pytest.mark.parametrize("error", [None, ValueError, KeyboardInterrupt, SystemExit])
+def test_a_folder_is_removed_whatever_happens(tmp_path: Path, error) -> None:
+    parent = tmp_path / "is" / "made"
+    with contextlib.suppress(*[error] * bool(error)), locked_folder(parent) as folder:
         (folder / "device0").write_text("gradients")
-        assert folders(tmp_path) == [folder]
-    assert not folders(tmp_path)
-
-
-@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
-def test_a_folder_goes_whatever_happens(tmp_path: Path, error) -> None:
-    with contextlib.suppress(error), locked_folder(tmp_path) as folder:
-        (folder / "device0").write_text("gradients")
-        raise error
-    assert not folders(tmp_path)
+        assert folders(parent) == [folder]
+        if error:
+            raise error
+    assert not list(parent.iterdir())
 
 
 def test_folders_that_are_in_use_are_left_alone(tmp_path: Path) -> None:
@@ -242,47 +183,26 @@ def test_folders_that_are_in_use_are_left_alone(tmp_path: Path) -> None:
 
 
 def test_only_abandoned_folders_of_ours_are_removed(tmp_path: Path) -> None:
-    abandoned = tmp_path / f"{PREFIX}abandoned"
-    other = tmp_path / "somebody-elses"
-    for folder in (abandoned, other):
+    abandoned, others = tmp_path / f"{PREFIX}abandoned", tmp_path / "somebody-elses"
+    for folder in (abandoned, others):
         folder.mkdir()
         (folder / LOCK).touch()
         (folder / "device0").write_text("gradients")
+    # What a link points to is never removed, inside our folder or beside it.
+    (abandoned / "device1").symlink_to(others)
+    (tmp_path / f"{PREFIX}link").symlink_to(others)
     assert remove_abandoned(tmp_path) == [abandoned]
-    assert sorted(tmp_path.iterdir()) == [other]
-    assert (other / "device0").exists()
+    assert not abandoned.exists()
+    assert sorted(path.name for path in others.iterdir()) == ["device0", LOCK]
 
 
-def test_what_a_link_points_to_is_never_removed(tmp_path: Path) -> None:
-    precious = tmp_path / "precious"
-    precious.mkdir()
-    (precious / LOCK).touch()
-    inside = tmp_path / f"{PREFIX}abandoned"
-    inside.mkdir()
-    (inside / LOCK).touch()
-    (inside / "device0").symlink_to(precious)
-    (tmp_path / f"{PREFIX}link").symlink_to(precious)
-    remove_abandoned(tmp_path)
-    assert (precious / LOCK).exists()
-    assert not inside.exists()
-
-
-def test_a_folder_that_is_just_being_made_is_left_alone(tmp_path: Path) -> None:
+def test_a_folder_without_a_lock_is_removed_once_it_is_old(tmp_path: Path) -> None:
     folder = tmp_path / f"{PREFIX}new"
     folder.mkdir()
-    (folder / "making").touch()
-    assert remove_abandoned(tmp_path) == []
-    assert folder.exists()
-
-
-def test_a_removal_that_was_cut_short_is_taken_up_again(tmp_path: Path) -> None:
-    folder = tmp_path / f"{PREFIX}half-removed"
-    folder.mkdir()
     (folder / "device0").write_text("gradients")
-    long_ago = 0
-    for path in (folder / "device0", folder):
-        os.utime(path, (long_ago, long_ago))
-    remove_abandoned(tmp_path)
+    assert remove_abandoned(tmp_path) == []  # a run may be just making it
+    os.utime(folder, (0, 0))
+    assert remove_abandoned(tmp_path) == [folder]  # an earlier removal was cut short
     assert not folder.exists()
 
 
@@ -299,21 +219,18 @@ def test_a_parent_that_is_a_file(tmp_path: Path, below) -> None:
     assert (tmp_path / "file").read_text() == "mine"
 
 
-def test_a_parent_that_cannot_be_made() -> None:
-    if not Path("/proc/self").exists():
-        pytest.skip("/proc not found")
-    with (
-        pytest.raises(StoreError, match="/proc/nowhere"),
-        locked_folder("/proc/nowhere"),
-    ):
-        pass
-
-
-@pytest.mark.parametrize("error", [errno.EACCES, errno.EROFS, errno.ENOSPC])
-def test_a_parent_that_cannot_be_written_to(tmp_path, monkeypatch, error) -> None:
-    monkeypatch.setattr(
-        disk.tempfile, "mkdtemp", fails_from(0, disk.tempfile.mkdtemp, error)
-    )
+@pytest.mark.parametrize(
+    ("module", "call", "error"),
+    [
+        (disk.tempfile, "mkdtemp", errno.EACCES),
+        (disk.tempfile, "mkdtemp", errno.ENOSPC),
+        (fcntl, "flock", errno.ENOLCK),
+    ],
+)
+def test_a_parent_without_permission_space_or_locks(
+    tmp_path: Path, monkeypatch, module, call, error
+) -> None:
+    monkeypatch.setattr(module, call, fails_from(0, getattr(module, call), error))
     with (
         pytest.raises(StoreError, match="store_dir=") as caught,
         locked_folder(tmp_path),
@@ -323,151 +240,68 @@ def test_a_parent_that_cannot_be_written_to(tmp_path, monkeypatch, error) -> Non
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="nothing is forbidden to root")
-def test_a_parent_without_permission(tmp_path: Path) -> None:
-    tmp_path.chmod(0o500)
-    with pytest.raises(StoreError, match="Permission"), locked_folder(tmp_path):
-        pass
-
-
-@pytest.mark.parametrize("error", [errno.ENOLCK, errno.ENOSYS])
-def test_a_disk_without_locks(tmp_path: Path, monkeypatch, error) -> None:
-    monkeypatch.setattr(fcntl, "flock", fails_from(0, fcntl.flock, error))
-    with contextlib.suppress(StoreError), locked_folder(tmp_path):
-        pass
-    assert not list(tmp_path.iterdir())
-
-
-def test_free_room_is_that_of_the_nearest_folder_that_exists(tmp_path: Path) -> None:
-    there = free_bytes(tmp_path)
-    assert there > 0
-    assert free_bytes(tmp_path / "a" / "b") == pytest.approx(there, rel=0.05)
+def test_free_space_is_that_of_the_nearest_folder_that_exists(tmp_path: Path) -> None:
+    free = free_bytes(tmp_path)
+    assert free > 0
+    assert free_bytes(tmp_path / "a" / "b") == pytest.approx(free, rel=0.05)
     assert free_bytes() > 0
 
 
-# ------------------------------------------------------------------ whole pruning steps
+# ----------------------------------------------------------------------- whole stores
 
 
-def loss(params, batch):
-    return jnp.mean(jnp.sum(params["w"] * batch, axis=(1, 2)))
+def store_all(parent: Path, after=lambda start: None) -> list[np.ndarray]:
+    """Stores all rows on disk, as a pruning step does, and reads them."""
+
+    def chunks():
+        for start in range(SAMPLES):
+            yield jnp.asarray(ROWS[start : start + 1, : ORDER.size])
+            after(start)
+
+    with locked_folder(parent) as folder:
+        store = new_store("disk", PASS, SAMPLES, "float32", folder=folder)
+        try:
+            collect(chunks(), PASS, store, "float32")
+            return [np.asarray(tile) for tile in store.tiles(PASS.tiles)]
+        finally:
+            store.close()
 
 
-def files(parent: Path) -> list[Path]:
-    """The gradients that lie there."""
-    return list(parent.rglob("device*"))
-
-
-def step(parent: Path, **options):
-    random = np.random.default_rng(1)
-    params = {"w": jnp.asarray(random.standard_normal((30, 20)), jnp.float32)}
-    samples = random.standard_normal((24, 30, 20)).astype(np.float32)
-    before = np.array(params["w"])
-    try:
-        return wf.prune(
-            loss,
-            params,
-            samples,
-            sparsity=0.5,
-            block_size=50,
-            microbatch_size=8,
-            damping=1e-2,
-            store="disk",
-            store_dir=parent,
-            **options,
-        )
-    finally:
-        np.testing.assert_array_equal(params["w"], before)
-
-
-def test_a_step_leaves_nothing(tmp_path: Path) -> None:
-    seen = []
-    step(tmp_path, progress=lambda *_: seen.extend(folders(tmp_path)))
-    assert seen
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_parent_is_made_if_need_be(tmp_path: Path) -> None:
-    step(tmp_path / "a" / "b")
-    assert not list((tmp_path / "a" / "b").iterdir())
-
-
-def test_a_disk_that_fills_up_in_mid_collection(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(os, "pwrite", fails_from(1, os.pwrite, errno.ENOSPC))
+def test_a_disk_that_fills_up_half_way_leaves_nothing(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(os, "pwrite", fails_from(9, os.pwrite, errno.ENOSPC))
     with pytest.raises(StoreError, match="No space left") as caught:
-        step(tmp_path)
-    for word in WAYS:
+        store_all(tmp_path)
+    for word in SUGGESTIONS:
         assert word in str(caught.value)
-    assert not files(tmp_path)
-
-
-def test_a_disk_that_is_full_from_the_start(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(
-        os, "posix_fallocate", fails_from(0, os.posix_fallocate, errno.ENOSPC)
-    )
-    begun = []
-    with pytest.raises(StoreError, match="No space left"):
-        step(tmp_path, progress=lambda *call: begun.append(call))
-    assert not begun
-    assert not files(tmp_path)
-
-
-def test_a_file_cut_short_between_the_phases(tmp_path: Path) -> None:
-    def cut(label: str, done: int, total: int) -> None:
-        if label == "update blocks" and done == 0:
-            (folder,) = folders(tmp_path)
-            os.truncate(folder / "device0", 100)
-
-    with pytest.raises(StoreError, match=r"ends at byte 100 of 57600"):
-        step(tmp_path, progress=cut)
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("call", ["pwrite", "posix_fallocate"])
-def test_nothing_is_left_after_a_disk_was_full(
-    tmp_path: Path, monkeypatch, call
-) -> None:
-    monkeypatch.setattr(os, call, fails_from(0, getattr(os, call), errno.ENOSPC))
-    with pytest.raises(StoreError) as caught:
-        step(tmp_path)
-    assert not list(tmp_path.iterdir()), caught
-
-
-# --------------------------------------------------------------------- other processes
-
-
-def python(code: str, *args: str, **options) -> subprocess.Popen:
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}",
-    }
+def python(code: str, *args: str) -> subprocess.Popen:
+    """Another process, which can import this module."""
+    path = os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])
     return subprocess.Popen(
         [sys.executable, "-c", code, *args],
-        env=environment,
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": path},
         stdout=subprocess.PIPE,
         text=True,
-        **options,
     )
 
 
 FULL = """
-import contextlib, os, resource, sys
+import os, resource, sys
 from pathlib import Path
 import test_disk
-from woodfisher_jax import StoreError
 _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
-resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, most))
+resource.setrlimit(resource.RLIMIT_FSIZE, (200, most))
 parent = Path(sys.argv[1])
-def attempt():
+for reserves in (True, False):
+    if not reserves:  # then it is found to be full only half way
+        os.posix_fallocate = test_disk.fails_from(0, None, test_disk.errno.EOPNOTSUPP)
     try:
-        test_disk.step(parent)
-    except StoreError as error:
+        test_disk.store_all(parent)
+    except test_disk.StoreError as error:
         print(error)
-attempt()
-assert not test_disk.files(parent)
-# A disk that sets nothing aside is full only in mid-collection.
-os.posix_fallocate = test_disk.fails_from(0, None, test_disk.errno.EOPNOTSUPP)
-attempt()
-assert not test_disk.files(parent)
+    assert not list(parent.iterdir())
 """
 
 
@@ -478,7 +312,7 @@ def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
     first, second = out.splitlines()
     assert "cannot be made: File too large" in first
     assert "cannot be written: File too large" in second
-    for word in ("5.76e-05 GB", *WAYS):
+    for word in (f"{ROWS.nbytes / 1e9:.3g} GB", *SUGGESTIONS):
         assert word in first
         assert word in second
 
@@ -487,21 +321,21 @@ SLOW = """
 import sys, time
 from pathlib import Path
 import test_disk
-def progress(label, done, total):
-    if label == "gradients" and done >= 16:
+def after(start):
+    if start == 3:
         print("half way", flush=True)
         time.sleep(600)
-test_disk.step(Path(sys.argv[1]), progress=progress)
+test_disk.store_all(Path(sys.argv[1]), after)
 """
 
 
-def test_a_run_that_is_killed_is_cleared_away_by_the_next(tmp_path: Path) -> None:
+def test_files_of_a_killed_run_are_removed_by_the_next(tmp_path: Path) -> None:
     child = python(SLOW, str(tmp_path))
     try:
         assert child.stdout is not None
         assert child.stdout.readline() == "half way\n"
         (left,) = folders(tmp_path)
-        assert (left / "device0").stat().st_size == 24 * 600 * 4
+        assert (left / "device0").stat().st_size == ROWS.nbytes
         # While it lives, nobody touches its files.
         with locked_folder(tmp_path):
             assert (left / "device0").exists()
@@ -511,7 +345,6 @@ def test_a_run_that_is_killed_is_cleared_away_by_the_next(tmp_path: Path) -> Non
     finally:
         child.kill()
         child.communicate()
-    found = step(tmp_path)
+    tiles = store_all(tmp_path)
     assert not list(tmp_path.iterdir())
-    expected = step(tmp_path / "elsewhere")
-    np.testing.assert_array_equal(found[0]["w"], expected[0]["w"])
+    np.testing.assert_array_equal(tiles[0][0], ROWS[:, : PASS.tiles[0].width])

@@ -1,5 +1,8 @@
-"""Gradients that arrive in chunks end up whole, each in its block, wherever kept."""
+"""Gradients that arrive in chunks come back complete, each in its block."""
 
+import threading
+import types
+from itertools import pairwise
 from pathlib import Path
 
 import jax
@@ -8,239 +11,215 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
-from woodfisher_jax.rows.disk import File
+from woodfisher_jax.rows.disk import FileTier
 from woodfisher_jax.rows.sharding import one_axis
-from woodfisher_jax.rows.store import (
-    Memory,
-    ShelfStore,
-    collect,
-    mean_square,
-    new_store,
-)
-from woodfisher_jax.rows.tiles import Part, whole
+from woodfisher_jax.rows.store import HostTier, TierStore, collect, new_store
+from woodfisher_jax.rows.tiles import Pass, whole
 from woodfisher_jax.trees.blocks import flat_order, full_matrix, within_tensors
 
-SHAPES = {"a": (3, 5), "b/kernel": (4, 2)}
-LENGTHS = (4, 4, 2)
-PLACES = ("device", "host", "disk")
+SAMPLES = 10
+ORDER = flat_order({"a": np.zeros((3, 5)), "b/kernel": np.zeros((4, 2))})
+ROWS = np.random.default_rng(0).standard_normal((SAMPLES, 23)).astype(np.float32)
+
+everywhere = pytest.mark.parametrize("place", ["device", "host", "disk"])
 
 
-@pytest.fixture
-def gradients() -> dict[str, np.ndarray]:
-    """Ten gradients of each tensor."""
-    rng = np.random.default_rng(0)
-    return {p: rng.standard_normal((10, *s)) for p, s in SHAPES.items()}
+def chunks(lengths=(5, 5)):
+    bounds = np.cumsum((0, *lengths))
+    return (jnp.asarray(ROWS[start:stop]) for start, stop in pairwise(bounds))
 
 
-def chunks(gradients: dict[str, np.ndarray], lengths=LENGTHS):
-    start = 0
-    for length in lengths:
-        rows = slice(start, start + length)
-        yield {p: jnp.float32(g[rows]) for p, g in gradients.items()}
-        start += length
+def pass_of(block_size: int | None = 4, tile_bytes: int = 4 * SAMPLES * 12) -> Pass:
+    """Several tiles; without a block size two groups, and rows in the flat order."""
+    return whole(ORDER, within_tensors(ORDER, block_size), 10, tile_bytes=tile_bytes)
 
 
-def flat(gradients: dict[str, np.ndarray]) -> np.ndarray:
-    """Written out: ``a`` in its own order, the kernel as (out, in)."""
-    a = gradients["a"].reshape(10, -1)
-    kernel = gradients["b/kernel"].transpose(0, 2, 1).reshape(10, -1)
-    return np.concatenate([a, kernel], axis=1)
-
-
-def stored(gradients: dict[str, np.ndarray], order, layout) -> np.ndarray:
-    """The blocks of a layout of one group [num_blocks, N, width]."""
-    part = whole(order, layout, 10)
-    store = new_store("device", part, 10, "float32")
-    collect(chunks(gradients), part, store, "float32")
-    return np.concatenate(list(store.panels(part.panels)))
-
-
-def test_mean_square_is_the_diagonal_of_the_undamped_fisher(gradients) -> None:
-    found = mean_square(chunks(gradients), 10)
-    for path, g in gradients.items():
-        rows = g.reshape(10, -1)
-        expected = np.diagonal(rows.T @ rows / 10).reshape(SHAPES[path])
-        np.testing.assert_allclose(found[path], expected, rtol=2e-6)
-
-
-def test_the_full_matrix_holds_all_tensors_in_order(gradients) -> None:
-    order = flat_order({p: np.zeros(s) for p, s in SHAPES.items()})
-    store = stored(gradients, order, full_matrix(order))
-    np.testing.assert_array_equal(store, np.float32(flat(gradients))[None])
-
-
-def test_chunks_of_a_tensor_are_padded_with_zeros(gradients) -> None:
-    order = flat_order({p: np.zeros(s) for p, s in SHAPES.items()})
-    layout = within_tensors(order, 6)
-    store = stored(gradients, order, layout)
-    g = np.float32(flat(gradients))
-    bounds = [(0, 6), (6, 12), (12, 15), (15, 21), (21, 23)]
-    assert store.shape == (5, 10, 6)
-    for block, (start, stop) in zip(np.asarray(store), bounds, strict=True):
-        np.testing.assert_array_equal(block[:, : stop - start], g[:, start:stop])
-        assert (block[:, stop - start :] == 0).all()
-
-
-# ------------------------------------------------------------------- the three places
-
-
-def part_of(block_size: int | None = None, panel_bytes: int = 10 * 4 * 12) -> Part:
-    """Two groups without a block size; several panels."""
-    order = flat_order({p: np.zeros(s) for p, s in SHAPES.items()})
-    return whole(order, within_tensors(order, block_size), 10, panel_bytes=panel_bytes)
-
-
-def expected_panels(part: Part, rows: np.ndarray) -> list[np.ndarray]:
-    """Oracle: [blocks, N, width] of each panel, gathered by NumPy."""
-    padded = np.concatenate([rows, np.zeros((len(rows), 1), rows.dtype)], axis=1)
-    every = padded[:, part.indices[0]]
+def expected_tiles(pass_: Pass, dtype="float32") -> list[np.ndarray]:
+    """Oracle: [blocks, N, width] of each tile, gathered by NumPy."""
+    # Rounded once, from float32 to the nearest.
+    padded = np.append(ROWS, np.zeros((SAMPLES, 1), np.float32), axis=1)
+    blocked = padded.astype(jnp.dtype(dtype))[:, pass_.indices[0]]
     return [
-        every[:, panel.start : panel.stop]
-        .reshape(len(rows), panel.num_blocks, panel.width)
+        blocked[:, tile.start : tile.stop]
+        .reshape(SAMPLES, tile.num_blocks, tile.width)
         .transpose(1, 0, 2)
-        for panel in part.panels
+        for tile in pass_.tiles
     ]
 
 
-def assert_same_bits(found, expected: list[np.ndarray]) -> None:
-    for panel, one in zip(found, expected, strict=True):
-        got = np.asarray(panel)
-        assert got.dtype == one.dtype
-        np.testing.assert_array_equal(got, one)
+def assert_same_bits(tiles, expected: list[np.ndarray]) -> None:
+    for tile, one in zip(tiles, expected, strict=True):
+        assert tile.dtype == one.dtype
+        np.testing.assert_array_equal(np.asarray(tile), one)
 
 
-@pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("block_size", [None, 1, 4, 6, 100])
-def test_every_place_gives_back_what_it_was_given(
-    gradients, tmp_path: Path, place, dtype, block_size
+@everywhere
+@pytest.mark.parametrize(
+    ("block_size", "dtype", "meshed"),
+    [
+        (None, "float32", False),
+        (None, "bfloat16", False),
+        (None, "float32", True),
+        (1, "float32", False),
+        (6, "float32", False),
+        (6, "bfloat16", False),
+        (6, "bfloat16", True),
+        (100, "float32", False),
+    ],
+)
+def test_every_place_returns_what_it_was_given(
+    tmp_path: Path, place, block_size, dtype, meshed
 ) -> None:
-    part = part_of(block_size)
-    if block_size in (1, 4, 6):
-        assert len(part.panels) > 1
-    # Rounded once, from float32 to the nearest.
-    rows = np.float32(flat(gradients)).astype(jnp.dtype(dtype))
-    store = new_store(place, part, 10, dtype, folder=tmp_path)
-    collect(chunks(gradients), part, store, dtype)
-    expected = expected_panels(part, rows)
+    # A mesh of one device is no mesh.
+    mesh = one_axis(Mesh(np.asarray(jax.devices()[:1]), ("x",))) if meshed else None
+    pass_ = pass_of(block_size)
+    assert pass_.is_flat == (block_size is None)
+    assert len(pass_.tiles) > 1 or block_size == 100
+    store = new_store(place, pass_, SAMPLES, dtype, mesh, tmp_path)
+    collect(chunks(), pass_, store, dtype, mesh)
+    expected = expected_tiles(pass_, dtype)
     for _ in range(2):  # for the statistic and for the update
-        assert_same_bits(store.panels(part.panels), expected)
+        assert_same_bits(store.tiles(pass_.tiles), expected)
     store.close()
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("lengths", [(10,), (1,) * 10, (9, 1), (3, 3, 3, 1)])
-def test_the_lengths_of_chunks_do_not_matter(
-    gradients, tmp_path: Path, place, lengths
-) -> None:
-    part = part_of(6)
-    store = new_store(place, part, 10, "float32", folder=tmp_path)
-    collect(chunks(gradients, lengths), part, store, "float32")
-    expected = expected_panels(part, np.float32(flat(gradients)))
-    assert_same_bits(store.panels(part.panels), expected)
+@everywhere
+@pytest.mark.parametrize("lengths", [(10,), (1,) * 10, (4, 4, 2)])
+def test_the_lengths_of_chunks_do_not_matter(tmp_path: Path, place, lengths) -> None:
+    pass_ = pass_of()
+    store = new_store(place, pass_, SAMPLES, "float32", folder=tmp_path)
+    collect(chunks(lengths), pass_, store, "float32")
+    assert_same_bits(store.tiles(pass_.tiles), expected_tiles(pass_))
     store.close()
 
 
-@pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_mesh_of_one_device_is_no_mesh(
-    gradients, tmp_path: Path, place, dtype
-) -> None:
-    part, mesh = part_of(4), one_axis(Mesh(np.asarray(jax.devices()[:1]), ("x",)))
-    store = new_store(place, part, 10, dtype, mesh, tmp_path)
-    collect(chunks(gradients), part, store, dtype, mesh)
-    rows = np.float32(flat(gradients)).astype(jnp.dtype(dtype))
-    found = list(store.panels(part.panels))
-    assert_same_bits(found, expected_panels(part, rows))
-    store.close()
-
-
-@pytest.mark.parametrize("place", PLACES)
-def test_one_gradient_of_one_weight(tmp_path: Path, place) -> None:
+@everywhere
+def test_bfloat16_rounds_to_the_nearest_even(tmp_path: Path, place) -> None:
     order = flat_order({"w": np.zeros(1)})
-    part = whole(order, full_matrix(order), 1)
-    store = new_store(place, part, 1, "bfloat16", folder=tmp_path)
-    collect([{"w": jnp.float32([[1.00390625]])}], part, store, "bfloat16")
-    (found,) = store.panels(part.panels)
-    # Half way between two numbers of eight bits: to the even one.
-    np.testing.assert_array_equal(np.asarray(found, np.float32), [[[1.0]]])
+    pass_ = whole(order, full_matrix(order), 1)
+    store = new_store(place, pass_, 1, "bfloat16", folder=tmp_path)
+    # Half way between two numbers of eight bits.
+    collect([jnp.float32([[1.00390625]])], pass_, store, "bfloat16")
+    (tile,) = store.tiles(pass_.tiles)
+    np.testing.assert_array_equal(np.asarray(tile, np.float32), [[[1.0]]])
     store.close()
 
 
-@pytest.mark.parametrize("place", PLACES)
-def test_panels_can_be_read_in_any_order(gradients, tmp_path: Path, place) -> None:
-    part = part_of(4)
-    store = new_store(place, part, 10, "float32", folder=tmp_path)
-    collect(chunks(gradients), part, store, "float32")
-    expected = expected_panels(part, np.float32(flat(gradients)))
-    assert_same_bits(store.panels(part.panels[::-1]), expected[::-1])
-    assert_same_bits(store.panels(part.panels[2:3]), expected[2:3])
-    assert_same_bits(store.panels(()), [])
-    store.close()
-
-
-@pytest.mark.parametrize("place", PLACES)
-def test_a_reader_may_stop_half_way(gradients, tmp_path: Path, place) -> None:
-    part = part_of(1)
-    store = new_store(place, part, 10, "float32", folder=tmp_path)
-    collect(chunks(gradients), part, store, "float32")
-    reader = store.panels(part.panels)
-    next(reader)
-    reader.close()
+@everywhere
+def test_tiles_are_read_in_any_order_and_readers_may_stop(
+    tmp_path: Path, place
+) -> None:
+    pass_ = pass_of()
+    store = new_store(place, pass_, SAMPLES, "float32", folder=tmp_path)
+    collect(chunks(), pass_, store, "float32")
+    expected = expected_tiles(pass_)
+    stopped = store.tiles(pass_.tiles)
+    next(stopped)
+    assert_same_bits(store.tiles(pass_.tiles[::-1]), expected[::-1])
+    assert_same_bits(store.tiles(pass_.tiles[2:3]), expected[2:3])
+    assert_same_bits(store.tiles(()), [])
+    stopped.close()
     store.close()
     assert not list(tmp_path.iterdir())
 
 
-class _Counted(Memory):
-    """Counts what is read."""
-
-    reads = 0
-
-    def read(self, panel):
-        self.reads += 1
-        return super().read(panel)
+# ------------------------------------------------------------------------------ tiers
 
 
-def test_panels_are_fetched_one_ahead_and_no_more(gradients) -> None:
-    part = part_of(1, panel_bytes=200)
-    shelf = _Counted(10, part, "float32")
-    store = ShelfStore([shelf], None)
-    collect(chunks(gradients), part, store, "float32")
-    reader = store.panels(part.panels)
-    for asked in range(1, 4):
+def test_tiles_are_read_one_ahead_and_no_more() -> None:
+    pass_, reads = pass_of(1, tile_bytes=200), threading.Semaphore(0)
+
+    class Counted(HostTier):
+        def read(self, tile):
+            reads.release()
+            return super().read(tile)
+
+    store = TierStore({0: Counted(SAMPLES, pass_, "float32")}, None)
+    collect(chunks(), pass_, store, "float32")
+    reader = store.tiles(pass_.tiles)
+    next(reader)
+    assert reads.acquire(timeout=60)
+    for _ in range(3):
+        assert reads.acquire(timeout=60)
+        assert not reads.acquire(blocking=False)
         next(reader)
-        assert asked <= shelf.reads <= asked + 1
-    reader.close()
+    store.close()
 
 
-def test_a_shelf_that_fails_says_so_where_panels_are_read(gradients) -> None:
-    class Failing(Memory):
-        def read(self, panel):
-            raise OSError("worn out")
+def test_chunks_are_written_one_behind_and_no_more() -> None:
+    pass_, written, released = pass_of(), [], threading.Semaphore(0)
 
-    part = part_of(4)
-    store = ShelfStore([Failing(10, part, "float32")], None)
-    collect(chunks(gradients), part, store, "float32")
+    class Slow(HostTier):
+        def write(self, start, rows):
+            assert released.acquire(timeout=60)
+            super().write(start, rows)
+            written.append(start)
+
+    def observed():
+        for i, chunk in enumerate(chunks((4, 4, 2))):
+            # The chunk before this one waits, those before it are written.
+            assert written == [0, 4][: max(0, i - 1)]
+            if i:
+                released.release()
+            yield chunk
+        released.release()
+
+    store = TierStore({0: Slow(SAMPLES, pass_, "float32")}, None)
+    collect(observed(), pass_, store, "float32")
+    assert written == [0, 4, 8]
+    assert_same_bits(store.tiles(pass_.tiles), expected_tiles(pass_))
+    store.close()
+
+
+def test_a_tier_that_cannot_write_raises_at_the_next_chunk_or_at_the_end() -> None:
+    class Failing(HostTier):
+        def write(self, start, rows):
+            raise OSError(f"failed at {start}")
+
+    for lengths in ((4, 4, 2), (10,)):
+        store = TierStore({0: Failing(SAMPLES, pass_of(), "float32")}, None)
+        formed = []
+        passing = (formed.append(1) or chunk for chunk in chunks(lengths))
+        with pytest.raises(OSError, match="failed at 0"):
+            collect(passing, pass_of(), store, "float32")
+        assert len(formed) <= 2
+        store.close()
+
+
+def test_a_tier_that_cannot_read_raises_where_its_tile_is_read() -> None:
+    class Failing(HostTier):
+        def read(self, tile):
+            if tile.start > 0:
+                raise OSError("worn out")
+            return super().read(tile)
+
+    pass_ = pass_of()
+    store = TierStore({0: Failing(SAMPLES, pass_, "float32")}, None)
+    collect(chunks(), pass_, store, "float32")
+    reader = store.tiles(pass_.tiles)
+    next(reader)
     with pytest.raises(OSError, match="worn out"):
-        next(store.panels(part.panels))
+        next(reader)
+    store.close()
 
 
-def test_if_one_file_cannot_be_made_the_others_go_too(
+def test_if_one_file_cannot_be_made_the_others_are_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    part, made = part_of(4), []
+    made = []
 
-    class Second(File):
+    class Second(FileTier):
         def __init__(self, *args):
             if made:
                 raise OSError("no more")
             super().__init__(*args)
             made.append(self)
 
-    monkeypatch.setattr("woodfisher_jax.rows.store.File", Second)
-    monkeypatch.setattr("woodfisher_jax.rows.store.local_devices", lambda mesh: [1, 2])
+    monkeypatch.setattr("woodfisher_jax.rows.store.FileTier", Second)
+    device = types.SimpleNamespace(process_index=0)
+    mesh = types.SimpleNamespace(devices=np.array([device, device]))
     with pytest.raises(OSError, match="no more"):
-        new_store("disk", part, 10, "float32", folder=tmp_path)
+        new_store("disk", pass_of(), SAMPLES, "float32", mesh, tmp_path)
     assert made
     assert not list(tmp_path.iterdir())

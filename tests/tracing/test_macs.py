@@ -128,6 +128,18 @@ class TestNetworks:
         assert rows["fc/kernel"].dense == 640
 
 
+def test_layers_are_in_the_order_of_the_program() -> None:
+    params = {name: jnp.ones((3, 3)) for name in ("a2", "a10", "head", "stem")}
+
+    def apply(params: dict, x: jax.Array) -> jax.Array:
+        for name in ("stem", "a2", "a10", "a2", "head"):
+            x = jax.jit(jnp.tanh)(x @ params[name])
+        return x
+
+    costs = macs_per_weight(apply, params, jnp.ones((1, 3)))
+    assert list(costs.items()) == [("stem", 1), ("a2", 2), ("a10", 1), ("head", 1)]
+
+
 def test_table_under_masks() -> None:
     params = {"a": jnp.ones((2, 3)), "b": jnp.ones((2, 2)), "c": jnp.ones(4)}
     costs = {"a": 10.0, "b": 1.0}

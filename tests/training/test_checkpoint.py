@@ -301,7 +301,7 @@ INTERRUPTED = """
 import sys
 import jax.numpy as jnp
 import numpy as np
-from woodfisher_jax import checkpoint
+from woodfisher_jax.training import checkpoint
 
 metrics = {"stage": 0, "top1": 1.0}
 with checkpoint.open_manager(sys.argv[1]) as manager:

@@ -2,20 +2,22 @@
 
 import runpy
 from pathlib import Path
+from typing import Any
 
-import ml_collections
 import pytest
 
+from woodfisher_jax.methods import METHODS
 from woodfisher_jax.models import MODELS
-from woodfisher_jax.training import config_files
-from woodfisher_jax.training.config import Config, ConfigError, from_dict, to_dict
-from woodfisher_jax.training.config_files import (
-    defaults,
-    find,
-    load_config,
-    override,
-    shipped,
+from woodfisher_jax.options import fields_of
+from woodfisher_jax.training.config import (
+    Config,
+    ConfigError,
+    explain,
+    from_dict,
+    step_options,
+    to_dict,
 )
+from woodfisher_jax.training.config.files import find, load_config, override, shipped
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "configs").glob("*.py"))
@@ -29,13 +31,9 @@ VARIANTS = [
 # ------------------------------------------------------------------------------ files
 
 
-def test_the_defaults_are_the_dataclasses() -> None:
-    assert from_dict(defaults().to_dict()) == Config()
-
-
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
 def test_each_config_can_be_run(path: Path) -> None:
-    config = from_dict(load_config(str(path)).to_dict())
+    config = from_dict(load_config(str(path)))
     assert config.prune.stages[-1].sparsity == config.prune.target_sparsity
     docstring = path.read_text()
     assert f"--config=configs/{path.name}" in docstring
@@ -52,7 +50,8 @@ def test_the_counterparts_of_the_originals_scripts_are_there() -> None:
 
 @pytest.mark.parametrize(("stem", "word"), VARIANTS)
 def test_each_variant_is_found_by_name_and_can_be_checked(stem: str, word: str) -> None:
-    config = from_dict(load_config(f"{stem}{':' if word else ''}{word}").to_dict())
+    config = from_dict(load_config(f"{stem}{':' if word else ''}{word}"))
+    assert from_dict(to_dict(config)) == config
     for pruner in config.pruners.values():
         assert pruner.stages[-1].sparsity == pruner.target_sparsity
         at_once = pruner.one_shot or pruner.repeated_one_shot
@@ -103,7 +102,7 @@ def test_what_is_not_there_is_refused_with_what_there_is(
 def test_a_config_file_may_take_an_argument(tmp_path: Path) -> None:
     path = tmp_path / "c.py"
     path.write_text("def get_config(word='x'):\n    return {'data': {'name': word}}\n")
-    assert load_config(f"{path}:mnist").data.name == "mnist"
+    assert load_config(f"{path}:mnist") == {"data": {"name": "mnist"}}
 
 
 @pytest.mark.parametrize(
@@ -117,7 +116,8 @@ def test_a_config_file_may_take_an_argument(tmp_path: Path) -> None:
             "def get_config():\n    return {'prune': {'dampin': 1}}\n",
             ["config.prune.dampin", "config.prune.damping?"],
         ),
-        ("def get_config():\n    return {'seed': 'a'}\n", ["config.seed='a'", "int"]),
+        ("def get_config():\n    return {'seed': 'a'}\n", ["config.seed='a'", "whole"]),
+        ("def get_config():\n    return None\n", ["c.py", "expected", "None"]),
         ("x = 1\n", ["must define get_config()"]),
         ("import nothing_here\n", ["line 1", "ModuleNotFoundError", "nothing_here"]),
         ("def get_config():\n    return 1 / 0\n", ["c.py, line 2: ZeroDivisionError"]),
@@ -130,101 +130,135 @@ def test_a_bad_config_file_is_refused(
     path = tmp_path / "c.py"
     path.write_text(text)
     with pytest.raises(ConfigError) as caught:
-        load_config(str(path))
+        from_dict(load_config(str(path)))
     for word in words:
         assert word in str(caught.value)
+
+
+OWN_METHOD = """
+import dataclasses
+import woodfisher_jax as wf
+
+@dataclasses.dataclass(frozen=True)
+class Snip(wf.Sampled):
+    power: float = wf.option(1.0, "Exponent of the gradient.", above=0)
+    rounds: int | None = wf.option(None, "How often.", least=1)
+
+wf.METHODS["snip"] = Snip()
+
+def get_config():
+    return {"prune": {"method": "snip", "power": 2.0}}
+"""
+
+
+def test_a_config_file_may_bring_a_method_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(METHODS, "snip", METHODS["diagfisher"])  # Restored at the end.
+    path = tmp_path / "c.py"
+    path.write_text(OWN_METHOD)
+    config = overridden(str(path), "--config.prune.rounds=3")
+    method = step_options(config, config.prune).method
+    assert (method.power, method.rounds, method.num_samples) == (2.0, 3, 100)
+    text = explain.explained(config)
+    assert "  --config.prune.power=2.0\n      Exponent of the gradient." in text
+    for wrong in ("power=0", "rounds=x", "powr=1"):
+        with pytest.raises(ConfigError, match=f"config.prune.{wrong[:4]}"):
+            overridden(str(path), f"--config.prune.{wrong}")
 
 
 # -------------------------------------------------------------------------- overrides
 
 
-def test_what_flags_can_do_is_left_to_them() -> None:
-    values = load_config("digits")
-    arguments = ["main", "--workdir=x", "--config.seed=1", "-config.prune.damping=2"]
-    assert override(arguments, values) == arguments
-    assert values == load_config("digits")
+def overridden(config: str, *arguments: str) -> Config:
+    """The config of a command line."""
+    values = load_config(config)
+    for argument in arguments:
+        override(values, argument)
+    return from_dict(values)
 
 
-def test_a_setting_is_added_and_a_number_taken_away() -> None:
-    values = load_config("resnet50")
-    assert values.prune.block_size == 2000
-    arguments = [
-        "--config.prune.block_size=None",
-        "--config.train.optimizer.nesterov=True",
-        "--config.model.stem=cifar",
-    ]
-    assert override(arguments, values) == []
-    assert values.prune.block_size is None
-    assert values.train.optimizer.nesterov is True
-    assert values.model.stem == "cifar"
+@pytest.mark.parametrize(
+    ("argument", "expected"),
+    [
+        ("--config.seed=1", 1),
+        ("-config.seed=1", 1),
+        ("--config.prune.damping=2", 2.0),
+        ("--config.prune.damping=auto", 1e-5),
+        ("--config.prune.auto_damping", True),
+        ("--noconfig.prune.augment", False),
+        ("--config.prune.augment=f", False),
+        ("--config.prune.block_size=None", None),
+        ("--config.prune.update=joint", "joint"),
+        ("--config.prune.store_dir=7", "7"),
+        ("--config.data.name=None", "None"),
+        ("--config.train.decay_end_epoch=4", 4),
+        ("--config.train.optimizer.nesterov=True", True),
+        ("--config.train.optimizer.eps=1e-3", 1e-3),
+        ("--config.model.stem=cifar", "cifar"),
+        ("--config.compare_with=kfac", ["kfac"]),
+        ("--config.compare_with=('kfac', 'magni')", ["kfac", "magni"]),
+        ("--config.prune_2.prunable=fc", "fc"),
+    ],
+)
+def test_a_text_is_read_by_the_type_of_its_field(argument: str, expected: Any) -> None:
+    optimizer = "--config.train.optimizer.name=adamw" if "eps" in argument else ""
+    found: Any = to_dict(overridden("resnet50", *filter(None, [optimizer]), argument))
+    for key in argument.partition("=")[0].split(".")[1:]:
+        found = found[key]
+    assert found == expected
+    assert type(found) is type(expected)
 
 
-def test_a_field_by_the_name_of_a_method_is_set() -> None:
-    values = load_config("digits")
-    assert override(["--config.prune.update=joint"], values) == []
-    assert values.prune["update"] == "joint"
-    named = {
-        (group, field): value
-        for group, fields in load_config("digits").items()
-        if isinstance(fields, ml_collections.ConfigDict)
-        for field, value in fields.items()
-        if hasattr(ml_collections.ConfigDict, field)
-    }
-    assert named == {("prune", "update"): "sum"}  # It is set to text as given.
+def test_a_setting_that_is_a_tuple_stays_one() -> None:
+    for text, hidden in (("8", (8,)), ("(8, 4)", (8, 4)), ("x", ("x",))):
+        config = overridden("digits", f"--config.model.hidden={text}")
+        assert config.model.settings["hidden"] == hidden
 
 
 @pytest.mark.parametrize(
     ("argument", "words"),
     [
-        (
-            "--config.prune.update",
-            r"has no value; expected --config.prune.update=VALUE",
-        ),
+        ("--config.prune.update", "has no value; expected --config.prune.update=VALUE"),
         ("--config.prune.methdo=x", "config.prune.methdo .* mean config.prune.method?"),
         ("--config.prun.method=x", "config.prun does not .* mean config.prune?"),
         ("--config.prune=x", "config.prune is a group .* --config.prune.FIELD=VALUE"),
-        ("--config.seed.x=3", "config.seed is no group .* no config.seed.x"),
+        ("--config.prune_2=x", "config.prune_2 is a group"),
+        ("--config.seed.x=3", "config.seed is no group"),
+        ("--config.prune.damping.x=3", "config.prune.damping is no group"),
     ],
 )
 def test_an_override_of_nothing_is_refused(argument: str, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
-        override([argument], load_config("digits"))
-
-
-@pytest.mark.parametrize(
-    ("message", "expected"),
-    [
-        (
-            "flag --config.prune.num_samples=abc: invalid literal",
-            "config.prune.num_samples='abc'; expected a whole number, such as 100",
-        ),
-        (
-            "flag --config.model.hidden=(5,: Error while parsing",
-            "config.model.hidden='(5,'; expected values in brackets, such as "
-            '"(40, 20)"',
-        ),
-        (
-            "flag --quiet=3: ('Non-boolean argument to boolean flag', '3')",
-            "quiet='3'; expected True or False",
-        ),
-        ("flag --workdir=: something else", "flag --workdir=: something else"),
-        ("something else", "something else"),
-    ],
-)
-def test_a_value_of_the_wrong_type_is_told_as_users_write_it(
-    message: str, expected: str
-) -> None:
-    assert config_files.unreadable(message, load_config("digits")) == expected
+        override(load_config("digits"), argument)
 
 
 # ------------------------------------------------------------------------------- help
 
 
 def test_every_field_is_explained() -> None:
-    text = config_files.explained(load_config("resnet50:two_pruners"))
+    text = explain.explained(from_dict(load_config("resnet50:two_pruners")))
     assert "  --config.prune.block_size=2000\n      c, weights a block" in text
     assert "--config.prune_2.target_sparsity=0.8\n" in text
     assert "--config.train.optimizer.name=sgd\n" in text
-    # Every field has words of its own in the docstring of its section.
-    unexplained = text.count("a setting of what is named above")
+    # Every field has its documentation.
+    unexplained = text.count("A setting of the above.")
     assert unexplained == text.count("optimizer.momentum=")
+
+
+PAGES = [ROOT / "docs" / name for name in ("configs.md", "methods.md")]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_tables_of_the_docs_are_the_dataclasses(page: Path) -> None:
+    text = page.read_text()
+    assert explain.rewritten(text) == text, "run python scripts/option_tables.py"
+
+
+def test_every_option_is_in_a_table_of_the_docs() -> None:
+    text = "".join(page.read_text() for page in PAGES)
+    for name in (*explain.SECTIONS, explain.METHODS_TABLE):
+        assert text.count(f"<!-- options: {name} -->") == 1
+    for section in (*explain.SECTIONS.values(), *map(type, METHODS.values())):
+        for name in fields_of(section):
+            assert f"\n| `{name}` | " in text

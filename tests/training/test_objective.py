@@ -60,7 +60,7 @@ def test_the_frozen_errors_are_those_of_predictions() -> None:
         assert float(found) == wrong / 8
 
 
-def test_new_batch_statistics_do_not_compile_anew() -> None:
+def test_new_batch_statistics_do_not_compile_again() -> None:
     model = build_model("resnet20")
     image = jnp.zeros((2, 8, 8, 3))
     variables = jax.eval_shape(model.init, jax.random.key(0), image)

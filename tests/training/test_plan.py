@@ -38,7 +38,7 @@ def test_devices_and_parts_divide_a_batch(monkeypatch: pytest.MonkeyPatch) -> No
     prepare(small(dense__epochs=0, dense__batch_size=180), quiet)
 
 
-def test_training_is_in_the_precision_that_is_asked_for() -> None:
+def test_training_is_in_the_precision_of_the_config() -> None:
     changes = {"model": {"name": "net"}, "train__dtype": "bfloat16"}
     plan, _ = prepare(small(**changes), quiet)
     assert plan.train.model.dtype == "bfloat16"

@@ -1,25 +1,20 @@
 """The samples, options and goals of a pruning step follow from the config."""
 
-import inspect
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
+import spread_training  # noqa: F401 (has the model "net")
 from small_runs import small
 
 import woodfisher_jax as wf
 from woodfisher_jax import data
 from woodfisher_jax.training import pruning_step
-from woodfisher_jax.training.config import ConfigError
+from woodfisher_jax.training.config import ConfigError, step_options
 from woodfisher_jax.training.objective import frozen_errors, predict
 from woodfisher_jax.training.plan import Plan, Stage, prepare
-from woodfisher_jax.training.pruning_step import (
-    fisher_batch,
-    forecast,
-    options,
-    prune_state,
-)
+from woodfisher_jax.training.pruning_step import fisher_batch, forecast, prune_state
 from woodfisher_jax.training.train_step import TrainState
 from woodfisher_jax.trees.paths import leaves_by_path
 from woodfisher_jax.trees.samples import regroup
@@ -37,14 +32,34 @@ def start(**changes: Any) -> tuple[Plan, TrainState]:
     return plan, TrainState(params, stats, masks, plan.train.tx.init(params))
 
 
-def test_every_option_of_prune_has_a_field() -> None:
-    arguments = set(inspect.signature(wf.prune).parameters)
-    plan, _ = start()
-    given = set(options(plan, plan.config.prune))
-    elsewhere = {"loss_fn", "params", "samples", "mean_samples", "masks", "prunable"}
-    elsewhere |= {"targets"}
-    elsewhere |= {"sparsity", "flops_target", "progress", "axis_order"}
-    assert given == arguments - elsewhere
+def test_the_options_of_the_config_are_those_of_the_step() -> None:
+    given = {"block_size": 50, "recompute": 1, "store_dtype": "bfloat16"}
+    more = {"diagnostics": True, "scope": "layer", "memory_limit_gb": 2.0}
+    changes = {f"prune__{name}": value for name, value in (given | more).items()}
+    plan, state = start(**changes, prune__damping_plus_weight_decay=True)
+    new, record = prune_state(plan, state, Stage(0, 0.5, "prune"), [])
+    params, masks, info = wf.prune(
+        pruning_step._fisher_loss(plan, plan.config.prune, {}),
+        state.params,
+        lambda again: fisher_batch(plan, plan.config.prune, state, 0, again),
+        sparsity=0.5,
+        masks=state.masks,
+        num_samples=50,
+        weight_decay=1e-4,
+        memory_limit=2e9,
+        scope="layer",
+        diagnostics=True,
+        **given,
+    )
+    for one, other in zip(
+        jax.tree.leaves((new.params, new.masks)),
+        jax.tree.leaves((params, masks)),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(one, other)
+    assert record["predicted_loss_increase"] == info.predicted_loss_increase
+    assert record["limit_bytes"] <= 2e9
+    assert record["store_dtype"] == "bfloat16"
 
 
 def test_true_fisher_draws_other_labels() -> None:
@@ -133,11 +148,10 @@ def test_methods_by_magnitude_need_an_example_for_macs_only() -> None:
     assert len(batch["label"]) == 1
 
 
-def test_weight_decay_is_added_to_the_damping_when_asked() -> None:
-    plan, _ = start()
-    assert options(plan, plan.config.prune)["weight_decay"] == 0.0
-    plan, _ = start(prune__damping_plus_weight_decay=True)
-    assert options(plan, plan.config.prune)["weight_decay"] == 1e-4
+def test_weight_decay_is_added_to_the_damping_if_the_config_says_so() -> None:
+    for given, expected in ((False, 0.0), (True, 1e-4)):
+        config = small(prune__damping_plus_weight_decay=given)
+        assert step_options(config, config.prune).method.weight_decay == expected
 
 
 def test_label_smoothing_changes_the_fisher() -> None:
@@ -169,15 +183,6 @@ def test_mean_samples_belong_to_methods_of_first_order() -> None:
     assert (new.params["fc1"]["kernel"] != without.params["fc1"]["kernel"]).any()
 
 
-def test_recomputation_goes_through_the_config() -> None:
-    plan, state = start(prune__recompute=2)
-    once, _ = start()
-    new, record = prune_state(plan, state, Stage(0, 0.8, "prune"), [])
-    other, _ = prune_state(once, state, Stage(0, 0.8, "prune"), [])
-    assert record["sparsity"] == pytest.approx(0.8, abs=1e-3)
-    assert (new.params["fc1"]["kernel"] != other.params["fc1"]["kernel"]).any()
-
-
 def test_a_pattern_goes_through_the_config() -> None:
     pruner = {"one_shot": True, "pattern": "2:4", "target_sparsity": 0.5}
     plan, state = start(prune={**pruner, "method": "globalmagni", "loss_samples": 0})
@@ -186,11 +191,11 @@ def test_a_pattern_goes_through_the_config() -> None:
     wf.patterns.check(state.params, "2:4")
     wf.patterns.check(state.masks, "2:4")
     plan, state = start(prune={**pruner, "pattern": "2:3", "target_sparsity": 1 / 3})
-    with pytest.raises(ValueError, match=r"'2:3'.*64 inputs, no multiple of 3"):
+    with pytest.raises(ConfigError, match=r"prune: .*'2:3'.*64 inputs, no multiple"):
         forecast(plan, {"params": state.params}, state.masks)
 
 
-def test_losses_are_left_out_when_none_are_asked_for() -> None:
+def test_losses_are_left_out_with_no_samples_for_them() -> None:
     plan, state = start(prune__loss_samples=0)
     _, record = prune_state(plan, state, Stage(0, 0.5, "prune"), [])
     assert "train_loss_before" not in record
@@ -206,14 +211,13 @@ def test_the_forecast_has_each_pruner_that_keeps_gradients() -> None:
 
 
 NORMED = {
-    "model": {"name": "resnet20"},
+    "model": {"name": "net"},
     "prune__method": "globalmagni",
-    "prune__prunable": r"layer3/block\d/conv",
     "train__batch_size": 20,
 }
 
 
-def test_batch_norm_is_estimated_anew_after_a_step() -> None:
+def test_batch_norm_is_estimated_again_after_a_step() -> None:
     stage = Stage(0, 0.9, "prune")
     plan, state = start(**NORMED, prune__batch_norm_samples=40)
     new, _ = prune_state(plan, state, stage, [])
@@ -286,12 +290,12 @@ def test_outputs_are_those_of_the_network_before_the_first_step() -> None:
     rows = pruning_step._rows(plan, plan.config.prune, first, 1)
     batch = fisher_batch(plan, plan.config.prune, first, 1)
     images = batch["image"]
-    asked = predict(plan.model, {"params": state.params}, images) - predict(
+    difference = predict(plan.model, {"params": state.params}, images) - predict(
         plan.model, {"params": first.params}, images
     )
     np.testing.assert_array_equal(rows.samples["inputs"], images)
     np.testing.assert_allclose(
-        rows.targets, np.sum(rows.samples["direction"] * asked, 1), atol=1e-4
+        rows.targets, np.sum(rows.samples["direction"] * difference, 1), atol=1e-4
     )
     second, _ = prune_state(plan, first, plan.stages[1], [record])
     assert second.dense is first.dense
@@ -343,7 +347,7 @@ def test_a_method_without_curvature_searches_no_damping() -> None:
     assert "damping_trials" not in record
 
 
-def test_more_examples_kept_apart_than_there_are_is_refused() -> None:
+def test_more_held_out_examples_than_there_are_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"damping_search_samples=5000 beside 50"):
         start(prune__damping_search_samples=5000)
 
@@ -360,7 +364,7 @@ def test_more_examples_kept_apart_than_there_are_is_refused() -> None:
             "damping_search_samples=9; expected 0 with recompute",
         ),
         ({"prune__damping_search_samples": -1}, "damping_search_samples=-1"),
-        ({"prune__match": "outputs"}, "match='outputs' makes no sense"),
+        ({"prune__match": "outputs"}, "prune.match: .*first order"),
         ({"prune__match": "logits", **MATCHED}, "match.*outputs.*labels"),
         ({"prune__match": "labels", "prune__recompute": 2, **MATCHED}, "recompute"),
         ({"prune__auto_damping": True, "prune__method": "kfac"}, "auto_damping"),

@@ -1,8 +1,12 @@
-"""Rows are written once, by the first process; the rest is tested with the loop."""
+"""Rows are written once, by the first process; reports without matplotlib too."""
 
+import json
+import logging
+import sys
 from pathlib import Path
 
 import pytest
+from written_runs import write_run
 
 from woodfisher_jax.report import metrics
 from woodfisher_jax.training import results
@@ -37,3 +41,22 @@ def test_other_processes_write_nothing(
     with results.open_events(tmp_path, Log()) as events:
         events(ROWS)
     assert not list(tmp_path.iterdir())
+
+
+def test_without_matplotlib_all_numbers_are_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = write_run(tmp_path / "run")
+    content = json.loads((run / "results.json").read_text())
+    (run / "results.json").unlink()
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with caplog.at_level(logging.WARNING):
+        results.write_report(run, content)
+    assert json.loads((run / "results.json").read_text()) == content
+    assert (run / "layers.csv").exists()
+    (message,) = caplog.messages
+    assert "pip install 'woodfisher-jax[report]'" in message
+    assert not [*run.glob("*.html"), *run.glob("*.png")]
+    monkeypatch.undo()
+    results.write_report(run, content)
+    assert (run / "report.html").exists()

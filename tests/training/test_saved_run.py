@@ -1,4 +1,4 @@
-"""A saved run is read without its model and its data."""
+"""A saved run is read without its model and its data set."""
 
 from pathlib import Path
 
@@ -36,7 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, networks: list) -> Path:
         ("checkpoints/9", "best", 1),
     ],
 )
-def test_what_was_saved_is_read(
+def test_each_save_is_read(
     folder: Path, networks: list, where: str, which: str, number: int
 ) -> None:
     run = read_run(folder / where, which)
@@ -55,7 +55,7 @@ def test_what_was_saved_is_read(
         np.testing.assert_array_equal(found, expected)
 
 
-def test_weights_averaged_over_the_steps_are_those_that_count(
+def test_averaged_weights_are_read_where_there_are_some(
     tmp_path: Path, networks: list
 ) -> None:
     (last, masks), (average, _) = networks
@@ -75,7 +75,7 @@ def test_a_network_without_batch_norm_has_params_alone(tmp_path: Path) -> None:
     assert run.variables.keys() == {"params"}
 
 
-def test_what_is_no_run_is_refused(folder: Path, tmp_path: Path) -> None:
+def test_folders_without_a_save_are_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no config\.json"):
         read_run(tmp_path)
     with pytest.raises(ValueError, match=r"expected one of the saves \[4, 9\].*got 5"):

@@ -1,4 +1,4 @@
-"""What is written loads in PyTorch and computes the same; skipped without PyTorch."""
+"""The files load in PyTorch and give the same logits; skipped without PyTorch."""
 
 from pathlib import Path
 
@@ -10,7 +10,6 @@ from saved_runs import save_run
 
 from woodfisher_jax.models import build_model
 from woodfisher_jax.torch_weights import convert
-from woodfisher_jax.training.objective import predict
 from woodfisher_jax.trees.masks import apply_masks, init_masks
 
 torch = pytest.importorskip("torch")
@@ -45,7 +44,7 @@ def test_a_saved_run_loads_and_agrees(name: str, tmp_path: Path) -> None:
         assert weights[key][mask].all()
     with torch.no_grad():
         expected = theirs(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()))
-    logits = jax.jit(predict, static_argnums=0)(model, variables, images)
+    logits = jax.jit(model.apply)(variables, images)
     largest = np.abs(expected.numpy()).max()
     np.testing.assert_allclose(
         logits / largest, expected.numpy() / largest, atol=1e-5, rtol=0

@@ -146,19 +146,16 @@ def _in_float64(
     return Block(value, error)
 
 
-def _on_blocks(
-    one_block: Callable[..., Block], arrays: tuple[Any, ...], solver: str
-) -> Block:
-    """Maps over this device's blocks, as many at a time as suit its kind.
+def _together(shape: tuple[int, ...], solver: str) -> int | None:
+    """How many blocks of a shape [num_blocks, N, c] a device computes at a time.
 
-    On a CPU one: its matrix products occupy all cores, and a batched LAPACK call may
-    deadlock beside another (up to jaxlib 0.10).
+    None, one by one, on a CPU: its matrix products occupy all cores, and a batched
+    LAPACK call may deadlock beside another (up to jaxlib 0.10).
     """
-    _, num_samples, width = arrays[0].shape
-    together = None
-    if jax.default_backend() != "cpu":
-        together = max(1, BATCH_BYTES // block_bytes(num_samples, width, solver, 4))
-    return jax.lax.map(lambda block: one_block(*block), arrays, batch_size=together)
+    if jax.default_backend() == "cpu":
+        return None
+    _, num_samples, width = shape
+    return max(1, BATCH_BYTES // block_bytes(num_samples, width, solver, 4))
 
 
 @partial(jax.jit, static_argnames=("task", "solver", "mesh", "again"))
@@ -184,8 +181,9 @@ def run_blocks(
             so many of the other arrays (a factor in float32 must not be among them).
     """
 
-    def one_block(damping: jax.Array, block: jax.Array, *others: jax.Array) -> Block:
-        block, others, damping = _cast((block, others, damping), "float32")
+    def one_block(strength: jax.Array, arrays: tuple[jax.Array, ...]) -> Block:
+        block, *rest = _cast(arrays, "float32")
+        damping, others = strength.astype("float32"), tuple(rest)
         found = task(block, others, damping, solver)
         if again is None:
             return found
@@ -196,8 +194,9 @@ def run_blocks(
         )
         return Block(value, error, found.factor)
 
-    def local(damping: jax.Array, *arrays: Any) -> Block:
-        return _on_blocks(partial(one_block, damping), arrays, solver)
+    def local(damping: jax.Array, *arrays: jax.Array) -> Block:
+        together = _together(arrays[0].shape, solver)
+        return jax.lax.map(partial(one_block, damping), arrays, batch_size=together)
 
     specs = (PartitionSpec(), BLOCKS, *(BLOCKS for _ in others))
     run = on_each_device(local, mesh, specs, BLOCKS)
@@ -216,21 +215,17 @@ def _repeated(
 ) -> Block:
     """The doubtful blocks in float64, the others as they were found."""
 
-    def one_block(
-        damping: jax.Array,
-        block: jax.Array,
-        value: jax.Array,
-        error: jax.Array,
-        *others: jax.Array,
-    ) -> Block:
+    def one_block(damping: jax.Array, arrays: tuple[jax.Array, ...]) -> Block:
+        block, value, error, *others = arrays
         return jax.lax.cond(
             error <= TOLERANCE,
             lambda: Block(value, error),
-            lambda: _in_float64(task, block, others, damping, solver),
+            lambda: _in_float64(task, block, tuple(others), damping, solver),
         )
 
-    def local(damping: jax.Array, *arrays: Any) -> Block:
-        return _on_blocks(partial(one_block, damping), arrays, solver)
+    def local(damping: jax.Array, *arrays: jax.Array) -> Block:
+        together = _together(arrays[0].shape, solver)
+        return jax.lax.map(partial(one_block, damping), arrays, batch_size=together)
 
     specs = (PartitionSpec(), *(BLOCKS for _ in (gradients, *found, *others)))
     run = on_each_device(local, mesh, specs, BLOCKS)

@@ -45,7 +45,9 @@ class DiagonalHessian(Sampled):
         choices=tuple(hessian.ESTIMATORS),
     )
     num_probes: int = option(64, "P, vectors of random signs of hutchinson.", least=1)
-    probe_seed: int = option(0, "Of these signs.", least=0, most=2**32 - 1)
+    probe_seed: int = option(
+        0, "Of these signs.", least=0, most=2**32 - 1, in_config=False
+    )
 
     # A negative second derivative makes a negative saliency, which a factor below 1
     # would raise.

@@ -48,7 +48,11 @@ class Surgeon(Sampled):
         most=1e30,
     )
     weight_decay: float = option(
-        0.0, "That of training, added to the damping.", least=0, most=1e30
+        0.0,
+        "That of training, added to the damping.",
+        least=0,
+        most=1e30,
+        in_config=False,
     )
     scale_update: float = option(
         1.0, "Factor on the update; 0 leaves the other weights where they are."
@@ -150,7 +154,7 @@ class WoodFisher(Surgeon):
         Raises:
             MemoryLimitError: If it does not fit; the message says what would.
         """
-        active = np.asarray(blocks.flatten(problem.order, problem.masks))
+        active = blocks.flat_mask(problem.order, problem.masks)
         needs, storage = plan_rows(
             problem,
             layouts=lambda size: self.layout(problem.order, size, active),

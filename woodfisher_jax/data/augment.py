@@ -7,7 +7,7 @@ PADDING = 4
 
 
 def crop_and_flip(rng: np.random.Generator, images: np.ndarray) -> np.ndarray:
-    """Crops each image at a random place out of its padded self, and may mirror it.
+    """Crops each padded image at a random place, and mirrors half of them.
 
     Each image is padded with `PADDING` black pixels on every side, a window of the
     original size is cut out at one of the (2 `PADDING` + 1)^2 places, and half of the
@@ -29,11 +29,10 @@ def crop_and_flip(rng: np.random.Generator, images: np.ndarray) -> np.ndarray:
 
 
 def shift(rng: np.random.Generator, images: np.ndarray) -> np.ndarray:
-    """Moves half of the images by a pixel at most, across, down or both.
+    """Moves half of the images by at most one pixel across and down.
 
-    For small pictures whose mirror images mean something else, such as digits. An
-    image that moves takes one of the nine places of `crop_and_flip` with a padding of
-    one pixel; which images move, and where to, is uniform and independent.
+    For small images whose mirror images mean something else, such as digits. Which
+    images move, and to which of the nine places, is uniform and independent.
 
     Args:
         rng: where the choices come from.

@@ -55,12 +55,16 @@ POLICY: tuple[tuple[Change, Change], ...] = (
 """The pairs, one of which is drawn for each image."""
 
 
+Operation = Callable[[Any, float, int], Any]
+"""Changes a Pillow image; takes the strength in [0, 1] and the sign, 1 or -1."""
+
+
 def autoaugment(image: Any, rng: np.random.Generator) -> Any:
     """Makes the changes of one pair of `POLICY`, each with its probability.
 
     Args:
         image: a Pillow image in mode RGB.
-        rng: where the pair, what of it is made, and its signs come from.
+        rng: draws the pair, which of its changes are made, and their signs.
 
     Returns:
         A Pillow image of the same size.
@@ -85,62 +89,44 @@ def _rotate(image: Any, strength: float, sign: int) -> Any:
     return image.rotate(30 * strength * sign)
 
 
-def _posterize(image: Any, strength: float, sign: int) -> Any:
-    """Keeps the leading 8 to 4 bits of each channel."""
-    from PIL import ImageOps
+def _of_image_ops(
+    name: str, argument: Callable[[float], int] | None = None
+) -> Operation:
+    """A function of Pillow's ImageOps, with an argument that depends on the level."""
 
-    return ImageOps.posterize(image, 8 - round(4 * strength))
+    def operation(image: Any, strength: float, sign: int) -> Any:
+        from PIL import ImageOps
 
+        arguments = () if argument is None else (argument(strength),)
+        return getattr(ImageOps, name)(image, *arguments)
 
-def _solarize(image: Any, strength: float, sign: int) -> Any:
-    """Inverts what is brighter than a threshold of 255 to 0."""
-    from PIL import ImageOps
-
-    # Pillow wants a whole number; less a little, since 255 · 2/3 is above 170.
-    return ImageOps.solarize(image, math.ceil(255 * (1 - strength) - 1e-6))
-
-
-def _autocontrast(image: Any, strength: float, sign: int) -> Any:
-    """Stretches each channel to 0 to 255."""
-    from PIL import ImageOps
-
-    return ImageOps.autocontrast(image)
+    return operation
 
 
-def _equalize(image: Any, strength: float, sign: int) -> Any:
-    """Flattens the histogram of each channel."""
-    from PIL import ImageOps
-
-    return ImageOps.equalize(image)
-
-
-def _invert(image: Any, strength: float, sign: int) -> Any:
-    from PIL import ImageOps
-
-    return ImageOps.invert(image)
-
-
-def _enhance(name: str) -> Callable[[Any, float, int], Any]:
+def _enhance(name: str) -> Operation:
     """A property of an image, times 0.1 to 1.9."""
 
-    def enhanced(image: Any, strength: float, sign: int) -> Any:
+    def operation(image: Any, strength: float, sign: int) -> Any:
         from PIL import ImageEnhance
 
         return getattr(ImageEnhance, name)(image).enhance(1 + 0.9 * strength * sign)
 
-    return enhanced
+    return operation
 
 
-OPERATIONS: dict[str, Callable[[Any, float, int], Any]] = {
+OPERATIONS: dict[str, Operation] = {
     "shear_x": _shear_x,
     "rotate": _rotate,
-    "posterize": _posterize,
-    "solarize": _solarize,
-    "autocontrast": _autocontrast,
-    "equalize": _equalize,
-    "invert": _invert,
+    # Keeps the leading 8 to 4 bits of each channel.
+    "posterize": _of_image_ops("posterize", lambda s: 8 - round(4 * s)),
+    # Inverts pixels above a threshold of 255 to 0, for Pillow a whole number; a little
+    # is subtracted since 255 · 2/3 is above 170 in floating point.
+    "solarize": _of_image_ops("solarize", lambda s: math.ceil(255 * (1 - s) - 1e-6)),
+    "autocontrast": _of_image_ops("autocontrast"),
+    "equalize": _of_image_ops("equalize"),
+    "invert": _of_image_ops("invert"),
     "color": _enhance("Color"),
     "contrast": _enhance("Contrast"),
     "sharpness": _enhance("Sharpness"),
 }
-"""Name of an operation to the function of (image, strength in [0, 1], sign)."""
+"""Name of an operation to its function."""

@@ -1,16 +1,16 @@
 """Batches of a data set, each a pure function of a seed and its place.
 
-Streams of random numbers grow from one seed and never meet: the order of the training
+Independent streams of random numbers grow from one seed: the order of the training
 examples, their augmentation, and the choice of the examples that the Fisher matrix and
-the batch-norm statistics are estimated from. Nothing is remembered from batch to batch,
-so a run that resumes at any step goes on exactly as if it had not stopped.
+the batch-norm statistics are estimated from. No state passes from batch to batch, so a
+run that resumes at any step continues as if it had not stopped.
 
 Images in memory are augmented batch by batch, images in files one by one: the random
 numbers of the latter grow from seed, epoch and the image's index.
 """
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -27,6 +27,7 @@ Shard = tuple[int, int]
 FISHER_CHUNK = 64
 """Images in a batch of the Fisher samples of a data set in files."""
 
+# First number of a stream's place. The values are part of every result: do not reorder.
 _ORDER, _AUGMENT, _FISHER, _FISHER_AUGMENT, _NORM, _NORM_AUGMENT = range(6)
 
 
@@ -48,15 +49,7 @@ def normalize(dataset: DataSet, images: np.ndarray) -> np.ndarray:
 
 
 def steps_per_epoch(dataset: DataSet, batch_size: int) -> int:
-    """Returns the number of full training batches in an epoch.
-
-    Args:
-        dataset: the data set.
-        batch_size: examples in a batch.
-
-    Returns:
-        The training examples divided by `batch_size`, rounded down: what is left over
-        after the last full batch sits out this epoch.
+    """Returns the number of full training batches in an epoch, without a remainder.
 
     Raises:
         ValueError: `batch_size` is below one or above the number of examples.
@@ -70,50 +63,6 @@ def steps_per_epoch(dataset: DataSet, batch_size: int) -> int:
     return total // batch_size
 
 
-def train_batch(
-    dataset: DataSet,
-    *,
-    seed: int,
-    epoch: int,
-    step: int,
-    batch_size: int,
-    augment: bool = True,
-) -> Batch:
-    """Makes one training batch, the same whenever and wherever it is asked for.
-
-    Args:
-        dataset: the data set.
-        seed: zero or above.
-        epoch: zero or above; each epoch goes through the examples in its own order.
-        step: the batch within the epoch, below `steps_per_epoch`.
-        batch_size: examples in a batch.
-        augment: whether to augment, where the data set says how. The examples are the
-            same either way. Default True.
-
-    Returns:
-        The batch of `batch_size` examples.
-
-    Raises:
-        ValueError: an argument is out of range.
-    """
-    steps = steps_per_epoch(dataset, batch_size)
-    if not 0 <= step < steps:
-        raise ValueError(
-            f"step: expected 0 to {steps - 1}, the full batches of {batch_size} in an "
-            f"epoch of {dataset.name}; got {step}"
-        )
-    batches = epoch_batches(
-        dataset,
-        seed=seed,
-        epoch=epoch,
-        start=step,
-        stop=step + 1,
-        batch_size=batch_size,
-        augment=augment,
-    )
-    return next(batches)
-
-
 def epoch_batches(
     dataset: DataSet,
     *,
@@ -125,19 +74,20 @@ def epoch_batches(
     augment: bool = True,
     shard: Shard = (0, 1),
 ) -> Iterator[Batch]:
-    """Goes through some steps of an epoch, or through one process's share of them.
+    """Iterates over some steps of an epoch, or over one process's share of them.
 
-    Batch by batch, the shares of all processes put together are `train_batch`, bit for
-    bit, augmentation included.
+    Batch by batch, the shares of all processes concatenated are the whole batch, bit
+    for bit, augmentation included.
 
     Args:
         dataset: the data set.
         seed: zero or above.
-        epoch: zero or above.
+        epoch: zero or above; each epoch has the examples in an order of its own.
         start: the first step within the epoch, zero or above.
         stop: the step after the last, at most `steps_per_epoch`.
         batch_size: examples in a batch of all processes together.
-        augment: whether to augment, where the data set says how. Default True.
+        augment: whether to augment, where the data set says how. The examples are the
+            same either way. Default True.
         shard: (index, count): rows index · b / count to (index + 1) · b / count of
             each batch of b = `batch_size`. Default all rows.
 
@@ -154,7 +104,8 @@ def epoch_batches(
             f"start, stop: expected 0 <= start <= stop <= {steps}, the full batches of "
             f"{batch_size} in an epoch of {dataset.name}; got {start} and {stop}"
         )
-    index, count = _check_shard(shard)
+    _check_shard(shard)
+    index, count = shard
     if batch_size % count:
         raise ValueError(
             f"batch_size: expected a multiple of {count}, the number of shards; got "
@@ -164,18 +115,12 @@ def epoch_batches(
     rows = slice(index * share, (index + 1) * share)
     order = _epoch_order(dataset.num_train, seed, epoch)
     order = order[start * batch_size : stop * batch_size].reshape(-1, batch_size)
+    stream = functools.partial(_stream, seed, _AUGMENT, epoch) if augment else None
     split = dataset.train
     if isinstance(split, ImageStream):
-        random = Randomness(seed, (_AUGMENT, epoch)) if augment else None
-        return _read(dataset, split, order[:, rows].reshape(-1), share, random)
+        return _read(dataset, split, order[:, rows].reshape(-1), share, stream)
     return (
-        _gather(
-            dataset,
-            split,
-            chosen,
-            _stream(seed, _AUGMENT, epoch, step) if augment else None,
-            rows,
-        )
+        _gather(dataset, split, chosen, stream(step) if stream else None, rows)
         for step, chosen in enumerate(order, start)
     )
 
@@ -185,7 +130,7 @@ def test_batches(
     batch_size: int,
     shard: Shard = (0, 1),  # noqa: PT028 (no test)
 ) -> Iterator[Batch]:
-    """Goes through the test images once, in their own order, in batches of one shape.
+    """Iterates over the test images once, in their own order, in batches of one shape.
 
     To evaluate on the training images, pass `dataset._replace(test=dataset.train)`.
 
@@ -194,8 +139,8 @@ def test_batches(
         batch_size: examples in a batch of all processes together; may exceed the
             number of test images. It is rounded up to a multiple of the number of
             shards.
-        shard: (index, count): the part of each batch that is wanted, as in
-            `epoch_batches`. Default all of it.
+        shard: (index, count): the part of each batch, as in `epoch_batches`. Default
+            all of it.
 
     Returns:
         An iterator over batches, each with a third entry 'weight', float32
@@ -208,21 +153,19 @@ def test_batches(
     """
     if batch_size < 1:
         raise ValueError(f"batch_size: expected 1 or more; got {batch_size}")
-    index, count = _check_shard(shard)
+    _check_shard(shard)
+    index, count = shard
     share = -(-batch_size // count)
-    starts = range(index * share, dataset.num_test + index * share, share * count)
     split = dataset.test
+    starts = np.arange(index * share, split.size + index * share, share * count)
+    order = starts[:, None] + np.arange(share)
+    order[order >= split.size] = NO_IMAGE
     if isinstance(split, ImageStream):
-        order = np.asarray(starts)[:, None] + np.arange(share)
-        order[order >= split.size] = NO_IMAGE
+        finish = functools.partial(normalize, dataset)
         return split.read(
-            order.reshape(-1),
-            share,
-            None,
-            substitute=False,
-            finish=functools.partial(normalize, dataset),
+            order.reshape(-1), share, None, substitute=False, finish=finish
         )
-    return (_padded_test_batch(dataset, split, start, share) for start in starts)
+    return (_test_batch(dataset, split, chosen) for chosen in order)
 
 
 def fisher_samples(
@@ -230,14 +173,14 @@ def fisher_samples(
 ) -> Batch | Examples:
     """Draws the training examples for one estimate of the Fisher matrix.
 
-    They depend on nothing that training did, so a resumed run prunes the same weights.
-    A smaller `count` gives the first of the same examples.
+    They do not depend on training, so a resumed run prunes the same weights. A smaller
+    `count` gives the first of the same examples.
 
     Args:
         dataset: the data set.
         seed: zero or above.
         draw: which estimate it is, zero or above, such as the index of the pruning
-            step; each draws anew from all training examples.
+            step; each draws from all training examples.
         count: number of examples, drawn without replacement.
         augment: whether to augment, where the data set says how. Default False.
 
@@ -249,20 +192,12 @@ def fisher_samples(
         ValueError: `count` is below one or above the number of training examples, or
             `seed` or `draw` is negative.
     """
-    total = dataset.num_train
-    if count > total:
-        raise ValueError(
-            f"num_samples x batch_size = {count} examples were asked for but the "
-            f"training set of {dataset.name} has {total}; lower one of the two"
-        )
     chosen = _choose(dataset, count, _stream(seed, _FISHER, draw))
-    split = dataset.train
-    if isinstance(split, ImageStream):
-        random = Randomness(seed, (_FISHER_AUGMENT, draw)) if augment else None
-        read = functools.partial(_read, dataset, split, chosen, FISHER_CHUNK, random)
-        return Examples(count, read)
-    rng = _stream(seed, _FISHER_AUGMENT, draw) if augment else None
-    return _gather(dataset, split, chosen, rng)
+    stream = functools.partial(_stream, seed, _FISHER_AUGMENT, draw)
+    read = functools.partial(_drawn, dataset, chosen, stream if augment else None)
+    if isinstance(dataset.train, Split):
+        return next(read(count))
+    return Examples(count, lambda: read(FISHER_CHUNK))
 
 
 def batch_norm_batches(
@@ -279,13 +214,10 @@ def batch_norm_batches(
     Args:
         dataset: the data set.
         seed: zero or above.
-        draw: which estimate it is, zero or above; each draws anew.
+        draw: which estimate it is, zero or above, as in `fisher_samples`.
         count: number of examples, drawn without replacement.
         batch_size: examples in a batch; the last may be smaller.
         augment: whether to augment, where the data set says how. Default True.
-
-    Returns:
-        An iterator over batches.
 
     Raises:
         ValueError: an argument is out of range.
@@ -293,15 +225,8 @@ def batch_norm_batches(
     if batch_size < 1:
         raise ValueError(f"batch_size: expected 1 or more; got {batch_size}")
     chosen = _choose(dataset, count, _stream(seed, _NORM, draw))
-    split = dataset.train
-    if isinstance(split, ImageStream):
-        random = Randomness(seed, (_NORM_AUGMENT, draw)) if augment else None
-        return _read(dataset, split, chosen, batch_size, random)
-    rng = _stream(seed, _NORM_AUGMENT, draw) if augment else None
-    return (
-        _gather(dataset, split, chosen[start : start + batch_size], rng)
-        for start in range(0, count, batch_size)
-    )
+    stream = functools.partial(_stream, seed, _NORM_AUGMENT, draw)
+    return _drawn(dataset, chosen, stream if augment else None, batch_size)
 
 
 def _choose(dataset: DataSet, count: int, rng: np.random.Generator) -> np.ndarray:
@@ -309,21 +234,17 @@ def _choose(dataset: DataSet, count: int, rng: np.random.Generator) -> np.ndarra
     total = dataset.num_train
     if not 1 <= count <= total:
         raise ValueError(
-            f"count: expected 1 or more, and at most the {total} training examples of "
-            f"{dataset.name}; got {count}"
+            f"count: expected 1 to {total}, the training examples of {dataset.name}; "
+            f"got {count}"
         )
     return rng.permutation(total)[:count]
 
 
-def _check_shard(shard: Shard) -> Shard:
-    """The shard, once it is known to exist."""
-    index, count = shard
-    if not 0 <= index < count:
+def _check_shard(shard: Shard) -> None:
+    if not 0 <= shard[0] < shard[1]:
         raise ValueError(
-            "shard: expected (index, count) with 0 <= index < count; got "
-            f"({index}, {count})"
+            f"shard: expected (index, count) with 0 <= index < count; got {shard}"
         )
-    return index, count
 
 
 def _stream(seed: int, *place: int) -> np.random.Generator:
@@ -344,6 +265,23 @@ def _epoch_order(total: int, seed: int, epoch: int) -> np.ndarray:
     return order
 
 
+def _drawn(
+    dataset: DataSet,
+    chosen: np.ndarray,
+    stream: Callable[..., np.random.Generator] | None,
+    batch_size: int,
+) -> Iterator[Batch]:
+    """Training examples by index, augmented if there is a stream."""
+    split = dataset.train
+    if isinstance(split, ImageStream):
+        return _read(dataset, split, chosen, batch_size, stream)
+    rng = stream() if stream else None  # all batches draw from it in turn
+    return (
+        _gather(dataset, split, chosen[start : start + batch_size], rng)
+        for start in range(0, len(chosen), batch_size)
+    )
+
+
 def _read(
     dataset: DataSet,
     split: ImageStream,
@@ -352,13 +290,8 @@ def _read(
     randomness: Randomness | None,
 ) -> Iterator[Batch]:
     """Training examples in files by index."""
-    batches = split.read(
-        order,
-        batch_size,
-        randomness,
-        substitute=True,
-        finish=functools.partial(normalize, dataset),
-    )
+    finish = functools.partial(normalize, dataset)
+    batches = split.read(order, batch_size, randomness, substitute=True, finish=finish)
     return ({"image": b["image"], "label": b["label"]} for b in batches)
 
 
@@ -369,9 +302,9 @@ def _gather(
     rng: np.random.Generator | None,
     rows: slice = slice(None),
 ) -> Batch:
-    """Examples in memory by index, augmented if there is a generator and a way.
+    """Rows of the examples in memory at `chosen`, augmented if there is a generator.
 
-    Augmentation is drawn for all of them, and `rows` are what comes back.
+    Augmentation is drawn for all of `chosen`, so that a row does not depend on `rows`.
     """
     if rng is not None and dataset.augment is not None:
         images = dataset.augment(rng, split.images[chosen])[rows]
@@ -383,17 +316,10 @@ def _gather(
     }
 
 
-def _padded_test_batch(
-    dataset: DataSet, split: Split, start: int, batch_size: int
-) -> Batch:
-    """Test examples from `start` on, filled up with zeros of weight 0."""
-    images = split.images[start : start + batch_size]
-    labels = split.labels[start : start + batch_size]
-    fill = batch_size - len(labels)
-    return {
-        "image": np.pad(
-            normalize(dataset, images), ((0, fill), (0, 0), (0, 0), (0, 0))
-        ),
-        "label": np.pad(labels, (0, fill)),
-        "weight": np.pad(np.ones(len(labels), np.float32), (0, fill)),
-    }
+def _test_batch(dataset: DataSet, split: Split, chosen: np.ndarray) -> Batch:
+    """Test examples in memory by index, zeros of weight 0 for `NO_IMAGE`."""
+    present = chosen != NO_IMAGE
+    image = normalize(dataset, split.images[chosen])
+    image[~present] = 0
+    label = np.where(present, split.labels[chosen], 0)
+    return {"image": image, "label": label, "weight": present.astype(np.float32)}

@@ -1,4 +1,4 @@
-"""What a data set is here: two splits, in memory or in files, and their constants."""
+"""A data set: two splits, in memory or in files, and the constants of its pixels."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -48,8 +48,8 @@ class DataSet(NamedTuple):
         scale: the pixel value that counts as one (255, or 16 for digits).
         mean: mean of pixel / scale to subtract, one number a channel.
         std: standard deviation to divide by after that, one number a channel.
-        augment: what training does to a batch of images in memory before it normalises
-            them; None leaves them as they are. Images in files are augmented one by
+        augment: applied to each training batch of a set in memory before it is
+            normalised; None leaves it as it is. Images in files are augmented one by
             one as they are read.
     """
 
@@ -66,11 +66,6 @@ class DataSet(NamedTuple):
     def num_train(self) -> int:
         """Number of training examples."""
         return self.train.size
-
-    @property
-    def num_test(self) -> int:
-        """Number of test examples."""
-        return self.test.size
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

@@ -1,7 +1,7 @@
 """A small data set like ImageNet, drawn by a program: real JPEG files, easy to learn.
 
-A class is a colour with stripes of a direction and a width of its own; where they lie,
-how bright the image is, its noise and its size are random.
+A class is a colour with stripes of a direction and a width of its own; their position,
+the brightness of the image, its noise and its size are random.
 """
 
 import colorsys
@@ -39,10 +39,10 @@ SMALL = Shape()
 
 
 def write_folder(root: Path, shape: Shape = SMALL, seed: int = 0) -> None:
-    """Writes train/<class>/*.JPEG and val/<class>/*.JPEG.
+    """Writes train/<class>/*.JPEG and val/<class>/*.JPEG into a folder.
 
     Args:
-        root: the folder to write them in.
+        root: the folder; made if it does not exist.
         shape: how many images, and of which size.
         seed: zero or above.
     """
@@ -54,16 +54,18 @@ def write_folder(root: Path, shape: Shape = SMALL, seed: int = 0) -> None:
 
 
 def write_records(root: Path, shape: Shape = SMALL, seed: int = 0) -> None:
-    """Writes the same images as TFDS keeps ImageNet: imagenet2012, array_record files.
+    """Writes the images of `write_folder` as TFDS prepares imagenet2012.
 
-    Args:
-        root: the folder of prepared data sets to write it in.
-        shape: how many images, and of which size.
-        seed: zero or above.
+    The arguments are those of `write_folder`; `root` is a folder of prepared data sets.
     """
     import tensorflow_datasets as tfds
 
     base: Any = tfds.core.GeneratorBasedBuilder
+
+    def records(split: str) -> Iterator[tuple[str, dict[str, Any]]]:
+        for name, label, content in _images(split, shape, seed):
+            image = io.BytesIO(content)
+            yield name, {"file_name": name, "image": image, "label": label}
 
     class Builder(base, skip_registration=True):  # type: ignore[call-arg]
         name = "imagenet2012"
@@ -71,28 +73,22 @@ def write_records(root: Path, shape: Shape = SMALL, seed: int = 0) -> None:
 
         def _info(self) -> Any:
             names = [_class_name(label) for label in range(shape.classes)]
+            features = {
+                "file_name": tfds.features.Text(),
+                "image": tfds.features.Image(encoding_format="jpeg"),
+                "label": tfds.features.ClassLabel(names=names),
+            }
             return tfds.core.DatasetInfo(
                 builder=self,
                 description="Generated images, laid out as imagenet2012.",
-                features=tfds.features.FeaturesDict(
-                    {
-                        "file_name": tfds.features.Text(),
-                        "image": tfds.features.Image(encoding_format="jpeg"),
-                        "label": tfds.features.ClassLabel(names=names),
-                    }
-                ),
+                features=tfds.features.FeaturesDict(features),
             )
 
         def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
-            return {"train": _records("train"), "validation": _records("val")}
+            return {"train": records("train"), "validation": records("val")}
 
         def _generate_examples(self) -> Any:
             raise NotImplementedError  # abstract in TFDS; the splits bring their own
-
-    def _records(split: str) -> Iterator[tuple[str, dict[str, Any]]]:
-        for name, label, content in _images(split, shape, seed):
-            image = io.BytesIO(content)
-            yield name, {"file_name": name, "image": image, "label": label}
 
     builder = Builder(data_dir=root, file_format="array_record")
     tfds.disable_progress_bar()
@@ -112,9 +108,9 @@ FORMS = {"images": write_folder, "records": write_records}
 
 
 def write_once(form: str, data_dir: str | None) -> Path:
-    """Returns the folder of a generated set, written the first time it is asked for.
+    """Returns the folder of a generated set, which the first call writes.
 
-    Several processes may ask at once: each writes a copy, and one of them stays.
+    Several processes may call it at the same time: each writes a copy, and one stays.
 
     Args:
         form: a key of `FORMS`.
@@ -147,7 +143,7 @@ def draw(label: int, shape: Shape, rng: np.random.Generator) -> np.ndarray:
     Args:
         label: the class.
         shape: of the set.
-        rng: where size, place, brightness and noise come from.
+        rng: where size, position, brightness and noise come from.
 
     Returns:
         uint8 [height, width, 3].
@@ -155,14 +151,11 @@ def draw(label: int, shape: Shape, rng: np.random.Generator) -> np.ndarray:
     height, width = rng.integers(3 * shape.side // 4, 5 * shape.side // 4 + 1, size=2)
     share = label / shape.classes
     colour = 200.0 * np.array(colorsys.hsv_to_rgb(share, 0.7, 1.0))
-    # Upright to level stripes, so that a mirrored image keeps its direction's size.
+    # A quarter turn at most: mirrored stripes still differ from those of other classes.
     angle, waves = np.pi / 2 * share, 4 + 3 * (label % 3)
     down, across = np.mgrid[:height, :width] / shape.side
-    phase = (
-        2
-        * np.pi
-        * (waves * (np.cos(angle) * across + np.sin(angle) * down) + rng.random())
-    )
+    distance = np.cos(angle) * across + np.sin(angle) * down
+    phase = 2 * np.pi * (waves * distance + rng.random())
     light = (1 + 0.3 * np.sin(phase)) * rng.uniform(0.6, 1.0)
     pixels = light[:, :, None] * colour + rng.normal(0, 12, (height, width, 3))
     return np.clip(pixels, 0, 255).astype(np.uint8)
@@ -172,14 +165,12 @@ def _images(split: str, shape: Shape, seed: int) -> Iterator[tuple[str, int, byt
     """File name, label and JPEG of each image of a split."""
     from PIL import Image
 
-    stream, count = {
-        "train": (0, shape.per_class),
-        "val": (1, shape.test_per_class),
-    }[split]
+    stream, count = (0, shape.per_class)
+    if split == "val":
+        stream, count = (1, shape.test_per_class)
     for label in range(shape.classes):
         for number in range(count):
-            place = (stream, label, number)
-            seeds = np.random.SeedSequence(seed, spawn_key=place)
+            seeds = np.random.SeedSequence(seed, spawn_key=(stream, label, number))
             pixels = draw(label, shape, np.random.default_rng(seeds))
             file = io.BytesIO()
             Image.fromarray(pixels).save(file, "JPEG", quality=90)

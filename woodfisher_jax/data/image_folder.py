@@ -1,11 +1,11 @@
 """Image files in folders of their classes: train/<class>/*.JPEG, val/<class>/*.JPEG.
 
-The layout that PyTorch's image folders have. The names of the class folders, sorted,
-are the labels 0, 1, 2, ..., so that a network trained there has its classes in order
-here.
+The layout of PyTorch's image folders. The names of the class folders, sorted, are the
+labels 0, 1, 2, ..., so the classes of a network trained there have the same order here.
 """
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -45,79 +45,86 @@ class ImageFiles(NamedTuple):
         """Returns the content of a file, and its label."""
         return Path(self.place(index)).read_bytes(), int(self.labels[index])
 
+    def read_all(self) -> Iterator[tuple[bytes, int]]:
+        """Yields all in order."""
+        return (self.read(index) for index in range(self.size))
+
     def place(self, index: int) -> str:
-        """Returns where a file is."""
+        """Returns the path of a file."""
         return os.path.join(self.folder, os.fsdecode(bytes(self.paths[index])))
 
 
-def find_images(name: str, root: Path) -> tuple[ImageFiles, ImageFiles]:
+def find_images(
+    name: str, data_dir: str | Path | None
+) -> tuple[ImageFiles, ImageFiles]:
     """Lists the image files of both splits.
 
     Args:
         name: the data set, for error messages.
-        root: the folder that has the folders train and val.
+        data_dir: the folder that has the folders train and val.
 
     Returns:
         The training and the evaluation images.
 
     Raises:
-        DataMissingError: a folder is missing or has no images, or the two splits
-            differ in their classes.
+        DataMissingError: no folder is named, one is missing or has no images, or the
+            two splits differ in their classes.
     """
-    held_out = next((e for e in EVALUATION if (root / e).is_dir()), EVALUATION[0])
-    splits = []
-    for split in ("train", held_out):
-        if not (root / split).is_dir():
-            raise _incomplete(name, root, f"there is no folder {root / split}")
-        splits.append(_list_split(name, root, root / split))
-    train, test = splits
-    only = sorted(set(train.classes) ^ set(test.classes))
-    if only:
-        raise _incomplete(
-            name,
-            root,
-            f"train has {len(train.classes)} classes and {held_out} "
-            f"{len(test.classes)}; in one of them only: {_few(only)}",
+    if data_dir is None:
+        raise DataMissingError(
+            f"{name}: expected the folder that holds train/<class>/ and val/<class>/; "
+            "name it with --config.data.dir"
         )
+    root = Path(data_dir).expanduser()
+    held_out = next((e for e in EVALUATION if (root / e).is_dir()), EVALUATION[0])
+    try:
+        train, test = _list_split(root / "train"), _list_split(root / held_out)
+        only = sorted(set(train.classes) ^ set(test.classes))
+        if only:
+            raise ValueError(
+                f"train has {len(train.classes)} classes and {held_out} "
+                f"{len(test.classes)}; in one of them only: {_few(only)}"
+            )
+    except ValueError as error:
+        raise DataMissingError(
+            f"{name} in {root} cannot be used: {error}. Expected image files "
+            f"({', '.join(SUFFIXES)}) as train/<class>/... and val/<class>/..., with "
+            "the same classes in both; unpack what is missing, or name another folder "
+            "with --config.data.dir"
+        ) from error
     return train, test
 
 
-def _list_split(name: str, root: Path, folder: Path) -> ImageFiles:
-    """All images below the class folders of one split."""
+def _list_split(folder: Path) -> ImageFiles:
+    """Lists all images below the class folders of one split."""
+    if not folder.is_dir():
+        raise ValueError(f"there is no folder {folder}")
     with os.scandir(folder) as entries:
         classes = sorted(entry.name for entry in entries if entry.is_dir())
-    paths: list[bytes] = []
-    counts, empty = [], []
-    for class_name in classes:
-        found = sorted(
+    if not classes:
+        raise ValueError(f"{folder} has no class folders")
+    found = [
+        sorted(
             os.path.join(os.path.relpath(place, folder), file)
-            for place, _, files in os.walk(folder / class_name, followlinks=True)
+            for place, _, files in os.walk(folder / name, followlinks=True)
             for file in files
             if file.lower().endswith(SUFFIXES)
         )
-        if not found:
-            empty.append(class_name)
-        counts.append(len(found))
-        paths += map(os.fsencode, found)
-    if not classes:
-        raise _incomplete(name, root, f"{folder} has no class folders")
+        for name in classes
+    ]
+    empty = [name for name, files in zip(classes, found, strict=True) if not files]
     if empty:
-        reason = f"{folder} has class folders without images: {_few(empty)}"
-        raise _incomplete(name, root, reason)
-    labels = np.repeat(np.arange(len(classes), dtype=np.int32), counts)
-    return ImageFiles(folder, tuple(classes), np.array(paths), labels)
+        raise ValueError(f"{folder} has class folders without images: {_few(empty)}")
+    counts = [len(files) for files in found]
+    return ImageFiles(
+        folder,
+        tuple(classes),
+        np.array([os.fsencode(file) for files in found for file in files]),
+        np.repeat(np.arange(len(classes), dtype=np.int32), counts),
+    )
 
 
 def _few(names: list[str]) -> str:
-    """The first names, and how many there are."""
+    """The first five names, and how many more there are."""
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
     return ", ".join(names[:5]) + more
-
-
-def _incomplete(name: str, root: Path, reason: str) -> DataMissingError:
-    return DataMissingError(
-        f"{name} in {root} cannot be used: {reason}. Expected image files "
-        f"({', '.join(SUFFIXES)}) as train/<class>/... and val/<class>/..., with the "
-        "same classes in both; unpack what is missing, or name another folder with "
-        "--config.data.dir"
-    )

@@ -1,7 +1,7 @@
 """From the bytes of an image file to a square of colour pixels, by Pillow.
 
-Training takes a random window of an image, evaluation the middle of it, both as the
-reference training of torchvision does; the evaluation's pixels are the same as there.
+Training takes a random window of an image, evaluation its middle, as torchvision's
+reference training does; evaluation gives the same pixels.
 """
 
 import io
@@ -23,7 +23,7 @@ Box = tuple[float, float, float, float]
 
 
 def training_crop(content: bytes, size: int, rng: np.random.Generator) -> Any:
-    """Cuts a random window out of an image, scales it to a square, may mirror it.
+    """Scales a random window of an image to a square, and mirrors half of them.
 
     Args:
         content: a file of any format that Pillow reads.
@@ -46,18 +46,12 @@ def training_crop(content: bytes, size: int, rng: np.random.Generator) -> Any:
 
 
 def central_crop(content: bytes, size: int, short_side: int) -> Any:
-    """Scales an image and cuts the middle out.
+    """Scales an image and cuts the middle out; arguments as in `training_crop`.
 
     Args:
-        content: a file of any format that Pillow reads.
+        content: the image file.
         size: side of the square in pixels.
         short_side: the image's shorter side before the cut, at least `size`.
-
-    Returns:
-        A Pillow image, RGB, size x size.
-
-    Raises:
-        OSError: Pillow cannot read it. It has other exceptions for some formats.
     """
     from PIL import Image
 
@@ -75,8 +69,8 @@ def central_crop(content: bytes, size: int, short_side: int) -> Any:
 def random_window(size: tuple[int, int], rng: np.random.Generator) -> Box:
     """Draws a window with a share of `AREA` and a width over height in `ASPECT`.
 
-    The share is uniform, the logarithm of width over height too. A window that does
-    not fit is drawn again; after ten the largest one in the middle is taken, with the
+    The share and the logarithm of width over height are uniform. A window that does not
+    fit is drawn again; after ten tries it is the largest one in the middle with the
     nearest ratio allowed.
 
     Args:
@@ -129,14 +123,9 @@ def _scaled(image: Any, box: Box, size: int) -> Any:
     width, height = image.size
     left, top, right, bottom = box
     # A JPEG decodes in less time at a half, a quarter or an eighth of its size; Pillow
-    # takes the least at which the window still has the pixels that are wanted.
-    image.draft(
-        None,
-        (
-            math.ceil(width * size / (right - left)),
-            math.ceil(height * size / (bottom - top)),
-        ),
-    )
+    # takes the smallest of these that is at least what it is given here.
+    needed = (width * size / (right - left), height * size / (bottom - top))
+    image.draft(None, tuple(map(math.ceil, needed)))
     across, down = image.size[0] / width, image.size[1] / height
     return to_rgb(image).resize(
         (size, size),

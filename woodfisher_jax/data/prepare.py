@@ -4,19 +4,27 @@
 
 TFDS itself unpacks the downloaded files and encodes the images with TensorFlow. Those
 two steps are replaced here; addresses, checksums, record order and file format remain
-those of TFDS, which then reads the result as its own. Class names are not kept.
+those of TFDS, which can read the result as its own. Class names are not kept.
 """
 
 import argparse
 import gzip
+import ssl
 import tarfile
-from collections.abc import Callable, Iterator
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from woodfisher_jax.data.array_records import DataMissingError, data_root, open_builder
+from woodfisher_jax.data.array_records import (
+    PREPARED_HERE,
+    DataMissingError,
+    data_root,
+    open_images,
+)
 from woodfisher_jax.exit_codes import FAILED, USAGE, exits
 
 Examples = Iterator[tuple[int, dict[str, Any]]]
@@ -31,7 +39,7 @@ def prepare(name: str, data_dir: str | None = None) -> Path:
     """Downloads and prepares a data set, unless that has been done already.
 
     Args:
-        name: a key of `SPLITS`.
+        name: a member of `PREPARED_HERE`.
         data_dir: where to; see `array_records.data_root`.
 
     Returns:
@@ -39,7 +47,7 @@ def prepare(name: str, data_dir: str | None = None) -> Path:
 
     Raises:
         ConnectionError: the site that has the files cannot be reached.
-        DataMissingError: a folder is there already and is incomplete.
+        DataMissingError: the folder exists and is incomplete.
     """
     root = data_root(data_dir)
     builder = _builder_class(name)(data_dir=root, file_format="array_record")
@@ -47,20 +55,25 @@ def prepare(name: str, data_dir: str | None = None) -> Path:
         for address in builder.url_infos:
             _check_reachable(name, address)
         builder.download_and_prepare()
-    return Path(open_builder(name, root).data_path)
+    open_images(name, root)
+    return Path(builder.data_path)
 
 
 def _check_reachable(name: str, address: str) -> None:
-    """Fails at once where TFDS would try, and print, for some minutes."""
-    import requests
-
+    """Fails at once where TFDS would retry, and print, for some minutes."""
+    request = urllib.request.Request(address, method="HEAD")
     try:
-        requests.head(address, timeout=30)
-    except requests.RequestException as error:
+        urllib.request.urlopen(request, timeout=30).close()
+    except urllib.error.HTTPError:
+        pass  # an answer: TFDS reports what is wrong with it
+    except OSError as error:
+        reason = getattr(error, "reason", error)
+        if isinstance(reason, ssl.SSLError):
+            return  # TFDS downloads with other certificates
         raise ConnectionError(
-            f"{name} cannot be downloaded: no connection to {address} "
-            f"({type(error).__name__}). Check the network, or prepare it on another "
-            f"machine and copy the folder {name} to here."
+            f"{name} cannot be downloaded: no connection to {address} ({reason}). "
+            "Check the network, or prepare it on another machine and copy the folder "
+            f"{name} to here."
         ) from error
 
 
@@ -69,7 +82,6 @@ def _builder_class(name: str) -> Any:
     import tensorflow_datasets as tfds
 
     original: Any = tfds.builder_cls(name)
-    read_splits = SPLITS[name]
 
     class Builder(original, skip_registration=True):  # type: ignore[call-arg]
         name = original.name
@@ -77,67 +89,61 @@ def _builder_class(name: str) -> Any:
 
         def _split_generators(self, dl_manager: Any) -> dict[str, Examples]:
             addresses = {url.rpartition("/")[2]: url for url in self.url_infos}
-            return read_splits(dl_manager.download(addresses))
+            return _splits(self.name, dl_manager.download(addresses))
 
     return Builder
 
 
-def _mnist_splits(files: dict[str, Path]) -> dict[str, Examples]:
-    """Reads MNIST's four idx files, gzipped; a header of 16 or 8 bytes, then values."""
+def _splits(name: str, files: dict[str, Path]) -> dict[str, Examples]:
+    """Both splits of a data set, from its downloaded files by their own names."""
+    if name == "mnist":
+        return {"train": _mnist("train", files), "test": _mnist("t10k", files)}
+    (archive,) = files.values()
+    if name == "cifar10":
+        folder, labels = "cifar-10-batches-bin", ["label"]
+        train, test = [f"data_batch_{number}" for number in range(1, 6)], ["test_batch"]
+    else:
+        folder, labels = "cifar-100-binary", ["coarse_label", "label"]
+        train, test = ["train"], ["test"]
+    return {
+        "train": _cifar("train", archive, [f"{folder}/{m}.bin" for m in train], labels),
+        "test": _cifar("test", archive, [f"{folder}/{m}.bin" for m in test], labels),
+    }
 
-    def examples(prefix: str) -> Examples:
-        with gzip.open(files[f"{prefix}-images-idx3-ubyte.gz"]) as file:
-            images = np.frombuffer(file.read(), np.uint8, offset=16)
-        with gzip.open(files[f"{prefix}-labels-idx1-ubyte.gz"]) as file:
-            labels = np.frombuffer(file.read(), np.uint8, offset=8)
-        for key, image in enumerate(images.reshape(len(labels), 28, 28)):
-            yield key, {"image": _pillow(image), "label": int(labels[key])}
 
-    return {"train": examples("train"), "test": examples("t10k")}
+def _mnist(prefix: str, files: dict[str, Path]) -> Examples:
+    """Reads two gzipped idx files; a header of 16 or 8 bytes, then values."""
+    with gzip.open(files[f"{prefix}-images-idx3-ubyte.gz"]) as file:
+        images = np.frombuffer(file.read(), np.uint8, offset=16)
+    with gzip.open(files[f"{prefix}-labels-idx1-ubyte.gz"]) as file:
+        labels = np.frombuffer(file.read(), np.uint8, offset=8)
+    for key, image in enumerate(images.reshape(len(labels), 28, 28)):
+        yield key, {"image": _pillow(image), "label": int(labels[key])}
 
 
-def _cifar_splits(
-    archive_name: str, folder: str, train: list[str], test: list[str], labels: list[str]
-) -> Callable[[dict[str, Path]], dict[str, Examples]]:
-    """Reads a binary archive; a record is its labels and 3 planes of 32 x 32.
+def _cifar(
+    split: str, archive: Path, members: list[str], labels: list[str]
+) -> Examples:
+    """Reads binary files of an archive; a record is its labels, then 3 x 32 x 32.
 
     Args:
-        archive_name: the file.
-        folder: the folder within it.
-        train: files of training examples there, in order, without ".bin".
-        test: files of test examples.
+        split: begins the id of an example.
+        archive: the tar file.
+        members: the files in it, in order.
         labels: what TFDS calls the labels that a record begins with, a byte each.
     """
-
-    def examples(path: Path, split: str, members: list[str]) -> Examples:
-        content = b""
-        with tarfile.open(path) as archive:
-            for member in members:
-                file = archive.extractfile(f"{folder}/{member}.bin")
-                assert file is not None, f"{member} is not a plain file"
-                content += file.read()
-        records = np.frombuffer(content, np.uint8).reshape(
-            -1, len(labels) + 3 * 32 * 32
-        )
-        for key, record in enumerate(records):
-            image = record[len(labels) :].reshape(3, 32, 32).transpose(1, 2, 0)
-            yield (
-                key,
-                {
-                    "id": f"{split}_{key:05d}",
-                    "image": _pillow(image),
-                    **{label: int(record[i]) for i, label in enumerate(labels)},
-                },
-            )
-
-    def splits(files: dict[str, Path]) -> dict[str, Examples]:
-        path = files[archive_name]
-        return {
-            "train": examples(path, "train", train),
-            "test": examples(path, "test", test),
-        }
-
-    return splits
+    content = b""
+    with tarfile.open(archive) as tar:
+        for member in members:
+            file = tar.extractfile(member)
+            assert file is not None, f"{member} is not a plain file"
+            content += file.read()
+    start = len(labels)
+    records = np.frombuffer(content, np.uint8).reshape(-1, start + 3 * 32 * 32)
+    for key, record in enumerate(records):
+        image = record[start:].reshape(3, 32, 32).transpose(1, 2, 0)
+        numbers = {label: int(record[i]) for i, label in enumerate(labels)}
+        yield key, {"id": f"{split}_{key:05d}", "image": _pillow(image), **numbers}
 
 
 def _pillow(image: np.ndarray) -> Any:
@@ -145,26 +151,6 @@ def _pillow(image: np.ndarray) -> Any:
     from PIL import Image
 
     return Image.fromarray(image)
-
-
-SPLITS: dict[str, Callable[[dict[str, Path]], dict[str, Examples]]] = {
-    "mnist": _mnist_splits,
-    "cifar10": _cifar_splits(
-        "cifar-10-binary.tar.gz",
-        "cifar-10-batches-bin",
-        [f"data_batch_{number}" for number in range(1, 6)],
-        ["test_batch"],
-        ["label"],
-    ),
-    "cifar100": _cifar_splits(
-        "cifar-100-binary.tar.gz",
-        "cifar-100-binary",
-        ["train"],
-        ["test"],
-        ["coarse_label", "label"],
-    ),
-}
-"""Name of a data set to the function that reads its downloaded files, by file name."""
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -184,7 +170,7 @@ def main(argv: list[str] | None = None) -> None:
   python -m woodfisher_jax.data.prepare mnist --data_dir=data
 exit codes: 0 done, 1 the download failed, 2 the command has to be changed""",
     )
-    parser.add_argument("name", choices=SPLITS)
+    parser.add_argument("name", choices=PREPARED_HERE)
     parser.add_argument(
         "--data_dir",
         help="folder of prepared data sets (default: the environment variable "

@@ -1,8 +1,9 @@
 """Images read from files as they are needed, decoded ahead of time by Grain.
 
-What is read is a list of (example, where its random numbers come from), so that any
-part of it can be read alone and is the same: there is no state to save but the place
-in the list. Threads or processes only decide how soon it is there.
+A stream reads a list of image indices. The random numbers of an image follow from the
+seed, the use and the index, so any part of a list can be read alone with the same
+result, and the place in the list is all the state there is. Threads or processes decide
+only how soon it is read.
 """
 
 import contextlib
@@ -46,20 +47,18 @@ class ImageOptions(NamedTuple):
     prefetch: int = 2
     max_bad_images: int = 10
 
-
-def check_options(options: ImageOptions) -> None:
-    """Raises a ValueError, naming the argument, where a number is out of range."""
-    least = {
-        "image_size": 1,
-        "resize": options.image_size,
-        "workers": 0,
-        "prefetch": 1,
-        "max_bad_images": 0,
-    }
-    for field, lowest in least.items():
-        if (value := getattr(options, field)) < lowest:
-            what = f"image_size={lowest}" if field == "resize" else lowest
-            raise ValueError(f"{field}: expected {what} or more; got {value}")
+    def check(self) -> None:
+        """Raises a ValueError, naming the option, where a number is out of range."""
+        for field, least in (
+            ("image_size", 1),
+            ("resize", self.image_size),
+            ("workers", 0),
+            ("prefetch", 1),
+            ("max_bad_images", 0),
+        ):
+            if (value := getattr(self, field)) < least:
+                bound = f"image_size={least}" if field == "resize" else least
+                raise ValueError(f"{field}: expected {bound} or more; got {value}")
 
 
 class ImageSource(Protocol):
@@ -73,19 +72,11 @@ class ImageSource(Protocol):
         """Returns the content of an image file and its label."""
 
     def place(self, index: int) -> str:
-        """Returns where an image is, for people."""
+        """Returns where an image is, for messages."""
 
 
-class Randomness(NamedTuple):
-    """Where the random numbers of an image come from, together with its index.
-
-    Attributes:
-        seed: of the run.
-        place: which use of the image it is, such as (training, epoch).
-    """
-
-    seed: int
-    place: tuple[int, ...]
+Randomness = Callable[[int], np.random.Generator]
+"""Gives the generator of an image by its index; can be pickled."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +87,7 @@ class ImageStream:
         name: the data set and the split, for messages.
         source: where the files are.
         options: how they are read.
-        bad: place of each image found unreadable so far, with the reason.
+        bad: place of each image that could not be read so far, with the reason.
     """
 
     name: str
@@ -152,7 +143,7 @@ class ImageStream:
                 yield batch
 
     def _note(self, found: list[tuple[str, str]]) -> None:
-        """Names what could not be read, and gives up when it is too much."""
+        """Logs images that could not be read; raises when there are too many."""
         for place, reason in found:
             if place not in self.bad:
                 self.bad[place] = reason
@@ -185,49 +176,40 @@ class _Reader:
     substitute: bool
 
     def __call__(self, position: int) -> dict[str, Any]:
-        wanted = int(self.order[position])
+        first = int(self.order[position])
         bad: list[tuple[str, str]] = []
-        if wanted != NO_IMAGE:
-            # One more than may be bad: then the limit is exceeded, whatever comes next.
-            for step in range(
-                self.options.max_bad_images + 1 if self.substitute else 1
-            ):
-                index = (wanted + step) % self.source.size
-                try:
-                    content, label = self.source.read(index)
-                    image = self._pixels(content, index)
-                # Pillow has no common class for what is wrong with a file, and a file
-                # that is not an image can raise almost anything.
-                except Exception as error:
-                    reason = f"{type(error).__name__}: {error}"
-                    bad.append((self.source.place(index), reason))
-                else:
-                    return _example(image, label, 1.0, bad)
+        # One more than may be bad: then the limit is exceeded, whatever comes next.
+        tries = self.options.max_bad_images + 1 if self.substitute else 1
+        for step in range(tries if first != NO_IMAGE else 0):
+            index = (first + step) % self.source.size
+            try:
+                content, label = self.source.read(index)
+                image = self._pixels(content, index)
+            # Pillow has no common class for what is wrong with a file, and a file that
+            # is not an image can raise almost anything.
+            except Exception as error:
+                reason = f"{type(error).__name__}: {error}"
+                bad.append((self.source.place(index), reason))
+            else:
+                return {"image": image, "label": label, "weight": 1.0, "bad": bad}
         size = self.options.image_size
-        return _example(np.zeros((size, size, 3), np.uint8), 0, 0.0, bad)
+        zeros = np.zeros((size, size, 3), np.uint8)
+        return {"image": zeros, "label": 0, "weight": 0.0, "bad": bad}
 
     def _pixels(self, content: bytes, index: int) -> np.ndarray:
         """uint8 [size, size, 3] of an image."""
         size = self.options.image_size
         if self.randomness is None:
             return np.asarray(central_crop(content, size, self.options.resize))
-        place = (*self.randomness.place, index)
-        seeds = np.random.SeedSequence(self.randomness.seed, spawn_key=place)
-        rng = np.random.default_rng(seeds)
+        rng = self.randomness(index)
         crop = training_crop(content, size, rng)
         if self.options.autoaugment:
             crop = autoaugment(crop, rng)
         return np.asarray(crop)
 
 
-def _example(
-    image: np.ndarray, label: int, weight: float, bad: list[tuple[str, str]]
-) -> dict[str, Any]:
-    return {"image": image, "label": label, "weight": weight, "bad": bad}
-
-
 def _stack(examples: list[dict[str, Any]]) -> dict[str, Any]:
-    """A batch of examples; what was bad comes as one list."""
+    """A batch of examples; the bad images of all of them as one list."""
     return {
         "image": np.stack([example["image"] for example in examples]),
         "label": np.array([example["label"] for example in examples], np.int32),
@@ -249,8 +231,8 @@ def _pipeline(
     options = reader.options
     examples = grain.MapDataset.range(len(reader.order)).map(reader)
     if options.workers:
-        # Whole batches go round the processes in turn, so that their order does not
-        # depend on how many there are.
+        # Each process makes whole batches, so that their order does not depend on how
+        # many processes there are.
         batches = (
             examples.batch(batch_size, batch_fn=_stack)
             .to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1))
@@ -267,7 +249,7 @@ def _pipeline(
         ).batch(batch_size, batch_fn=_stack)
 
     def finished(batch: dict[str, Any]) -> dict[str, Any]:
-        # Copies: the arrays of another process lie in memory that goes with it.
+        # Copies: memory shared with another process is freed after this call.
         label, weight = np.array(batch["label"]), np.array(batch["weight"])
         image = finish(np.asarray(batch["image"]))
         image[weight == 0] = 0

@@ -1,4 +1,10 @@
-"""The models by name. Their variable names map one to one to PyTorch's."""
+"""The models by name. Their variable names map one to one to PyTorch's.
+
+Each is called as ``model.apply(variables, images, train=False)`` and returns logits
+[B, num_classes]. With ``train=True`` batch norms use the batch's statistics and update
+``batch_stats``, which must then be mutable; models without them ignore it. With a
+``dtype`` such as bfloat16 parameters, statistics and logits are float32 all the same.
+"""
 
 import difflib
 import inspect
@@ -9,35 +15,19 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from woodfisher_jax.models import resnet, resnet_cifar, vgg
+from woodfisher_jax.models import resnet, vgg
 from woodfisher_jax.models.cifarnet import CifarNet
 from woodfisher_jax.models.mlp import MLP, LogisticRegression
 from woodfisher_jax.models.mobilenet import MobileNetV1, MobileNetV2
-from woodfisher_jax.models.resnet import ResNet
-from woodfisher_jax.models.resnet_cifar import CifarResNet
+from woodfisher_jax.models.resnet import CifarResNet, ResNet
 from woodfisher_jax.models.vgg import VGG
 from woodfisher_jax.models.vit import VisionTransformer
-
-__all__ = [
-    "MLP",
-    "MODELS",
-    "VGG",
-    "CifarNet",
-    "CifarResNet",
-    "LogisticRegression",
-    "MobileNetV1",
-    "MobileNetV2",
-    "ResNet",
-    "VisionTransformer",
-    "build_model",
-    "num_parameters",
-]
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "mlp": MLP,
     "logistic_regression": LogisticRegression,
     "cifarnet": CifarNet,
-    **{f"resnet{d}": partial(CifarResNet, depth=d) for d in resnet_cifar.DEPTHS},
+    **{f"resnet{d}": partial(CifarResNet, depth=d) for d in resnet.CIFAR_DEPTHS},
     **{f"resnet{d}": partial(ResNet, depth=d, widening=1) for d in resnet.DEPTHS},
     "wide_resnet50_2": partial(ResNet, depth=50, widening=2),
     "mobilenet_v1": MobileNetV1,
@@ -51,7 +41,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 
 
 def build_model(name: str, **settings: Any) -> nn.Module:
-    """Builds a model of the table.
+    """Builds a model by name.
 
     Args:
         name: A key of `MODELS`.
@@ -68,26 +58,22 @@ def build_model(name: str, **settings: Any) -> nn.Module:
             f"model: expected one of {', '.join(MODELS)}; got {name!r}."
             f"{_did_you_mean(name, list(MODELS))}"
         )
-    allowed = _settings_of(MODELS[name])
+    build = MODELS[name]
+    # The settings that the name fixes and Linen's own are not the caller's.
+    fixed = {*getattr(build, "keywords", {}), "parent", "name"}
+    allowed = [p for p in inspect.signature(build).parameters if p not in fixed]
     for setting in settings:
         if setting not in allowed:
             raise ValueError(
                 f"model {name!r}: expected settings among {', '.join(allowed)}; "
                 f"got {setting!r}.{_did_you_mean(setting, allowed)}"
             )
-    return MODELS[name](**settings)
+    return build(**settings)
 
 
 def num_parameters(params: Any) -> int:
     """Counts the parameters of a tree of arrays (or of their shapes)."""
     return sum(leaf.size for leaf in jax.tree.leaves(params))
-
-
-def _settings_of(build: Callable[..., nn.Module]) -> list[str]:
-    """The settings a row takes: those it fixes and Linen's own are not among them."""
-    fixed = build.keywords if isinstance(build, partial) else {}
-    parameters = inspect.signature(build).parameters
-    return [p for p in parameters if p not in {*fixed, "parent", "name"}]
 
 
 def _did_you_mean(word: str, known: list[str]) -> str:

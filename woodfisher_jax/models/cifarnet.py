@@ -12,8 +12,7 @@ class CifarNet(nn.Module):
 
     Attributes:
         num_classes: Number of logits.
-        dtype: Dtype of the computation, such as bfloat16; default that of the
-            parameters. Parameters and logits are float32 anyway.
+        dtype: Dtype of the computation; default that of the parameters.
     """
 
     num_classes: int = 10
@@ -21,16 +20,7 @@ class CifarNet(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        """Returns the logits.
-
-        Args:
-            x: Batch of images [B, 32, 32, 3].
-            train: Ignored, as no layer behaves differently in training; here so that
-                every model is called alike.
-
-        Returns:
-            Logits [B, num_classes].
-        """
+        """Maps images [B, 32, 32, 3] to logits [B, num_classes]."""
         dtype = self.dtype
         x = conv(32, 5, use_bias=True, dtype=dtype, name="conv1")(x)
         x = nn.relu(max_pool(x, 3, stride=2))

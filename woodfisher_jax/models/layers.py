@@ -19,24 +19,24 @@ def conv(
     dtype: DTypeLike | None = None,
     name: str,
 ) -> nn.Conv:
-    """A convolution of odd size that keeps the image's size, but for its stride.
-
-    "SAME" would pad a stride-2 convolution on the right only; PyTorch pads both sides.
+    """A convolution of odd size that divides height and width by its stride.
 
     Args:
         channels: Output channels.
         size: Kernel height and width.
         stride: Stride in both directions; default 1.
         groups: Groups of channels; default 1. As many as channels is depthwise.
-        use_bias: Whether it has a bias, zero at first; default False.
+        use_bias: Whether it has a bias, initially zero; default False.
         dtype: Dtype of the computation; default that of the parameters.
         name: The submodule's name.
     """
+    # Not "SAME", which pads a stride-2 convolution on the right only.
+    padding = (size // 2, size // 2)
     return nn.Conv(
         channels,
         (size, size),
         (stride, stride),
-        padding=((size // 2, size // 2), (size // 2, size // 2)),
+        padding=(padding, padding),
         feature_group_count=groups,
         use_bias=use_bias,
         dtype=dtype,
@@ -45,30 +45,55 @@ def conv(
     )
 
 
-def batch_norm(
-    train: bool,
+def conv_norm(
+    x: jax.Array,
+    channels: int,
+    size: int,
+    stride: int = 1,
     *,
+    groups: int = 1,
+    use_bias: bool = False,
     zero_scale: bool = False,
-    dtype: DTypeLike | None = None,
-    name: str,
-) -> nn.BatchNorm:
-    """Batch norm with PyTorch's constants; statistics are float32 in any ``dtype``.
+    train: bool,
+    dtype: DTypeLike | None,
+    names: tuple[str, str],
+) -> jax.Array:
+    """Applies a convolution and a batch norm, as submodules of the calling module.
 
     Args:
-        train: Whether it uses the batch's statistics, and updates the stored ones.
-        zero_scale: Whether the scale starts at 0 and not at 1.
-        dtype: Dtype of its output; default that of input and parameters.
-        name: The submodule's name.
+        x: [B, H, W, C].
+        channels: Output channels.
+        size: Kernel height and width.
+        stride: Stride in both directions; default 1.
+        groups: Groups of channels; default 1.
+        use_bias: Whether the convolution has a bias; default False.
+        zero_scale: Whether the norm's scale is initially 0; default 1.
+        train: Whether the norm uses the batch's statistics and updates the stored ones.
+        dtype: Dtype of the computation; None is that of the parameters.
+        names: Of the convolution and of the norm.
+
+    Returns:
+        [B, H / stride, W / stride, channels].
     """
-    return nn.BatchNorm(
+    layer = conv(
+        channels,
+        size,
+        stride,
+        groups=groups,
+        use_bias=use_bias,
+        dtype=dtype,
+        name=names[0],
+    )
+    norm = nn.BatchNorm(
         use_running_average=not train,
         # The share of the old mean; PyTorch's momentum (0.1) is that of the new one.
         momentum=0.9,
         epsilon=1e-5,
         dtype=dtype,
         scale_init=nn.initializers.zeros if zero_scale else nn.initializers.ones,
-        name=name,
+        name=names[1],
     )
+    return norm(layer(x))
 
 
 def max_pool(x: jax.Array, size: int, stride: int, padding: int = 0) -> jax.Array:

@@ -8,7 +8,7 @@ class MLP(nn.Module):
     """Dense layers ``fc1``, ``fc2``, ... with ReLU between; the last gives the logits.
 
     With the default widths and 28 x 28 inputs it is the paper's MLPNet of 32,360
-    weights. The original ends in a log-softmax; here the loss applies it.
+    weights. The original ends in a log-softmax, which is part of the loss here.
 
     Attributes:
         hidden: Width of each hidden layer.
@@ -22,16 +22,7 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        """Returns the logits.
-
-        Args:
-            x: Batch of inputs [B, ...], flattened row by row to [B, features].
-            train: Ignored, as no layer behaves differently in training; here so that
-                every model is called alike.
-
-        Returns:
-            Logits [B, num_classes].
-        """
+        """Maps inputs [B, ...], flattened in C order, to logits [B, num_classes]."""
         x = x.reshape(x.shape[0], -1)
         for number, width in enumerate(self.hidden, start=1):
             x = nn.relu(nn.Dense(width, self.use_bias, name=f"fc{number}")(x))
@@ -52,15 +43,6 @@ class LogisticRegression(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        """Returns the logits.
-
-        Args:
-            x: Batch of inputs [B, ...], flattened row by row to [B, features].
-            train: Ignored, as no layer behaves differently in training; here so that
-                every model is called alike.
-
-        Returns:
-            Logits [B, num_classes].
-        """
+        """Maps inputs [B, ...], flattened in C order, to logits [B, num_classes]."""
         x = x.reshape(x.shape[0], -1)
         return nn.Dense(self.num_classes, self.use_bias, name="fc")(x)

@@ -5,12 +5,13 @@ which the WoodFisher paper prunes; those of version 2 are torchvision's.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import flax.linen as nn
 import jax
 from jax.typing import DTypeLike
 
-from woodfisher_jax.models.layers import batch_norm, conv, global_average_pool
+from woodfisher_jax.models.layers import conv_norm, global_average_pool
 
 _V1_BLOCKS = (
     # channels, stride
@@ -41,10 +42,7 @@ class ConvBlock(nn.Module):
     """A convolution, batch norm and an activation.
 
     Attributes:
-        channels: Output channels.
-        size: Kernel height and width.
-        stride: Stride of the convolution.
-        groups: Groups of channels.
+        channels, size, stride, groups: See `conv_norm`.
         activation: Function of an array.
         dtype: Dtype of the computation; default that of the parameters.
     """
@@ -59,15 +57,17 @@ class ConvBlock(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """Maps [B, H, W, C] to [B, H / stride, W / stride, channels]."""
-        x = conv(
+        x = conv_norm(
+            x,
             self.channels,
             self.size,
             self.stride,
             groups=self.groups,
+            names=("conv_0", "bn_1"),
+            train=train,
             dtype=self.dtype,
-            name="conv_0",
-        )(x)
-        return self.activation(batch_norm(train, dtype=self.dtype, name="bn_1")(x))
+        )
+        return self.activation(x)
 
 
 class SeparableBlock(nn.Module):
@@ -88,13 +88,10 @@ class SeparableBlock(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """Maps [B, H, W, C] to [B, H / stride, W / stride, channels]."""
-        before, dtype = x.shape[-1], self.dtype
-        x = conv(
-            before, 3, self.stride, groups=before, dtype=dtype, name="depthwise_0"
-        )(x)
-        x = nn.relu(batch_norm(train, dtype=dtype, name="bn_1")(x))
-        x = conv(self.channels, 1, dtype=dtype, name="pointwise_3")(x)
-        return nn.relu(batch_norm(train, dtype=dtype, name="bn_4")(x))
+        apply = partial(conv_norm, train=train, dtype=self.dtype)
+        inputs, names = x.shape[-1], ("depthwise_0", "bn_1")
+        x = nn.relu(apply(x, inputs, 3, self.stride, groups=inputs, names=names))
+        return nn.relu(apply(x, self.channels, 1, names=("pointwise_3", "bn_4")))
 
 
 class MobileNetV1(nn.Module):
@@ -102,8 +99,7 @@ class MobileNetV1(nn.Module):
 
     Attributes:
         num_classes: Number of logits.
-        dtype: Dtype of the computation, such as bfloat16; default that of the
-            parameters. Parameters, batch statistics and logits are float32 anyway.
+        dtype: Dtype of the computation; default that of the parameters.
     """
 
     num_classes: int = 1000
@@ -111,22 +107,12 @@ class MobileNetV1(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        """Returns the logits.
-
-        Args:
-            x: Batch of images [B, H, W, 3].
-            train: Whether batch norms use the batch's statistics (and update
-                ``batch_stats``, which must then be mutable) or the stored ones.
-
-        Returns:
-            Logits [B, num_classes].
-        """
-        stem = ConvBlock(
-            32, stride=2, activation=nn.relu, dtype=self.dtype, name="model0"
-        )
+        """Maps images [B, H, W, 3] to logits [B, num_classes]."""
+        dtype = self.dtype
+        stem = ConvBlock(32, stride=2, activation=nn.relu, dtype=dtype, name="model0")
         x = stem(x, train)
         for number, (channels, stride) in enumerate(_V1_BLOCKS, start=1):
-            block = SeparableBlock(channels, stride, self.dtype, name=f"model{number}")
+            block = SeparableBlock(channels, stride, dtype, name=f"model{number}")
             x = block(x, train)
         # Without a dtype: float32 logits, since the parameters are.
         return nn.Dense(self.num_classes, name="fc")(global_average_pool(x))
@@ -169,21 +155,24 @@ class _InvertedBranch(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        dtype = self.dtype
         inside = self.expansion * x.shape[-1]
+        # The place in PyTorch's sequence, which begins with the expansion if any.
         place = 0
         if self.expansion != 1:
-            x = ConvBlock(inside, size=1, dtype=dtype, name="expand_0")(x, train)
+            expand = ConvBlock(inside, size=1, dtype=self.dtype, name="expand_0")
+            x = expand(x, train)
             place = 1
         x = ConvBlock(
             inside,
             stride=self.stride,
             groups=inside,
-            dtype=dtype,
+            dtype=self.dtype,
             name=f"depthwise_{place}",
         )(x, train)
-        x = conv(self.channels, 1, dtype=dtype, name=f"project_{place + 1}")(x)
-        return batch_norm(train, dtype=dtype, name=f"bn_{place + 2}")(x)
+        names = (f"project_{place + 1}", f"bn_{place + 2}")
+        return conv_norm(
+            x, self.channels, 1, names=names, train=train, dtype=self.dtype
+        )
 
 
 class MobileNetV2(nn.Module):
@@ -193,8 +182,7 @@ class MobileNetV2(nn.Module):
         num_classes: Number of logits.
         dropout_rate: Of the features in training; above zero, `apply` then needs a
             ``dropout`` key. PyTorch's has 0.2.
-        dtype: Dtype of the computation, such as bfloat16; default that of the
-            parameters. Parameters, batch statistics and logits are float32 anyway.
+        dtype: Dtype of the computation; default that of the parameters.
     """
 
     num_classes: int = 1000
@@ -203,31 +191,22 @@ class MobileNetV2(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        """Returns the logits.
-
-        Args:
-            x: Batch of images [B, H, W, 3].
-            train: Whether batch norms use the batch's statistics (and update
-                ``batch_stats``, which must then be mutable) or the stored ones.
-
-        Returns:
-            Logits [B, num_classes].
-        """
-        x = ConvBlock(32, stride=2, dtype=self.dtype, name="features0")(x, train)
+        """Maps images [B, H, W, 3] to logits [B, num_classes]."""
+        dtype = self.dtype
+        x = ConvBlock(32, stride=2, dtype=dtype, name="features0")(x, train)
         number = 1
-        for expansion, channels, num_blocks, first_stride in _V2_STAGES:
+        for expansion, channels, num_blocks, stride in _V2_STAGES:
             for i in range(num_blocks):
-                block = InvertedResidual(
+                x = InvertedResidual(
                     channels,
                     expansion,
-                    stride=first_stride if i == 0 else 1,
-                    dtype=self.dtype,
+                    stride if i == 0 else 1,
+                    dtype,
                     name=f"features{number}",
-                )
-                x = block(x, train)
+                )(x, train)
                 number += 1
-        last = ConvBlock(1280, size=1, dtype=self.dtype, name=f"features{number}")
-        x = global_average_pool(last(x, train))
+        x = ConvBlock(1280, size=1, dtype=dtype, name=f"features{number}")(x, train)
+        x = global_average_pool(x)
         x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
         init = nn.initializers.normal(0.01)
         return nn.Dense(self.num_classes, kernel_init=init, name="classifier1")(x)

@@ -1,127 +1,20 @@
-"""Residual networks for ImageNet (He et al. 2015, arXiv:1512.03385).
+"""Residual networks (He et al. 2015, arXiv:1512.03385).
 
-Names are torchvision's: a variable is found under ``params/layer1/block0/conv1/kernel``
-where PyTorch says ``layer1.0.conv1.weight``.
+Names are torchvision's: ``params/layer1/block0/conv1/kernel`` is
+``layer1.0.conv1.weight``.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 from jax.typing import DTypeLike
 
-from woodfisher_jax.models.layers import batch_norm, conv, global_average_pool, max_pool
+from woodfisher_jax.models.layers import conv_norm, global_average_pool, max_pool
 
-
-class BasicBlock(nn.Module):
-    """Two 3 x 3 convolutions beside a shortcut.
-
-    Attributes:
-        channels: Output channels.
-        stride: Stride of the first convolution and of the shortcut. The shortcut has a
-            1 x 1 convolution and a batch norm when it changes the shape.
-        zero_init_residual: Whether the last batch norm starts with a scale of 0, so
-            that the block starts as its shortcut.
-        dtype: Dtype of the computation; default that of the parameters.
-    """
-
-    channels: int
-    stride: int = 1
-    zero_init_residual: bool = False
-    dtype: DTypeLike | None = None
-
-    @nn.compact
-    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        """Maps [B, H, W, C] to [B, H / stride, W / stride, channels]."""
-        dtype = self.dtype
-        y = conv(self.channels, 3, self.stride, dtype=dtype, name="conv1")(x)
-        y = nn.relu(batch_norm(train, dtype=dtype, name="bn1")(y))
-        y = conv(self.channels, 3, dtype=dtype, name="conv2")(y)
-        zero = self.zero_init_residual
-        y = batch_norm(train, zero_scale=zero, dtype=dtype, name="bn2")(y)
-        return nn.relu(_shortcut(x, self.channels, self.stride, train, dtype) + y)
-
-
-class Bottleneck(nn.Module):
-    """Convolutions of 1 x 1, 3 x 3 and 1 x 1 beside a shortcut.
-
-    Attributes:
-        channels: Output channels.
-        inner_channels: Channels of the first two convolutions.
-        stride: Stride of the 3 x 3 convolution and of the shortcut. The shortcut has a
-            1 x 1 convolution and a batch norm when it changes the shape.
-        zero_init_residual: Whether the last batch norm starts with a scale of 0, so
-            that the block starts as its shortcut.
-        dtype: Dtype of the computation; default that of the parameters.
-
-    Note:
-        The paper has the stride in the first convolution; torchvision (its "v1.5") and
-        the original WoodFisher code have it in the 3 x 3 one.
-    """
-
-    channels: int
-    inner_channels: int
-    stride: int = 1
-    zero_init_residual: bool = False
-    dtype: DTypeLike | None = None
-
-    @nn.compact
-    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        """Maps [B, H, W, C] to [B, H / stride, W / stride, channels]."""
-        dtype = self.dtype
-        y = conv(self.inner_channels, 1, dtype=dtype, name="conv1")(x)
-        y = nn.relu(batch_norm(train, dtype=dtype, name="bn1")(y))
-        y = conv(self.inner_channels, 3, self.stride, dtype=dtype, name="conv2")(y)
-        y = nn.relu(batch_norm(train, dtype=dtype, name="bn2")(y))
-        y = conv(self.channels, 1, dtype=dtype, name="conv3")(y)
-        zero = self.zero_init_residual
-        y = batch_norm(train, zero_scale=zero, dtype=dtype, name="bn3")(y)
-        return nn.relu(_shortcut(x, self.channels, self.stride, train, dtype) + y)
-
-
-def _shortcut(
-    x: jax.Array, channels: int, stride: int, train: bool, dtype: DTypeLike | None
-) -> jax.Array:
-    if stride == 1 and x.shape[-1] == channels:
-        return x
-    x = conv(channels, 1, stride, dtype=dtype, name="downsample_conv")(x)
-    return batch_norm(train, dtype=dtype, name="downsample_bn")(x)
-
-
-class Stage(nn.Module):
-    """Blocks ``block0``, ``block1``, ... of one width; only the first may stride.
-
-    Attributes:
-        channels: Output channels of every block.
-        num_blocks: Number of blocks.
-        stride: Stride of the first block.
-        inner_channels: Of bottlenecks; basic blocks, the default, have none.
-        zero_init_residual: See the blocks.
-        dtype: Dtype of the computation; default that of the parameters.
-    """
-
-    channels: int
-    num_blocks: int
-    stride: int = 1
-    inner_channels: int | None = None
-    zero_init_residual: bool = False
-    dtype: DTypeLike | None = None
-
-    @nn.compact
-    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        """Maps [B, H, W, C] to [B, H / stride, W / stride, channels]."""
-        for i in range(self.num_blocks):
-            x = self._block(i)(x, train)
-        return x
-
-    def _block(self, number: int) -> nn.Module:
-        stride = self.stride if number == 0 else 1
-        rest = (stride, self.zero_init_residual, self.dtype)
-        if self.inner_channels is None:
-            return BasicBlock(self.channels, *rest, name=f"block{number}")
-        return Bottleneck(
-            self.channels, self.inner_channels, *rest, name=f"block{number}"
-        )
+CIFAR_DEPTHS = (20, 32, 44, 56, 110)
+"""The paper's depths for 32 x 32 images (section 4.2); each is 6n + 2."""
 
 
 class _Form(NamedTuple):
@@ -138,7 +31,77 @@ _FORMS = {
 }
 
 DEPTHS = tuple(_FORMS)
-"""The depths of the paper."""
+"""The paper's depths for ImageNet (table 1)."""
+
+
+class ResidualBlock(nn.Module):
+    """Convolutions ``conv1``, ``conv2``, ... with batch norms, beside a shortcut.
+
+    Attributes:
+        channels: Output channels of each convolution: two of 3 x 3 (a basic block) or
+            three of 1 x 1, 3 x 3 and 1 x 1 (a bottleneck).
+        stride: Stride of the first 3 x 3 convolution and of the shortcut. The shortcut
+            has a 1 x 1 convolution and a batch norm where it changes the shape.
+        zero_init_residual: Whether the last batch norm has an initial scale of 0, so
+            that the block is initially its shortcut.
+        dtype: Dtype of the computation; default that of the parameters.
+
+    Note:
+        A bottleneck has its stride in the 3 x 3 convolution, as in torchvision (its
+        "v1.5") and in the original WoodFisher code; the paper has it in the first one.
+    """
+
+    channels: tuple[int, ...]
+    stride: int = 1
+    zero_init_residual: bool = False
+    dtype: DTypeLike | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        """Maps [B, H, W, C] to [B, H / stride, W / stride, channels[-1]]."""
+        apply = partial(conv_norm, train=train, dtype=self.dtype)
+        zero = self.zero_init_residual
+        if len(self.channels) == 2:
+            inside, outputs = self.channels
+            y = nn.relu(apply(x, inside, 3, self.stride, names=("conv1", "bn1")))
+            y = apply(y, outputs, 3, names=("conv2", "bn2"), zero_scale=zero)
+        else:
+            first, inside, outputs = self.channels
+            y = nn.relu(apply(x, first, 1, names=("conv1", "bn1")))
+            y = nn.relu(apply(y, inside, 3, self.stride, names=("conv2", "bn2")))
+            y = apply(y, outputs, 1, names=("conv3", "bn3"), zero_scale=zero)
+        if self.stride != 1 or x.shape[-1] != outputs:
+            names = ("downsample_conv", "downsample_bn")
+            x = apply(x, outputs, 1, self.stride, names=names)
+        return nn.relu(x + y)
+
+
+class Stage(nn.Module):
+    """Blocks ``block0``, ``block1``, ... of one width; only the first has the stride.
+
+    Attributes:
+        num_blocks: Number of blocks.
+        channels, stride, zero_init_residual, dtype: See `ResidualBlock`.
+    """
+
+    num_blocks: int
+    channels: tuple[int, ...]
+    stride: int
+    zero_init_residual: bool
+    dtype: DTypeLike | None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """Maps [B, H, W, C] to [B, H / stride, W / stride, channels[-1]]."""
+        for i in range(self.num_blocks):
+            x = ResidualBlock(
+                self.channels,
+                self.stride if i == 0 else 1,
+                self.zero_init_residual,
+                self.dtype,
+                name=f"block{i}",
+            )(x, train)
+        return x
 
 
 class ResNet(nn.Module):
@@ -151,10 +114,9 @@ class ResNet(nn.Module):
         depth: Number of layers, one of `DEPTHS`.
         num_classes: Number of logits.
         widening: Factor of the channels inside bottlenecks; 1 without bottlenecks.
-        zero_init_residual: Whether the last batch norm of each block starts with a
+        zero_init_residual: Whether the last batch norm of each block has an initial
             scale of 0 (Goyal et al. 2017, arXiv:1706.02677, section 5.1).
-        dtype: Dtype of the computation, such as bfloat16; default that of the
-            parameters. Parameters, batch statistics and logits are float32 anyway.
+        dtype: Dtype of the computation; default that of the parameters.
     """
 
     depth: int = 50
@@ -165,33 +127,21 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        """Returns the logits.
-
-        Args:
-            x: Batch of images [B, H, W, 3].
-            train: Whether batch norms use the batch's statistics (and update
-                ``batch_stats``, which must then be mutable) or the stored ones.
-
-        Returns:
-            Logits [B, num_classes].
-
-        Raises:
-            ValueError: The depth is not one of `DEPTHS`, or has no wide form.
-        """
+        """Maps images [B, H, W, 3] to logits [B, num_classes]."""
         form = self._form()
-        x = conv(64, 7, stride=2, dtype=self.dtype, name="conv1")(x)
-        x = nn.relu(batch_norm(train, dtype=self.dtype, name="bn1")(x))
-        x = max_pool(x, 3, stride=2, padding=1)
-        for number, num_blocks in enumerate(form.num_blocks, start=1):
-            width = 64 * 2 ** (number - 1)
+        names = ("conv1", "bn1")
+        x = conv_norm(x, 64, 7, 2, names=names, train=train, dtype=self.dtype)
+        x = max_pool(nn.relu(x), 3, stride=2, padding=1)
+        for i, num_blocks in enumerate(form.num_blocks):
+            width = 64 * 2**i
+            inside = self.widening * width
             x = Stage(
-                channels=4 * width if form.bottleneck else width,
-                num_blocks=num_blocks,
-                stride=1 if number == 1 else 2,
-                inner_channels=self.widening * width if form.bottleneck else None,
-                zero_init_residual=self.zero_init_residual,
-                dtype=self.dtype,
-                name=f"layer{number}",
+                num_blocks,
+                (inside, inside, 4 * width) if form.bottleneck else (width, width),
+                1 if i == 0 else 2,
+                self.zero_init_residual,
+                self.dtype,
+                name=f"layer{i + 1}",
             )(x, train)
         # Without a dtype: float32 logits, since the parameters are.
         return nn.Dense(self.num_classes, name="fc")(global_average_pool(x))
@@ -207,3 +157,40 @@ class ResNet(nn.Module):
                 f"got {self.widening!r}"
             )
         return form
+
+
+class CifarResNet(nn.Module):
+    """ResNet-20, 32, 44, 56 or 110 for 32 x 32 images, channels last.
+
+    Three stages of n basic blocks with 16, 32 and 64 channels, so 6n + 2 layers.
+
+    Attributes:
+        depth: Number of layers, one of `CIFAR_DEPTHS`.
+        num_classes: Number of logits.
+        zero_init_residual: As for `ResNet`.
+        dtype: Dtype of the computation; default that of the parameters.
+    """
+
+    depth: int = 20
+    num_classes: int = 10
+    zero_init_residual: bool = False
+    dtype: DTypeLike | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        """Maps images [B, H, W, 3] to logits [B, num_classes]."""
+        if self.depth not in CIFAR_DEPTHS:
+            allowed = ", ".join(map(str, CIFAR_DEPTHS))
+            raise ValueError(
+                f"depth: expected one of {allowed} (6n + 2), got {self.depth!r}"
+            )
+        names = ("conv1", "bn1")
+        x = conv_norm(x, 16, 3, names=names, train=train, dtype=self.dtype)
+        x = nn.relu(x)
+        num_blocks = (self.depth - 2) // 6
+        rest = (self.zero_init_residual, self.dtype)
+        x = Stage(num_blocks, (16, 16), 1, *rest, name="layer1")(x, train)
+        x = Stage(num_blocks, (32, 32), 2, *rest, name="layer2")(x, train)
+        x = Stage(num_blocks, (64, 64), 2, *rest, name="layer3")(x, train)
+        # Without a dtype: float32 logits, since the parameters are.
+        return nn.Dense(self.num_classes, name="fc")(global_average_pool(x))

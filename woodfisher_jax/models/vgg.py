@@ -6,15 +6,9 @@ Names are torchvision's: ``params/features0/kernel`` is ``features.0.weight``.
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import DTypeLike
 
-from woodfisher_jax.models.layers import (
-    batch_norm,
-    conv,
-    flatten_channels_first,
-    max_pool,
-)
+from woodfisher_jax.models.layers import conv_norm, flatten_channels_first, max_pool
 
 _CONVS_PER_STAGE = {
     11: (1, 1, 2, 2, 2),
@@ -37,8 +31,7 @@ class VGG(nn.Module):
         num_classes: Number of logits.
         dropout_rate: After each hidden dense layer in training; above zero, `apply`
             then needs a ``dropout`` key. PyTorch's has 0.5.
-        dtype: Dtype of the computation, such as bfloat16; default that of the
-            parameters. Parameters, batch statistics and logits are float32 anyway.
+        dtype: Dtype of the computation; default that of the parameters.
     """
 
     depth: int = 16
@@ -48,19 +41,7 @@ class VGG(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        """Returns the logits.
-
-        Args:
-            x: Batch of images [B, H, W, 3], at least 32 x 32 pixels.
-            train: Whether batch norms use the batch's statistics (and update
-                ``batch_stats``, which must then be mutable) or the stored ones.
-
-        Returns:
-            Logits [B, num_classes].
-
-        Raises:
-            ValueError: The depth is not one of `DEPTHS`.
-        """
+        """Maps images [B, H, W, 3] of 32 x 32 pixels or more to logits [B, classes]."""
         if self.depth not in _CONVS_PER_STAGE:
             allowed = ", ".join(map(str, DEPTHS))
             raise ValueError(f"depth: expected one of {allowed}, got {self.depth!r}")
@@ -79,13 +60,19 @@ class VGG(nn.Module):
         """Maps [B, H, W, 3] to [B, H / 32, W / 32, 512]."""
         # PyTorch counts convolutions, batch norms, ReLUs and pools alike.
         place = 0
-        for channels, num_convs in zip(
-            _CHANNELS, _CONVS_PER_STAGE[self.depth], strict=True
-        ):
+        convs_per_stage = _CONVS_PER_STAGE[self.depth]
+        for channels, num_convs in zip(_CHANNELS, convs_per_stage, strict=True):
             for _ in range(num_convs):
-                name, norm_name = f"features{place}", f"features{place + 1}"
-                x = conv(channels, 3, use_bias=True, dtype=self.dtype, name=name)(x)
-                x = nn.relu(batch_norm(train, dtype=self.dtype, name=norm_name)(x))
+                x = conv_norm(
+                    x,
+                    channels,
+                    3,
+                    use_bias=True,
+                    names=(f"features{place}", f"features{place + 1}"),
+                    train=train,
+                    dtype=self.dtype,
+                )
+                x = nn.relu(x)
                 place += 3
             x = max_pool(x, 2, stride=2)
             place += 1
@@ -107,9 +94,9 @@ def adaptive_average_pool(x: jax.Array, size: int) -> jax.Array:
     """
     for axis in (1, 2):
         n = x.shape[axis]
+        if n == size:
+            continue
         windows = [(i * n // size, -(-(i + 1) * n // size)) for i in range(size)]
-        means = [
-            x.take(np.arange(start, stop), axis).mean(axis) for start, stop in windows
-        ]
-        x = jnp.stack(means, axis) if n != size else x
+        means = [jax.lax.slice_in_dim(x, *w, axis=axis).mean(axis) for w in windows]
+        x = jnp.stack(means, axis)
     return x

@@ -18,12 +18,7 @@ _layer_norm = partial(nn.LayerNorm, epsilon=1e-6)
 
 
 class Attention(nn.Module):
-    """Self-attention of several heads.
-
-    Attributes:
-        num_heads: Number of heads; it divides the width.
-        dtype: Dtype of the computation; default that of the parameters.
-    """
+    """Self-attention with ``num_heads`` heads, a divisor of the width."""
 
     num_heads: int
     dtype: DTypeLike | None = None
@@ -41,11 +36,7 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Two dense layers with an exact GELU between, four times as wide inside.
-
-    Attributes:
-        dtype: Dtype of the computation; default that of the parameters.
-    """
+    """Two dense layers with an exact GELU between, four times as wide inside."""
 
     dtype: DTypeLike | None = None
 
@@ -59,12 +50,7 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and a perceptron, each after a layer norm and beside a shortcut.
-
-    Attributes:
-        num_heads: Number of heads; it divides the width.
-        dtype: Dtype of the computation; default that of the parameters.
-    """
+    """Attention and a perceptron, each after a layer norm and beside a shortcut."""
 
     num_heads: int
     dtype: DTypeLike | None = None
@@ -83,16 +69,15 @@ class VisionTransformer(nn.Module):
 
     With 12 blocks and patches of 16 x 16 pixels it is DeiT (Touvron et al. 2020,
     arXiv:2012.12877, without distillation): Tiny has width 192 and 3 heads, Small 384
-    and 6, Base 768 and 12. Dropout and stochastic depth are left out.
+    and 6, Base 768 and 12. It has neither dropout nor stochastic depth.
 
     Attributes:
         width: Length of a token.
-        num_heads: Number of attention heads; it divides the width.
+        num_heads: Number of attention heads, a divisor of the width.
         depth: Number of blocks.
-        patch_size: Height and width of a patch in pixels.
+        patch_size: Height and width of a patch in pixels, a divisor of the image's.
         num_classes: Number of logits.
-        dtype: Dtype of the computation, such as bfloat16; default that of the
-            parameters. Parameters and logits are float32 anyway.
+        dtype: Dtype of the computation; default that of the parameters.
     """
 
     width: int = 384
@@ -104,20 +89,7 @@ class VisionTransformer(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        """Returns the logits.
-
-        Args:
-            x: Batch of images [B, H, W, 3], always of the size the parameters were
-                initialised with.
-            train: Ignored, as no layer behaves differently in training; here so that
-                every model is called alike.
-
-        Returns:
-            Logits [B, num_classes].
-
-        Raises:
-            ValueError: The heads do not divide the width, or the patches the image.
-        """
+        """Maps images [B, H, W, 3], of the size at `init`, to logits [B, classes]."""
         self._check(x)
         x = self._embed(x)
         for number in range(self.depth):
@@ -151,9 +123,9 @@ class VisionTransformer(nn.Module):
             name="patch_embed_proj",
         )(x)
         patches = patches.reshape(x.shape[0], -1, self.width)
-        first = self.param("cls_token", _truncated_normal, (1, 1, self.width))
-        places = (1, 1 + patches.shape[1], self.width)
-        position = self.param("pos_embed", _truncated_normal, places)
-        first = jnp.broadcast_to(first, (x.shape[0], 1, self.width))
-        tokens = jnp.concatenate([first.astype(patches.dtype), patches], axis=1)
+        token = self.param("cls_token", _truncated_normal, (1, 1, self.width))
+        shape = (1, 1 + patches.shape[1], self.width)
+        position = self.param("pos_embed", _truncated_normal, shape)
+        token = jnp.broadcast_to(token, (x.shape[0], 1, self.width))
+        tokens = jnp.concatenate([token.astype(patches.dtype), patches], axis=1)
         return tokens + position.astype(patches.dtype)

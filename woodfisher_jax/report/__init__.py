@@ -1,1 +1,1 @@
-"""Figures, tables and pages of finished runs."""
+"""What a run leaves in its folder: numbers, figures, tables and pages."""

@@ -1,4 +1,4 @@
-"""Pages to look at: one run, or several compared.
+"""Writes a page on one run, or on several compared.
 
 python -m woodfisher_jax.report runs/digits
 python -m woodfisher_jax.report runs/sweep --out=sweep.html
@@ -10,20 +10,21 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from woodfisher_jax.exit_codes import FAILED, USAGE, exits
-from woodfisher_jax.report.comparison import compare, csv_text
-from woodfisher_jax.report.comparison_page import comparison_page
+from woodfisher_jax.report.comparison import compare, comparison_csv, comparison_page
 from woodfisher_jax.report.environment import processor
+from woodfisher_jax.report.figures import MissingExtraError
 from woodfisher_jax.report.metrics import replace_file
+from woodfisher_jax.report.page import write_page
 from woodfisher_jax.report.record import find_runs, is_run, read_record, write_latency
-from woodfisher_jax.report.run_page import write_run_page
+
+# The command alone knows training: the defaults, and the network of a run to time.
+from woodfisher_jax.training.config import Config, to_dict
 from woodfisher_jax.training.saved_run import read_run
 from woodfisher_jax.trees.masks import sparsity
 from woodfisher_jax.weights.latency import latency
 
 BATCH_SIZES = (1, 64)
-"""For which products are timed: what is slow for one row may be fast for many."""
-
-COMPARISON = "comparison.html"
+"""Rows that products are timed with: what is slow for one may be fast for many."""
 
 
 def report(
@@ -45,54 +46,48 @@ def report(
         ValueError: If there is no run, a file of one is damaged, or the runs do not
             compare.
         OSError: If a file cannot be written.
+        MissingExtraError: If matplotlib is not installed.
     """
-    if out is not None:
-        _check_out(out)
+    if out is not None and out.suffix != ".html":
+        raise ValueError(f"--out={out}; expected a name that ends in .html")
+    if out is not None and not out.absolute().parent.is_dir():
+        raise ValueError(f"--out={out}: there is no folder {out.parent}; make it first")
     found = [run for folder in folders for run in find_runs(folder)]
-    alone = len(folders) == 1 and (is_run(folders[0]) or len(found) == 1)
-    if alone:
+    if len(folders) == 1 and (is_run(folders[0]) or len(found) == 1):
         run = folders[0] if is_run(folders[0]) else found[0]
         if time_products:
             measure(run)
-        return [write_run_page(run, out)]
+        return [write_page(run, to_dict(Config()), out)]
     if time_products:
         raise ValueError(
             f"--latency with {len(found)} runs; give one: it takes the machine for "
             "itself, and its result goes to that run's page"
         )
     unique = {run.resolve(): run for run in found}
-    page = out or (folders[0] if len(folders) == 1 else Path()) / COMPARISON
-    together = compare([read_record(run) for run in unique.values()])
-    replace_file(page, comparison_page(together))
-    replace_file(page.with_suffix(".csv"), csv_text(together))
+    page = out or (folders[0] if len(folders) == 1 else Path()) / "comparison.html"
+    comparison = compare(
+        [read_record(run, to_dict(Config())) for run in unique.values()]
+    )
+    replace_file(page, comparison_page(comparison))
+    replace_file(page.with_suffix(".csv"), comparison_csv(comparison))
     return [page, page.with_suffix(".csv")]
 
 
 def measure(run: Path) -> None:
-    """Times the products of a run's pruned arrays, and writes it down beside them.
+    """Times the products of a run's pruned arrays, and writes the times beside them.
 
     Raises:
         ValueError: If nothing was saved, or nothing of two dimensions is prunable.
     """
     saved = read_run(run)
-    products = [
-        latency(saved.variables["params"], saved.masks, rows)._asdict()
-        for rows in BATCH_SIZES
-    ]
-    found = {
+    params, masks = saved.variables["params"], saved.masks
+    times = {
         "processor": processor(),
         "cores": os.cpu_count(),
-        "sparsity": sparsity(saved.masks),
-        "products": products,
+        "sparsity": sparsity(masks),
+        "products": [latency(params, masks, n)._asdict() for n in BATCH_SIZES],
     }
-    write_latency(run, found)
-
-
-def _check_out(out: Path) -> None:
-    if out.suffix != ".html":
-        raise ValueError(f"--out={out}; expected a name that ends in .html")
-    if not out.absolute().parent.is_dir():
-        raise ValueError(f"--out={out}: there is no folder {out.parent}; make it first")
+    write_latency(run, times)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -106,7 +101,7 @@ def parser() -> argparse.ArgumentParser:
         "  with its latency:           %(prog)s runs/digits --latency\n"
         "  all runs below a folder:    %(prog)s runs/sweep\n"
         "  some runs:                  %(prog)s runs/a runs/b --out=ab.html\n\n"
-        "A run's own page is written when it ends; this command writes it anew. "
+        "A run's own page is written when it ends; this command writes it again. "
         "Several runs\nare grouped: those that differ in their seed alone are one "
         "point with an error bar.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -137,7 +132,7 @@ def parser() -> argparse.ArgumentParser:
 def cli(arguments: Sequence[str] | None = None) -> None:
     """Entry point of ``python -m woodfisher_jax.report``."""
     given = parser().parse_args(arguments)
-    with exits({ValueError: USAGE, OSError: FAILED}):
+    with exits({MissingExtraError: USAGE, ValueError: USAGE, OSError: FAILED}):
         for path in report(given.runs, given.out, given.latency):
             print(path)
 

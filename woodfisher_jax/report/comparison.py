@@ -1,21 +1,35 @@
 """Several runs side by side: those that differ in their seed alone are one point."""
 
-import csv
-import io
 import json
 import statistics
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Any, NamedTuple
 
-from woodfisher_jax.report.provenance import flat
-from woodfisher_jax.report.record import RunRecord
-from woodfisher_jax.training import config as config_
-from woodfisher_jax.training.workdir import MACHINE
+from woodfisher_jax.report import figures
+from woodfisher_jax.report import markup as html
+from woodfisher_jax.report.figures import PERCENT, Panel, Series
+from woodfisher_jax.report.markup import Html, paragraph
+from woodfisher_jax.report.metrics import csv_text
+from woodfisher_jax.report.page import flat
+from woodfisher_jax.report.quantities import (
+    NONE,
+    counted,
+    duration,
+    fixed,
+    percent,
+    scaled,
+)
+from woodfisher_jax.report.record import RunRecord, pruners
 
 INCIDENTAL = (
-    *MACHINE,
-    "compare_with",
     "checkpoint_every_epochs",
+    "compare_with",
+    "compile_cache_dir",
+    "data.dir",
+    "data.prefetch",
+    "data.workers",
+    "distributed",
     "eval_batch_size",
     "prune.diagnostics",
     "prune.loss_path_steps",
@@ -23,15 +37,33 @@ INCIDENTAL = (
     "prune.memory_limit_gb",
     "prune.store",
     "prune.store_dir",
+    "seed",
 )
-"""Fields that say where a run is or what it tells, not what it does."""
+"""Fields that say where a run is or what it reports, not what it does; and the seed."""
 
 TARGETS = ("target_sparsity", "flops_target")
 """Fields of a pruner that set its level, along which a curve goes."""
 
+NUMBERS: dict[str, tuple[str | int, ...]] = {
+    "target_sparsity": ("target_sparsity",),
+    "sparsity": ("sparsity",),
+    "nonzero": ("nonzero",),
+    "prunable": ("prunable",),
+    "dense_top1": ("dense", "top1"),
+    "pruned_top1": ("stages", -1, "top1_after"),
+    "final_top1": ("final", "top1"),
+    "final_top5": ("final", "top5"),
+    "final_loss": ("final", "loss"),
+    "dense_macs": ("macs", "dense"),
+    "sparse_macs": ("macs", "sparse"),
+    "seconds": ("seconds_total",),
+    "peak_rss_bytes": ("peak_rss_bytes",),
+}
+"""Columns of the CSV file, and where they are in the results."""
+
 
 class Spread(NamedTuple):
-    """A figure over the seeds.
+    """A number over the seeds.
 
     Attributes:
         mean: Of the runs that have it; None if none has.
@@ -41,23 +73,28 @@ class Spread(NamedTuple):
     mean: float | None
     deviation: float | None
 
+    def text(self, digits: int = 2) -> str:
+        """Mean ± standard deviation."""
+        mean = fixed(self.mean, digits)
+        if self.deviation is None:
+            return mean
+        return f"{mean} ± {fixed(self.deviation, digits)}"
+
 
 class Group(NamedTuple):
     """Runs that differ in their seed alone.
 
     Attributes:
-        series: What sets it apart from the groups of other curves, such as the method.
-        fields: Of its config, by whole names, without seed and what is incidental.
+        series: What distinguishes it from groups of other curves, such as the method.
         records: Its runs, one a seed, all finished.
     """
 
     series: str
-    fields: dict[str, Any]
     records: list[RunRecord]
 
-    def spread(self, *path: str) -> Spread:
-        """A number of the results over the seeds; a path such as final, top1."""
-        return spread([number_at(record, *path) for record in self.records])
+    def spread(self, name: str) -> Spread:
+        """One of NUMBERS over the seeds."""
+        return spread([number_of(record, name) for record in self.records])
 
 
 class Comparison(NamedTuple):
@@ -76,8 +113,11 @@ class Comparison(NamedTuple):
     unfinished: list[RunRecord]
 
 
+# ----------------------------------------------------------------------- the grouping
+
+
 def compare(records: Sequence[RunRecord]) -> Comparison:
-    """Groups runs by what they are.
+    """Groups runs by their config.
 
     Args:
         records: Two or more, of one data set.
@@ -100,18 +140,18 @@ def compare(records: Sequence[RunRecord]) -> Comparison:
     finished = [record for record in records if record.finished]
     own_start = _starts_go_with_seeds(finished)
     for record in finished:
-        found = identifying(record.config)
+        identity = _identity(record.config)
         if own_start:
-            del found["init_from"]
-        key = json.dumps(found, sort_keys=True)
-        fields[key] = found
+            del identity["init_from"]
+        key = json.dumps(identity, sort_keys=True)
+        fields[key] = identity
         seeds = keyed.setdefault(key, {})
         if record.config["seed"] in seeds:
             repeated.append(record)
         seeds.setdefault(record.config["seed"], record)
     names = _series_names(list(fields.values()))
     groups = [
-        Group(name, fields[key], list(keyed[key].values()))
+        Group(name, list(keyed[key].values()))
         for key, name in zip(fields, names, strict=True)
     ]
     groups.sort(key=lambda g: (g.series, g.spread("sparsity").mean or 0.0))
@@ -119,22 +159,8 @@ def compare(records: Sequence[RunRecord]) -> Comparison:
     return Comparison(groups, list(records), repeated, unfinished)
 
 
-def identifying(config: dict[str, Any]) -> dict[str, Any]:
-    """What of a config makes a run what it is, but for its seed."""
-    found = flat(config)
-    pruners = [name for name in config if config_.is_pruner(name)]
-    for name in INCIDENTAL:
-        section, _, field = name.rpartition(".")
-        for where in [section, *(pruners if section == "prune" else [])]:
-            prefix = f"{where}.{field}" if where else field
-            for key in [k for k in found if k == prefix or k.startswith(f"{prefix}.")]:
-                del found[key]
-    del found["seed"]
-    return found
-
-
 def spread(values: Sequence[float | None]) -> Spread:
-    """Mean and standard deviation of the numbers there are."""
+    """Mean and standard deviation of the known numbers."""
     known = [value for value in values if value is not None]
     if not known:
         return Spread(None, None)
@@ -142,67 +168,29 @@ def spread(values: Sequence[float | None]) -> Spread:
     return Spread(statistics.fmean(known), deviation)
 
 
-def number_at(record: RunRecord, *path: str) -> float | None:
-    """A number of the results, None where there is none."""
+def number_of(record: RunRecord, name: str) -> float | None:
+    """One of NUMBERS from the results, None where there is none."""
     value: Any = record.results
-    for key in path:
-        value = value.get(key) if isinstance(value, dict) else None
+    try:
+        for key in NUMBERS[name]:
+            value = value[key]
+    except (KeyError, IndexError, TypeError):
+        return None
     return value
 
 
-def just_pruned(record: RunRecord) -> float | None:
-    """Top-1 after the last pruning step, before what was trained then."""
-    stages = record.results["stages"]
-    return stages[-1].get("top1_after") if stages else None
-
-
-def csv_text(found: Comparison) -> str:
-    """A line a run, for other programs.
-
-    Args:
-        found: Runs, grouped.
-
-    Returns:
-        The text of a CSV file: sparsities as fractions, accuracies in percent.
-    """
-    repeated = {record.folder for record in found.repeated}
-    series = {
-        record.folder: group.series
-        for group in found.groups
-        for record in group.records
+def _identity(config: dict[str, Any]) -> dict[str, Any]:
+    """The fields that make a run what it is, but for its seed."""
+    further = [name for name in pruners(config) if name != "prune"]
+    left_out = [*INCIDENTAL]
+    for name in INCIDENTAL:
+        if name.startswith("prune."):
+            left_out += [f"{section}.{name[6:]}" for section in further]
+    return {
+        key: value
+        for key, value in flat(config).items()
+        if not any(key == name or key.startswith(f"{name}.") for name in left_out)
     }
-    lines = []
-    for record in found.records:
-        state = "finished" if record.finished else "unfinished"
-        if record.folder in repeated:
-            state = "repeated"
-        lines.append(
-            {
-                "run": str(record.folder),
-                "state": state,
-                "series": series.get(record.folder, ""),
-                "method": record.method,
-                "seed": record.config["seed"],
-                "target_sparsity": number_at(record, "target_sparsity"),
-                "sparsity": number_at(record, "sparsity"),
-                "nonzero": number_at(record, "nonzero"),
-                "prunable": number_at(record, "prunable"),
-                "dense_top1": number_at(record, "dense", "top1"),
-                "pruned_top1": just_pruned(record),
-                "final_top1": number_at(record, "final", "top1"),
-                "final_top5": number_at(record, "final", "top5"),
-                "final_loss": number_at(record, "final", "loss"),
-                "dense_macs": number_at(record, "macs", "dense"),
-                "sparse_macs": number_at(record, "macs", "sparse"),
-                "seconds": number_at(record, "seconds_total"),
-                "peak_rss_bytes": number_at(record, "peak_rss_bytes"),
-            }
-        )
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    return text.getvalue()
 
 
 def _starts_go_with_seeds(records: Sequence[RunRecord]) -> bool:
@@ -219,18 +207,161 @@ def _starts_go_with_seeds(records: Sequence[RunRecord]) -> bool:
 
 
 def _series_names(fields: Sequence[dict[str, Any]]) -> list[str]:
-    """For each group what sets its curve apart, in as few words as that takes."""
+    """For each group what distinguishes its curve, in as few words as that takes."""
     names = []
     for one in fields:
         method = one["prune.method"]
-        # Of another method's options this one need not know.
+        # Only groups of the same method have to be distinguished by its options.
         rivals = [other for other in fields if other["prune.method"] == method]
-        telling = [
+        differing = [
             key
             for key in dict.fromkeys(key for other in rivals for key in other)
             if key.rpartition(".")[2] not in TARGETS
             and any(other.get(key) != one.get(key) for other in rivals)
         ]
-        rest = [f"{key.removeprefix('prune.')}={one.get(key)}" for key in telling]
+        rest = [f"{key.removeprefix('prune.')}={one.get(key)}" for key in differing]
         names.append(", ".join([method, *rest]))
     return names
+
+
+# --------------------------------------------------------------------------- the files
+
+
+def comparison_csv(comparison: Comparison) -> str:
+    """A line a run, for other programs: sparsities as fractions, accuracies in percent.
+
+    Args:
+        comparison: Runs, grouped.
+    """
+    series = {
+        record.folder: group.series
+        for group in comparison.groups
+        for record in group.records
+    }
+    states = {record.folder: "unfinished" for record in comparison.unfinished}
+    states |= {record.folder: "repeated" for record in comparison.repeated}
+    rows = [
+        {
+            "run": str(record.folder),
+            "state": states.get(record.folder, "finished"),
+            "series": series.get(record.folder, ""),
+            "method": record.method,
+            "seed": record.config["seed"],
+            **{name: number_of(record, name) for name in NUMBERS},
+        }
+        for record in comparison.records
+    ]
+    return csv_text(list(rows[0]), rows)
+
+
+def comparison_page(comparison: Comparison) -> str:
+    """The page of several runs.
+
+    Args:
+        comparison: Runs of one data set, grouped.
+    """
+    records, groups = comparison.records, comparison.groups
+    finished = sum(len(group.records) for group in groups)
+    summary = "None of them has finished."
+    if finished:
+        summary = (
+            f"{counted(finished, 'finished run')} in {counted(len(groups), 'group')}; "
+            "runs that differ in their seed alone are one group. Given are the mean "
+            "over the seeds and, after ±, the standard deviation of one run."
+        )
+    warnings = [paragraph(text, kind="warning") for text in _warnings(comparison)]
+    sections = []
+    if groups:
+        sections.append(("Accuracy against sparsity", _curves(groups)))
+        sections.append(("Groups", _groups(groups)))
+    sections.append(("Runs", _runs(records)))
+    title = f"{records[0].config['data']['name']}: {len(records)} runs compared"
+    return html.page(title, [paragraph(summary), *warnings], sections)
+
+
+def _warnings(comparison: Comparison) -> list[str]:
+    texts = []
+    for records, reason in (
+        (comparison.unfinished, "Not finished, and left out of all means"),
+        (
+            comparison.repeated,
+            "Left out, since a run of the same config and seed is there",
+        ),
+    ):
+        if records:
+            texts.append(f"{reason}: {', '.join(str(r.folder) for r in records)}.")
+    models = {record.config["model"]["name"] for record in comparison.records}
+    if len(models) > 1:
+        texts.append(f"The runs are of several models: {', '.join(sorted(models))}.")
+    return texts
+
+
+def _curves(groups: Sequence[Group]) -> Html:
+    records = [record for group in groups for record in group.records]
+    dense = spread([number_of(record, "dense_top1") for record in records]).mean
+    reference = None if dense is None else ("dense, mean", dense)
+    shown = []
+    for title, name in (
+        ("At the end of the run", "final_top1"),
+        ("Just after the last pruning step", "pruned_top1"),
+    ):
+        series = []
+        curves = groupby(groups, lambda group: group.series)
+        for style, (label, curve) in enumerate(curves):
+            points = [(g.spread("sparsity").mean or 0.0, g.spread(name)) for g in curve]
+            points = [(level, y) for level, y in points if y.mean is not None]
+            xs, ys = [100 * level for level, _ in points], [y.mean for _, y in points]
+            errors = [y.deviation or 0.0 for _, y in points]
+            series.append(Series(label, xs, ys, style, "points", errors))
+        if any(one.points for one in series):
+            panel = Panel("top-1 on the test split, %", series, PERCENT, reference)
+            label = "prunable weights that are zero, %"
+            shown.append(figures.lines(title, label, [panel], PERCENT))
+    bars = "Bars are one standard deviation over the seeds to either side."
+    return html.joined([html.figures(shown), paragraph(bars)])
+
+
+def _groups(groups: Sequence[Group]) -> Html:
+    rows = [
+        [
+            group.series,
+            percent(group.spread("sparsity").mean),
+            str(len(group.records)),
+            group.spread("dense_top1").text(),
+            group.spread("pruned_top1").text(),
+            group.spread("final_top1").text(),
+            group.spread("final_loss").text(4),
+            scaled(group.spread("sparse_macs").mean),
+            duration(group.spread("seconds").mean),
+        ]
+        for group in groups
+    ]
+    headers = ["", "sparsity", "seeds", "dense top-1, %", "just pruned, %"]
+    headers += ["final, %", "final loss, nats", "MACs", "time"]
+    caption = "Means over the seeds. MACs: multiply-accumulates for one image."
+    return html.table(headers, rows, caption=caption)
+
+
+def _runs(records: Sequence[RunRecord]) -> Html:
+    rows = [
+        [
+            str(record.folder),
+            record.method,
+            str(record.config["seed"]),
+            percent(number_of(record, "sparsity")),
+            *(
+                fixed(number_of(record, name))
+                for name in ("dense_top1", "pruned_top1", "final_top1")
+            ),
+            duration(number_of(record, "seconds"))
+            if record.finished
+            else "not finished",
+        ]
+        for record in records
+    ]
+    headers = ["run", "method", "seed", "sparsity", "dense top-1, %"]
+    headers += ["just pruned, %", "final, %", "time"]
+    caption = f"Every run; {NONE} where a number is unknown."
+    return html.details(
+        f"All {len(rows)} runs", html.table(headers, rows, caption=caption)
+    )

@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 
-# The distributions whose versions decide what a run computes.
 PACKAGES = (
     "woodfisher-jax",
     "jax",
@@ -19,6 +18,7 @@ PACKAGES = (
     "orbax-checkpoint",
     "numpy",
 )
+"""The distributions whose versions decide what a run computes."""
 
 
 def environment() -> dict[str, Any]:
@@ -30,22 +30,22 @@ def environment() -> dict[str, Any]:
         without being installed.
     """
     devices = jax.devices()
-    device = {
-        "platform": devices[0].platform,
-        "kind": devices[0].device_kind,
-        "count": len(devices),
-    }
     versions: dict[str, str | None] = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             versions[package] = None
+    device = {
+        "platform": devices[0].platform,
+        "kind": devices[0].device_kind,
+        "count": len(devices),
+    }
     return {"device": device, "versions": versions}
 
 
 def peak_rss_bytes() -> int:
-    """Returns the most memory this process has held so far, in bytes."""
+    """The most memory that this process has held so far."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in kB.
 

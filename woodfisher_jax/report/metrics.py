@@ -13,14 +13,12 @@ import io
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import jax
 import numpy as np
-from tensorboardX import SummaryWriter
 
 from woodfisher_jax.rows.needs import Needs
 from woodfisher_jax.tracing.macs import LayerMacs, macs_table
@@ -87,25 +85,22 @@ def needs_record(needs: Needs | None) -> dict[str, Any]:
     }
 
 
-def write_layers(workdir: PathLike, layers: Iterable[Mapping[str, Any]]) -> None:
+def write_layers(workdir: PathLike, layers: Iterable[Row]) -> None:
     """Writes ``layers.csv``: weights and multiply-accumulates of each layer.
 
     Args:
         workdir: the run's folder, created where absent.
         layers: ``layers`` of `macs_record`.
     """
-    table = io.StringIO()
-    writer = csv.DictWriter(table, LayerMacs._fields, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(layers)
-    replace_file(Path(workdir) / "layers.csv", table.getvalue())
+    text = csv_text(LayerMacs._fields, layers)
+    replace_file(Path(workdir) / "layers.csv", text)
 
 
 def write_metrics(workdir: PathLike, rows: Iterable[Row]) -> None:
     """Writes all rows of a run to ``metrics.csv`` and ``metrics.jsonl``.
 
-    The files are written anew from the whole history, which lives in the checkpoint:
-    a resumed run neither repeats a row nor loses one.
+    The files are rewritten from the whole history, which is in the checkpoint, so a
+    resumed run neither repeats a row nor loses one.
 
     Args:
         workdir: the run's folder, created where absent.
@@ -117,13 +112,18 @@ def write_metrics(workdir: PathLike, rows: Iterable[Row]) -> None:
     """
     plain = [_plain(row) for row in rows]
     columns = list(dict.fromkeys(key for row in plain for key in row))
+    lines = [json.dumps(row, allow_nan=False) + "\n" for row in plain]
+    replace_file(Path(workdir) / "metrics.csv", csv_text(columns, plain))
+    replace_file(Path(workdir) / "metrics.jsonl", "".join(lines))
+
+
+def csv_text(columns: Sequence[str], rows: Iterable[Row]) -> str:
+    """The text of a CSV file with a header; what a row lacks is an empty cell."""
     table = io.StringIO()
     writer = csv.DictWriter(table, columns, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(plain)
-    lines = [json.dumps(row, allow_nan=False) + "\n" for row in plain]
-    replace_file(Path(workdir) / "metrics.csv", table.getvalue())
-    replace_file(Path(workdir) / "metrics.jsonl", "".join(lines))
+    writer.writerows(rows)
+    return table.getvalue()
 
 
 def read_metrics(workdir: PathLike) -> list[dict[str, Any]]:
@@ -133,22 +133,32 @@ def read_metrics(workdir: PathLike) -> list[dict[str, Any]]:
 
 
 class EventWriter:
-    """Writes the numbers of rows as TensorBoard scalars; close it, or use ``with``."""
+    """Writes rows as TensorBoard scalars; nothing where tensorboardX is not installed.
+
+    Close it, or use ``contextlib.closing``.
+    """
 
     def __init__(self, folder: PathLike, history: Iterable[Row] = ()):
-        """Opens a new event file and hides what the folder held before.
+        """Opens a new event file, which hides earlier ones of the folder.
 
         Args:
             folder: where TensorBoard looks, created where absent.
             history: rows of the run so far, written again. An exact purge would need
                 more than a step: a prune and the end of an epoch can share one.
         """
+        self._writer: Any = None
+        try:
+            from tensorboardX import SummaryWriter
+        except ModuleNotFoundError:
+            return
         self._writer = SummaryWriter(logdir=str(folder), purge_step=0)
         for row in history:
             self.write(row)
 
     def write(self, row: Row) -> None:
         """Writes each finite number of a row at the row's ``step``."""
+        if self._writer is None:
+            return
         for key, value in _plain(row).items():
             if key not in ("step", "epoch") and isinstance(value, int | float):
                 self._writer.add_scalar(key, value, global_step=row["step"])
@@ -156,18 +166,8 @@ class EventWriter:
 
     def close(self) -> None:
         """Writes what is pending and closes the file."""
-        self._writer.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
+        if self._writer is not None:
+            self._writer.close()
 
 
 def _plain(value: Any) -> Any:

@@ -1,10 +1,11 @@
-"""Numbers with their units, as pages show them; a dash where there is none."""
+"""Numbers with their units, as pages and figures show them; a dash where unknown."""
 
 import math
 
 NONE, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
 PREFIXES = ("", " k", " M", " G", " T", " P")
 """Of powers of a thousand."""
+RAISED = str.maketrans("-0123456789.", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹·")
 
 
 def fixed(value: float | None, digits: int = 2) -> str:
@@ -15,7 +16,7 @@ def fixed(value: float | None, digits: int = 2) -> str:
 
 
 def significant(value: float | None, digits: int = 3) -> str:
-    """A number with so many digits that count, in powers of ten where it is far off."""
+    """A number to so many significant digits, in powers of ten where far from one."""
     if value is None or math.isnan(value):
         return NONE
     text = f"{value:.{digits}g}".replace("e-0", "e-").replace("e+0", "e")
@@ -27,27 +28,37 @@ def percent(fraction: float | None, digits: int = 2) -> str:
     return NONE if fraction is None else f"{fixed(100 * fraction, digits)} %"
 
 
-def scaled(number: float | None) -> str:
+def scaled(value: float | None) -> str:
     """A count with a prefix for its power of a thousand, such as 4.09 G."""
-    if number is None:
+    if value is None:
         return NONE
     power = 0
-    while abs(number) >= 999.5 and power < len(PREFIXES) - 1:
-        number, power = number / 1000, power + 1
-    return f"{number:.3g}{PREFIXES[power]}".replace("-", MINUS)
+    while abs(value) >= 999.5 and power < len(PREFIXES) - 1:
+        value, power = value / 1000, power + 1
+    return f"{value:.3g}{PREFIXES[power]}".replace("-", MINUS)
 
 
-def storage(number: float | None) -> str:
+def storage(value: float | None) -> str:
     """Bytes with a unit of powers of a thousand."""
-    if number is None:
+    if value is None:
         return NONE
-    text = scaled(number)
+    text = scaled(value)
     return text + ("B" if " " in text else " B")
 
 
-def counted(number: int, noun: str) -> str:
+def number(value: float) -> str:
+    """A number as an axis shows it."""
+    return scaled(value) if abs(value) >= 1e4 else significant(value, 4)
+
+
+def power_of_ten(exponent: float) -> str:
+    """10 to that power, such as 10⁻³."""
+    return "10" + f"{exponent:.3g}".translate(RAISED)
+
+
+def counted(count: int, noun: str) -> str:
     """So many of something."""
-    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")
 
 
 def duration(seconds: float | None) -> str:

@@ -1,27 +1,29 @@
-"""What a run has left in its folder, finished or not."""
+"""What a run leaves in its folder, finished or not."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from woodfisher_jax.report import metrics
-from woodfisher_jax.training import checkpoint
-from woodfisher_jax.training import config as config_
-from woodfisher_jax.training.saved_run import read_config
 
 COMPARED = "compare-"
-"""How the folders of the runs begin that a run was compared with."""
+"""How the folders of the runs begin that a run is compared with."""
 
 LATENCY = "latency.json"
 COMMAND = "command.txt"
 
+Nested = dict[str, Any]
+
 
 class RunRecord(NamedTuple):
-    """A run as it can be told.
+    """A run as its folder describes it.
 
     Attributes:
         folder: Of the run.
-        config: As nested dicts; fields that did not exist then have their defaults.
+        config: As nested dicts; what ``config.json`` lacks has its default.
+        defaults: The same fields with their defaults; a further pruner's are those of
+            the first one.
         finished: Whether there are results.
         results: The content of ``results.json``; of an unfinished run what is known of
             it, the rest None or empty.
@@ -32,12 +34,13 @@ class RunRecord(NamedTuple):
     """
 
     folder: Path
-    config: dict[str, Any]
+    config: Nested
+    defaults: Nested
     finished: bool
-    results: dict[str, Any]
-    rows: list[dict[str, Any]]
+    results: Nested
+    rows: list[Nested]
     command: str
-    latency: dict[str, Any] | None
+    latency: Nested | None
     compared: dict[str, "RunRecord"]
 
     @property
@@ -49,6 +52,11 @@ class RunRecord(NamedTuple):
 def is_run(folder: Path) -> bool:
     """Whether a folder is that of a run."""
     return (folder / "config.json").is_file()
+
+
+def pruners(config: Nested) -> dict[str, Nested]:
+    """The sections ``prune``, ``prune_2`` and so on of a config."""
+    return {name: config[name] for name in config if re.match(r"prune(_\d+)?$", name)}
 
 
 def find_runs(folder: Path) -> list[Path]:
@@ -68,43 +76,46 @@ def find_runs(folder: Path) -> list[Path]:
     return found
 
 
-def read_record(folder: Path) -> RunRecord:
+def read_record(folder: Path, defaults: Nested) -> RunRecord:
     """Reads what a run has left.
 
     Args:
         folder: Of the run.
+        defaults: The default config, as nested dicts.
 
     Raises:
         ValueError: If it is none, or a file of it is damaged.
     """
-    try:
-        config = config_.to_dict(read_config(folder))
-        rows: list[dict[str, Any]] = []
-        if (folder / "metrics.jsonl").is_file():
+    config = _json(folder / "config.json")
+    if config is None:
+        raise ValueError(f"{folder}: there is no config.json, so no run here")
+    first = {**defaults["prune"], **config.get("prune", {})}
+    further = {name: first for name in pruners(config) if name != "prune"}
+    own = {**defaults, **further}
+    config = _filled(config, own)
+    rows: list[Nested] = []
+    if (folder / "metrics.jsonl").is_file():
+        try:
             rows = metrics.read_metrics(folder)
-        results = _json(folder / "results.json")
-        latency = _json(folder / LATENCY)
-    except ValueError as error:
-        where = "" if str(folder) in str(error) else f"{folder}: "
-        raise ValueError(f"{where}{error}") from error
-    finished = results is not None
-    if results is None:
-        results = _so_far(folder, config, rows)
+        except ValueError as error:
+            raise ValueError(f"{folder}/metrics.jsonl is damaged: {error}") from error
+    results = _json(folder / "results.json")
     command = folder / COMMAND
-    records = [
-        read_record(path)
+    compared = [
+        read_record(path, defaults)
         for path in sorted(folder.glob(f"{COMPARED}*"))
         if is_run(path)
     ]
     return RunRecord(
         folder=folder,
         config=config,
-        finished=finished,
-        results=results,
+        defaults=own,
+        finished=results is not None,
+        results=_so_far(folder, config, rows) if results is None else results,
         rows=rows,
         command=command.read_text().strip() if command.is_file() else "",
-        latency=latency,
-        compared={record.method: record for record in records},
+        latency=_json(folder / LATENCY),
+        compared={record.method: record for record in compared},
     )
 
 
@@ -114,12 +125,12 @@ def write_command(folder: Path, command: str) -> None:
         (folder / COMMAND).write_text(command + "\n")
 
 
-def write_latency(folder: Path, latency: dict[str, Any]) -> None:
+def write_latency(folder: Path, latency: Nested) -> None:
     """Writes what was measured of a run's products."""
     (folder / LATENCY).write_text(json.dumps(latency, indent=2) + "\n")
 
 
-def _json(path: Path) -> dict[str, Any] | None:
+def _json(path: Path) -> Nested | None:
     """The content of a file; None where there is none."""
     if not path.is_file():
         return None
@@ -129,30 +140,37 @@ def _json(path: Path) -> dict[str, Any] | None:
         raise ValueError(f"{path} is damaged: {error}") from error
 
 
-def _so_far(folder: Path, config: dict[str, Any], rows: list[dict]) -> dict[str, Any]:
+def _filled(values: Nested, defaults: Nested) -> Nested:
+    """Nested dicts with the defaults of what they lack, in the order of these."""
+    filled = {**defaults, **values}
+    for key, value in filled.items():
+        if isinstance(value, dict) and isinstance(defaults.get(key), dict):
+            filled[key] = _filled(value, defaults[key])
+    return filled
+
+
+def _so_far(folder: Path, config: Nested, rows: list[Nested]) -> Nested:
     """Results of a run that has not ended, from its rows and its last save."""
     log = _saved_log(folder)
-    stages = log.get("stages") or []
-    if not stages:
-        # Without a save, the rows tell where it was pruned, but not how.
-        stages = [
-            {"pruner": "prune", **row, "top1_after": row["top1"]}
-            for row in rows
-            if row["event"] == "prune"
-        ]
+    # Without a save, the rows say when it was pruned, but not how.
+    pruned = [
+        {"pruner": "prune", **row, "top1_after": row["top1"]}
+        for row in rows
+        if row["event"] == "prune"
+    ]
     dense = next((row for row in rows if row["event"] == "dense"), None)
     last = rows[-1] if rows else {}
-    pruners = {k: v for k, v in config.items() if config_.is_pruner(k) or k == "prune"}
+    methods = dict.fromkeys(one["method"] for one in pruners(config).values())
     prefix = "sparsity/"
     return {
-        "method": " + ".join(dict.fromkeys(p["method"] for p in pruners.values())),
+        "method": " + ".join(methods),
         "target_sparsity": None,
         "sparsity": last.get("sparsity"),
         "nonzero": None,
         "prunable": None,
-        "dense": _judged(dense),
-        "final": _judged(last),
-        "stages": stages,
+        "dense": _evaluated(dense),
+        "final": _evaluated(last),
+        "stages": log.get("stages") or pruned,
         "sparsity_by_path": {
             key.removeprefix(prefix): value
             for key, value in last.items()
@@ -167,17 +185,17 @@ def _so_far(folder: Path, config: dict[str, Any], rows: list[dict]) -> dict[str,
     }
 
 
-def _judged(row: dict[str, Any] | None) -> dict[str, Any] | None:
-    if not row:
-        return None
-    return {key: row.get(key) for key in ("top1", "top5", "loss")}
+def _evaluated(row: Nested | None) -> Nested | None:
+    return {key: row.get(key) for key in ("top1", "top5", "loss")} if row else None
 
 
-def _saved_log(folder: Path) -> dict[str, Any]:
-    if not any(folder.glob("checkpoints/*")):
+def _saved_log(folder: Path) -> Nested:
+    """The history in the latest save, which Orbax keeps as JSON; {} without one."""
+    saves = [path for path in folder.glob("checkpoints/*") if path.name.isdecimal()]
+    if not saves:
         return {}
+    latest = max(saves, key=lambda path: int(path.name))
     try:
-        with checkpoint.open_manager(folder / "checkpoints") as manager:
-            return dict(checkpoint.read_meta(manager, None)["log"])
-    except ValueError:
-        return {}  # A damaged save: the rows tell less, but tell it.
+        return dict(json.loads((latest / "meta" / "metadata").read_text())["log"])
+    except (OSError, ValueError, KeyError):
+        return {}  # The save is damaged; the rows describe the run with less detail.

@@ -1,17 +1,70 @@
-"""Tables on the console: a run, several runs, layers, what a pruning step needs."""
+"""Tables of text: a run, several runs, layers, the plan of a pruning step."""
 
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
+from woodfisher_jax.report.quantities import (
+    duration,
+    fixed,
+    percent,
+    scaled,
+    storage,
+)
 from woodfisher_jax.rows.needs import Needs
 
+Table = tuple[list[str], list[list[str]]]
+"""Headers, and rows of as many cells."""
 
-def print_table(results: Mapping[str, Any], console: Console | None = None) -> None:
+
+def steps(stages: Iterable[Mapping[str, Any]]) -> Table:
+    """A line a pruning step, with the top-1 before and after it in percent."""
+    rows = [
+        [
+            f"{stage['pruner']} {number}",
+            f"{stage['epoch']:g}",
+            f"{stage['step']:,}",
+            percent(stage.get("target_sparsity")),
+            percent(stage.get("sparsity")),
+            fixed(stage.get("top1_before")),
+            fixed(stage.get("top1_after")),
+            duration(stage.get("seconds")),
+        ]
+        for number, stage in enumerate(stages, 1)
+    ]
+    headers = ["", "epoch", "step", "target", "sparsity", "top-1 before, %"]
+    return [*headers, "after, %", "time"], rows
+
+
+def layers(rows: Iterable[Mapping[str, Any]]) -> Table:
+    """A line a layer, and their sums: weights and multiply-accumulates (MACs).
+
+    Args:
+        rows: ``layers`` of :func:`woodfisher_jax.report.metrics.macs_record`.
+    """
+    rows = list(rows)
+    total: dict[str, Any] = {"path": "all"}
+    for key in ("size", "nonzero", "dense", "sparse"):
+        total[key] = sum(row[key] for row in rows)
+    cells = [
+        [
+            layer_name(row["path"]),
+            f"{row['size']:,}",
+            f"{row['nonzero']:,}",
+            percent(1 - row["nonzero"] / row["size"]),
+            scaled(row["dense"]),
+            scaled(row["sparse"]),
+        ]
+        for row in [*rows, total]
+    ]
+    return ["layer", "weights", "left", "sparsity", "MACs, dense", "sparse"], cells
+
+
+def layer_name(path: str) -> str:
+    """The path of a parameter without the word that all kernels end in."""
+    return path.removesuffix("/kernel")
+
+
+def print_table(results: Mapping[str, Any]) -> None:
     """Prints how a run went: dense, each pruning step, final.
 
     Args:
@@ -21,140 +74,69 @@ def print_table(results: Mapping[str, Any], console: Console | None = None) -> N
             ``top1_before``, ``top1_after``, ``seconds``; ``sparsity``, ``nonzero``,
             ``prunable``, ``macs`` (of one image, or None), ``seconds_total``,
             ``peak_rss_bytes``, ``device``. Sparsities are fractions.
-        console: where to print; by default the standard output.
     """
-    target = _number(_times_100(results["target_sparsity"]))
-    table = Table(title=Text(f"{results['method']}, target sparsity {target} %"))
-    table.add_column("")
-    for column in (
-        "epoch",
-        "step",
-        "target %",
-        "sparsity %",
-        "top-1 before",
-        "after",
-        "seconds",
-    ):
-        table.add_column(column, justify="right")
-    table.add_row("dense", "", "", "", "", "", _number(results["dense"]["top1"]), "")
-    for number, stage in enumerate(results["stages"], 1):
-        table.add_row(
-            f"{stage['pruner']} {number}",
-            f"{stage['epoch']:g}",
-            str(stage["step"]),
-            _number(_times_100(stage["target_sparsity"])),
-            _number(_times_100(stage["sparsity"])),
-            _number(stage["top1_before"]),
-            _number(stage["top1_after"]),
-            _number(stage["seconds"], 1),
-        )
-    table.add_row(
-        "final",
-        "",
-        "",
-        "",
-        _number(_times_100(results["sparsity"])),
-        "",
-        _number(results["final"]["top1"]),
-        _number(results["seconds_total"], 1),
-        style="bold",
-    )
+    headers, rows = steps(results["stages"])
+    rows.insert(0, ["dense", *[""] * 5, fixed(results["dense"]["top1"]), ""])
+    level, top1 = percent(results["sparsity"]), fixed(results["final"]["top1"])
+    time = duration(results["seconds_total"])
+    rows.append(["final", "", "", "", level, "", top1, time])
+    print(f"{results['method']}, target sparsity {percent(results['target_sparsity'])}")
+    _print(headers, rows)
     device, macs = results["device"], results["macs"]
     left = f"{results['nonzero']:,} of {results['prunable']:,} prunable weights"
     if macs:
-        millions = [f"{macs[kind] / 1e6:.4g}" for kind in ("sparse", "dense")]
-        left += f" and {' of '.join(millions)} M multiply-accumulates"
-    table.caption = (
-        f"{left} left; "
-        f"peak memory {results['peak_rss_bytes'] / 1e9:.2f} GB; "
-        f"{device['count']} x {device['kind']}"
-    )
-    (console or Console()).print(table)
+        sparse, dense = scaled(macs["sparse"]), scaled(macs["dense"])
+        left += f" and {sparse} of {dense} multiply-accumulates"
+    print(f"{left} left")
+    memory = storage(results["peak_rss_bytes"])
+    print(f"peak memory {memory}; {device['count']} x {device['kind']}")
 
 
-def print_comparison(
-    runs: Mapping[str, Mapping[str, Any]], console: Console | None = None
-) -> None:
+def print_comparison(runs: Mapping[str, Mapping[str, Any]]) -> None:
     """Prints several runs side by side, one line each.
 
     Args:
         runs: name of the run to its results, as in `print_table`.
-        console: where to print; by default the standard output.
     """
-    table = Table()
-    table.add_column("run")
-    table.add_column("method")
-    for column in ("sparsity %", "dense top-1", "pruned", "final", "seconds"):
-        table.add_column(column, justify="right")
-    for name, results in runs.items():
-        stages = results["stages"]
-        table.add_row(
-            Text(name),  # A plain string with [brackets] would be taken for markup.
-            Text(results["method"]),
-            _number(_times_100(results["sparsity"])),
-            _number(results["dense"]["top1"]),
-            _number(stages[-1]["top1_after"] if stages else None),
-            _number(results["final"]["top1"]),
-            _number(results["seconds_total"], 1),
-        )
-    (console or Console()).print(table)
+    rows = [
+        [
+            name,
+            results["method"],
+            percent(results["sparsity"]),
+            fixed(results["dense"]["top1"]),
+            fixed(results["stages"][-1]["top1_after"] if results["stages"] else None),
+            fixed(results["final"]["top1"]),
+            duration(results["seconds_total"]),
+        ]
+        for name, results in runs.items()
+    ]
+    headers = ["run", "method", "sparsity", "dense top-1, %", "pruned, %", "final, %"]
+    _print([*headers, "time"], rows, words=2)
 
 
-def print_layers(
-    layers: Iterable[Mapping[str, Any]], console: Console | None = None
-) -> None:
-    """Prints weights and multiply-accumulates of each layer, and their sums.
-
-    Args:
-        layers: ``layers`` of `macs_record`.
-        console: where to print; by default the standard output.
-    """
-    layers = list(layers)
-    table = Table()
-    table.add_column("layer")
-    for column in ("weights", "left", "sparsity %", "M MACs", "left"):
-        table.add_column(column, justify="right")
-    total: dict[str, Any] = {"path": "all"}
-    for key in ("size", "nonzero", "dense", "sparse"):
-        total[key] = sum(row[key] for row in layers)
-    for row in [*layers, total]:
-        table.add_row(
-            Text(row["path"].removesuffix("/kernel")),
-            f"{row['size']:,}",
-            f"{row['nonzero']:,}",
-            _number(100 * (1 - row["nonzero"] / row["size"])),
-            _number(row["dense"] / 1e6, 3),
-            _number(row["sparse"] / 1e6, 3),
-            style="bold" if row is total else None,
-        )
-    (console or Console()).print(table)
+def print_layers(rows: Iterable[Mapping[str, Any]]) -> None:
+    """Prints :func:`layers`."""
+    _print(*layers(rows))
 
 
-def print_needs(needs: Needs, console: Console | None = None) -> None:
+def print_needs(needs: Needs) -> None:
     """Prints what each phase of a pruning step takes.
 
     Args:
         needs: From :func:`woodfisher_jax.plan_pruning`.
-        console: where to print; by default the standard output.
     """
-    console = console or Console()
-    table = Table(title="one pruning step")
-    table.add_column("phase")
-    for heading in ("TFLOP", "gradients moved, GB", "peak memory, GB"):
-        table.add_column(heading, justify="right")
-    for phase in needs.phases:
-        table.add_row(
+    rows = [
+        [
             phase.name,
             f"{phase.flops / 1e12:.3g}",
             _giga(phase.bytes_moved),
             _giga(phase.peak_bytes),
-        )
-    console.print(table)
-    console.print(
-        f"{needs_line(needs)}; microbatches of {needs.microbatch_size}",
-        highlight=False,
-        soft_wrap=True,
-    )
+        ]
+        for phase in needs.phases
+    ]
+    print("one pruning step")
+    _print(["phase", "TFLOP", "gradients moved, GB", "peak memory, GB"], rows)
+    print(f"{needs_line(needs)}; microbatches of {needs.microbatch_size}")
 
 
 def needs_line(needs: Needs) -> str:
@@ -178,15 +160,20 @@ def needs_line(needs: Needs) -> str:
     )
 
 
+def _print(
+    headers: Sequence[str], rows: Sequence[Sequence[str]], words: int = 1
+) -> None:
+    """Prints a table whose first columns, of words, are aligned left."""
+    lines = [headers, *rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    lines.insert(1, ["-" * width for width in widths])
+    for line in lines:
+        cells = [
+            cell.ljust(width) if column < words else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ]
+        print("  ".join(cells).rstrip())
+
+
 def _giga(number: float) -> str:
     return f"{number / 1e9:.3g}"
-
-
-def _times_100(fraction: float | None) -> float | None:
-    """Turns a fraction into percent."""
-    return None if fraction is None else 100 * fraction
-
-
-def _number(value: float | None, digits: int = 2) -> str:
-    """Writes a number for a table cell; a dash where there is none."""
-    return "-" if value is None or math.isnan(value) else f"{value:.{digits}f}"

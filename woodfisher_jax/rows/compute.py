@@ -56,7 +56,10 @@ class Compute(Options):
         "temporary files.",
     )
     memory_limit: float | None = option(
-        None, "Most memory to take, in bytes; default what is free.", least=1
+        None,
+        "Most memory to take, in bytes; default what is free.",
+        least=1,
+        in_config=False,
     )
     mesh: Mesh | None = option(
         None,

@@ -4,8 +4,9 @@ From the plan follow the tier that keeps the gradients between the statistic and
 update, how many examples a device takes at once, and whether the step fits at all.
 """
 
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
@@ -372,27 +373,29 @@ def _suggestions(
 ) -> list[str]:
     """For each option that could make the step fit, the nearest value that does."""
     problem, compute = planner.problem, planner.problem.compute
+    values: dict[str, Iterable[Any]] = {
+        "store": () if compute.store == "auto" else ("auto",),
+        "microbatch_size": (1,) if (compute.microbatch_size or 1) > 1 else (),
+        "block_size": _halvings(widest, 64),
+        "num_samples": _halvings(problem.num_samples, 8),
+    }
 
-    def fits(changed: Problem = problem, block_size: int | None = block_size) -> bool:
+    def fits(option: str, value: Any) -> bool:
+        width, changed = block_size, problem
+        if option == "block_size":
+            width = value
+        elif option == "num_samples":
+            changed = problem._replace(num_samples=value)
+        else:
+            changed = problem._replace(compute=compute.replace(**{option: value}))
         other = _rescaled(planner, changed)
-        plans = other.plans(layouts and layouts(block_size))
+        plans = other.plans(layouts and layouts(width))
         return any(other.shortage(needs) is None for needs, _ in plans)
 
-    ways = []
-    automatic = problem._replace(compute=compute.replace(store="auto"))
-    if compute.store != "auto" and fits(automatic):
-        ways.append("store='auto'")
-    single = problem._replace(compute=compute.replace(microbatch_size=1))
-    if (compute.microbatch_size or 1) > 1 and fits(single):
-        ways.append("microbatch_size=1")
-    for width in _halvings(widest, 64):
-        if fits(block_size=width):
-            ways.append(f"block_size={width}")
-            break
-    for number in _halvings(problem.num_samples, 8):
-        if fits(problem._replace(num_samples=number)):
-            ways.append(f"num_samples={number}")
-            break
+    ways: list[str] = []
+    for option, candidates in values.items():
+        fitting = (f"{option}={v!r}" for v in candidates if fits(option, v))
+        ways += islice(fitting, 1)
     return ways
 
 

@@ -158,7 +158,6 @@ class TierStore:
 
     def _write(self, start: int, rows: jax.Array) -> None:
         for shard in rows.addressable_shards:
-            assert shard.index is not None
             tier = self._tiers[_position(shard.index)]
             tier.write(start, np.asarray(shard.data)[:, 0])
 
@@ -205,7 +204,7 @@ class TierStore:
 
 
 def _position(index: tuple[slice, ...] | None) -> int:
-    """The device that a shard of rows [n, num_devices, columns] lies on."""
+    """Which device a shard of rows [n, num_devices, columns] lies on."""
     assert index is not None
     # A single device has slice(None).
     return index[1].start or 0

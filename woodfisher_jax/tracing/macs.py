@@ -84,7 +84,8 @@ def macs_per_weight(
             embeddings, normalisation) cost 0. Default all that some layer multiplies.
 
     Returns:
-        From path to MACs.
+        From path to MACs; by default in the order in which the program uses the
+        tensors.
 
     Raises:
         ValueError: If a tensor that is wanted is not there, or its products cannot be
@@ -105,7 +106,10 @@ def macs_per_weight(
         for path in wanted
     }
     if paths is None:
-        return {path: cost for path, cost in costs.items() if cost}
+        # In the order of the program: a tree of dicts is sorted by name.
+        layers = [u for own in uses.values() for u in own if isinstance(u, Product)]
+        ranked = sorted(layers, key=lambda use: use.position)
+        return {use.path: costs[use.path] for use in ranked if costs[use.path]}
     return costs
 
 

@@ -16,8 +16,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from woodfisher_jax.rows.sharding import AXIS, num_devices, one_axis, placed
-from woodfisher_jax.training.config import Config, ConfigError
-from woodfisher_jax.training.sections import DistributedConfig
+from woodfisher_jax.training.config import Config, ConfigError, DistributedConfig
 from woodfisher_jax.training.workdir import differences, identity
 
 logger = logging.getLogger(__name__)

@@ -16,7 +16,6 @@ import jax
 import numpy as np
 
 from woodfisher_jax.data import batches
-from woodfisher_jax.evaluate import evaluate
 from woodfisher_jax.progress import progress_bar
 from woodfisher_jax.report import tables
 from woodfisher_jax.report.record import write_command
@@ -24,6 +23,7 @@ from woodfisher_jax.rows.sharding import replicate
 from woodfisher_jax.training import checkpoint, distributed
 from woodfisher_jax.training import config as config_
 from woodfisher_jax.training.config import Config
+from woodfisher_jax.training.evaluate import evaluate
 from woodfisher_jax.training.history import Log
 from woodfisher_jax.training.plan import Phase, Plan, Stage, prepare
 from woodfisher_jax.training.preemption import (
@@ -149,7 +149,7 @@ def loop(
 
     results = summarize(plan, state, log)
     if distributed.is_first():
-        write_report(workdir, results, log)
+        write_report(workdir, results)
     return results
 
 
@@ -169,7 +169,7 @@ def start_or_resume(
     fresh = TrainState(
         params, variables.get("batch_stats", {}), masks, phase.tx.init(params)
     )
-    if any(pruner.needs_dense for pruner in plan.config.pruners.values()):
+    if any(pruner.keeps_dense for pruner in plan.config.pruners.values()):
         fresh = fresh._replace(dense=dense_copy(fresh))
     fresh = averaging(fresh, phase.settings.average_decay)
     fresh = replicate(fresh, plan.mesh)

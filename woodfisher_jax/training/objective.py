@@ -1,4 +1,4 @@
-"""What a network is trained and judged by: cross entropy of its logits."""
+"""The loss of a classifier, cross entropy, and functions of a frozen network."""
 
 import functools
 from collections.abc import Callable
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from woodfisher_jax.tracing import macs as flops
+from woodfisher_jax.tracing import macs
 
 Variables = dict[str, Any]
 """Flax collections: ``params`` and, for models that keep them, ``batch_stats``."""
@@ -70,7 +70,7 @@ def frozen_loss(
 
     Args:
         model: A Linen classifier.
-        batch_stats: Its running statistics; new values do not compile anew.
+        batch_stats: Its running statistics; new values do not compile again.
         label_smoothing: Share of the target that is spread over all classes, [0, 1).
 
     Returns:
@@ -93,7 +93,7 @@ def frozen_outputs(model: nn.Module, batch_stats: Any) -> Partial:
 
     Args:
         model: A Linen classifier.
-        batch_stats: Its running statistics; new values do not compile anew.
+        batch_stats: Its running statistics; new values do not compile again.
 
     Returns:
         (params, images) -> logits.
@@ -115,7 +115,7 @@ def frozen_errors(model: nn.Module, batch_stats: Any) -> Partial:
 
     Args:
         model: A Linen classifier.
-        batch_stats: Its running statistics; new values do not compile anew.
+        batch_stats: Its running statistics; new values do not compile again.
 
     Returns:
         (params, batch) -> scalar, with batch = {"image": ..., "label": ...}.
@@ -144,7 +144,7 @@ def macs_per_weight(
     stats = jax.tree.map(
         lambda leaf: np.ones(leaf.shape, leaf.dtype), variables.get("batch_stats", {})
     )
-    return flops.macs_per_weight(
+    return macs.macs_per_weight(
         lambda params, images: predict(model, variables_of(params, stats), images),
         variables["params"],
         image,

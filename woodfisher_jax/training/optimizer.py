@@ -1,6 +1,5 @@
 """Optimizers and learning rates of Optax by name."""
 
-import difflib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -9,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from woodfisher_jax.options import OptionError, check_known
 from woodfisher_jax.trees.paths import Params
 
 OPTIMIZERS = (
@@ -34,6 +34,9 @@ OPTIMIZERS = (
 
 DEFAULTS: dict[str, dict[str, Any]] = {"sgd": {"momentum": 0.9}}
 """Settings that are not Optax's own defaults."""
+
+SHARES = ("momentum", "b1", "b2", "decay")
+"""Settings in [0, 1)."""
 
 # Given by the run, or no plain value.
 _NO_SETTINGS = {"learning_rate", "weight_decay", "mask", "weight_decay_mask"}
@@ -150,15 +153,35 @@ def kernels(params: Params) -> Any:
 def optimizer_settings(name: str) -> tuple[str, ...]:
     """The settings that an optimizer takes besides learning rate and weight decay.
 
+    Args:
+        name: One of :data:`OPTIMIZERS`.
+
     Raises:
-        ValueError: If there is no optimizer of that name.
+        OptionError: If there is no such optimizer.
     """
     if name not in OPTIMIZERS:
-        close = difflib.get_close_matches(name.lower(), OPTIMIZERS, n=1)
-        hint = f". Did you mean {close[0]!r}?" if close else ""
-        raise ValueError(f"name={name!r}; expected one of {list(OPTIMIZERS)}{hint}")
+        message = f"name={name!r}; expected one of {list(OPTIMIZERS)}"
+        raise OptionError("name", message)
     parameters = inspect.signature(getattr(optax, name)).parameters
     return tuple(key for key in parameters if key not in _NO_SETTINGS)
+
+
+def check_settings(name: str, settings: Mapping[str, Any]) -> None:
+    """Raises unless an optimizer takes the settings.
+
+    Raises:
+        OptionError: Naming the setting, and those that there are.
+    """
+    known = optimizer_settings(name)
+    for key, value in settings.items():
+        check_known(key, known, name)
+        is_number = isinstance(value, (bool, int, float))
+        if key in SHARES and value is not None and not (is_number and 0 <= value < 1):
+            message = f"{key}={value!r}; expected a number in [0, 1)"
+            raise OptionError(key, message)
+        if not (is_number or value is None or isinstance(value, str)):
+            message = f"{key}={value!r}; expected a number, True, False or None"
+            raise OptionError(key, message)
 
 
 def make_optimizer(
@@ -178,24 +201,16 @@ def make_optimizer(
         name: One of :data:`OPTIMIZERS`.
         schedule: Step to learning rate.
         weight_decay: Factor on the weights; default 0.
-        settings: Further keyword arguments of the function in Optax. Default those of
-            Optax, and a momentum of 0.9 for sgd.
+        settings: Further keyword arguments of the function in Optax, as
+            :func:`check_settings` takes them. Default those of Optax, and a momentum
+            of 0.9 for sgd.
         kernels_only: Whether weight decay leaves out what is not called ``kernel``:
             biases, scales of norms, embeddings. Default False.
 
     Raises:
-        ValueError: If there is no such optimizer, it lacks one of the settings, or it
-            cannot leave weights out of its weight decay.
+        ValueError: If the optimizer cannot leave weights out of its weight decay.
     """
     settings = {**DEFAULTS.get(name, {}), **(settings or {})}
-    known = optimizer_settings(name)
-    for key in settings:
-        if key not in known:
-            close = difflib.get_close_matches(key, known, n=1)
-            hint = f". Did you mean {close[0]!r}?" if close else ""
-            raise ValueError(
-                f"{key}={settings[key]!r}; {name} takes {', '.join(known)}{hint}"
-            )
     build: Callable[..., optax.GradientTransformation] = getattr(optax, name)
     takes = inspect.signature(build).parameters
     mask = kernels if kernels_only else None

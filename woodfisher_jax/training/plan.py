@@ -14,13 +14,15 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from woodfisher_jax import data, models, torch_weights
+from woodfisher_jax import data, models
 from woodfisher_jax.data import Progress, batches
 from woodfisher_jax.rows.sharding import num_devices
 from woodfisher_jax.training import distributed, optimizer, pruners
 from woodfisher_jax.training.config import Config, ConfigError, PruneConfig, TrainConfig
 from woodfisher_jax.training.objective import macs_per_weight, predict
+from woodfisher_jax.training.saved_run import read_weights
 from woodfisher_jax.trees.masks import Masks
+from woodfisher_jax.weights.state_dicts import to_variables
 
 logger = logging.getLogger(__name__)
 
@@ -114,9 +116,7 @@ def prepare(config: Config, progress: Progress) -> tuple[Plan, tuple[Any, Masks]
     with _refused_as("config.model"):
         model = models.build_model(config.model.name, **config.model.settings)
     with _refused_as("config.init_from"):
-        state_dict = (
-            torch_weights.read_weights(config.init_from) if config.init_from else None
-        )
+        state_dict = read_weights(config.init_from) if config.init_from else None
     with _refused_as("config.data"):
         dataset = data.load(
             config.data.name,
@@ -131,7 +131,7 @@ def prepare(config: Config, progress: Progress) -> tuple[Plan, tuple[Any, Masks]
     saved: dict[str, np.ndarray] = {}
     if state_dict is not None:
         with _refused_as("config.init_from"):
-            variables, saved = torch_weights.to_variables(state_dict, variables)
+            variables, saved = to_variables(state_dict, variables)
     plan = make_plan(config, dataset, model, progress)
     selected = pruners.init_masks(variables["params"], config)
     masks = {path: jnp.asarray(saved.get(path, m)) for path, m in selected.items()}
@@ -152,11 +152,11 @@ def prepare(config: Config, progress: Progress) -> tuple[Plan, tuple[Any, Masks]
 
 @contextlib.contextmanager
 def _refused_as(field: str) -> Iterator[None]:
-    """Gives what is refused the name of the field that it comes from."""
+    """Errors get the name of the field that they come from."""
     try:
         yield
     except data.DataMissingError:
-        raise  # Says more, and that the config is right.
+        raise  # It says where to get the data; the config is right.
     except (ValueError, TypeError, OSError) as error:
         raise ConfigError(f"{field}: {error}") from error
 
@@ -164,7 +164,7 @@ def _refused_as(field: str) -> Iterator[None]:
 def _check_classes(
     config: Config, dataset: data.DataSet, model: nn.Module, variables: Any
 ) -> None:
-    """The model tells as many classes apart as the data set has."""
+    """The model has as many outputs as the data set has classes."""
     image = np.zeros((1, *dataset.image_shape), np.float32)
     logits = jax.eval_shape(functools.partial(predict, model), variables, image)
     found = logits.shape[-1]
@@ -234,20 +234,19 @@ def _check_shares(name: str, settings: TrainConfig, devices: int) -> None:
 
 
 def _check_samples(name: str, pruner: PruneConfig, dataset: data.DataSet) -> None:
-    """The training set has the examples that a pruner asks for."""
-    available = dataset.num_train
-    needed = pruner.num_samples * pruner.batch_size
+    """The training set has the examples that a pruner takes."""
+    available, needed = dataset.num_train, pruner.num_examples
     if needed > available:
         raise ConfigError(
             f"config.{name}: num_samples x batch_size = {pruner.num_samples} x "
-            f"{pruner.batch_size} = {needed} examples, but the training set of "
-            f"{dataset.name} has {available}; lower one of the two"
+            f"{pruner.value_of('batch_size')} = {needed} examples, but the training "
+            f"set of {dataset.name} has {available}; lower one of the two"
         )
-    kept_apart = pruner.damping_search_samples
+    held_out = pruner.damping_search_samples
     used = max(needed, pruner.mean_samples or 0)
-    if kept_apart and used + kept_apart > available:
+    if held_out and used + held_out > available:
         raise ConfigError(
-            f"config.{name}.damping_search_samples={kept_apart} beside {used} "
+            f"config.{name}.damping_search_samples={held_out} beside {used} "
             f"examples of the gradients; expected no more than the {available} "
             f"training examples of {dataset.name} together"
         )

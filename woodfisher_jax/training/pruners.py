@@ -4,8 +4,7 @@ from typing import Any
 
 import jax
 
-from woodfisher_jax.training.config import Config, ConfigError
-from woodfisher_jax.training.sections import PruneConfig
+from woodfisher_jax.training.config import Config, ConfigError, PruneConfig
 from woodfisher_jax.trees import masks as masks_
 from woodfisher_jax.trees.masks import Masks
 from woodfisher_jax.trees.paths import leaves_by_path

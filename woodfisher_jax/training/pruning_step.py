@@ -1,8 +1,8 @@
-"""One pruning step of a run: its samples, options and needs, and what it did."""
+"""One pruning step of a run: its samples, options, memory plan, and its record."""
 
 import functools
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -10,22 +10,23 @@ import jax.numpy as jnp
 import numpy as np
 
 from woodfisher_jax.data import batches
-from woodfisher_jax.evaluate import evaluate
 from woodfisher_jax.info import PruneInfo
 from woodfisher_jax.masked import mask_state
-from woodfisher_jax.methods import METHODS
 from woodfisher_jax.prune import plan_pruning, prune
 from woodfisher_jax.report import metrics
 from woodfisher_jax.rows.gradients import sample_labels
+from woodfisher_jax.rows.memory_plan import MemoryLimitError
 from woodfisher_jax.rows.needs import Needs
 from woodfisher_jax.rows.sharding import replicate
-from woodfisher_jax.settings import AUTO
+from woodfisher_jax.selection.costs import MILLION
 from woodfisher_jax.stages import matching
 from woodfisher_jax.stages.damping_search import prune_searched
 from woodfisher_jax.stages.matching import Rows, outputs_of
-from woodfisher_jax.tracing import macs as flops
+from woodfisher_jax.tracing.macs import sparse_macs
 from woodfisher_jax.training import loss_path, pruners
 from woodfisher_jax.training.batch_norm import reestimate
+from woodfisher_jax.training.config import ConfigError, PruneConfig, step_options
+from woodfisher_jax.training.evaluate import evaluate
 from woodfisher_jax.training.objective import (
     frozen_errors,
     frozen_loss,
@@ -34,44 +35,12 @@ from woodfisher_jax.training.objective import (
     variables_of,
 )
 from woodfisher_jax.training.plan import Plan, Stage
-from woodfisher_jax.training.sections import PruneConfig
 from woodfisher_jax.training.train_step import TrainState
 from woodfisher_jax.trees.masks import Masks
 from woodfisher_jax.trees.paths import leaves_by_path, replace_leaves
 from woodfisher_jax.trees.samples import Examples, regroup
 
 logger = logging.getLogger(__name__)
-
-PASSED = (
-    "method",
-    "scope",
-    "pattern",
-    "flops_power",
-    "flops_per_parameter",
-    "flops_normalize",
-    "damping",
-    "centered",
-    "pi",
-    "hessian",
-    "num_probes",
-    "num_samples",
-    "batch_size",
-    "microbatch_size",
-    "block_size",
-    "update",
-    "scale_update",
-    "normalize_update",
-    "swaps",
-    "recompute",
-    "recompute_schedule",
-    "recompute_degree",
-    "solver",
-    "store",
-    "store_dtype",
-    "store_dir",
-    "diagnostics",
-)
-"""Fields that are arguments of :func:`woodfisher_jax.prune` by the same name."""
 
 REPORTED = (
     "saliency_histogram",
@@ -81,8 +50,11 @@ REPORTED = (
     "magnitude_overlap",
     "magnitude_correlation",
     "fisher_trace",
+    "seconds_gradients",
+    "seconds_curvature",
+    "seconds_update",
 )
-"""What of a :class:`PruneInfo` goes into the results where it is known."""
+"""Fields of a :class:`PruneInfo` that go into the results where they are known."""
 
 
 def prune_state(
@@ -97,25 +69,29 @@ def prune_state(
         done: Records of the pruning steps before it.
 
     Returns:
-        The new state, and a record of what was done.
+        The new state, and the record of the step.
     """
     pruner, draw = plan.config.pruners[stage.pruner], len(done)
     earlier = [record for record in done if record["pruner"] == stage.pruner]
     paths = pruners.selected_paths(state.params, pruner)
-    if pruner.needs_dense and not earlier:
+    if pruner.keeps_dense and not earlier:
         state = state._replace(dense=dense_copy(state))
     elif pruner.from_dense:
         state = _from_dense(state, paths)
-    macs = None
-    if plan.costs is not None:
-        macs = flops.sparse_macs(plan.costs, state.params, state.masks)
+    macs = _macs(plan, state.params, state.masks)
     goal = _goal(pruner, stage, earlier, macs)
+    options = _options(plan, pruner)
     rows = _rows(plan, pruner, state, draw)
-    held_out = _held_out(plan, pruner, draw)
     step = prune
+    held_out = _held_out(plan, pruner, draw)
     if held_out is not None:
         errors = frozen_errors(plan.model, state.batch_stats)
-        step = functools.partial(prune_searched, held_out=held_out, measure=errors)
+        step = functools.partial(
+            prune_searched,
+            held_out=held_out,
+            measure=errors,
+            damping=options["method"].damping,
+        )
     params, masks, info = step(
         rows.loss_fn,
         state.params,
@@ -123,9 +99,8 @@ def prune_state(
         targets=rows.targets,
         mean_samples=_mean_samples(plan, pruner, draw),
         masks={path: state.masks[path] for path in paths},
-        progress=plan.progress,
         **goal,
-        **options(plan, pruner),
+        **options,
     )
     masks = {path: masks.get(path, mask) for path, mask in state.masks.items()}
     record = {
@@ -134,13 +109,10 @@ def prune_state(
         "target_macs": goal.get("flops_target"),
         "sparsity": info.sparsity,
         "macs_before": macs,
-        "macs": plan.costs and flops.sparse_macs(plan.costs, params, masks),
+        "macs": _macs(plan, params, masks),
         **_losses(plan, pruner, state, params, draw),
         **{n: v for n in REPORTED if (v := getattr(info, n)) is not None},
         **_dampings(info),
-        "seconds_gradients": info.seconds_gradients,
-        "seconds_curvature": info.seconds_curvature,
-        "seconds_update": info.seconds_update,
         **metrics.needs_record(info.needs),
     }
     batch_stats = _batch_stats(plan, pruner, params, state.batch_stats, draw)
@@ -149,14 +121,18 @@ def prune_state(
     return replicate(state, plan.mesh), record
 
 
+def _macs(plan: Plan, params: Any, masks: Masks) -> float | None:
+    return None if plan.costs is None else sparse_macs(plan.costs, params, masks)
+
+
 def _dampings(info: PruneInfo) -> dict[str, Any]:
-    """The dampings that a step has chosen or tried, and how well they do."""
+    """The dampings that a step has chosen or tried, with their errors."""
     found: dict[str, Any] = {}
     if info.trials is not None:
         found["damping_trials"] = [trial._asdict() for trial in info.trials]
         for trial in info.trials:
             logger.info(
-                "damping %.3g: %.2f %% errors on examples kept apart",
+                "damping %.3g: %.2f %% errors on held-out examples",
                 trial.damping,
                 100 * trial.measured,
             )
@@ -175,10 +151,11 @@ def _dampings(info: PruneInfo) -> dict[str, Any]:
 
 
 def forecast(plan: Plan, variables: Any, masks: Masks) -> dict[str, Needs]:
-    """What a step of each pruner needs; without those that keep no gradients.
+    """The memory plan of a step of each pruner; without those that keep no gradients.
 
     Raises:
         MemoryLimitError: If one does not fit; the message says what would.
+        ConfigError: If one cannot be run with this network.
     """
     state = TrainState(
         variables["params"], variables.get("batch_stats", {}), masks, None
@@ -186,36 +163,33 @@ def forecast(plan: Plan, variables: Any, masks: Masks) -> dict[str, Needs]:
     found = {}
     for name, pruner in plan.config.pruners.items():
         paths = pruners.selected_paths(state.params, pruner)
-        target = pruner.flops_target
-        goal: dict[str, Any] = (
-            {"flops_target": target} if target else {"sparsity": pruner.target_sparsity}
-        )
-        needs = plan_pruning(
-            _fisher_loss(plan, pruner, state.batch_stats),
-            state.params,
-            fisher_batch(plan, pruner, state, draw=0),
-            mean_samples=_mean_samples(plan, pruner, draw=0),
-            masks={path: masks[path] for path in paths},
-            **goal,
-            **options(plan, pruner),
-        )
+        last = Stage(0, pruner.target_sparsity, name)
+        try:
+            needs = plan_pruning(
+                _fisher_loss(plan, pruner, state.batch_stats),
+                state.params,
+                fisher_batch(plan, pruner, state, draw=0),
+                mean_samples=_mean_samples(plan, pruner, draw=0),
+                masks={path: masks[path] for path in paths},
+                **_goal(pruner, last, (), None),
+                **_options(plan, pruner),
+            )
+        except MemoryLimitError:
+            raise
+        except ValueError as error:
+            raise ConfigError(f"config.{name}: {error}") from error
         if needs is not None:
             found[name] = needs
     return found
 
 
-def options(plan: Plan, pruner: PruneConfig) -> dict[str, Any]:
-    """The options of :func:`woodfisher_jax.prune` that the config sets."""
-    limit = pruner.memory_limit_gb
-    decay = plan.config.train.weight_decay
-    return {
-        **{name: getattr(pruner, name) for name in PASSED},
-        **({"damping": AUTO} if pruner.auto_damping else {}),
-        "weight_decay": decay if pruner.damping_plus_weight_decay else 0.0,
-        "probe_seed": plan.config.seed if pruner.hessian == "hutchinson" else 0,
-        "memory_limit": None if limit is None else limit * 1e9,
-        "mesh": plan.mesh,
-    }
+def _options(plan: Plan, pruner: PruneConfig) -> dict[str, Any]:
+    """Arguments of :func:`woodfisher_jax.prune` from the config, without the level."""
+    method, goal, compute = step_options(plan.config, pruner)
+    shared = goal.replace(sparsity=None, flops_target=None).given()
+    compute = compute.replace(mesh=plan.mesh, progress=plan.progress)
+    diagnostics = pruner.diagnostics
+    return {"method": method, "compute": compute, "diagnostics": diagnostics, **shared}
 
 
 # ------------------------------------------------------------------ how far, from where
@@ -233,22 +207,22 @@ def _goal(
     network before the first step, or after the one to the initial sparsity.
     """
     target, first = pruner.target_sparsity, pruner.initial_sparsity
+    last_macs = pruner.value_of("flops_target")
     left = 0.0 if target == first else (target - stage.sparsity) / (target - first)
-    if pruner.flops_target is None or (left == 1 and first > 0):
+    if last_macs is None or (left == 1 and first > 0):
         return {"sparsity": stage.sparsity}
     if left == 0:
-        return {"flops_target": pruner.flops_target}
+        return {"flops_target": last_macs}
     start = macs
     if earlier:
         start = earlier[0]["macs" if first > 0 else "macs_before"]
     # Without MACs the forecast has refused the target already.
     assert start is not None
-    way = start / 1e6 - pruner.flops_target
-    return {"flops_target": pruner.flops_target + left * way}
+    return {"flops_target": last_macs + left * (start / MILLION - last_macs)}
 
 
 def _from_dense(state: TrainState, paths: Sequence[str]) -> TrainState:
-    """The state before the first step; what other pruners prune stays as it is."""
+    """The state before the first step, but for what other pruners prune."""
     leaves, masks = leaves_by_path(state.dense["params"]), state.dense["masks"]
     return state._replace(
         params=replace_leaves(state.params, {path: leaves[path] for path in paths}),
@@ -284,15 +258,16 @@ def fisher_batch(
         draw: Which pruning step of the run it is.
         again: Which recomputation within it.
     """
-    count = pruner.num_samples * pruner.batch_size
-    if METHODS[pruner.method].curvature is None:
-        if not pruner.flops_power and pruner.flops_target is None:
+    count = pruner.num_examples
+    method, goal, _ = step_options(plan.config, pruner)
+    if not method.needs_samples:
+        if not goal.counts_macs:
             return None
         count = 1  # Multiply-accumulates are those of an example.
-    number = _draw(pruner, draw, again)
-    samples = _examples(plan, pruner, number, count)
+    samples = _examples(plan, pruner, draw, count, again)
     if not pruner.true_fisher:
         return samples
+    number = _number(pruner, draw, again)
     key = jax.random.fold_in(jax.random.key(plan.config.seed), number)
     variables = variables_of(state.params, state.batch_stats)
     if isinstance(samples, Examples):
@@ -312,54 +287,52 @@ def fisher_batch(
     return {**samples, "label": np.asarray(drawn)}
 
 
-def _draw(pruner: PruneConfig, draw: int, again: int = 0) -> int:
-    return draw * (pruner.recompute + 1) + again if pruner.redraw_samples else 0
+def _number(pruner: PruneConfig, draw: int, again: int) -> int:
+    """Of a draw among all those of the run; always 0 for samples that stay the same."""
+    each = pruner.value_of("recompute") + 1
+    return draw * each + again if pruner.redraw_samples else 0
 
 
-def _examples(plan: Plan, pruner: PruneConfig, number: int, count: int) -> Any:
+def _examples(
+    plan: Plan, pruner: PruneConfig, draw: int, count: int, again: int = 0
+) -> Any:
+    """Training examples of a draw; fewer of them are the first of more."""
     return batches.fisher_samples(
         plan.dataset,
         seed=plan.config.seed,
-        draw=number,
+        draw=_number(pruner, draw, again),
         count=count,
         augment=pruner.augment,
     )
 
 
-def _fisher_source(
-    plan: Plan, pruner: PruneConfig, state: TrainState, draw: int
-) -> Any:
-    """The samples, or where they are drawn anew in a step the function that does it."""
-    if pruner.recompute and pruner.redraw_samples:
-        return lambda again: fisher_batch(plan, pruner, state, draw, again)
-    return fisher_batch(plan, pruner, state, draw)
-
-
 def _rows(plan: Plan, pruner: PruneConfig, state: TrainState, draw: int) -> Rows:
-    """What a step takes the gradients of, at which samples, and towards what."""
+    """The loss, samples and targets of a step's gradients."""
     if pruner.match == "none":
         loss_fn = _fisher_loss(plan, pruner, state.batch_stats)
-        return Rows(loss_fn, _fisher_source(plan, pruner, state, draw), None)
-    count = pruner.num_samples * pruner.batch_size
-    batch = next(regroup(_examples(plan, pruner, _draw(pruner, draw), count), count))
+        samples = functools.partial(fisher_batch, plan, pruner, state, draw)
+        again = pruner.value_of("recompute") and pruner.redraw_samples
+        return Rows(loss_fn, samples if again else samples(), None)
+    count = pruner.num_examples
+    batch = next(regroup(_examples(plan, pruner, draw, count), count))
     outputs_fn = frozen_outputs(plan.model, state.batch_stats)
     if pruner.match == "labels":
         stage = matching.Stage(outputs_fn, batch["image"], batch["label"])
-        return matching.label_rows(stage, pruner.batch_size)
+        return matching.label_rows(stage, count // pruner.num_samples)
     dense = frozen_outputs(plan.model, state.dense["batch_stats"])
-    wanted = outputs_of(dense, state.dense["params"], batch["image"])
+    outputs = outputs_of(dense, state.dense["params"], batch["image"])
     key = jax.random.fold_in(jax.random.key(plan.config.seed), draw)
-    stage = matching.Stage(outputs_fn, batch["image"], wanted)
+    stage = matching.Stage(outputs_fn, batch["image"], outputs)
     return matching.matching_rows(stage, state.params, key, pruner.match_metric)
 
 
 def _held_out(plan: Plan, pruner: PruneConfig, draw: int) -> Any:
-    """Training examples that the damping is searched by and nothing else, or None."""
+    """Training examples to search the damping by, none of the Fisher's, or None."""
     count = pruner.damping_search_samples
-    if not count or METHODS[pruner.method].curvature is None:
+    if not count or not step_options(plan.config, pruner).method.needs_samples:
         return None
-    used = max(pruner.num_samples * pruner.batch_size, pruner.mean_samples or 0)
-    drawn = _examples(plan, pruner, _draw(pruner, draw), used + count)
+    used = max(pruner.num_examples, pruner.mean_samples or 0)
+    drawn = _examples(plan, pruner, draw, used + count)
     batch = next(regroup(drawn, used + count))
     return {name: array[used:] for name, array in batch.items()}
 
@@ -367,63 +340,61 @@ def _held_out(plan: Plan, pruner: PruneConfig, draw: int) -> Any:
 def _mean_samples(plan: Plan, pruner: PruneConfig, draw: int) -> Any:
     if pruner.mean_samples is None:
         return None
-    return _examples(plan, pruner, _draw(pruner, draw), pruner.mean_samples)
+    return _examples(plan, pruner, draw, pruner.mean_samples)
 
 
 def _fisher_loss(plan: Plan, pruner: PruneConfig, batch_stats: Any) -> Any:
     return frozen_loss(plan.model, batch_stats, pruner.label_smoothing)
 
 
-# ------------------------------------------------------------------------- afterwards
+# --------------------------------------------------------------------- after the step
 
 
 def _losses(
     plan: Plan, pruner: PruneConfig, before: TrainState, params: Any, draw: int
 ) -> dict[str, Any]:
-    """The loss before and after a step, on the batch-norm statistics of before."""
-    size = pruner.batch_size
+    """The loss before and after a step, with the batch-norm statistics of before."""
     count = pruner.loss_samples
-    count = pruner.num_samples * size if count is None else count
+    count = pruner.num_examples if count is None else count
     if count == 0:
         return {}
     loss_fn = _fisher_loss(plan, pruner, before.batch_stats)
-    batch = _examples(plan, pruner, _draw(pruner, draw), count)
+    batch = _examples(plan, pruner, draw, count)
     chunk = plan.config.eval_batch_size
     record: dict[str, Any] = {
         "train_loss_before": loss_path.mean_loss(loss_fn, before.params, batch, chunk),
         "train_loss_after": loss_path.mean_loss(loss_fn, params, batch, chunk),
     }
     if pruner.loss_path_steps:
+
+        def test_loss(params: Any) -> float:
+            return evaluate(
+                plan.model,
+                params,
+                before.batch_stats,
+                plan.dataset,
+                batch_size=chunk,
+                mesh=plan.mesh,
+            )["loss"]
+
         path = loss_path.follow(
             loss_fn,
             before.params,
             params,
             batch,
             num_steps=pruner.loss_path_steps,
-            batch_size=min(size, count),
+            batch_size=min(pruner.value_of("batch_size"), count),
             chunk_size=chunk,
-            test_loss=_test_loss(plan, before.batch_stats),
+            test_loss=test_loss,
         )
         record["loss_path"] = path._asdict()
     return record
 
 
-def _test_loss(plan: Plan, batch_stats: Any) -> Callable[[Any], float]:
-    size = plan.config.eval_batch_size
-    return lambda params: evaluate(
-        plan.model,
-        params,
-        batch_stats,
-        plan.dataset,
-        batch_size=size,
-        mesh=plan.mesh,
-    )["loss"]
-
-
 def _batch_stats(
     plan: Plan, pruner: PruneConfig, params: Any, batch_stats: Any, draw: int
 ) -> Any:
-    """Batch-norm statistics after a step: estimated anew where the config says so."""
+    """Batch-norm statistics after a step, estimated again if the config says so."""
     count = pruner.batch_norm_samples
     if not count:
         return batch_stats

@@ -1,18 +1,22 @@
-"""What a run tells while it goes on and when it ends: metrics, results, plots."""
+"""What a run writes during training and when it ends: metrics, results, plots."""
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from woodfisher_jax.report import environment, metrics, plots
-from woodfisher_jax.report.run_page import write_run_page
+from woodfisher_jax.report import environment, metrics
+from woodfisher_jax.report.figures import MissingExtraError
+from woodfisher_jax.report.page import write_page
 from woodfisher_jax.training import config as config_
 from woodfisher_jax.training import distributed, pruners
 from woodfisher_jax.training.history import Log
 from woodfisher_jax.training.plan import Plan
 from woodfisher_jax.training.train_step import TrainState
 from woodfisher_jax.trees import masks as masks_
+
+logger = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
@@ -30,7 +34,8 @@ def open_events(workdir: Path, log: Log) -> Iterator[Callable[[list], None]]:
         written = len(rows)
         metrics.write_metrics(workdir, rows)
 
-    with metrics.EventWriter(workdir / "tensorboard", log.rows) as events:
+    events = metrics.EventWriter(workdir / "tensorboard", log.rows)
+    with contextlib.closing(events):
         yield write
 
 
@@ -61,7 +66,7 @@ def target_sparsity(plan: Plan, state: TrainState) -> float | None:
     """Of all prunable weights; None where multiply-accumulates are the target."""
     goals = {stage.pruner: stage.sparsity for stage in plan.stages}
     settings = plan.config.pruners
-    if any(settings[name].flops_target for name in goals):
+    if any(settings[name].value_of("flops_target") for name in goals):
         return None
     if len(settings) == 1:
         return goals.get("prune", 0.0)
@@ -72,23 +77,12 @@ def target_sparsity(plan: Plan, state: TrainState) -> float | None:
     return pruned / prunable
 
 
-def write_report(workdir: Path, results: dict[str, Any], log: Log) -> None:
-    """Writes results, tables, plots and the page."""
+def write_report(workdir: Path, results: dict[str, Any]) -> None:
+    """Writes results and tables, and where matplotlib is installed plots and page."""
     metrics.write_results(workdir, results)
     if results["layers"]:
         metrics.write_layers(workdir, results["layers"])
-    name = results["method"]
-    plots.plot_accuracy(workdir / "accuracy.png", {name: log.rows})
-    plots.plot_layer_sparsity(
-        workdir / "sparsity.png",
-        results["sparsity_by_path"],
-        f"{name}, {100 * results['sparsity']:.2f} % sparse",
-    )
-    for number, stage in enumerate(results["stages"], 1):
-        if "loss_path" in stage:
-            plots.plot_loss_path(
-                workdir / f"loss_path_{number}.png",
-                stage["loss_path"],
-                f"{stage['pruner']} {number}, {100 * stage['sparsity']:.2f} % sparse",
-            )
-    write_run_page(workdir)
+    try:
+        write_page(workdir, config_.to_dict(config_.Config()))
+    except MissingExtraError as error:
+        logger.warning("%s", error)

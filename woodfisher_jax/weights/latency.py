@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.sparse  # type: ignore[import-untyped]
 
 from woodfisher_jax.trees.paths import Params, leaves_by_path
 from woodfisher_jax.weights.sparse_files import to_bcoo
@@ -53,6 +52,9 @@ def latency(
     Raises:
         ValueError: If no masked array has two dimensions, or a number is below 1.
     """
+    # Imported here, since only this command multiplies with it.
+    import scipy.sparse  # type: ignore[import-untyped]
+
     if batch_size < 1 or repeats < 1:
         raise ValueError(
             f"batch_size={batch_size}, repeats={repeats}; expected 1 or more of each"
@@ -69,7 +71,7 @@ def latency(
     ]
     inputs, dense = list(map(jnp.asarray, rows)), list(map(jnp.asarray, weights))
     bcoo = [to_bcoo(w, k) for w, k in zip(weights, kept, strict=True)]
-    # SciPy knows no bfloat16, and multiplies from the left.
+    # SciPy has no bfloat16, and its sparse matrices multiply from the left.
     csr = [scipy.sparse.csr_matrix(np.float32(w).T) for w in weights]
     columns = [np.ascontiguousarray(np.float32(x).T) for x in rows]
     return Latency(

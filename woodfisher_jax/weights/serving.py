@@ -5,12 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax import export
 
-from woodfisher_jax.training.objective import Variables, predict
+from woodfisher_jax.weights.files import replace_file
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 """Where the program runs."""
@@ -18,26 +16,24 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 
 def save_stablehlo(
     path: str | os.PathLike[str],
-    model: nn.Module,
-    variables: Variables,
+    predict: Callable[[jax.Array], Any],
     image_shape: tuple[int, ...],
 ) -> None:
-    """Writes the logits of a batch of any size as a program for all platforms.
+    """Writes a function of a batch of any size as a program for all platforms.
 
     Args:
-        path: The file; one that is there is replaced.
-        model: A Linen classifier.
-        variables: Its parameters, and running statistics where it has them.
-        image_shape: [h, w, c]; images are float32, normalised as in training.
+        path: The file; an existing one is replaced.
+        predict: Images [batch, h, w, c], float32, to logits [batch, classes]; arrays
+            that it closes over, such as the weights, become constants of the program.
+        image_shape: [h, w, c].
     """
+    # Imported here, since it needs flatbuffers.
+    from jax import export
+
     (batch,) = export.symbolic_shape("batch")
     images = jax.ShapeDtypeStruct((batch, *image_shape), jnp.float32)
-    logits = jax.jit(lambda images: predict(model, variables, images))
-    program = export.export(logits, platforms=PLATFORMS)(images)
-    path = Path(path)
-    unfinished = path.with_name(path.name + ".tmp")
-    unfinished.write_bytes(program.serialize())
-    unfinished.replace(path)
+    program = export.export(jax.jit(predict), platforms=PLATFORMS)(images)
+    replace_file(path, program.serialize())
 
 
 def load_stablehlo(path: str | os.PathLike[str]) -> Callable[[Any], jax.Array]:
@@ -53,6 +49,8 @@ def load_stablehlo(path: str | os.PathLike[str]) -> Callable[[Any], jax.Array]:
         FileNotFoundError: If there is no such file.
         ValueError: If it holds no program.
     """
+    from jax import export
+
     content = bytearray(Path(path).read_bytes())
     try:
         return jax.jit(export.deserialize(content).call)

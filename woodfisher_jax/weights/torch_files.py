@@ -1,8 +1,8 @@
 """PyTorch's files of weights, read with NumPy alone.
 
-Four formats, told apart by their first bytes: the zip that ``torch.save`` writes, the
-legacy stream of pickles it wrote before version 1.6, ``.npz`` and ``.safetensors``.
-PyTorch is not needed and no pickle is executed (see `torch_pickle`).
+Four formats, recognised by their first bytes: the zip that ``torch.save`` writes, the
+stream of pickles it wrote before version 1.6, ``.npz`` and ``.safetensors``. No pickle
+is executed (see `torch_pickle`).
 """
 
 import io
@@ -15,9 +15,9 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-import safetensors.numpy
 
 from woodfisher_jax.weights import torch_pickle
+from woodfisher_jax.weights.files import load_safetensors
 from woodfisher_jax.weights.torch_pickle import TensorRef, UnsafePickleError
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
@@ -25,14 +25,14 @@ _STATE_DICT_KEYS = ("state_dict", "model_state_dict", "model")
 
 
 class TorchFileError(ValueError):
-    """A file that holds no weights that can be read: corrupt, cut short or foreign."""
+    """A file without readable weights: corrupt, cut short or of another format."""
 
 
 def read_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """Reads the arrays of a model from a file.
 
-    Where a checkpoint also holds an optimizer and the like, the weights are looked for
-    under ``state_dict``, ``model_state_dict`` and ``model``, then in the file itself.
+    Of a checkpoint with an optimizer and the like the weights are those under
+    ``state_dict``, ``model_state_dict`` or ``model``, else those of the file itself.
 
     Args:
         path: A ``.pth``, ``.pt``, ``.ckpt``, ``.npz`` or ``.safetensors`` file. Its
@@ -43,10 +43,10 @@ def read_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
         ``ml_dtypes.bfloat16``).
 
     Raises:
-        FileNotFoundError: There is no such file.
-        TorchFileError: The file is cut short, corrupt, of another format, or without
+        FileNotFoundError: If there is no such file.
+        TorchFileError: If the file is cut short, corrupt, of another format, or without
             tensors.
-        UnsafePickleError: The file's pickle asks for more than data.
+        UnsafePickleError: If the file's pickle refers to more than data.
     """
     path = Path(path)
     if not path.is_file():
@@ -60,7 +60,7 @@ def read_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
         state_dict = read(path)
     except UnsafePickleError as error:
         raise UnsafePickleError(f"{path}: {error}") from None
-    # Foreign parsers on broken bytes raise anything; to the caller it is one thing.
+    # On broken bytes the parsers raise anything.
     except Exception as error:
         raise TorchFileError(
             f"{path}: looks like {name}, but cannot be read: {type(error).__name__}: "
@@ -84,7 +84,7 @@ def _format_of(
         return "a PyTorch file of before version 1.6", _read_legacy
     # Eight bytes of length, then a header in JSON.
     if head[8:9] == b"{":
-        return "a .safetensors file", safetensors.numpy.load_file
+        return "a .safetensors file", lambda path: load_safetensors(path)[0]
     raise TorchFileError(
         f"{path}: expected a file by torch.save, .npz or .safetensors; "
         + (f"it begins with {head[:8]!r}" if head else "it is empty")

@@ -1,9 +1,9 @@
 """The pickles inside PyTorch files, read without executing them.
 
-A pickle is a program: it names functions and calls them. Here a name is looked up in a
-small table and nowhere else. Tensors become references to bytes that are read later,
-dictionaries stay dictionaries, and what holds no weights (optimizers, devices, dtypes,
-NumPy scalars) becomes a stand-in that keeps nothing. Any other name is refused.
+A pickle is a program: it names functions and calls them. Here the names are looked up
+in a small table only. Tensors become references to bytes that are read later and
+dictionaries stay dictionaries. Objects without weights (optimizers, devices, dtypes,
+NumPy scalars) become a stand-in that ignores its arguments; other names are refused.
 """
 
 import io
@@ -19,7 +19,7 @@ import numpy as np
 
 
 class UnsafePickleError(ValueError):
-    """A pickle asks for something that no file of weights needs."""
+    """A pickle refers to a function or class that no file of weights needs."""
 
 
 class StorageRef(NamedTuple):
@@ -81,8 +81,8 @@ def load(stream: io.BytesIO) -> tuple[Any, dict[str, StorageRef]]:
         The object, its tensors as `TensorRef`; and every storage it mentions, by key.
 
     Raises:
-        UnsafePickleError: The pickle names something that is not in the table.
-        Exception: Whatever a malformed pickle runs into.
+        UnsafePickleError: If the pickle has a name that is not in the table.
+        Exception: Of any kind, if the pickle is malformed.
     """
     begin = stream.tell()
     # The C unpickler allocates a memo as long as the largest index it meets, so that
@@ -107,7 +107,7 @@ class _Unpickler(pickle.Unpickler):
             return name
         if (module, name) in _BUILDERS:
             build = _BUILDERS[module, name]
-            # A new function each time, since a pickle may set a function's attributes.
+            # A new function each time, since a pickle can set a function's attributes.
             return lambda *arguments: build(*arguments)
         inert = _WITHOUT_WEIGHTS.get(module, ())
         if name in inert or module.startswith("torch.optim."):
@@ -137,7 +137,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 class _StandIn:
-    """Takes whatever a pickle does to an object, and keeps nothing."""
+    """Accepts all that a pickle does to an object, and stores nothing."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> "_StandIn":
         return super().__new__(cls)
@@ -159,7 +159,7 @@ class _StandIn:
 
 
 def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> TensorRef:
-    """Stands for ``_rebuild_tensor_v2``; gradients and hooks do not matter."""
+    """Replaces ``_rebuild_tensor_v2``, without gradients and hooks."""
     if not isinstance(storage, StorageRef):
         raise ValueError(f"expected a tensor's storage, got {storage!r:.80}")
     shape, strides = tuple(shape), tuple(strides)
@@ -175,16 +175,6 @@ def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> Ten
             f"leaves its storage of {storage.numel} elements"
         )
     return TensorRef(storage, offset, shape, strides)
-
-
-def _parameter(tensor: Any, *_: Any) -> Any:
-    """Stands for ``_rebuild_parameter``: a parameter is its tensor."""
-    return tensor
-
-
-def _default_dict(*_: Any) -> dict:
-    """Stands for ``defaultdict``, whose factory is dropped."""
-    return {}
 
 
 def _are_sizes(values: tuple) -> bool:
@@ -207,11 +197,12 @@ _STORAGE_DTYPES: dict[str, Any] = {
 _BUILDERS: dict[tuple[str, str], Callable[..., Any]] = {
     ("torch._utils", "_rebuild_tensor"): _tensor,
     ("torch._utils", "_rebuild_tensor_v2"): _tensor,
-    ("torch._utils", "_rebuild_parameter"): _parameter,
-    ("torch._utils", "_rebuild_parameter_with_state"): _parameter,
+    ("torch._utils", "_rebuild_parameter"): lambda tensor, *_: tensor,
+    ("torch._utils", "_rebuild_parameter_with_state"): lambda tensor, *_: tensor,
     ("torch", "Size"): tuple,
     ("collections", "OrderedDict"): OrderedDict,
-    ("collections", "defaultdict"): _default_dict,
+    # Without its factory.
+    ("collections", "defaultdict"): lambda *_: {},
 }
 
 _DTYPES = ["float16", "float32", "float64", "bfloat16", "half", "float", "double"]

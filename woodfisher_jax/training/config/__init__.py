@@ -1,0 +1,43 @@
+"""What a run is: its config, from a file and a command line, checked once."""
+
+from woodfisher_jax.training.config.checks import (
+    StepOptions,
+    check,
+    compared,
+    from_dict,
+    step_options,
+)
+from woodfisher_jax.training.config.sections import (
+    Config,
+    DataConfig,
+    DistributedConfig,
+    ModelConfig,
+    OptimizerConfig,
+    PruneConfig,
+    TrainConfig,
+)
+from woodfisher_jax.training.config.values import (
+    ConfigError,
+    build,
+    is_pruner,
+    to_dict,
+)
+
+__all__ = [
+    "Config",
+    "ConfigError",
+    "DataConfig",
+    "DistributedConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "PruneConfig",
+    "StepOptions",
+    "TrainConfig",
+    "build",
+    "check",
+    "compared",
+    "from_dict",
+    "is_pruner",
+    "step_options",
+    "to_dict",
+]
