@@ -42,7 +42,7 @@ def gram(rows: np.ndarray) -> jax.Array:
 
 @pytest.mark.parametrize("block_size", [None, 7])
 @pytest.mark.parametrize("with_targets", [False, True])
-def test_the_choices_are_those_of_what_goes(
+def test_the_choices_are_those_of_the_pruned_weights(
     problem: Any, block_size: int | None, with_targets: bool
 ) -> None:
     params, rows = problem
@@ -139,25 +139,9 @@ def test_targets_of_minus_one_are_the_mean_gradient(problem: Any) -> None:
         np.testing.assert_allclose(flat(found), flat(again), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"damping": "automatic"}, "damping='automatic'; expected a number, or 'auto'"),
-        ({"damping": "auto", "weight_decay": 0.1}, "no weight_decay=0.1 added"),
-        ({"damping": "auto", "method": "kfac"}, "whose Fisher has blocks"),
-        ({"targets": np.ones(N)}, "targets makes no sense with method='woodfisher'"),
-        (
-            {"method": "woodtaylor", "targets": np.ones(N), "mean_samples": np.ones(3)},
-            "targets are values for the rows of one Fisher",
-        ),
-        (
-            {"method": "woodtaylor", "targets": np.full(N, np.nan)},
-            "expected one finite number",
-        ),
-    ],
-)
-def test_bad_input(problem: Any, options: dict[str, Any], message: str) -> None:
+@pytest.mark.parametrize("targets", [np.full(N, np.nan), np.ones(N - 1)])
+def test_targets_are_one_finite_number_for_each_row(problem: Any, targets: Any) -> None:
     params, rows = problem
-    given = {"method": "woodfisher", **options}
-    with pytest.raises(ValueError, match=message):
-        wf.prune(linear, params, rows, sparsity=0.5, **given)
+    given = {"sparsity": 0.5, "method": "woodtaylor", "targets": targets}
+    with pytest.raises(ValueError, match="expected one finite number"):
+        wf.prune(linear, params, rows, **given)
