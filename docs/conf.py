@@ -1,8 +1,8 @@
-"""How the site is built: ``python -m sphinx -W docs build/docs``.
+"""Settings of the site: ``python -m sphinx -W docs build/docs``.
 
-Sphinx with MyST and Furo, for Material for MkDocs is in maintenance mode since November
-2025. Notebooks are rendered as they are; ``-D nb_execution_mode=force`` runs them
-first, for their pictures.
+Sphinx with MyST and Furo, because Material for MkDocs has been in maintenance mode
+since November 2025. Notebooks are rendered without being run;
+``-D nb_execution_mode=force`` runs them first, for their figures.
 """
 
 import sys
@@ -39,7 +39,7 @@ napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 napoleon_use_rtype = False
 
-# The notebooks are kept as text beside the documentation; Sphinx wants them inside.
+# The notebooks are text files outside of docs/; Sphinx needs them as .ipynb inside.
 NOTEBOOKS = HERE / "notebooks"
 NOTEBOOKS.mkdir(exist_ok=True)
 for path in sorted((HERE.parent / "notebooks").glob("*.py")):

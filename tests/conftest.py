@@ -17,11 +17,22 @@ SHARED = Path(
     os.environ.get("WOODFISHER_SHARED", Path(__file__).parents[1].parent / "shared")
 )
 
-# Most of the suite's time is compilation. LLVM's optimizations cost more here than the
-# faster programs save; processes that tests start inherit the flags.
-FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-if FLAGS not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = f"{FLAGS} {os.environ.get('XLA_FLAGS', '')}".strip()
+FAST_COMPILATION = (
+    "--xla_backend_optimization_level=0",
+    "--xla_llvm_disable_expensive_passes=true",
+)
+"""Switch LLVM's optimizations off: most of the suite's time is compilation."""
+
+LONGEST = (
+    "test_distributed.py",
+    "test_loop.py",
+    "test_notebooks.py",
+    "test_docs.py",
+    "test_main.py",
+    "test_matching.py",
+    "test_pruning_step.py",
+)
+"""Files of few tests that take long: first, so that both workers end together."""
 
 # Many tests compile the same programs: what one worker has compiled serves the other,
 # and the processes that tests start.
@@ -33,10 +44,26 @@ if OWNS_COMPILED:
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Sets flags that processes started by tests inherit.
+
+    Not for slow tests, which compute more than they compile.
+    """
+    if config.getoption("markexpr") == "not slow":
+        os.environ["XLA_FLAGS"] = " ".join(
+            (os.environ.get("XLA_FLAGS", ""), *FAST_COMPILATION)
+        )
+
+
 def pytest_unconfigure() -> None:
     """Removes the compiled programs, in the process that made the folder for them."""
     if OWNS_COMPILED:
         shutil.rmtree(os.environ[COMPILED], ignore_errors=True)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Sorts the tests for ``--dist loadfile --no-loadscope-reorder``."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
 def require(path: Path, what: str) -> Path:

@@ -1,6 +1,7 @@
-"""Imports point one way, and the light core stays light."""
+"""Imports point down, and the light core stays light."""
 
 import ast
+import graphlib
 import subprocess
 import sys
 from pathlib import Path
@@ -11,36 +12,67 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "woodfisher_jax"
 
 
+# Rooms, lowest first. A room imports lower ones only; those of one line do not import
+# one another, except the commands.
+ROOMS = """
+equations options schedules progress exit_codes
+trees
+tracing
+rows
+info selection
+curvature
+methods
+step
+prune
+masked
+stages
+models data weights report
+training
+main evaluate export torch_weights
+"""
+LEVEL = {
+    room: level
+    for level, rooms in enumerate(ROOMS.strip().splitlines())
+    for room in rooms.split()
+}
+COMMANDS = LEVEL["main"]
+
+
 def name_of(path: Path) -> str:
     parts = path.relative_to(PACKAGE).with_suffix("").parts
     return ".".join(parts).removesuffix("__init__").rstrip(".")
 
 
-def imports_of(path: Path) -> set[str]:
+MODULES = {name_of(path): path for path in PACKAGE.rglob("*.py")}
+
+
+def imports_of(name: str) -> set[str]:
     """Modules of this package that a module imports, wherever it does."""
-    modules = {name_of(p) for p in PACKAGE.rglob("*.py")}
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(MODULES[name].read_text())):
         if isinstance(node, ast.ImportFrom) and node.module:
-            names = [node.module, *(f"{node.module}.{a.name}" for a in node.names)]
+            found |= {node.module, *(f"{node.module}.{a.name}" for a in node.names)}
         elif isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        else:
-            continue
-        for name in names:
-            if name.startswith("woodfisher_jax."):
-                found.add(name.removeprefix("woodfisher_jax."))
-    return (found & modules) - {name_of(path)}
+            found |= {alias.name for alias in node.names}
+    inside = {n.removeprefix("woodfisher_jax.") for n in found if "woodfisher_jax" in n}
+    return (inside & MODULES.keys()) - {name}
+
+
+def test_a_room_imports_lower_rooms_alone() -> None:
+    upwards = []
+    for name in MODULES.keys() - {""}:
+        room = name.split(".")[0]
+        for imported in imports_of(name):
+            other = imported.split(".")[0]
+            same = room == other or LEVEL[room] == LEVEL[other] == COMMANDS
+            if not (same or LEVEL[other] < LEVEL[room]):
+                upwards.append(f"{name} imports {imported}")
+    assert not upwards, "\n".join(sorted(upwards))
 
 
 def test_no_module_imports_itself_by_way_of_others() -> None:
-    graph = {name_of(p): imports_of(p) for p in PACKAGE.rglob("*.py")}
-    graph[""] = set()
-    left = dict(graph)
-    while left:
-        free = {name for name, imported in left.items() if not imported & left.keys()}
-        assert free, f"a circle of imports in {sorted(left)}"
-        left = {name: found for name, found in left.items() if name not in free}
+    graph = {name: imports_of(name) for name in MODULES.keys() - {""}}
+    graphlib.TopologicalSorter(graph).prepare()
 
 
 def test_configs_import_nothing_of_the_package() -> None:

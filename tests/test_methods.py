@@ -1,160 +1,160 @@
-"""The table of methods is complete, and its errors help."""
+"""The table of methods, and options that contradict one another, without any step."""
 
-import dataclasses
-import inspect
+import re
 
 import numpy as np
 import pytest
-from woodfisher_jax.curvature.operators import BUILDERS, PLANNERS
 
-from woodfisher_jax import prune
+from woodfisher_jax import METHODS, OptionError, WoodFisher
+from woodfisher_jax.curvature.fisher import Surgeon
 from woodfisher_jax.methods import (
-    CURVATURES,
-    METHODS,
-    OPTIONS,
-    check_options,
+    applicable,
+    having,
     method_named,
+    options_of,
     scope_of,
 )
-from woodfisher_jax.training.sections import PruneConfig
+from woodfisher_jax.options import fields_of
+from woodfisher_jax.prune import check_together, resolve
+from woodfisher_jax.rows.compute import Compute
+from woodfisher_jax.selection.goal import SCOPES, Goal
+
+OWN = {f.name: f for row in METHODS.values() for f in fields_of(type(row)).values()}
 
 
-def test_the_table_holds_every_method_of_the_original() -> None:
-    assert set(METHODS) == {
-        "woodfisher",
-        "woodfisherblock",
-        "woodfisherblockdynamic",
-        "woodfisherblockgroup",
-        "woodfisherblock_flops",
-        "woodtaylor",
-        "woodtaylorblock",
-        "kfac",
-        "diagfisher",
-        "naivehess",
-        "globalmagni",
-        "magni",
-    }
+def check(method="woodfisherblock", mean_samples=None, targets=None, **options):
+    """What ``prune`` checks before it looks at arrays."""
+    given = {"sparsity": 0.5, **options}
+    row, goal, compute = resolve(method, Compute(), given)
+    check_together(method, row, goal, mean_samples, targets)
+    return row, goal, compute
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_row_is_consistent(name) -> None:
+def test_a_method_is_complete(name) -> None:
     row = METHODS[name]
+    assert method_named(name) is method_named(row) is row
     assert row.summary
-    assert row.scopes
-    assert set(row.scopes) <= {"global", "layer"}
-    assert row.curvature in (None, *CURVATURES)
-    assert (row.layout is not None) == (row.curvature == "inverse")
-    damped = row.curvature in ("inverse", "kronecker")
-    assert (row.direction is not None) == damped
-    assert not row.first_order or damped
+    assert set(row.scopes) <= set(SCOPES)
+    assert row.moves == isinstance(row, Surgeon)
+    assert not row.first_order or isinstance(row, WoodFisher)
 
 
-def test_each_kind_of_curvature_has_a_builder_and_a_plan() -> None:
-    assert tuple(BUILDERS) == tuple(PLANNERS) == CURVATURES
-
-
-def all_options() -> dict:
-    """A value of each option that is not its default."""
-    return {
-        "damping": 1e-3,
-        "block_size": 7,
-        "solver": "dense",
-        "store": "host",
-        "store_dtype": "bfloat16",
-        "scale_update": 0.5,
-        "weight_decay": 1e-4,
-        "centered": True,
-        "mean_samples": np.ones((3, 2)),
-        "targets": np.ones(3),
-        "auto_damping": True,
-        "damping_search_samples": 9,
-        "match": "outputs",
-        "normalize_update": 1.0,
-        "swaps": 20,
-        "update": "joint",
-        "pi": True,
-        "hessian": "hutchinson",
-        "num_probes": 8,
-        "probe_seed": 3,
-        "flops_power": 0.5,
-        "flops_per_parameter": True,
-        "flops_normalize": "log",
-        "flops_target": 1.0,
-        "recompute": 2,
-    }
-
-
-def test_the_options_are_those_of_prune_with_its_defaults() -> None:
-    signature = inspect.signature(prune).parameters
-    assert set(all_options()) == set(OPTIONS)
-    run = {field.name: field.default for field in dataclasses.fields(PruneConfig)}
-    of_runs = {"auto_damping", "damping_search_samples", "match"}
-    for name, option in OPTIONS.items():
-        default = run[name] if name in of_runs else signature[name].default
-        assert default == option.default
-
-
-@pytest.mark.parametrize("option", OPTIONS)
 @pytest.mark.parametrize("name", METHODS)
-def test_an_option_is_taken_where_it_makes_sense_and_else_refused(name, option) -> None:
-    check_options(name, {option: OPTIONS[option].default})
-    given = {option: all_options()[option]}
-    if OPTIONS[option].applies(METHODS[name]):
-        check_options(name, given)
-        return
-    with pytest.raises(ValueError, match=rf"{option}.*makes no sense") as caught:
-        check_options(name, given)
-    assert f"method={name!r}" in str(caught.value)
-    assert all(
-        repr(other) in str(caught.value)
-        for other, row in METHODS.items()
-        if OPTIONS[option].applies(row)
+def test_an_option_is_taken_by_the_methods_that_have_it(name) -> None:
+    mine = fields_of(type(METHODS[name]))
+    for option, field in OWN.items():
+        values = {option: field.default}
+        if option in mine:
+            assert getattr(check(name, **values)[0], option) == field.default
+            assert applicable(name, values) == values
+            continue
+        assert applicable(name, values) == {}
+        message = f"{option} is no option of method='{name}'; expected a method that "
+        with pytest.raises(OptionError, match=re.escape(message)) as caught:
+            check(name, **values)
+        assert str(having(option)) in str(caught.value)
+        assert name not in having(option)
+
+
+def test_options_replace_fields_of_the_named_method() -> None:
+    row, goal, compute = check("woodtaylor", damping=1, recompute=2, solver="dense")
+    assert row == METHODS["woodtaylor"].replace(damping=1.0)
+    assert goal == Goal(sparsity=0.5, scope="global", recompute=2)
+    assert compute == Compute(solver="dense")
+    assert check(WoodFisher(block_size=5), damping=1)[0] == WoodFisher(
+        damping=1.0, block_size=5
     )
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_a_method_is_found_by_its_name(name) -> None:
-    assert method_named(name) is METHODS[name]
+    assert options_of("kfac") == (type(METHODS["kfac"]), Goal, Compute)
 
 
 def test_an_unknown_method_lists_the_known_and_the_closest() -> None:
-    with pytest.raises(ValueError, match="method='woodfischer'") as caught:
-        method_named("woodfischer")
-    message = str(caught.value)
-    assert all(repr(name) in message for name in METHODS)
-    assert "Did you mean 'woodfisher'?" in message
-
-
-def test_nothing_is_suggested_when_nothing_is_close() -> None:
-    with pytest.raises(ValueError, match="choose from") as caught:
+    with pytest.raises(OptionError, match="method='woodfischer'") as caught:
+        check("woodfischer")
+    assert all(repr(name) in str(caught.value) for name in METHODS)
+    assert "Did you mean 'woodfisher'?" in str(caught.value)
+    with pytest.raises(OptionError, match="choose from") as caught:
         method_named("xyz")
     assert "Did you mean" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("name", "default"),
-    [
-        ("woodfisher", "global"),
-        ("woodfisherblock", "global"),
-        ("woodtaylorblock", "global"),
-        ("kfac", "global"),
-        ("naivehess", "global"),
-        ("diagfisher", "global"),
-        ("globalmagni", "global"),
-        ("magni", "layer"),
-    ],
-)
-def test_the_scope_defaults_to_the_method_s_own(name, default) -> None:
-    assert scope_of(name, None) == default
-
-
 @pytest.mark.parametrize("name", METHODS)
 def test_a_scope_the_method_has_is_taken_and_any_other_refused(name) -> None:
-    for scope in ("global", "layer", "tensor"):
-        if scope in METHODS[name].scopes:
-            assert scope_of(name, scope) == scope
-        else:
-            with pytest.raises(ValueError, match=f"scope='{scope}'") as caught:
-                scope_of(name, scope)
-            assert f"method='{name}'" in str(caught.value)
-            assert str(list(METHODS[name].scopes)) in str(caught.value)
+    scopes = METHODS[name].scopes
+    assert scope_of(name, None) == check(name)[1].scope == scopes[0]
+    for scope in SCOPES:
+        if scope in scopes:
+            assert check(name, scope=scope)[1].scope == scope
+            continue
+        message = f"scope='{scope}' with method='{name}'; expected one of {[*scopes]}"
+        with pytest.raises(OptionError, match=re.escape(message)):
+            check(name, scope=scope)
+
+
+NUMBERS = np.ones(3)
+FIRST_ORDER = {"method": "woodtaylorblock"}
+JOINT = {"update": "joint"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sparsity": None}, "sparsity=None and flops_target=None; expected exactly"),
+        ({"flops_target": 1.0}, "sparsity=0.5 and flops_target=1.0; expected exactly"),
+        ({"flops_power": 1.0, "scope": "layer"}, "scope='layer'.*expected .*global"),
+        ({"method": "magni", "flops_power": 1.0}, "flops_power=1.0.*threshold a layer"),
+        ({"method": "naivehess", "flops_power": 1.0}, "flops_power=1.0.*negative"),
+        (
+            {"recompute_degree": 2.0},
+            "recompute_degree=2.0.*expected None, or recompute",
+        ),
+        ({"damping": "automatic"}, "damping='automatic'; expected a number.*'auto'"),
+        ({"damping": "auto", "weight_decay": 0.1}, "expected weight_decay=0, or a num"),
+        (
+            {"damping": "auto", "method": "kfac"},
+            "damping='auto' with Kronecker factors",
+        ),
+        ({"method": "naivehess", "num_probes": 8}, "num_probes=8.*'hutchinson'"),
+        ({**FIRST_ORDER, **JOINT, "centered": True}, "expected centered=False"),
+        ({"mean_samples": NUMBERS}, "mean_samples has no meaning.*'woodtaylor'"),
+        ({"targets": NUMBERS}, "targets has no meaning.*'woodtaylor'"),
+        (
+            {**FIRST_ORDER, "targets": NUMBERS, "mean_samples": NUMBERS},
+            "targets are values for the rows of one Fisher",
+        ),
+        ({**FIRST_ORDER, "targets": NUMBERS, "recompute": 1}, "targets are values for"),
+        ({**FIRST_ORDER, **JOINT, "mean_samples": NUMBERS}, "mean_samples with update"),
+        ({"swaps": 3}, "swaps=3 with update='sum'; expected update='joint'"),
+        ({"swaps": 3, **JOINT, "scope": "layer"}, "swaps=3 with scope='layer'"),
+        ({"swaps": 3, **JOINT, "pattern": "4x1"}, "swaps=3.*pattern="),
+        ({"swaps": 3, **JOINT, "flops_power": 1.0}, "swaps=3.*flops_power=1.0"),
+        ({"pattern": "2:4", "sparsity": 0.6}, r"sparsity=0.6.*'2:4', which has 0.5"),
+        ({"pattern": "2:4", "flops_power": 1.0}, "flops_power=1.0; expected 0"),
+        ({"pattern": "4x1", "flops_target": 0.001}, "flops_target=0.001; expected a"),
+        ({"pattern": "heads:2", "scope": "layer"}, "scope='layer'.*cross tensors"),
+        ({"pattern": "rows"}, "pattern='rows'; expected one of"),
+    ],
+)
+def test_options_that_contradict_one_another_are_refused(options, message) -> None:
+    with pytest.raises(OptionError, match=message):
+        check(**options)
+
+
+def test_a_pattern_has_the_sparsity_of_its_own() -> None:
+    _, goal, _ = check(pattern="1:4", sparsity=None)
+    assert goal.sparsity == 0.75
+    assert goal.completes_pattern
+    assert not check(pattern="1:4", sparsity=0.7)[1].completes_pattern
+
+
+@pytest.mark.parametrize(
+    ("given", "degree"),
+    [
+        ({"recompute_schedule": "linear"}, 1.0),
+        ({"recompute_schedule": "poly"}, 3.0),
+        ({"recompute_schedule": "poly", "recompute_degree": 2}, 2.0),
+        ({"recompute_schedule": "exponential"}, None),
+    ],
+)
+def test_the_degree_of_the_way_to_the_target(given, degree) -> None:
+    assert Goal(**given).degree == degree

@@ -1,12 +1,13 @@
-"""Sparsity levels: the published tables, both ends, and no way back."""
+"""Sparsity levels: the published tables, both ends, and never a step back."""
 
 import itertools
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from woodfisher_jax.schedules import gradual, one_shot, polynomial_sparsity
+from woodfisher_jax.schedules import gradual, levels, one_shot, polynomial_sparsity
 
 # Levels computed from the original's code (five digits), its own last step last.
 RESNET50_EPOCHS = [1, 6, 11, 16, 21, 26, 31, 36]
@@ -50,16 +51,15 @@ def plans(draw):
     return start, end, draw(st.integers(1, 20)), initial, target, draw(degrees)
 
 
-@pytest.mark.parametrize(("plan", "epochs", "levels"), PUBLISHED)
-def test_levels_are_those_of_the_original(plan, epochs, levels) -> None:
-    stages = gradual(*plan)[: len(epochs)]
-    assert [stage.time for stage in stages] == epochs
-    assert [stage.sparsity for stage in stages] == pytest.approx(levels, abs=6e-6)
-
-
-@pytest.mark.parametrize(("plan", "epochs", "levels"), PUBLISHED)
-def test_the_last_stage_reaches_the_target(plan, epochs, levels) -> None:
-    assert gradual(*plan)[-1] == (plan[1], plan[4])
+@pytest.mark.parametrize(("plan", "epochs", "expected"), PUBLISHED)
+def test_levels_are_those_of_the_original_and_end_at_the_target(
+    plan, epochs, expected
+) -> None:
+    stages = gradual(*plan)
+    assert [stage.time for stage in stages[: len(epochs)]] == epochs
+    found = [stage.sparsity for stage in stages[: len(epochs)]]
+    assert found == pytest.approx(expected, abs=6e-6)
+    assert stages[-1] == (plan[1], plan[4])
 
 
 def test_a_schedule_from_zero_begins_one_period_later() -> None:
@@ -77,8 +77,8 @@ def test_one_shot_is_one_stage_at_its_target() -> None:
 
 
 def test_degree_one_is_a_straight_line() -> None:
-    levels = [polynomial_sparsity(t, 10, 20, 0.2, 0.8, 1) for t in (10, 12.5, 15, 20)]
-    assert levels == pytest.approx([0.2, 0.35, 0.5, 0.8])
+    found = [polynomial_sparsity(t, 10, 20, 0.2, 0.8, 1) for t in (10, 12.5, 15, 20)]
+    assert found == pytest.approx([0.2, 0.35, 0.5, 0.8])
 
 
 def test_the_published_formula_with_degree_three() -> None:
@@ -109,11 +109,11 @@ def test_stages_rise_in_time_and_never_fall_in_sparsity(plan) -> None:
     start, end, frequency, initial, target, _ = plan
     stages = gradual(*plan)
     times = [stage.time for stage in stages]
-    levels = [stage.sparsity for stage in stages]
+    found = [stage.sparsity for stage in stages]
     assert times == sorted(set(times))
     # Rounding in the formula may undercut the level before by an ulp.
-    assert all(b >= a - 1e-12 for a, b in itertools.pairwise(levels))
-    assert all(0 < level < 1 for level in levels)
+    assert all(b >= a - 1e-12 for a, b in itertools.pairwise(found))
+    assert all(0 < level < 1 for level in found)
     assert all(t == end or (t - start) % frequency == 0 for t in times)
     if target > 0:
         assert stages[-1] == (end, target)
@@ -140,3 +140,29 @@ def test_arguments_out_of_range_are_named(arguments, parts) -> None:
         gradual(*arguments)
     for part in parts:
         assert part in str(caught.value)
+
+
+# ------------------------------------------------------------ the way to one target
+
+
+def test_linear_levels_are_evenly_spaced_and_end_at_the_target() -> None:
+    np.testing.assert_allclose(levels(0.2, 0.98, 2, 1.0), [0.46, 0.72, 0.98])
+    assert levels(0.0, 0.1 + 0.2, 3, 1.0)[-1] == 0.1 + 0.2
+    assert levels(0.3, 0.8, 0, 1.0) == [0.8]
+
+
+def test_levels_with_a_degree_are_those_of_the_polynomial_schedule() -> None:
+    expected = [polynomial_sparsity(i, 0, 5, 0.1, 0.9, 3.0) for i in range(1, 6)]
+    np.testing.assert_allclose(levels(0.1, 0.9, 4, 3.0), expected)
+    macs = levels(40.6, 10.0, 5, 3.0)  # of MACs they fall
+    assert (np.diff(macs) < 0).all()
+    assert macs[0] - macs[1] > macs[-2] - macs[-1]
+
+
+def test_exponential_levels_leave_the_same_share_at_each() -> None:
+    found = levels(0.2, 0.9, 4, None)
+    left = 1 - np.array([0.2, *found])
+    np.testing.assert_allclose(left[1:] / left[:-1], (0.1 / 0.8) ** (1 / 5))
+    assert found[-1] == 0.9
+    # Of MACs what is left is the level itself.
+    assert levels(40.0, 10.0, 1, None, limit=0.0) == pytest.approx([20.0, 10.0])

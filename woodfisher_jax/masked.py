@@ -1,4 +1,4 @@
-"""Masks inside an optimizer of Optax: any training loop keeps pruned weights at zero.
+"""Masks in the state of an Optax optimizer keep pruned weights at zero during training.
 
     tx = wf.masked(tx, wf.init_masks(params))
     levels = dict(wf.gradual(start=0, end=500, frequency=100, initial=0.3, target=0.9))
@@ -7,10 +7,10 @@
             params, opt_state, info = wf.prune_masked(
                 loss_fn, params, opt_state, samples, sparsity=levels[step]
             )
-        params, opt_state = train_step(params, opt_state, batch)  # as it was
+        params, opt_state = train_step(params, opt_state, batch)  # unchanged
 
-The masks live in the optimizer's state and nowhere else: the compiled step takes new
-ones without being compiled anew, and none can be forgotten or out of date.
+The optimizer's state is the only place that holds the masks, so they cannot be out of
+date, and new masks do not compile the step again.
 """
 
 from collections.abc import Mapping
@@ -31,7 +31,7 @@ class MaskedState(NamedTuple):
     """State of :func:`masked`.
 
     Attributes:
-        inner_state: That of the optimizer inside; zero for pruned weights.
+        inner_state: State of the wrapped optimizer; zero for pruned weights.
         masks: From path to bool, True = kept.
     """
 
@@ -44,21 +44,21 @@ def masked(
 ) -> optax.GradientTransformationExtraArgs:
     """Keeps pruned weights, their gradients and their optimizer state at zero.
 
-    The optimizer sees a zero gradient and no memory of a pruned weight w; its update
-    is -w in place of whatever the optimizer says, so that a weight which is not zero
-    yet (parameters from elsewhere) is zero after the step.
+    For a pruned weight w the optimizer receives a zero gradient and a zero state, and
+    its update is replaced by -w. A masked weight that is not zero (in restored
+    parameters, for example) is therefore zero after the step.
 
     Args:
-        tx: Any optimizer, ``optax.MultiSteps`` included. Wrap the whole of it: what a
-            chain does after ``masked`` is done to pruned weights as well.
-        masks: From path to bool, as :func:`init_masks` or :func:`prune` return them.
-            They are what the state starts with; new ones come by
-            :func:`prune_masked` or :func:`with_masks`.
+        tx: Any optimizer, ``optax.MultiSteps`` included. Wrap the whole of it: a
+            transformation that is chained after ``masked`` changes pruned weights.
+        masks: The initial masks, from path to bool, as :func:`init_masks` or
+            :func:`prune` returns them. :func:`prune_masked` or :func:`with_masks`
+            replaces them.
 
     Returns:
         An optimizer whose state is a :class:`MaskedState`. Its masks are copies, so
-        that the state may be donated to a compiled step; each is placed on devices as
-        its weight is.
+        that the state may be donated to a compiled step; each has the sharding of its
+        weight.
 
     Raises:
         ValueError: At ``init``, if a mask does not fit the parameters.
@@ -94,22 +94,22 @@ def masked(
         changes = apply_masks(changes, masks)
         if params is not None:
             changes = _without_pruned(changes, params, masks)
-        # Some optimizers add a constant to what they remember.
+        # Some optimizers add a constant to their state.
         return changes, MaskedState(mask_state(after, updates, masks), masks)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
 def mask_state(state: Any, params: Params, masks: Mapping[str, jax.Array]) -> Any:
-    """Sets what an optimizer remembers of pruned weights to zero.
+    """Sets the optimizer state of pruned weights to zero.
 
-    An array of the state belongs to a parameter if its path ends in the parameter's
-    and it has the parameter's shape: momentum, means of gradients and of their squares.
-    A number kept for a whole tensor stays.
+    An array of the state belongs to a parameter if its path ends with the parameter's
+    path and it has the parameter's shape: momentum, means of gradients and of their
+    squares. A scalar for a whole tensor is left unchanged.
 
     Args:
         state: The state of any optimizer of Optax.
-        params: The parameters, or anything of their structure and shapes.
+        params: The parameters, or any pytree with their structure and shapes.
         masks: From path to bool.
     """
     leaves = leaves_by_path(params)
@@ -126,13 +126,13 @@ def mask_state(state: Any, params: Params, masks: Mapping[str, jax.Array]) -> An
 
 
 def masks_of(opt_state: Any) -> Masks:
-    """The masks inside an optimizer's state.
+    """The masks in an optimizer's state.
 
     Args:
-        opt_state: Of :func:`masked`, however deep inside other transformations.
+        opt_state: State of :func:`masked`, at any depth inside other transformations.
 
     Raises:
-        ValueError: If there are none, or several.
+        ValueError: If the state has no masks, or has several.
 
     Example:
         >>> tx = wf.masked(optax.adam(0.1), {"w": jnp.array([True, False])})
@@ -151,18 +151,18 @@ def masks_of(opt_state: Any) -> Masks:
 def with_masks(
     params: Params, opt_state: Any, masks: Mapping[str, jax.Array]
 ) -> tuple[Params, Any]:
-    """Puts new masks on parameters and optimizer state.
+    """Replaces the masks and applies them to parameters and optimizer state.
 
     Args:
         params: Any pytree.
-        opt_state: Of :func:`masked`.
-        masks: From path to bool, of the same paths as those in the state.
+        opt_state: State of :func:`masked`.
+        masks: From path to bool, with the paths of the masks in the state.
 
     Returns:
-        ``(params, opt_state)``, pruned weights and what is remembered of them zero.
+        ``(params, opt_state)``, zero for pruned weights.
 
     Raises:
-        ValueError: If the state has no masks, or the new ones are of other parameters.
+        ValueError: If the state has no masks, or the new masks have other paths.
         TypeError: If a mask is not boolean.
 
     Example:
@@ -202,15 +202,15 @@ def prune_masked(
     Args:
         loss_fn: As for :func:`prune`.
         params: As for :func:`prune`.
-        opt_state: The optimizer's state; its masks say what is pruned already.
+        opt_state: The optimizer's state, with the present masks.
         samples: As for :func:`prune`.
-        **options: As for :func:`prune`, but for ``masks`` and ``prunable``.
+        **options: As for :func:`prune`, except ``masks`` and ``prunable``.
 
     Returns:
-        ``(params, opt_state, info)``, on the devices that they were on.
+        ``(params, opt_state, info)``, with the sharding of the arguments.
 
     Raises:
-        ValueError: If the state has no masks; and as :func:`prune`.
+        ValueError: If the state has no masks, or as for :func:`prune`.
 
     Example:
         >>> params = {"w": jnp.array([[3.0, -1.0], [0.5, 2.0]])}
@@ -235,9 +235,9 @@ def prune_masked(
 def _without_pruned(
     updates: Params, params: Params, masks: Mapping[str, jax.Array]
 ) -> Params:
-    """Updates that take pruned weights to exactly zero."""
+    """Updates that set pruned weights to exactly zero."""
     changes, weights = leaves_by_path(updates), leaves_by_path(params)
-    # 0 - w, since -w makes a negative zero of a zero.
+    # 0 - w, because -w turns a zero into a negative zero.
     return replace_leaves(
         updates,
         {
@@ -252,15 +252,15 @@ def _has_masks(state: Any) -> bool:
 
 
 def _ends_in(path: str, name: str) -> bool:
-    """Whether a path is that of a leaf of the name; a bare array has the name ""."""
+    """Whether a path ends with the name; a bare array has the name ""."""
     return not name or path == name or path.endswith("/" + name)
 
 
 def _placed_as(array: Any, other: Any) -> jax.Array:
-    """A copy of an array on the devices of another; while tracing, where it is."""
+    """A copy of an array with the sharding of another; while tracing, a plain copy."""
     copy = jnp.array(array, copy=True)
     if isinstance(other, jax.core.Tracer) or not isinstance(other, jax.Array):
         return copy
-    # Committed to its device, an array may make others move or compile anew.
+    # An array that is committed to a device may move others or compile again.
     moves = copy.sharding != other.sharding
     return jax.device_put(copy, other.sharding) if moves else copy

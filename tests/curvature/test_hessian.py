@@ -1,3 +1,5 @@
+"""The diagonal of the Hessian against ``jax.hessian`` in float64."""
+
 import functools
 
 import jax

@@ -1,4 +1,4 @@
-"""The damping that gradients choose among themselves."""
+"""Damping by leave-one-out, against fits without each row."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -64,19 +64,19 @@ def test_multiples_below_the_least_are_not_taken() -> None:
     assert bound.multiple == min(m for m in MULTIPLES if m >= 0.5)
 
 
-def test_a_thousand_rows_are_asked_and_all_get_their_shift(
+def test_some_rows_choose_the_shift_of_all(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     rows, right = problem(num_samples=40, noise=3.0)
     some = slice(None, None, 3)
     gram, few = rows @ rows.T, rows[some] @ rows[some].T
-    asked = choose_damping(jnp.asarray(few), jnp.asarray(right[some]))
+    chosen = choose_damping(jnp.asarray(few), jnp.asarray(right[some]))
     monkeypatch.setattr(leave_one_out, "MOST_ROWS", 14)
     leave_one_out._errors.clear_cache()
     found = choose_damping(jnp.asarray(gram), jnp.asarray(right))
     leave_one_out._errors.clear_cache()
-    assert found.multiple == asked.multiple
-    assert 40 * found.damping == pytest.approx(14 * asked.damping, rel=1e-5)
+    assert found.multiple == chosen.multiple
+    assert 40 * found.damping == pytest.approx(14 * chosen.damping, rel=1e-5)
 
 
 def test_noise_asks_for_more_damping() -> None:
@@ -102,12 +102,14 @@ def test_the_multiple_does_not_depend_on_units(scale: float) -> None:
     assert scaled.damping == pytest.approx(scale**2 * plain.damping, rel=1e-3)
 
 
-@pytest.mark.parametrize("case", ["no gradients", "nothing asked", "nan", "one row"])
-def test_what_tells_nothing_is_refused(case: str) -> None:
+@pytest.mark.parametrize(
+    "case", ["no gradients", "zero right-hand side", "nan", "one row"]
+)
+def test_a_problem_without_a_choice_is_refused(case: str) -> None:
     rows, right = problem()
     if case == "no gradients":
         rows = 0 * rows
-    if case == "nothing asked":
+    if case == "zero right-hand side":
         right = 0 * right
     if case == "nan":
         right[3] = np.nan

@@ -99,7 +99,7 @@ def test_the_recursion_is_the_paper_s(count) -> None:
     np.testing.assert_allclose(found, expected, atol=1e-5 / DAMPING)
 
 
-@pytest.mark.parametrize("rank", [1, 3, 12, 64])
+@pytest.mark.parametrize("rank", [1, 64])
 def test_the_rank_of_a_recursion_step_does_not_matter(rank) -> None:
     g = gradients_of(12)
     found = jax.jit(recursive_inverse, static_argnums=2)(
@@ -155,13 +155,6 @@ def test_orthogonal_gradients_invert_entry_by_entry() -> None:
         np.testing.assert_allclose(columns, np.diag(expected), atol=1e-4)
 
 
-def test_duplicating_every_gradient_changes_nothing() -> None:
-    g = gradients_of(20)
-    once, twice = invert(g), invert(np.concatenate([g, g]))
-    for solver in SOLVERS:
-        np.testing.assert_allclose(once[solver][0], twice[solver][0], rtol=1e-3)
-
-
 # -------------------------------------------------------------------------- invariants
 
 
@@ -173,21 +166,12 @@ def test_the_diagonal_is_positive_and_at_most_one_over_the_damping(count) -> Non
 
 
 @pytest.mark.parametrize("count", [5, 40])
-def test_the_order_of_samples_does_not_matter(count) -> None:
-    g = gradients_of(count)
-    shuffled = g[np.random.default_rng(2).permutation(count)]
-    straight, other = invert(g), invert(shuffled)
+def test_the_order_of_samples_and_of_weights_does_not_matter(count) -> None:
+    g, random = gradients_of(count), np.random.default_rng(2)
+    rows, columns = random.permutation(count), random.permutation(WIDTH)
+    straight, other = invert(g), invert(g[rows][:, columns])
     for solver in SOLVERS:
-        np.testing.assert_allclose(straight[solver][0], other[solver][0], rtol=1e-3)
-
-
-@pytest.mark.parametrize("count", [5, 40])
-def test_reordering_weights_reorders_the_inverse(count) -> None:
-    g = gradients_of(count)
-    order = np.random.default_rng(3).permutation(WIDTH)
-    straight, other = invert(g), invert(g[:, order])
-    for solver in SOLVERS:
-        expected = straight[solver][0][order]
+        expected = straight[solver][0][columns]
         np.testing.assert_allclose(other[solver][0], expected, rtol=1e-3)
 
 

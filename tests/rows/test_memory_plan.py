@@ -4,6 +4,7 @@ What the compiler would report is replaced by round numbers, and so is the memor
 the process has in use, so that limits can be exact.
 """
 
+import contextlib
 import itertools
 import re
 from functools import partial
@@ -219,15 +220,23 @@ def test_a_disk_that_just_holds_them(monkeypatch) -> None:
 
 
 def test_the_less_memory_the_more_passes() -> None:
-    passes = []
-    for above in LIMITS:
-        try:
-            passes.append(plan(above, store="recompute").passes)
-        except MemoryLimitError:
-            break
+    plans = []
+    with contextlib.suppress(MemoryLimitError):
+        for above in LIMITS:
+            plans.append(plan(above, store="recompute"))
+    passes = [needs.passes for needs in plans]
     assert passes == sorted(passes)
     assert passes[0] == 1
     assert passes[-1] > 3
+    assert {flops(n)["gradients"] / n.passes for n in plans} == {FLOPS * 4 * 13}
+
+
+def test_passes_leave_room_for_forming_their_gradients() -> None:
+    forming = 25 * (4 * 4 * SIZE + TEMPORARY)
+    one_tile = 4 * N * WIDTH * TILE_BLOCKS
+    above = VECTOR_BYTES * SIZE + forming + one_tile
+    needs = plan(above, store="recompute", microbatch_size=25)
+    assert needs.passes == BLOCKS // TILE_BLOCKS
 
 
 def test_limits_are_exact() -> None:
@@ -431,6 +440,19 @@ def test_an_accelerator_keeps_gradients_in_the_host_s_memory_next(accelerator) -
         accelerator(free)
         chosen += stores([None])
     assert list(dict.fromkeys(chosen)) == ["device", "host", "refused"]
+
+
+def test_an_accelerator_takes_larger_chunks_and_many_blocks(
+    accelerator, monkeypatch
+) -> None:
+    monkeypatch.setattr(memory_plan, "CPU_CHUNK_BYTES", 4 * (4 * 4 * SIZE + TEMPORARY))
+    on_cpu = plan(microbatch_size=None)
+    accelerator(10**9)
+    few = plan(microbatch_size=None)
+    assert (on_cpu.microbatch_size, few.microbatch_size) == (4, 64)
+    monkeypatch.setattr(memory_plan, "BATCH_BYTES", 10**6)
+    more = peaks(plan())["curvature"] - peaks(on_cpu)["curvature"]
+    assert more == 10**6 - block_bytes(N, WIDTH, "sample_space")
 
 
 def test_where_the_host_has_no_room_either(accelerator, monkeypatch) -> None:

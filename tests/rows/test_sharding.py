@@ -44,7 +44,7 @@ def start(folder: Path, name: str, devices: int, *args: str) -> subprocess.Popen
     (folder / "gradients").mkdir(exist_ok=True)
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": os.environ["XLA_FLAGS"]
+        "XLA_FLAGS": os.environ.get("XLA_FLAGS", "")
         + f" --xla_force_host_platform_device_count={devices}",
         "PYTHONPATH": str(HERE.parent),
         "TMPDIR": str(folder / "gradients"),

@@ -28,7 +28,7 @@ TWO = ("two.0", "two.1")
 def start(folder: Path, devices: int, *arguments: str) -> subprocess.Popen:
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": os.environ["XLA_FLAGS"]
+        "XLA_FLAGS": os.environ.get("XLA_FLAGS", "")
         + f" --xla_force_host_platform_device_count={devices}",
         "PYTHONPATH": str(HERE.parent),
     }

@@ -75,9 +75,7 @@ def test_a_network_without_batch_norm_has_params_alone(tmp_path: Path) -> None:
     assert run.variables.keys() == {"params"}
 
 
-def test_folders_without_a_run_or_a_save_are_refused(
-    folder: Path, tmp_path: Path
-) -> None:
+def test_folders_without_a_save_are_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no config\.json"):
         read_run(tmp_path)
     with pytest.raises(ValueError, match=r"expected one of the saves \[4, 9\].*got 5"):

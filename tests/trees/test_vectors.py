@@ -20,8 +20,9 @@ MASKS = {"w": jnp.asarray([[True, False, True], [True, True, False]])}
 ORDER = flat_order(MASKS)
 
 
-def test_there_and_back() -> None:
-    params, weights, active = to_vectors(PARAMS, MASKS, ORDER)
+def test_vectors_are_the_masked_weights_and_go_back_in_their_dtype() -> None:
+    params, weights, active, finite = to_vectors(PARAMS, MASKS, ORDER)
+    check_weights(finite)
     np.testing.assert_array_equal(weights, [1, 0, 3, 4, 5, 0])
     assert weights.dtype == jnp.float32
     np.testing.assert_array_equal(active, [1, 0, 1, 1, 1, 0])
@@ -34,8 +35,12 @@ def test_there_and_back() -> None:
 
 
 def test_what_is_not_finite_is_named() -> None:
-    with pytest.raises(ValueError, match=r"params\['b'\] holds nan or inf"):
-        check_weights(PARAMS | {"b": jnp.asarray([0.0, jnp.nan])})
+    for value in (jnp.nan, jnp.inf):
+        broken = PARAMS | {"b": jnp.asarray([0.0, value, 1.0])}
+        with pytest.raises(ValueError, match=r"params\['b'\] holds nan or inf"):
+            check_weights(to_vectors(broken, MASKS, ORDER)[-1])
+    masked = PARAMS | {"w": PARAMS["w"].at[0, 1].set(jnp.nan)}
+    check_weights(to_vectors(masked, MASKS, ORDER)[-1])
     two = flat_order({"a": jnp.ones(2), "c": jnp.ones(3)})
     check_finite(jnp.ones(5), two, "the score of", "it")
     with pytest.raises(ValueError, match="the score of 'c' is not finite: it over"):

@@ -42,6 +42,9 @@ MOST_RESIDENT = 2**28
 """Bytes of gradients up to which a step is one program; a larger one is not faster so,
 and takes copies of them."""
 
+MOST_TILES = 16
+"""The same for tiles, each of which is compiled by itself into the program."""
+
 Index = Any
 """Weights of each block in the flat vector [num_blocks, c]; its length d is padding."""
 
@@ -495,7 +498,9 @@ class Stored:
         (only,) = self.storage.passes
         rows = self.store.rows  # [N, 1, columns]
         assert rows is not None
-        if rows.nbytes > MOST_RESIDENT or rows.dtype != jnp.float32:
+        if rows.nbytes > MOST_RESIDENT or len(only.tiles) > MOST_TILES:
+            return None
+        if rows.dtype != jnp.float32:
             return None
         return InMemory(
             rows,

@@ -98,7 +98,8 @@ def gradient_rows(
         params: Any pytree; pruned weights should be zero.
         masks: From path to bool: the prunable parameters, and which weights are left.
         batch: N examples, a pytree of arrays with a leading axis.
-        order: How the tensors follow one another; default that of the masks.
+        order: How the tensors follow one another; default as in ``params``, which is
+            the order of :func:`woodfisher_jax.prune`.
 
     Returns:
         Array [N, d], float32; zero for pruned weights.
@@ -111,9 +112,11 @@ def gradient_rows(
         >>> wf.gradient_rows(loss_fn, {"w": jnp.ones(2)}, masks, x).tolist()
         [[1.0, 0.0], [3.0, 0.0]]
     """
-    found = flat_order(masks) if order is None else order
+    if order is None:
+        # Not the dict's own order, for jit sorts dicts.
+        order = flat_order({p: masks[p] for p in leaves_by_path(params) if p in masks})
     alone = jax.tree.map(lambda a: a[:, None], batch)
-    return _rows(as_partial(loss_fn), params, dict(masks), alone, found)[1]
+    return _rows(as_partial(loss_fn), params, dict(masks), alone, order)[1]
 
 
 def _rows(

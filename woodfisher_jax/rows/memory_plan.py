@@ -392,7 +392,7 @@ def _suggestions(
         plans = other.plans(layouts and layouts(width))
         return any(other.shortage(needs) is None for needs, _ in plans)
 
-    ways = []
+    ways: list[str] = []
     for option, candidates in values.items():
         fitting = (f"{option}={v!r}" for v in candidates if fits(option, v))
         ways += islice(fitting, 1)

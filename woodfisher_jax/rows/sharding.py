@@ -1,7 +1,7 @@
 """Several devices: samples spread over them for gradients, blocks for curvature.
 
-A mesh has one axis here, over all devices. What both need is replicated: parameters,
-masks, scores. Gradients never are.
+A mesh has one axis here, over all devices. Parameters, masks and scores, which both
+need, are replicated. Gradients never are.
 """
 
 from collections.abc import Callable
@@ -38,7 +38,7 @@ def placed(mesh: Mesh | None, *spec: str | None) -> NamedSharding | None:
 
 
 def held(array: jax.Array, mesh: Mesh | None, *spec: str | None) -> jax.Array:
-    """Inside jit: asks for an array to be spread so; without a mesh, does nothing."""
+    """Inside jit: constrains an array's sharding; without a mesh, does nothing."""
     if mesh is None:
         return array
     return jax.lax.with_sharding_constraint(array, placed(mesh, *spec))

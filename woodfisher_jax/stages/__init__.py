@@ -1,1 +1,1 @@
-"""Several pruning steps that depend on each other."""
+"""Several pruning steps in sequence, each of which depends on the previous ones."""

@@ -1,9 +1,9 @@
-"""Damping by trial: the step whose loss on other examples is lowest.
+"""Damping by trial: the step with the lowest loss on held-out examples.
 
-The damping is also a limit to how far weights move (Levenberg 1944, Marquardt 1963).
-Where much goes at once the quadratic model no longer holds, and no gradient taken
-before the step can tell; the loss after it does. So whole steps are tried, each with
-ten times the damping of the one before, while the loss of held-out examples falls.
+The damping also limits how far weights move (Levenberg 1944, Marquardt 1963). Where a
+step prunes many weights the quadratic model no longer holds, and no gradient from before
+the step shows it; the loss after the step does. So whole steps are tried, each with ten
+times the damping of the previous one, while the loss of held-out examples falls.
 """
 
 import math
@@ -20,7 +20,7 @@ from woodfisher_jax.trees.masks import Masks
 from woodfisher_jax.trees.paths import Params
 
 MOST_TRIALS = 12
-"""Steps tried in one direction; as many factors of ten pass any loss's minimum."""
+"""Most steps tried in one direction: 12 factors of ten span the useful dampings."""
 
 Result = tuple[Params, Masks, PruneInfo]
 
@@ -36,7 +36,7 @@ def prune_searched(
     measure: LossFn | None = None,
     **options: Any,
 ) -> Result:
-    """Prunes with the damping that is best on examples kept apart.
+    """Prunes with the damping that is best on held-out examples.
 
     ``λ = argmin L(w + δw(λ); held_out)`` over λ₀, λ₀ f, λ₀ f², ... while L falls, or,
     if it rises at once, over λ₀, λ₀ / f, ...; each trial is a step of
@@ -45,20 +45,20 @@ def prune_searched(
     Args:
         loss_fn: (params, batch) -> scalar, the mean loss over the batch.
         params: Any pytree of floating-point arrays.
-        samples: Of the curvature, as for :func:`woodfisher_jax.prune`, but no iterator:
-            they are taken again for each trial.
-        held_out: One batch of training examples that are not in ``samples``, some
-            thousands; test examples would make the test worthless.
-        damping: λ₀; default "auto", for methods of rows.
+        samples: For the curvature, as for :func:`woodfisher_jax.prune`, but no
+            iterator, because each trial reads them again.
+        held_out: One batch of some thousands of training examples that are not in
+            ``samples``. Test examples would bias the test.
+        damping: λ₀; default "auto", for :class:`~woodfisher_jax.WoodFisher`.
         factor: f > 1; default 10.
-        measure: L, (params, batch) -> scalar, to be lowest on ``held_out``; default
-            ``loss_fn``. A share of errors is what counts where the loss says little:
-            far from the dense weights it is ruled by what is sure and wrong.
-        **options: Of :func:`woodfisher_jax.prune`.
+        measure: L, (params, batch) -> scalar, which is minimized on ``held_out``;
+            default ``loss_fn``. Far from the dense weights, confident wrong
+            predictions dominate the loss; the share of errors is then better.
+        **options: As for :func:`woodfisher_jax.prune`.
 
     Returns:
-        What the best step returned; ``info.trials`` has each damping with its loss, the
-        best one last.
+        The result of the best step; ``info.trials`` has each damping with its measure,
+        the best one last.
 
     Raises:
         ValueError: If factor is not above 1, if samples are an iterator, if L is not
@@ -86,8 +86,8 @@ def prune_searched(
         raise ValueError(f"factor={factor!r}; expected a number above 1, such as 10")
     if isinstance(samples, Iterator):
         raise ValueError(
-            "samples is an iterator, which can be read once; expected a batch or a "
-            "list of batches, since every damping that is tried takes them again"
+            "samples is an iterator, which can be read only once; expected a batch or "
+            "a list of batches, because every trial reads the samples again"
         )
     measured = jax.jit(as_partial(measure or loss_fn))
 
@@ -101,7 +101,7 @@ def prune_searched(
     if not math.isfinite(lowest.measured):
         raise ValueError(
             f"held_out: the measure is {lowest.measured} after a step with damping "
-            f"{lowest.damping:.3g}; expected a number: give more damping to begin with"
+            f"{lowest.damping:.3g}; expected a finite number: raise damping"
         )
     trials = [lowest]
     for ratio in (factor, 1 / factor):
@@ -109,7 +109,7 @@ def prune_searched(
         for power in range(1, MOST_TRIALS + 1):
             try:
                 found, trial = tried(start.damping * ratio**power)
-            except CurvatureError:  # Too little damping; there is no more to be had.
+            except CurvatureError:  # Too little damping; still less fails as well.
                 break
             trials.append(trial)
             if not trial.measured < lowest.measured:

@@ -1,9 +1,9 @@
-"""Repair of a pruned network by an optimizer: its outputs towards those wanted.
+"""Distillation: an optimizer moves a pruned network's outputs towards target outputs.
 
-After a mask is found and the weights have made up for it by one linear system a stage,
-what is left of the distance of the outputs is small and far from linear in the weights.
-Many short steps of an optimizer go on from there, with no label: knowledge distillation
-(Hinton, Vinyals & Dean, arXiv:1503.02531, Section 2.1, in the limit of logits).
+Each stage solves one linear system for the weights. The remaining distance of the
+outputs is small and far from linear in the weights, and many short steps of an optimizer
+reduce it further, without labels: knowledge distillation (Hinton, Vinyals & Dean,
+arXiv:1503.02531, Section 2.1, in the limit of logits).
 """
 
 import functools
@@ -30,27 +30,27 @@ def distil(
     *,
     frozen: bool = False,
 ) -> tuple[Any, Any]:
-    """Brings the outputs of a masked network near those wanted, a step a batch.
+    """Trains a masked network to reproduce target outputs, one step for each batch.
 
     ``minimize  E |z(w, x) - z*|² / 2``  with pruned weights at zero. All other
-    parameters move, batch-norm scales included.
+    parameters are trained, including batch-norm scales.
 
     Args:
         model: A Linen module, called with ``train``.
         params: Its parameters.
         batch_stats: Its running statistics, or an empty dict.
-        masks: What is pruned.
-        batches: Each ``image`` [m, ...] and ``wanted`` z* [m, k].
-        optimizer: Of Optax.
-        frozen: Whether z takes the running statistics, which then stay; default False:
-            it normalises by the batch, as in training.
+        masks: From path to bool, False for pruned weights.
+        batches: Dicts with ``image`` [m, ...] and the targets z* as ``wanted`` [m, k].
+        optimizer: An optimizer of Optax.
+        frozen: Whether z uses the running statistics and leaves them unchanged;
+            default False: z is normalised by the batch, as in training.
 
     Returns:
-        ``(params, batch_stats)``: unless frozen, the statistics are those that training
-        leaves; :func:`woodfisher_jax.training.batch_norm.reestimate` gives better ones.
+        ``(params, batch_stats)``; unless frozen, the running averages of training.
+        :func:`woodfisher_jax.training.batch_norm.reestimate` gives better statistics.
 
     Raises:
-        ValueError: If there is no batch, or the outputs have another shape than z*.
+        ValueError: If there is no batch, or the shape of the outputs is not that of z*.
 
     Example:
         >>> from woodfisher_jax import models
@@ -92,7 +92,7 @@ def _step(
         if outputs.shape != batch["wanted"].shape:
             raise ValueError(
                 f"the outputs have shape {outputs.shape}; 'wanted' has "
-                f"{batch['wanted'].shape}: expected one row of outputs an image"
+                f"{batch['wanted'].shape}: expected one row of outputs for each image"
             )
         missed = outputs - batch["wanted"]
         squares = jnp.sum(missed * missed, axis=-1)

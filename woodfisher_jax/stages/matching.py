@@ -1,17 +1,18 @@
-"""Pruning that keeps a network's outputs as they were, in stages, without labels.
+"""Pruning in stages that match the outputs of the dense network, without labels.
 
 Every stage is one damped Gauss-Newton step of
 
     minimize  E ‖f(w, x) - f(w₀, x)‖² / 2    subject to the sparsity of the stage
 
-from where the last one ended: rows ``g_n = ∇_w (r_n · f(w, x_n))`` with random r, what
-they are to change by, ``y_n = r_n · (f(w₀, x_n) - f(w, x_n))``, saliencies with that
-slope, and the joint update, with the damping that the rows choose among themselves. The
-curvature of the outputs does not vanish where a network fits its data, as that of the
-loss does, and a step also repairs what the steps before it did.
+from the weights of the previous stage. The rows are ``g_n = ∇_w (r_n · f(w, x_n))`` with
+random r, the targets are ``y_n = r_n · (f(w₀, x_n) - f(w, x_n))``; saliencies include
+that first-order term, the update is the joint one, and the damping is chosen by
+leave-one-out over the rows. Where a network fits its data, the curvature of the loss
+vanishes and that of the outputs does not. A step also corrects the errors of the
+previous ones.
 
-With labels instead, the rows are gradients of the cross entropy, each of a few
-examples, and the slope is that of the loss: each stage also trains.
+With labels as targets, the rows are gradients of the cross entropy of a few examples
+each, and the first-order term is that of the loss: each stage also trains.
 """
 
 import functools
@@ -34,23 +35,22 @@ from woodfisher_jax.trees.masks import sparsity as sparsity_of
 from woodfisher_jax.trees.paths import Params
 
 MATCHES = ("none", "outputs", "labels")
-"""What a run's outputs are brought to: nothing, those of the dense network without
-labels, or the labels."""
+"""The targets of a run's steps: none, the dense network's outputs, or the labels."""
 
 LABEL_DAMPING = 1e-2
-"""λ of stages with labels: leave-one-out takes more, the best for a single step, but
-noise averages out over many."""
+"""λ of stages with labels. Leave-one-out would choose more, which is best for a single
+step; over many stages the noise averages out."""
 
 OutputsFn = Callable[[Params, Any], jax.Array]
 
 
 class Stage(NamedTuple):
-    """What one stage is given.
+    """The network, examples and targets of one stage.
 
     Attributes:
-        outputs_fn: (params, inputs) -> outputs [n, k], with statistics as they are now.
+        outputs_fn: (params, inputs) -> outputs [n, k], with the present statistics.
         inputs: Examples, new ones at each stage.
-        wanted: Outputs that they are to have [n, k], or their labels, integers [n].
+        wanted: Their target outputs [n, k], or their labels, integers [n].
     """
 
     outputs_fn: OutputsFn
@@ -62,11 +62,11 @@ class Rows(NamedTuple):
     """Arguments of :func:`woodfisher_jax.prune`.
 
     Attributes:
-        loss_fn: Whose gradients the rows are.
+        loss_fn: The function whose gradients are the rows.
         samples: Their examples.
-        targets: y, by which the rows are to change, [N] or one number; None for no
-            such thing.
-        batch_size: m, examples a row.
+        targets: y, [N] or one number, the changes of the rows' functions; None for
+            no targets.
+        batch_size: m, examples for each row.
     """
 
     loss_fn: LossFn
@@ -78,7 +78,7 @@ class Rows(NamedTuple):
 def outputs_of(
     outputs_fn: OutputsFn, params: Params, inputs: Any, batch_size: int = 250
 ) -> jax.Array:
-    """Outputs of many examples, some at a time [n, k]."""
+    """Outputs of many examples [n, k], computed in batches."""
     count = len(jax.tree.leaves(inputs)[0])
     slices = [slice(i, i + batch_size) for i in range(0, count, batch_size)]
     parts = [jax.tree.map(lambda a, rows=rows: a[rows], inputs) for rows in slices]
@@ -88,7 +88,7 @@ def outputs_of(
 def matching_rows(
     stage: Stage, params: Params, key: jax.Array, metric: str = "identity"
 ) -> Rows:
-    """Rows of random projections of the outputs, and what they are to change by.
+    """Rows and targets of random projections of the outputs.
 
     ``g_n = ∇_w (r_n · f(w, x_n))`` and ``y_n = r_n · (f* - f(w, x_n))``: the arguments
     of :func:`woodfisher_jax.prune` for one damped Gauss-Newton step towards f*.
@@ -97,7 +97,7 @@ def matching_rows(
         stage: f, x and f*.
         params: w.
         key: A JAX random key.
-        metric: Of the distance to f*, one of
+        metric: Metric of the distance to f*, one of
             :data:`~woodfisher_jax.rows.projections.METRICS`; default "identity".
     """
     outputs = outputs_of(stage.outputs_fn, params, stage.inputs)
@@ -111,9 +111,9 @@ def matching_rows(
 def label_rows(stage: Stage, batch_size: int = 16) -> Rows:
     """Rows of the cross entropy of a few examples each, scaled to the Fisher of one.
 
-    ``g_n = √m ∇_w (1/m) Σ_j CE(f(w, x_nj), label_nj)``: gradients at their noise have a
-    second moment m times smaller in the mean of m, and √m makes up for it. The slope is
-    that of the loss itself, ``ḡ = Σ_n g_n / (N √m)``.
+    ``g_n = √m ∇_w (1/m) Σ_j CE(f(w, x_nj), label_nj)``. Where noise dominates the
+    gradients, the mean of m has a second moment m times smaller; √m compensates. The
+    first-order term is that of the loss, ``ḡ = Σ_n g_n / (N √m)``.
 
     Args:
         stage: f, x and the labels.
@@ -129,9 +129,9 @@ def scaled_cross_entropy(outputs_fn: OutputsFn, scale: float) -> LossFn:
     """``(params, batch) -> scale · mean CE(f(w, inputs), labels)``.
 
     Args:
-        outputs_fn: f; for the same one, with other arrays in its ``Partial``, nothing
-            is compiled anew.
-        scale: Of the loss.
+        outputs_fn: f; other arrays in a ``Partial`` of the same function do not compile
+            again.
+        scale: Factor on the loss.
     """
     if isinstance(outputs_fn, Partial):
         loss = _scaled_cross_entropy(outputs_fn.func, scale)
@@ -141,7 +141,7 @@ def scaled_cross_entropy(outputs_fn: OutputsFn, scale: float) -> LossFn:
 
 @functools.lru_cache(maxsize=8)
 def _scaled_cross_entropy(outputs_fn: Callable[..., jax.Array], scale: float) -> LossFn:
-    # Cached, since jit recognises a function it has compiled by its identity.
+    # Cached, because jit recognises a compiled function by its identity.
     def loss(*arguments: Any, **others: Any) -> jax.Array:
         *first, batch = arguments
         outputs = outputs_fn(*first, batch["inputs"], **others)
@@ -166,33 +166,35 @@ def prune_matched(
     after: Callable[[int, Params, Masks, PruneInfo], Params | None] | None = None,
     **options: Any,
 ) -> tuple[Params, Masks, list[PruneInfo]]:
-    """Prunes a network in stages and keeps its outputs near those that are wanted.
+    """Prunes a network in stages and keeps its outputs near the targets.
 
     Args:
-        stage: (number from 0, parameters) -> :class:`Stage`: draws examples anew,
-            estimates batch-norm statistics anew, and so on. In the simplest case
+        stage: (number from 0, parameters) -> :class:`Stage`: draws new examples,
+            estimates batch-norm statistics again, and so on. In the simplest case
             ``lambda i, params: Stage(net, images(i), net(dense, images(i)))``.
-        params: Any pytree of floating-point arrays: w₀.
-        sparsity: Of all prunable weights at the end, [0, 1), or at each stage.
-        stages: On the way to one sparsity, each of which leaves the same share of what
-            is left; default 12.
-        repairs: Stages that follow and prune nothing; default 0.
-        masks: What is pruned already; default nothing.
+        params: w₀, any pytree of floating-point arrays.
+        sparsity: Fraction of all prunable weights at the end, [0, 1), or a list with
+            one for each stage.
+        stages: Number of stages to one sparsity, each of which keeps the same share of
+            the remaining weights; default 12.
+        repairs: Number of stages that follow and prune nothing; default 0.
+        masks: Masks of the weights that are pruned already; default none are.
         prunable: As for :func:`woodfisher_jax.prune`, if no masks are given.
-        metric: Of the distance of the outputs: "identity", or "softmax" for that in
-            which the cross entropy is curved; default "identity".
-        batch_size: Examples a row where labels are wanted; default 16.
-        seed: Of the random directions.
-        after: Called at the end of each stage with its number and what it left; if it
-            returns parameters, trained on perhaps, the next stage starts from them.
-        **options: Of :func:`woodfisher_jax.prune`; unless given method="woodtaylor",
-            update="joint", damping="auto", with labels :data:`LABEL_DAMPING`.
+        metric: Metric of the distance of the outputs: "identity", or "softmax" for
+            the curvature of the cross entropy; default "identity".
+        batch_size: Examples for each row where the targets are labels; default 16.
+        seed: Seed of the random directions.
+        after: Called at the end of each stage with its number, parameters, masks and
+            info. If it returns parameters, the next stage starts from them.
+        **options: As for :func:`woodfisher_jax.prune`; defaults are
+            method="woodtaylor", update="joint" and damping="auto", with labels
+            :data:`LABEL_DAMPING`.
 
     Returns:
-        ``(params, masks, infos)``, the info of each stage.
+        ``(params, masks, infos)`` with the info of each stage.
 
     Raises:
-        ValueError: If stages or repairs are no whole number, or as for
+        ValueError: If stages or repairs is not a whole number, or as for
             :func:`woodfisher_jax.prune`.
 
     Example:
@@ -249,5 +251,5 @@ def _way(
     else:
         way = [float(level) for level in goal]
     if not way:
-        raise ValueError("sparsity is an empty list; expected one for each stage")
+        raise ValueError("sparsity is an empty list; expected one number for each stage")
     return [*way, *([way[-1]] * repairs)]

@@ -1,1 +1,1 @@
-"""Pytrees as paths, flat vectors and blocks, and back; masks; batches of samples."""
+"""Conversions between pytrees, flat vectors and blocks; masks; batches of samples."""

@@ -1,9 +1,9 @@
-"""Layouts: which weight sits in which block, and the way back.
+"""Layouts: the assignment of weights to blocks, and its inverse.
 
-The prunable weights are read as one flat vector of length d, tensor after tensor. A
-layout is a tuple of groups; a group is an int32 array [num_blocks, width] of indices
-into the flat vector, and all its blocks share one compiled function. The index d means
-padding: a column of zeros, which decouples from the rest of its block.
+The prunable weights form one flat vector of length d, tensor after tensor. A layout is a
+tuple of groups; a group is an int32 array [num_blocks, width] of indices into the flat
+vector, and all its blocks share one compiled function. The index d means padding: a
+column of zeros, which decouples from the rest of its block.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -19,13 +19,13 @@ AxisOrder = Callable[[str, int], tuple[int, ...]]
 
 
 class FlatOrder(NamedTuple):
-    """The order in which tensors and their entries follow one another.
+    """The order of tensors and of their entries in the flat vector.
 
     Attributes:
-        paths: The tensors, in order.
-        shapes: Their shapes.
-        axes: The order in which each tensor's axes are read, slowest first.
-        offsets: Where each tensor starts, and last the length d of the whole vector.
+        paths: Paths of the tensors, in order.
+        shapes: Shapes of the tensors.
+        axes: Order in which each tensor's axes are read, slowest first.
+        offsets: Start of each tensor in the vector; the last entry is its length d.
     """
 
     paths: tuple[str, ...]
@@ -42,7 +42,7 @@ class FlatOrder(NamedTuple):
 def output_major(path: str, ndim: int) -> tuple[int, ...]:
     """Reads a Flax ``kernel`` as (out, in, ...) and any other array in its own order.
 
-    A chunk then holds the weights into a few outputs, whose gradients go together, and
+    A chunk then holds the weights of a few outputs, whose gradients are correlated, and
     a Flax model has the same blocks as its PyTorch counterpart.
 
     Args:
@@ -68,7 +68,7 @@ def flat_order(
     """Fixes the flat order of the prunable tensors.
 
     Args:
-        tensors: From path to array (masks will do); their order is kept.
+        tensors: From path to array (or masks); their order is kept.
         axis_order: From (path, ndim) to the axes, slowest first; default
             :func:`output_major`.
     """
@@ -85,12 +85,12 @@ def flat_order(
 
 
 def flatten(order: FlatOrder, tensors: Mapping[str, jax.Array]) -> jax.Array:
-    """Lays tensors out as flat vectors.
+    """Concatenates tensors to flat vectors.
 
     Args:
         order: Their flat order.
-        tensors: From path to array; leading axes beyond the tensor's own (samples, for
-            instance) are kept in front.
+        tensors: From path to array; additional leading axes (samples, for instance)
+            are kept.
 
     Returns:
         Array [..., d].
@@ -119,7 +119,7 @@ def flat_mask(order: FlatOrder, masks: Mapping[str, jax.Array]) -> np.ndarray:
 
 
 def unflatten(order: FlatOrder, vector: jax.Array) -> dict[str, jax.Array]:
-    """Cuts a flat vector [d] into the tensors it was made of: undoes ``flatten``.
+    """Splits a flat vector [d] into its tensors: the inverse of :func:`flatten`.
 
     Example:
         >>> order = wf.blocks.flat_order({"a": jnp.ones(2), "b": jnp.ones((2, 1))})
@@ -137,7 +137,7 @@ def unflatten(order: FlatOrder, vector: jax.Array) -> dict[str, jax.Array]:
 
 
 def _chunks(indices: np.ndarray, width: int, padding: int) -> np.ndarray:
-    """Cuts indices into rows [ceil(n / width), width], the last one padded."""
+    """Splits indices into rows [ceil(n / width), width], the last one padded."""
     rows = np.full((-(-len(indices) // width), width), padding, np.int32)
     rows.reshape(-1)[: len(indices)] = indices
     return rows
@@ -164,7 +164,7 @@ def within_tensors(
     Args:
         order: The flat order.
         block_size: Width c of a block; None makes each tensor one block.
-        active: Not used; the blocks stay the same whatever is pruned.
+        active: Not used; the blocks do not depend on the masks.
 
     Returns:
         With a block size one group whose last chunks are padded; without one, a group
@@ -183,7 +183,7 @@ def within_tensors(
 def active_within_tensors(
     order: FlatOrder, block_size: int | None, active: np.ndarray | None = None
 ) -> Layout:
-    """Chunks of the weights that are not pruned; they grow as weights go.
+    """Chunks of the active weights, which grow while weights are pruned.
 
     Consecutive active weights of one tensor share a block of ``c_t = floor(c d / n)``
     for d prunable and n active weights, so that a row of gradients shrinks with n while
@@ -191,8 +191,8 @@ def active_within_tensors(
 
     Args:
         order: The flat order.
-        block_size: c, the width while nothing is pruned; None makes the active weights
-            of each tensor one block.
+        block_size: c, the width before anything is pruned; None makes the active
+            weights of each tensor one block.
         active: Weights that are not pruned [d], bool; default all.
 
     Returns:
@@ -235,16 +235,15 @@ def across_tensors(
 def full_matrix(
     order: FlatOrder, block_size: int | None = None, active: np.ndarray | None = None
 ) -> Layout:
-    """One block over all tensors, with the terms that cross them.
+    """One block over all tensors, including the interactions between tensors.
 
-    Weights that are pruned decouple from the others, so they may be left out. The width
-    is d, or the half or a quarter of it and so on down to :data:`NARROWEST`, for each
-    width compiles anew.
+    Pruned weights decouple from the others and may be omitted. Each width compiles
+    again, so the width is only halved: d, d / 2, d / 4 and so on, down to
+    :data:`NARROWEST`.
 
     Args:
         order: The flat order.
-        block_size: If given, the full matrix is cut at tensor borders and every
-            ``block_size`` weights, which is :func:`within_tensors`.
+        block_size: If given, the layout is :func:`within_tensors`.
         active: Weights that are not pruned [d], bool; default all.
 
     Returns:
@@ -264,11 +263,11 @@ def full_matrix(
 
 
 NARROWEST = 4_000
-"""Weights below which a block is not made narrower: compiling takes longer."""
+"""Smallest width of a narrowed block: below it, compilation takes longer than it saves."""
 
 
 def gather(vectors: jax.Array, group: jax.Array | np.ndarray) -> jax.Array:
-    """Reads blocks out of flat vectors, zeros where the block is padded.
+    """Reads blocks from flat vectors, with zeros for padding.
 
     Args:
         vectors: [..., d].
@@ -288,14 +287,14 @@ def gather(vectors: jax.Array, group: jax.Array | np.ndarray) -> jax.Array:
 def scatter(
     vector: jax.Array, group: jax.Array | np.ndarray, values: jax.Array
 ) -> jax.Array:
-    """Writes blocks back into a flat vector.
+    """Writes blocks into a flat vector.
 
     Args:
         vector: [d].
         group: Indices [num_blocks, width].
-        values: Of the blocks [num_blocks, width].
+        values: Values of the blocks [num_blocks, width].
 
     Returns:
-        The vector with those entries replaced; padding falls off the end.
+        The vector with those entries replaced; padding is dropped.
     """
     return vector.at[group].set(values, mode="drop")

@@ -1,7 +1,7 @@
-"""Masks: which weights stay. From scores to masks, applied and measured.
+"""Masks: created, chosen by scores, applied, counted.
 
 Masks are a plain dict from parameter path to a boolean array of the parameter's shape,
-True where the weight stays. A path that is absent is not prunable.
+True where the weight is kept. A path that is absent is not prunable.
 """
 
 import math
@@ -41,7 +41,7 @@ def init_masks(params: Params, prunable: Prunable = None) -> Masks:
         Masks with every weight kept.
 
     Raises:
-        ValueError: If nothing is selected, or if the expression is not one.
+        ValueError: If no parameter is selected, or the expression is not valid.
 
     Example:
         >>> params = {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}
@@ -89,8 +89,8 @@ def check_masks(params: Params, masks: Mapping[str, jax.Array]) -> None:
     """Raises unless each mask is a boolean array of its parameter's shape.
 
     Raises:
-        ValueError: If masks are empty, name a parameter that does not exist, or differ
-            from it in shape.
+        ValueError: If masks is empty, names a parameter that does not exist, or a mask
+            has another shape than its parameter.
         TypeError: If a mask is not boolean.
     """
     leaves = leaves_by_path(params)
@@ -99,7 +99,7 @@ def check_masks(params: Params, masks: Mapping[str, jax.Array]) -> None:
     for path, mask in masks.items():
         if path not in leaves:
             raise ValueError(
-                f"masks names {path!r}, which is not in params; there are "
+                f"masks names {path!r}, which is not in params; expected some of "
                 f"{list(leaves)}"
             )
         if not hasattr(mask, "shape") or not hasattr(mask, "dtype"):
@@ -121,10 +121,10 @@ def check_masks(params: Params, masks: Mapping[str, jax.Array]) -> None:
 
 
 def apply_masks(params: Params, masks: Mapping[str, jax.Array]) -> Params:
-    """Sets pruned weights to exactly zero; other parameters pass unchanged.
+    """Sets pruned weights to exactly zero; other parameters are unchanged.
 
     Args:
-        params: Any pytree; gradients of the same structure work as well.
+        params: Any pytree, such as parameters or gradients.
         masks: From path to boolean array.
 
     Example:
@@ -144,7 +144,7 @@ def apply_masks(params: Params, masks: Mapping[str, jax.Array]) -> Params:
 
 
 def count(masks: Mapping[str, jax.Array]) -> tuple[int, int]:
-    """Counts the weights that stay and all prunable weights.
+    """Counts kept weights and all prunable weights.
 
     Returns:
         ``(kept, prunable)``.
@@ -189,26 +189,27 @@ def sparsity_by_path(masks: Mapping[str, jax.Array]) -> dict[str, float]:
 
 
 def num_kept(num_weights: int, target_sparsity: float) -> int:
-    """How many of ``num_weights`` stay: as many as the target sparsity allows.
+    """How many of ``num_weights`` are kept: as many as the target sparsity allows.
 
     ``floor(n (1 - s))``, so that the target is always reached.
 
     Note: the original takes ``ceil(n (1 - s))`` in floating point and then loses the
-    last weight and all its ties to a strict comparison: the same number as here, or
-    one less where n (1 - s) is an integer, and fewer with ties.
+    last weight and all its ties to a strict comparison: the same number as here, one
+    less where n (1 - s) is an integer, and fewer with ties.
 
     Example:
         >>> wf.masks.num_kept(32_360, 0.9)
         3236
     """
-    # 32,360 x (1 - 0.9) is 3,235.9999999999995 in floating point.
-    return math.floor(num_weights * (1.0 - target_sparsity) + 1e-6)
+    # 32,360 x (1 - 0.9) is 3,235.9999999999995 in floating point. Less than a millionth,
+    # for 1,000,001 x (1 - 0.000001) is 999,999.999999 and not a million.
+    return math.floor(num_weights * (1.0 - target_sparsity) + 5e-7)
 
 
 def traced_num_kept(num_weights: int, target_sparsity: jax.Array) -> jax.Array:
-    """:func:`num_kept` of a sparsity that is traced, to six decimals of it.
+    """:func:`num_kept` of a traced sparsity, which counts to six decimals.
 
-    In whole numbers, for ``n (1 - s)`` in float32 is off by one from about 1e6 weights.
+    In integers, because ``n (1 - s)`` in float32 is off by one from about 1e6 weights.
 
     Args:
         num_weights: n, below 2e9.
@@ -217,7 +218,7 @@ def traced_num_kept(num_weights: int, target_sparsity: jax.Array) -> jax.Array:
     million = 1_000_000
     whole, rest = divmod(num_weights, million)
     left = million - jnp.round(target_sparsity * million).astype(jnp.uint32)
-    # rest * left has 40 bits: ten of them are multiplied and divided by themselves.
+    # rest * left has 40 bits: the lower ten bits of rest are multiplied separately.
     high, low = divmod(rest, 1024)
     first = jnp.uint32(high) * left
     second = (first % million) * jnp.uint32(1024) + jnp.uint32(low) * left
@@ -227,15 +228,15 @@ def traced_num_kept(num_weights: int, target_sparsity: jax.Array) -> jax.Array:
 
 @jax.jit
 def keep_highest(scores: jax.Array, mask: jax.Array, kept: jax.Array) -> jax.Array:
-    """Keeps the ``kept`` highest scores among the weights that the mask still keeps.
+    """Keeps the weights with the ``kept`` highest scores among those in the mask.
 
-    Exactly ``min(kept, sum(mask))`` weights stay; of equal scores those of lower index
-    stay. The result is nested in ``mask``.
+    Exactly ``min(kept, sum(mask))`` weights are kept, and of equal scores those of lower
+    index. The result is nested in ``mask``.
 
     Args:
         scores: Finite scores, higher = more important [n].
-        mask: Weights that may stay [n], bool.
-        kept: How many stay, in [0, n].
+        mask: Weights that may be kept [n], bool.
+        kept: How many to keep, in [0, n].
 
     Returns:
         The new mask [n], bool.
@@ -246,7 +247,7 @@ def keep_highest(scores: jax.Array, mask: jax.Array, kept: jax.Array) -> jax.Arr
         [True, False, True, False]
     """
     ranked = jnp.where(mask, scores, -jnp.inf)
-    # Index n (kept = 0) is out of range and clamps; nothing has room then anyway.
+    # Index n (kept = 0) is out of range and clamps; `kept > 0` then rejects all.
     kth = jnp.sort(ranked)[scores.shape[0] - kept]
     above = ranked > kth
     tied = ranked == kth

@@ -1,4 +1,4 @@
-"""Leaves of a pytree by path: the names under which weights and masks are known."""
+"""Leaves of a pytree by path: the names of weights and masks."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 Params = Any
-"""Any pytree of floating-point arrays: the user's own, never changed in shape."""
+"""Any pytree of floating-point arrays, the user's own; its structure never changes."""
 
 
 def _name(path: tuple) -> str:
@@ -36,14 +36,14 @@ def leaves_by_path(params: Params) -> dict[str, jax.Array]:
         names = [_name(path) for path, _ in leaves]
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(
-            f"params has two leaves with the path {twice!r}; rename a key that holds "
+            f"params has two leaves with the path {twice!r}; rename a key that contains "
             "a slash"
         )
     return named
 
 
 def replace_leaves(params: Params, leaves: Mapping[str, Any]) -> Params:
-    """Returns the tree with the named leaves replaced and all others untouched.
+    """Returns the tree with the named leaves replaced and all others unchanged.
 
     Args:
         params: Any pytree.
@@ -61,7 +61,8 @@ def replace_leaves(params: Params, leaves: Mapping[str, Any]) -> Params:
     unknown = [path for path in leaves if path not in known]
     if unknown:
         raise KeyError(
-            f"no leaf of params is called {unknown[0]!r}; there are {list(known)}"
+            f"no leaf of params is called {unknown[0]!r}; expected some of "
+            f"{list(known)}"
         )
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: leaves.get(_name(path), leaf), params

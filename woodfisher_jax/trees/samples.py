@@ -1,4 +1,4 @@
-"""Examples as users have them, regrouped into batches of the size that is needed."""
+"""Samples as users provide them, regrouped into batches of the required size."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator
@@ -8,28 +8,28 @@ import jax
 import numpy as np
 
 Batch = Any
-"""A pytree of arrays that share their leading axis, one entry an example."""
+"""A pytree of arrays with a common leading axis of examples."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Examples:
-    """Examples that are read anew each time: they need not fit in memory.
+    """Examples that are read again for each use and need not fit in memory.
 
     Attributes:
-        size: How many there are.
-        read: Returns an iterator over them in batches, the same each time.
+        size: Number of examples.
+        read: Returns an iterator over their batches, the same at each call.
     """
 
     size: int
     read: Callable[[], Iterator[Batch]]
 
     def __iter__(self) -> Iterator[Batch]:
-        """Goes through the batches from the first."""
+        """Iterates over the batches from the first."""
         return self.read()
 
 
 def _is_batch(samples: Any) -> bool:
-    """Whether this is one batch: arrays, in tuples or dicts, but not in a list."""
+    """Whether samples are one batch: arrays in tuples or dicts, but not in a list."""
     if isinstance(samples, (list, Iterator)):
         return False
     leaves = jax.tree.leaves(samples)
@@ -40,7 +40,7 @@ def batch_length(batch: Batch) -> int:
     """Number of examples in a batch.
 
     Raises:
-        ValueError: If its arrays disagree on it, or have no leading axis.
+        ValueError: If its arrays differ in it, or have no leading axis.
     """
     shapes = [np.shape(leaf) for leaf in jax.tree.leaves(batch)]
     if not shapes or any(not shape for shape in shapes):
@@ -57,7 +57,7 @@ def batch_length(batch: Batch) -> int:
 
 
 def num_examples(samples: Any) -> int | None:
-    """Number of examples, or None if only reading them all would tell.
+    """Number of examples, or None if it is not known before all are read.
 
     Args:
         samples: One batch (array, tuple or dict of arrays), a list of batches,
@@ -77,7 +77,7 @@ def _batches(samples: Any) -> Iterator[Batch]:
     if _is_batch(samples):
         yield samples
     elif isinstance(samples, Iterable) and not isinstance(samples, (str, dict)):
-        # Not `yield from`, which would close the user's generator with this one.
+        # Not `yield from`, which would also close the user's generator.
         for batch in samples:  # noqa: UP028
             yield batch
     else:
@@ -88,7 +88,7 @@ def _batches(samples: Any) -> Iterator[Batch]:
 
 
 def _check_alike(parts: list[Batch]) -> None:
-    """Raises unless batches have one structure and equal shapes but for the length."""
+    """Raises unless all batches have the same structure and, per example, shapes."""
     kinds = {
         str(jax.tree.map(lambda leaf: ("any", *np.shape(leaf)[1:]), part)): None
         for part in parts
@@ -110,11 +110,11 @@ def _join(parts: list[Batch]) -> Batch:
 
 
 def regroup(samples: Any, size: int) -> Iterator[Batch]:
-    """Cuts a stream of batches anew into batches of ``size`` examples.
+    """Regroups a stream of batches into batches of ``size`` examples.
 
     Args:
         samples: One batch, or an iterable of batches of any sizes.
-        size: Examples a batch.
+        size: Examples in a batch.
 
     Yields:
         NumPy batches in the order of the stream; the last may be shorter.
@@ -137,11 +137,11 @@ def regroup(samples: Any, size: int) -> Iterator[Batch]:
 
 
 def shapes_of(example: Batch, size: int) -> Batch:
-    """Shapes of a batch of so many examples, as JAX takes them.
+    """A batch of ``size`` examples as a pytree of ``jax.ShapeDtypeStruct``.
 
     Args:
         example: A batch of any length.
-        size: Examples.
+        size: Number of examples.
     """
     return jax.tree.map(
         lambda a: jax.ShapeDtypeStruct(

@@ -1,4 +1,4 @@
-"""Between pytrees and flat vectors of all prunable weights, and what must be finite."""
+"""Conversion between pytrees and flat vectors of prunable weights; finiteness checks."""
 
 from functools import partial
 
@@ -16,9 +16,16 @@ from woodfisher_jax.trees.paths import Params, leaves_by_path, replace_leaves
 def to_vectors(
     params: Params, masks: Masks, order: blocks.FlatOrder
 ) -> tuple[Params, jax.Array, jax.Array, dict[str, jax.Array]]:
-    """Masked params, prunable weights [d] in float32, mask [d], and what is finite.
+    """Flattens the prunable weights of a pytree.
 
-    The last is for :func:`check_weights`.
+    Args:
+        params: Any pytree.
+        masks: From path to bool.
+        order: The flat order of the masks.
+
+    Returns:
+        ``(params, weights, mask, finite)``: masked params, weights [d] in float32, mask
+        [d], and for each path whether the leaf is finite (for :func:`check_weights`).
     """
     params = masks_.apply_masks(params, masks)
     leaves = leaves_by_path(params)
@@ -31,9 +38,16 @@ def to_vectors(
 def from_vectors(
     params: Params, weights: jax.Array, mask: jax.Array, order: blocks.FlatOrder
 ) -> tuple[Params, Masks]:
-    """Params with those weights, zero where the mask is False; and the masks.
+    """Writes flat weights back into a pytree: the inverse of :func:`to_vectors`.
 
-    The masks come in any order: jit sorts dicts.
+    Args:
+        params: Any pytree.
+        weights: [d].
+        mask: [d], bool; weights are zero where it is False.
+        order: The flat order of the masks.
+
+    Returns:
+        ``(params, masks)``; the masks are sorted by path, because jit sorts dicts.
     """
     leaves = leaves_by_path(params)
     masks = blocks.unflatten(order, mask)
@@ -48,15 +62,15 @@ def check_weights(finite: dict[str, jax.Array]) -> None:
     """Raises unless all weights are finite.
 
     Args:
-        finite: From path to whether a tensor is.
+        finite: From path to whether the tensor is finite.
 
     Raises:
-        ValueError: With the path of the first tensor that is not.
+        ValueError: Naming the path of the first tensor that is not finite.
     """
     for path, sound in finite.items():
         if not sound:
             raise ValueError(
-                f"params[{path!r}] holds nan or inf where it is not masked; expected "
+                f"params[{path!r}] contains nan or inf where it is not masked; expected "
                 "finite weights"
             )
 
@@ -69,11 +83,11 @@ def check_finite(
     Args:
         vector: [d].
         order: Its flat order, for the path in the message.
-        what: What the vector holds, up to the path.
-        cause: What would overflow.
+        what: Description of the vector in the message, which the path follows.
+        cause: The quantity that may overflow, for the message.
 
     Raises:
-        ValueError: With the path of the first tensor that is not.
+        ValueError: Naming the path of the first tensor that is not finite.
     """
     finite = np.isfinite(np.asarray(vector))
     if not finite.all():

@@ -1,0 +1,160 @@
+"""Every option is written once, checked once, and refuses what is out of its range."""
+
+import dataclasses
+import inspect
+import math
+from typing import Literal
+
+import numpy as np
+import pytest
+
+from woodfisher_jax import METHODS, OptionError, option, prune
+from woodfisher_jax.options import (
+    Options,
+    Range,
+    check_known,
+    checked,
+    fields_of,
+    split,
+    table,
+)
+from woodfisher_jax.rows.compute import Compute
+from woodfisher_jax.selection.goal import Goal
+
+SECTIONS = [*dict.fromkeys(map(type, METHODS.values())), Goal, Compute]
+EVERY = {
+    f"{section.__name__}.{field.name}": field
+    for section in SECTIONS
+    for field in fields_of(section).values()
+}
+NUMBERS = [name for name, field in EVERY.items() if {int, float} & {*field.kinds}]
+WORDS = [name for name, field in EVERY.items() if field.words or bool in field.kinds]
+
+
+def refuses(field, value) -> None:
+    with pytest.raises(OptionError) as caught:
+        checked(field, value)
+    assert caught.value.name == field.name
+    assert str(caught.value).startswith(f"{field.name}={value!r}; expected ")
+    assert field.expected in str(caught.value)
+
+
+# ------------------------------------------------------------- the options there are
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_default_is_allowed_and_documented(name) -> None:
+    field = EVERY[name]
+    assert checked(field, field.default) == field.default
+    assert field.doc.endswith(".")
+    assert field.optional == (field.default is None)
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_a_number_stays_within_its_range(name) -> None:
+    field = EVERY[name]
+    kind = int if int in field.kinds else float
+    limits, step = field.range, 1 if kind is int else 0.5
+    for bound, outside in ((limits.least, -step), (limits.most, step)):
+        if bound is not None:
+            assert checked(field, kind(bound)) == bound
+            assert type(checked(field, np.asarray(bound, kind)[()])) is kind
+            refuses(field, kind(bound + outside * max(1, abs(bound))))
+    for bound in (limits.above, limits.below):
+        if bound is not None:
+            refuses(field, kind(bound))
+    for value in (math.nan, math.inf, -math.inf, True, "many", [1], None):
+        if not (value is None and field.optional):
+            refuses(field, value)
+    if kind is int:
+        refuses(field, 2.5)
+
+
+@pytest.mark.parametrize("name", WORDS)
+def test_a_word_is_one_of_those_there_are(name) -> None:
+    field = EVERY[name]
+    for word in field.words:
+        assert checked(field, word) == word
+        assert repr(word) in field.expected
+    if bool in field.kinds:
+        assert checked(field, np.True_) is True
+        refuses(field, 1)
+    refuses(field, "no such word")
+
+
+def test_an_option_has_one_default_wherever_it_is_seen() -> None:
+    """In every dataclass, method of the table and argument of ``prune``."""
+    seen: dict[str, object] = {}
+    for section in SECTIONS:
+        for name, field in fields_of(section).items():
+            assert seen.setdefault(name, field) == field
+    for row in METHODS.values():
+        assert row.given() == {}
+    signature = inspect.signature(prune).parameters
+    shared = set(signature) & set(seen)
+    assert shared
+    for name in shared:
+        assert signature[name].default == seen[name].default
+
+
+# ------------------------------------------------------------ dataclasses of options
+
+
+@dataclasses.dataclass(frozen=True)
+class Some(Options):
+    label: str = ""
+    width: int | None = option(None, "How wide.", least=1)
+    share: float | Literal["auto"] = option(0.5, "Of it.", least=0, below=1)
+    kind: str = option("round", "Of what.", choices=("round", "flat"))
+    name: str | None = option(None, "Of whom.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Other(Options):
+    height: float = option(2.0, "How high.", above=0, most=3)
+
+
+def test_values_become_python_s_own() -> None:
+    found = Some(width=np.int64(3), share=np.float32(0.25))
+    assert (type(found.width), type(found.share)) == (int, float)
+    assert Some(share=0).share == 0.0
+    assert found.given() == {"width": 3, "share": 0.25}
+
+
+def test_a_replaced_value_is_checked_and_an_unknown_name_gets_the_nearest() -> None:
+    assert Some().replace(share="auto").share == "auto"
+    with pytest.raises(OptionError, match="share=1; expected a number from 0"):
+        Some().replace(share=1)
+    with pytest.raises(OptionError, match=r"Some has no option 'widht'; did you mean"):
+        Some().replace(widht=1)
+    with pytest.raises(OptionError, match="it has width, share"):
+        check_known("xyz", fields_of(Some), "Some")
+
+
+def test_what_is_expected_is_said_in_words() -> None:
+    fields = fields_of(Some)
+    assert {name: field.expected for name, field in fields.items()} == {
+        "width": "a whole number from 1 or None",
+        "share": "a number from 0 and below 1, such as 0.5 or 'auto'",
+        "kind": "'round' or 'flat'",
+        "name": "a string or None",
+    }
+    assert [field.plain for field in fields.values()] == [int, float, str, str]
+    assert str(Range(above=0, most=3)) == "above 0 to 3"
+    assert str(Range()) == ""
+
+
+def test_the_table_has_a_line_for_each_option() -> None:
+    lines = table(Some)
+    assert [line[0] for line in lines] == ["width", "share", "kind", "name"]
+    assert lines[2] == ("kind", "'round' or 'flat'", "'round'", "Of what.")
+
+
+def test_values_by_name_go_where_they_belong() -> None:
+    given = {"height": 1, "kind": "flat"}
+    assert split(given, Some(), Other(), where="both") == (
+        Some(kind="flat"),
+        Other(height=1.0),
+    )
+    with pytest.raises(OptionError, match=r"both has no option 'hight'.*'height'"):
+        split({"hight": 1}, Some(), Other(), where="both")
