@@ -308,11 +308,11 @@ _, masks, info = wf.prune(
 )
 saliency = w**2 * stiffness / 2
 order = np.argsort(saliency)
-gone = np.concatenate([~np.asarray(masks[path]).ravel() for path in masks])
-both = gone[order[:444]].sum()
-print(f"{gone.sum()} are pruned; {both} of them by NumPy's saliencies as well")
-assert gone.sum() == 444
-assert gone[order[:444]].sum() >= 443
+pruned = np.concatenate([~np.asarray(masks[path]).ravel() for path in masks])
+both = pruned[order[:444]].sum()
+print(f"{pruned.sum()} are pruned; {both} of them by NumPy's saliencies as well")
+assert pruned.sum() == 444
+assert pruned[order[:444]].sum() >= 443
 
 # %% [markdown]
 # ## Predicted against measured: one weight
@@ -414,19 +414,19 @@ assert 1 < single["true"][2] < single["empirical"][2] < 3
 shares = np.array([0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9])
 summed, sum_steps, joint_steps, bare_steps = [], [], [], []
 for share in shares:
-    gone = np.zeros(w.size, bool)
-    gone[order[: int(share * w.size)]] = True
-    summed.append(saliency[gone].sum())
-    bare_steps.append(np.where(gone, -w, 0))
-    step = inverse @ np.where(gone, -w / np.diag(inverse), 0)
-    sum_steps.append(np.where(gone, -w, step))
-    stay = np.linalg.solve(F[~gone][:, ~gone], F[~gone][:, gone] @ w[gone])
+    pruned = np.zeros(w.size, bool)
+    pruned[order[: int(share * w.size)]] = True
+    summed.append(saliency[pruned].sum())
+    bare_steps.append(np.where(pruned, -w, 0))
+    step = inverse @ np.where(pruned, -w / np.diag(inverse), 0)
+    sum_steps.append(np.where(pruned, -w, step))
+    stay = np.linalg.solve(F[~pruned][:, ~pruned], F[~pruned][:, pruned] @ w[pruned])
     joint = -w.copy()
-    joint[~gone] = stay
+    joint[~pruned] = stay
     joint_steps.append(joint)
 
 
-def parabola(deltas):
+def quadratic_model(deltas):
     return np.einsum("ki,ij,kj->k", deltas, F, deltas, optimize=True) / 2
 
 
@@ -436,8 +436,8 @@ measured = {
     "joint update": increases(np.array(joint_steps)),
 }
 predicted = {
-    "sum of updates": parabola(np.array(sum_steps)),
-    "joint update": parabola(np.array(joint_steps)),
+    "sum of updates": quadratic_model(np.array(sum_steps)),
+    "joint update": quadratic_model(np.array(joint_steps)),
 }
 figure, axis = plt.subplots(figsize=(7, 4.4), layout="constrained")
 percent = 100 * shares
