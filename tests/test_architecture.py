@@ -15,7 +15,7 @@ PACKAGE = ROOT / "woodfisher_jax"
 # Rooms, lowest first. A room imports lower ones only; those of one line do not import
 # one another, except the commands.
 ROOMS = """
-equations options schedules progress exit_codes
+equations options schedules extras progress exit_codes
 trees
 tracing
 rows

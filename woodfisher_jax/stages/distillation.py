@@ -1,9 +1,9 @@
 """Distillation: an optimizer moves a pruned network's outputs towards target outputs.
 
 Each stage solves one linear system for the weights. The remaining distance of the
-outputs is small and far from linear in the weights, and many short steps of an optimizer
-reduce it further, without labels: knowledge distillation (Hinton, Vinyals & Dean,
-arXiv:1503.02531, Section 2.1, in the limit of logits).
+outputs is small and far from linear in the weights, and many short steps of an
+optimizer reduce it further, without labels: knowledge distillation (Hinton, Vinyals &
+Dean, arXiv:1503.02531, Section 2.1, in the limit of logits).
 """
 
 import functools

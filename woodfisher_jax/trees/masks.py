@@ -230,8 +230,8 @@ def traced_num_kept(num_weights: int, target_sparsity: jax.Array) -> jax.Array:
 def keep_highest(scores: jax.Array, mask: jax.Array, kept: jax.Array) -> jax.Array:
     """Keeps the weights with the ``kept`` highest scores among those in the mask.
 
-    Exactly ``min(kept, sum(mask))`` weights are kept, and of equal scores those of lower
-    index. The result is nested in ``mask``.
+    Exactly ``min(kept, sum(mask))`` weights are kept, and of equal scores those of
+    lower index. The result is nested in ``mask``.
 
     Args:
         scores: Finite scores, higher = more important [n].
