@@ -22,9 +22,9 @@ from absl import app, flags
 from woodfisher_jax.curvature.checked import CurvatureError
 from woodfisher_jax.data import DataMissingError
 from woodfisher_jax.exit_codes import FAILED, USAGE, exits
+from woodfisher_jax.extras import MissingExtraError
 from woodfisher_jax.progress import progress_bar
 from woodfisher_jax.report import tables
-from woodfisher_jax.report.figures import MissingExtraError
 from woodfisher_jax.report.page import write_page
 from woodfisher_jax.rows.memory_plan import MemoryLimitError
 from woodfisher_jax.training import config as config_

@@ -10,18 +10,16 @@ import functools
 from collections.abc import Iterable
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 
 from woodfisher_jax.masked import masked
-from woodfisher_jax.training.objective import variables_of
 from woodfisher_jax.trees.masks import Masks, apply_masks
 
 
 def distil(
-    model: nn.Module,
+    model: Any,
     params: Any,
     batch_stats: Any,
     masks: Masks,
@@ -36,7 +34,7 @@ def distil(
     parameters are trained, including batch-norm scales.
 
     Args:
-        model: A Linen module, called with ``train``.
+        model: A Linen module, whose ``apply`` is called with ``train``.
         params: Its parameters.
         batch_stats: Its running statistics, or an empty dict.
         masks: From path to bool, False for pruned weights.
@@ -76,7 +74,7 @@ def distil(
 
 
 def _step(
-    model: nn.Module,
+    model: Any,
     tx: optax.GradientTransformation,
     train: bool,
     params: Any,
@@ -85,7 +83,8 @@ def _step(
     batch: dict[str, jax.Array],
 ) -> tuple[Any, Any, Any]:
     def distance(params: Any) -> tuple[jax.Array, Any]:
-        variables = variables_of(params, batch_stats)
+        statistics = {"batch_stats": batch_stats} if batch_stats else {}
+        variables = {"params": params, **statistics}
         outputs, new = model.apply(
             variables, batch["image"], train=train, mutable=["batch_stats"]
         )
