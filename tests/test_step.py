@@ -4,6 +4,7 @@ Gradients are those of a small network, so that everything is the caller's own p
 """
 
 import dataclasses
+import itertools
 import os
 import subprocess
 import sys
@@ -238,7 +239,7 @@ def test_the_ill_conditioned_case_repeats_blocks_in_float64() -> None:
     assert not found.error <= TOLERANCE
 
 
-# ------------------------------------------------------------------ methods of one's own
+# ----------------------------------------------------------------- methods of one's own
 
 
 @dataclasses.dataclass(frozen=True)
@@ -285,7 +286,7 @@ def test_a_method_of_a_new_kind_prunes_by_its_own_statistic(scope) -> None:
     )
     expected = np.zeros(ORDER.size, bool)
     bounds = (0, ORDER.size) if scope == "global" else ORDER.offsets
-    for start, stop in zip(bounds, bounds[1:], strict=False):
+    for start, stop in itertools.pairwise(bounds):
         best = start + np.argsort(-scores[start:stop])[: (stop - start) // 2]
         expected[best] = True
     np.testing.assert_array_equal(flatten(ORDER, masks), expected)
