@@ -179,10 +179,6 @@ class TestHutchinson:
             np.testing.assert_allclose(run(**options), whole, rtol=1e-4, atol=1e-5)
         assert np.abs(run(seed=1) - whole).max() > 0.01
 
-    def test_number_of_probes(self) -> None:
-        with pytest.raises(ValueError, match="num_probes=0; expected"):
-            hutchinson_diagonal(mlp, MLP, MASKS, BATCH, num_samples=10, num_probes=0)
-
 
 @pytest.mark.parametrize("name", ESTIMATORS)
 class TestErrors:

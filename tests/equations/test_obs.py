@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 
 from woodfisher_jax.equations.obs import (
-    magnitude,
     obd_saliency,
     obs_direction,
     obs_saliency,
@@ -68,11 +67,6 @@ def test_the_update_of_several_is_the_sum_of_the_single_ones(problem) -> None:
     np.testing.assert_allclose(step, sum(single), rtol=1e-5, atol=1e-6)
 
 
-def test_nothing_pruned_moves_nothing(problem) -> None:
-    weights, _, inverse = problem
-    np.testing.assert_array_equal(updates(weights, inverse, []), np.zeros(WIDTH))
-
-
 def test_with_diagonal_curvature_obs_is_obd(problem) -> None:
     weights, curvature, _ = problem
     diagonal = np.diag(curvature)
@@ -101,12 +95,6 @@ def test_adjusting_the_others_never_costs_more(problem) -> None:
     with_update = obs_saliency(f32(weights), f32(np.diag(inverse)))
     without = obd_saliency(f32(weights), f32(np.diag(curvature)))
     assert bool(jnp.all(with_update < without))
-
-
-def test_magnitude_ignores_the_sign() -> None:
-    np.testing.assert_array_equal(
-        magnitude(jnp.asarray([-2.0, 0.0, 1.5])), [2.0, 0.0, 1.5]
-    )
 
 
 def test_obs_saliency_with_one_curvature_for_all_orders_by_magnitude(problem) -> None:

@@ -12,7 +12,6 @@ from jax.tree_util import Partial
 from woodfisher_jax.rows.gradients import (
     as_partial,
     gradient_rows,
-    masked_gradient,
     row_chunks,
     sample_labels,
 )
@@ -128,14 +127,6 @@ def test_a_gradient_not_finite_at_a_pruned_weight_is_harmless() -> None:
     mask = jnp.ones(W.shape, bool).at[0, 0].set(False)
     found, _ = collect(loss, masks={"fc/kernel": mask}, num_samples=3, params=params)
     assert np.isfinite(found).all()
-
-
-def test_only_masked_parameters_get_a_gradient() -> None:
-    loss, gradients = masked_gradient(half_squared_error, PARAMS, EVERYTHING, (X, Y))
-    assert list(gradients) == ["fc/kernel"]
-    assert float(loss) == pytest.approx(
-        0.5 * np.mean(np.sum((X @ W + B - Y) ** 2, -1)), rel=1e-5
-    )
 
 
 def test_gradients_of_half_precision_parameters_are_float32() -> None:

@@ -190,12 +190,6 @@ def test_unknown_patterns_are_refused(pattern):
         parse(pattern)
 
 
-def test_without_a_pattern_there_is_none():
-    assert parse(None) is None
-    with pytest.raises(ValueError, match="pattern=None"):
-        check(KERNELS, None)
-
-
 @pytest.mark.parametrize(
     ("pattern", "tensors", "message"),
     [

@@ -50,8 +50,8 @@ def stage_of(dense: Any, i: int, params: Any) -> Stage:
 def test_rows_and_targets_are_those_of_the_definition(params: Any) -> None:
     x, wanted = images(0), jnp.ones((60, 4))
     rows = matching_rows(Stage(net, x, wanted), params, jax.random.key(1))
-    r, asked = rows.samples["direction"], wanted - net(params, x)
-    np.testing.assert_allclose(rows.targets, np.sum(r * asked, 1), rtol=1e-5)
+    r, missed = rows.samples["direction"], wanted - net(params, x)
+    np.testing.assert_allclose(rows.targets, np.sum(r * missed, 1), rtol=1e-5)
     one = {"inputs": x[:1], "direction": r[:1]}
     np.testing.assert_allclose(
         rows.loss_fn(params, one), np.sum(r[0] * net(params, x)[0]), rtol=1e-5
@@ -165,7 +165,7 @@ def test_repairs_prune_nothing_and_help(params: Any) -> None:
     )
 
 
-def test_statistics_pass_through_without_compiling_anew(params: Any) -> None:
+def test_statistics_pass_through_without_compiling_again(params: Any) -> None:
     """The outputs may depend on arrays that change from stage to stage."""
 
     def scaled(scale: jax.Array, params: Any, x: jax.Array) -> jax.Array:
@@ -174,7 +174,7 @@ def test_statistics_pass_through_without_compiling_anew(params: Any) -> None:
     sizes = []
 
     def stage(i: int, p: Any) -> Stage:
-        sizes.append(gradients._grouped_gradients._cache_size())
+        sizes.append(gradients._chunk._cache_size())
         scale = jnp.asarray(1.0 + i)
         return Stage(Partial(scaled, scale), images(i), scale * net(params, images(i)))
 

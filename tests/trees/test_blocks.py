@@ -79,12 +79,6 @@ def test_leading_axes_stay_in_front() -> None:
     np.testing.assert_array_equal(rows, np.outer([1, 10, 100], one))
 
 
-def test_offsets_are_the_running_sum_of_sizes() -> None:
-    order = flat_order({"a": jnp.ones((2, 3)), "b": jnp.ones(()), "c": jnp.ones(4)})
-    assert order.offsets == (0, 6, 7, 11)
-    assert order.size == 11
-
-
 @pytest.mark.parametrize(
     ("path", "ndim", "axes"),
     [
@@ -179,12 +173,6 @@ def test_whole_tensors_of_one_size_share_a_group() -> None:
     ]
 
 
-def test_a_block_size_beyond_every_tensor_makes_no_wider_blocks() -> None:
-    order = flat_order({"a": jnp.ones(6), "b": jnp.ones(4)})
-    (group,) = within_tensors(order, 10**9)
-    assert group.shape == (2, 6)
-
-
 def test_the_full_matrix_is_one_block_over_all_tensors() -> None:
     order = flat_order({"a": jnp.ones(6), "b": jnp.ones(4)})
     (group,) = full_matrix(order)
@@ -206,26 +194,11 @@ def test_the_full_matrix_narrows_as_weights_go() -> None:
     assert 2_500 < NARROWEST <= 5_000
 
 
-def test_a_small_full_matrix_stays_as_wide_as_it_is() -> None:
-    order = PAIR
-    active = np.arange(order.size) == 3
-    np.testing.assert_array_equal(
-        full_matrix(order, None, active)[0], full_matrix(order)[0]
-    )
-
-
 @pytest.mark.parametrize("block_size", [1, 3, 100])
 def test_the_full_matrix_with_a_block_size_is_cut_within_tensors(block_size) -> None:
     order = flat_order({"a": jnp.ones(6), "b": jnp.ones(4)})
     found, expected = full_matrix(order, block_size), within_tensors(order, block_size)
     assert [g.tolist() for g in found] == [g.tolist() for g in expected]
-
-
-def test_a_tensor_without_entries_has_no_blocks() -> None:
-    order = flat_order({"a": jnp.ones((0, 3)), "b": jnp.ones(4)})
-    for block_size in (None, 3):
-        found = blocks_of(within_tensors(order, block_size), order.size)
-        np.testing.assert_array_equal(np.sort(np.concatenate(found)), np.arange(4))
 
 
 # ------------------------------------------------------------ other ways to cut
@@ -246,11 +219,6 @@ def test_chunks_across_tensors_pay_no_heed_to_borders(width) -> None:
     assert found == [list(range(i, min(i + width, 17))) for i in range(0, 17, width)]
 
 
-def test_across_tensors_without_a_width_is_the_full_matrix() -> None:
-    (group,) = across_tensors(PAIR, None)
-    np.testing.assert_array_equal(group, full_matrix(PAIR)[0])
-
-
 def test_active_chunks_grow_as_weights_go() -> None:
     active = np.ones(17, bool)
     active[[0, 3, 4, 5, 6, 12, 13, 14]] = False  # 9 of 17 stay
@@ -259,14 +227,6 @@ def test_active_chunks_grow_as_weights_go() -> None:
     assert members(layout, 17) == [[1, 2, 7, 8, 9], [10, 11, 15, 16]]
     layout = active_within_tensors(PAIR, 2, active)
     assert members(layout, 17) == [[1, 2, 7], [8, 9], [10, 11, 15], [16]]
-
-
-def test_active_chunks_never_exceed_a_tensor() -> None:
-    active = np.zeros(17, bool)
-    active[[2, 9, 15]] = True
-    (group,) = active_within_tensors(PAIR, 4, active)
-    assert group.shape == (2, 2)
-    assert members((group,), 17) == [[2, 9], [15]]
 
 
 @pytest.mark.parametrize("active", [None, np.ones(17, bool), np.zeros(17, bool)])

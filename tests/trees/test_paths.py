@@ -50,19 +50,9 @@ def test_replacing_changes_the_named_leaves_only() -> None:
     assert isinstance(changed["stack"][0], Layer)
 
 
-def test_replacing_does_not_touch_its_argument() -> None:
-    tree = {"a": [1.0, 2.0]}
-    replace_leaves(tree, {"a/0": 9.0})
-    assert tree == {"a": [1.0, 2.0]}
-
-
 def test_leaves_not_named_are_the_same_objects() -> None:
     tree = {"a": jnp.ones(3), "b": jnp.ones(3)}
     assert replace_leaves(tree, {"b": jnp.zeros(3)})["a"] is tree["a"]
-
-
-def test_replacing_every_leaf_by_its_own_value_is_the_identity() -> None:
-    assert replace_leaves(NESTED, leaves_by_path(NESTED)) == NESTED
 
 
 def test_an_unknown_path_is_an_error_that_lists_the_known_ones() -> None:

@@ -53,16 +53,6 @@ def test_regrouping_keeps_every_example_in_order(lengths, size, lazily) -> None:
             assert joined[key].dtype == expected.dtype
 
 
-@settings(derandomize=True, deadline=None, max_examples=50)
-@given(st.integers(1, 30), st.integers(1, 12))
-def test_one_batch_is_a_stream_of_one(length, size) -> None:
-    one = list(regroup(examples(0, length), size))
-    listed = list(regroup([examples(0, length)], size))
-    assert len(one) == len(listed)
-    for a, b in zip(one, listed, strict=True):
-        np.testing.assert_array_equal(a["x"], b["x"])
-
-
 @pytest.mark.parametrize(
     "batch",
     [
@@ -78,10 +68,6 @@ def test_any_pytree_of_arrays_is_a_batch(batch) -> None:
     first = next(regroup(batch, 4))
     assert type(first) is (np.ndarray if hasattr(batch, "shape") else type(batch))
     assert batch_length(first) == 4
-
-
-def test_a_list_counts_its_batches_together() -> None:
-    assert num_examples(stream([3, 1, 4])) == 8
 
 
 def test_only_reading_tells_how_many_an_iterable_holds() -> None:

@@ -174,7 +174,7 @@ def run_blocks(
         task: For one block.
         gradients: [num_blocks, N, c]; with a mesh, sharded by blocks.
         others: What else the task takes, each with a leading axis of blocks.
-        damping: λ > 0, float32.
+        damping: λ > 0, float32, or where float64 is enabled that.
         solver: A key of :data:`~woodfisher_jax.equations.fisher.SOLVERS`.
         mesh: The devices that have the blocks; default one.
         again: Where float64 is enabled: doubtful blocks are computed again in it, with
@@ -190,7 +190,8 @@ def run_blocks(
         value, error = jax.lax.cond(
             found.error <= TOLERANCE,
             lambda: (found.value, found.error),
-            lambda: _in_float64(task, block, others[:again], damping, solver)[:2],
+            # λ as it was given: float32 rounds it.
+            lambda: _in_float64(task, block, others[:again], strength, solver)[:2],
         )
         return Block(value, error, found.factor)
 

@@ -328,7 +328,7 @@ class InverseFisher:
                 task,
                 tile.gradients,
                 others,
-                jnp.asarray(self.damping, jnp.float32),
+                jnp.asarray(self.damping),
                 solver,
                 again=again if source.repeats else None,
             )
