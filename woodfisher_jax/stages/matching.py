@@ -251,5 +251,7 @@ def _way(
     else:
         way = [float(level) for level in goal]
     if not way:
-        raise ValueError("sparsity is an empty list; expected one number for each stage")
+        raise ValueError(
+            "sparsity is an empty list; expected one number for each stage"
+        )
     return [*way, *([way[-1]] * repairs)]
