@@ -76,7 +76,7 @@ class Stage(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """All that a run needs and does not change.
+    """The constants of a run.
 
     Attributes:
         config: The run's config.
