@@ -43,7 +43,7 @@ def from_dict(values: Mapping[str, Any]) -> Config:
 
 
 Require = Callable[[bool, str, str], None]
-"""(condition, field, what it should be): raises unless the condition holds."""
+"""(condition, field, expected value in words): raises unless the condition holds."""
 
 
 def _requirements(section: Any, where: str) -> Require:
@@ -175,8 +175,8 @@ def step_options(config: Config, pruner: PruneConfig) -> StepOptions:
         given["damping"] = AUTO
     if pruner.damping_plus_weight_decay:
         given["weight_decay"] = config.train.weight_decay
-    if pruner.options.get("hessian") == "hutchinson":
-        given["probe_seed"] = config.seed
+    if given.get("hessian", getattr(row, "hessian", None)) == "hutchinson":
+        given["probe_seed"] = config.seed % 2**32  # All that a key of JAX takes.
     if not row.needs_samples:
         # They are compared with other methods under one set of options.
         given = applicable(pruner.method, given)

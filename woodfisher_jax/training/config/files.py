@@ -144,6 +144,8 @@ def override(values: dict[str, Any], argument: str) -> None:
     for group in groups:
         section = _inner(section, level, group, where)
         level, where = level.setdefault(group, {}), f"{where}.{group}"
+        if not isinstance(level, dict):
+            raise ConfigError(f"{where}={level!r}; expected a group of fields")
     fields = section_fields(section, level)
     if section in NAMED and key not in fields:
         level[key] = _setting(text, level.get(key))
