@@ -30,7 +30,6 @@ from woodfisher_jax.rows.memory_plan import MemoryLimitError
 from woodfisher_jax.training import config as config_
 from woodfisher_jax.training import distributed
 from woodfisher_jax.training.config import Config, ConfigError, files
-from woodfisher_jax.training.config.explain import explained
 from woodfisher_jax.training.loop import DivergedError, run
 from woodfisher_jax.training.plan import prepare
 from woodfisher_jax.training.preemption import Stopped
@@ -185,7 +184,7 @@ def _configs() -> str:
 def _full_help(arguments: Sequence[str]) -> str:
     name, config = read_config(arguments) if arguments else ("a config", Config())
     return (
-        f"Every field of {name} with its value:\n{explained(config)}\n\n"
+        f"Every field of {name} with its value:\n{files.explained(config)}\n\n"
         f"All flags:\n{flags.FLAGS.get_help()}"
     )
 
