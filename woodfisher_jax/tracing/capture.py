@@ -67,7 +67,7 @@ def capture(
     for product in products:
         if product.rule:
             raise ValueError(
-                f"the layer of {product.path!r} is inside a function with a derivative "
+                f"the layer of {product.path!r} lies in a function with a derivative "
                 f"rule of its own ({product.rule}), which the gradient at its output "
                 "would bypass; move the product out of that function"
             )
