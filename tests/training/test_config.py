@@ -12,9 +12,8 @@ from woodfisher_jax import main
 from woodfisher_jax.curvature.fisher import WoodFisher
 from woodfisher_jax.curvature.method import Sampled
 from woodfisher_jax.data import ImageOptions
-from woodfisher_jax.methods import METHODS, applicable
+from woodfisher_jax.methods import METHODS, applicable, resolve
 from woodfisher_jax.options import Field, OptionError, option
-from woodfisher_jax.prune import resolve
 from woodfisher_jax.rows.compute import Compute
 from woodfisher_jax.training.config import (
     Config,

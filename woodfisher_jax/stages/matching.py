@@ -34,9 +34,6 @@ from woodfisher_jax.trees.masks import Masks, Prunable, init_masks
 from woodfisher_jax.trees.masks import sparsity as sparsity_of
 from woodfisher_jax.trees.paths import Params
 
-MATCHES = ("none", "outputs", "labels")
-"""The targets of a run's steps: none, the dense network's outputs, or the labels."""
-
 LABEL_DAMPING = 1e-2
 """λ of stages with labels. Leave-one-out would choose more, which is best for a single
 step; over many stages the noise averages out."""

@@ -7,9 +7,8 @@ from typing import Any, NamedTuple
 
 from woodfisher_jax.curvature.fisher import AUTO, WoodFisher
 from woodfisher_jax.curvature.method import Method, Sampled
-from woodfisher_jax.methods import applicable, method_named
+from woodfisher_jax.methods import applicable, check_together, method_named, resolve
 from woodfisher_jax.options import OptionError, fields_of
-from woodfisher_jax.prune import check_together, resolve
 from woodfisher_jax.rows.compute import Compute
 from woodfisher_jax.selection.goal import Goal
 from woodfisher_jax.selection.patterns import Pattern

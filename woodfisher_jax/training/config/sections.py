@@ -14,12 +14,14 @@ from woodfisher_jax.methods import METHODS
 from woodfisher_jax.options import Options, option
 from woodfisher_jax.rows.projections import METRICS
 from woodfisher_jax.schedules import Stage, gradual, one_shot
-from woodfisher_jax.stages.matching import MATCHES
 from woodfisher_jax.training.config.step_options import changed, step_fields
 from woodfisher_jax.training.optimizer import LR_SCHEDULES, OPTIMIZERS
 
 DTYPES = ("float32", "bfloat16")
 """Precisions of training."""
+
+MATCHES = ("none", "outputs", "labels")
+"""The targets of a run's steps: none, the dense network's outputs, or the labels."""
 
 
 @dataclasses.dataclass(frozen=True)
