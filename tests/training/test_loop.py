@@ -49,7 +49,7 @@ def saved(workdir: Path, config: Config) -> tuple[dict[str, Any], dict[str, Any]
 def run(config: Config, workdir: Path) -> dict[str, Any]:
     """A run without tables, plots and page, which take longer than its training."""
 
-    def write_report(workdir: Path, results: dict[str, Any], _: train.Log) -> None:
+    def write_report(workdir: Path, results: dict[str, Any]) -> None:
         metrics.write_results(workdir, results)
 
     with pytest.MonkeyPatch.context() as patch:
