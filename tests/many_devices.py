@@ -17,8 +17,9 @@ from jax.sharding import Mesh
 
 import woodfisher_jax as wf
 from woodfisher_jax.curvature import checked as curvature
-from woodfisher_jax.rows.gradients import gradient_chunks
+from woodfisher_jax.rows.gradients import as_partial, row_chunks
 from woodfisher_jax.rows.sharding import one_axis, replicate
+from woodfisher_jax.trees.blocks import flat_order
 
 NETWORKS = {
     "blocks": {"method": "woodfisherblock", "block_size": 50},
@@ -95,13 +96,19 @@ def gradients(mesh: Mesh | None, **options) -> Found:
     """Gradients of single samples, in order."""
     loss, params, samples = problem()
     masks = wf.init_masks(params)
-    chunks = [
-        replicate(chunk, one_axis(mesh))
-        for chunk in gradient_chunks(loss, params, masks, samples, mesh=mesh, **options)
-    ]
-    return {
-        path: np.concatenate([np.asarray(c[path]) for c in chunks]) for path in masks
-    }
+    axis, size = one_axis(mesh), options.pop("microbatch_size", 64)
+    compute = wf.Compute(mesh=axis)
+    problem_ = wf.Problem(
+        as_partial(loss),
+        params,
+        masks,
+        samples,
+        flat_order(masks),
+        compute=compute,
+        **options,
+    )
+    rows = [np.asarray(replicate(chunk, axis)) for chunk in row_chunks(problem_, size)]
+    return {"rows": np.concatenate(rows)}
 
 
 # ------------------------------------------- gradients that are given: <params, sample>

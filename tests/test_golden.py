@@ -6,10 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from woodfisher_jax.curvature.operators import Problem, inverse_fisher
-from woodfisher_jax.settings import check_settings
 
-from woodfisher_jax import init_masks, prune
+from woodfisher_jax import METHODS, Problem, init_masks, prune
+from woodfisher_jax.curvature.inverse import InverseFisher
 from woodfisher_jax.equations.obs import obs_direction, obs_saliency
 from woodfisher_jax.rows.gradients import as_partial
 from woodfisher_jax.trees.blocks import flat_order, flatten, unflatten
@@ -248,26 +247,17 @@ def test_the_original_s_woodtaylorblock(
         golden = dict(file)
     samples = read_examples(golden, tfds_dir)
     params = {name: jnp.asarray(weights[name]) for name in LAYERS}
-    settings, samples = check_settings(
-        samples,
-        sparsity=0.8,
-        method="woodtaylorblock",
-        damping=0.1,
-        block_size=2000,
-    )
+    method = METHODS["woodtaylorblock"].replace(damping=0.1, block_size=2000)
     masks = init_masks(params)
     order = flat_order(masks)
     w = flatten(order, params)
-    curvature = inverse_fisher(
-        Problem(
-            as_partial(torch_loss), params, masks, samples, None, None, order, settings
-        ),
-        with_moments=True,
-    )
-    with curvature.operator as operator:
-        diagonal = operator.diagonal()
-        mean = curvature.moments.vector(order)
-        newton = operator.product(mean)
+    number = len(jax.tree.leaves(samples)[0])
+    problem = Problem(as_partial(torch_loss), params, masks, samples, order, number)
+    with method.build(problem).curvature as fisher:
+        assert isinstance(fisher, InverseFisher)
+        diagonal = fisher.diagonal().value
+        mean = fisher.slope(-jnp.ones(number))
+        newton = fisher.product(mean).value
         scores = np.asarray(obs_saliency(w - newton, diagonal), np.float64)
         # The original shifts every layer by its own minimum.
         parts = np.split(scores, order.offsets[1:-1])
@@ -279,7 +269,7 @@ def test_the_original_s_woodtaylorblock(
         assert np.abs(shifted[differ] - threshold).max(initial=0) < 1e-7
         assert differ.sum() <= 2
         direction = obs_direction(w - newton, diagonal, jnp.asarray(~kept)) - mean
-        moved = unflatten(order, w + operator.product(direction))
+        moved = unflatten(order, w + fisher.product(direction).value)
     for name in LAYERS:
         mask = golden_mask(golden, name).reshape(golden[f"shape_{name}"])
         np.testing.assert_allclose(
