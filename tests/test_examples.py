@@ -39,7 +39,9 @@ def test_every_example_is_in_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        name if name != "transformer_text" else pytest.param(name, marks=pytest.mark.slow)
+        name
+        if name != "transformer_text"
+        else pytest.param(name, marks=pytest.mark.slow)
         for name in SHORT
     ],
 )
