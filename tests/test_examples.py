@@ -36,7 +36,15 @@ def test_every_example_is_in_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
     assert files == SHORT.keys() == example("compare", monkeypatch).EXAMPLES.keys()
 
 
-@pytest.mark.parametrize("name", SHORT)
+@pytest.mark.parametrize(
+    "name",
+    [
+        name
+        if name != "transformer_text"
+        else pytest.param(name, marks=pytest.mark.slow)
+        for name in SHORT
+    ],
+)
 def test_a_short_run_prunes_to_90_percent(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
