@@ -16,7 +16,6 @@ import jax.numpy as jnp
 import optax
 
 from woodfisher_jax.masked import masked
-from woodfisher_jax.training.objective import variables_of
 from woodfisher_jax.trees.masks import Masks, apply_masks
 
 
@@ -85,7 +84,7 @@ def _step(
     batch: dict[str, jax.Array],
 ) -> tuple[Any, Any, Any]:
     def distance(params: Any) -> tuple[jax.Array, Any]:
-        variables = variables_of(params, batch_stats)
+        variables = {"params": params, "batch_stats": batch_stats}
         outputs, new = model.apply(
             variables, batch["image"], train=train, mutable=["batch_stats"]
         )
