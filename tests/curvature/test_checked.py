@@ -54,10 +54,11 @@ def errors(gradients, damping, solver) -> np.ndarray:
     inverse = svd_inverse(gradients, damping)
     vectors = np.random.default_rng(0).standard_normal((number, width))
     vectors = vectors.astype(np.float32)
-    arrays = jnp.asarray(gradients, jnp.float32), np.float32(damping)
+    blocks = jnp.asarray(gradients, jnp.float32)
     with jax.enable_x64(True):
+        strength = np.float64(damping)
         diagonals, products = (
-            run_blocks(task, arrays[0], others, arrays[1], solver, again=len(others))
+            run_blocks(task, blocks, others, strength, solver, again=len(others))
             for task, others in (
                 (checked.diagonal_alone, ()),
                 (checked.product, (vectors,)),
@@ -304,7 +305,8 @@ def test_a_doubtful_block_is_repeated_in_float64_and_the_others_kept() -> None:
         np.testing.assert_array_equal(found[block], plain.value[block])
     # As one program the same bits, and float32 stays the default outside.
     with jax.enable_x64(True):
-        repeated = run_blocks(checked.diagonal_alone, *arrays, again=0)
+        given = (arrays[0], (), np.float64(1e-3), "sample_space")
+        repeated = run_blocks(checked.diagonal_alone, *given, again=0)
     np.testing.assert_array_equal(repeated.value, found)
     assert jnp.asarray(1.5).dtype == jnp.float32
 
