@@ -2,19 +2,19 @@
 
     python -m woodfisher_jax.main --config=configs/cifar10_resnet20.py
 
-trains the dense network first. From the original's checkpoint:
+trains the dense network first. To start from the original's checkpoint:
 
     python -m woodfisher_jax.main --config=configs/cifar10_resnet20.py
         --config.init_from=resnet20_cifar10.pth.tar
 
-Prunes the 18 convolutions of the three stages (267,264 weights); the first convolution,
-the shortcuts and the classifier stay dense, as in the original. On 2 CPU cores an epoch
-takes 8 minutes beside another job, a pruning step one to two; dense 91.43 % from the
-checkpoint.
+Prunes the 18 convolutions of the three groups of blocks (267,264 weights); the first
+convolution, the shortcuts and the classifier stay dense, as in the original. On 2 CPU
+cores, with another job running, an epoch takes 8 minutes and a pruning step one to two;
+dense 91.43 % from the checkpoint.
 
-``:gradual_95`` after the file prunes to 95 % in 5 steps over 4 epochs and trains for 2
-more, with WoodFisher and then with global magnitude on the same schedule, from that
-checkpoint: about an hour on 2 idle CPU cores.
+The variant ``:gradual_95`` prunes to 95 % in 5 steps over 4 epochs and trains for 2
+more, with WoodFisher and then with global magnitude on the same schedule. From that
+checkpoint it takes about an hour on 2 idle CPU cores.
 """
 
 from ml_collections import ConfigDict

@@ -4,7 +4,8 @@
         --config.init_from=resnet20_cifar10.pth.tar
 
 The hyper-parameters of resnet20_woodfisher.yaml: steps after 2, 4, ..., 22 epochs. The
-layer has 9,216 weights. On 2 CPU cores an epoch takes 8 minutes beside another job.
+layer has 9,216 weights. On 2 CPU cores, with another job running, an epoch takes 8
+minutes.
 """
 
 from ml_collections import ConfigDict

@@ -2,7 +2,7 @@
 
     python -m woodfisher_jax.main --config=configs/digits.py
 
-No download. Prunes gradually with WoodFisher and retrains, then does the same with
+No download. Prunes gradually with WoodFisher and retrains, then repeats the run with
 global magnitude on the same schedule. 22 s on 2 CPU cores; dense 98.06 %, final 92.50 %
 (WoodFisher) and 91.39 % (magnitude) of 360 test images.
 """

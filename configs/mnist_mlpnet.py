@@ -2,16 +2,16 @@
 
     python -m woodfisher_jax.main --config=configs/mnist_mlpnet.py
 
-trains the dense network first: 34 s on 2 CPU cores, dense 97.08 %, final 96.00 %.
-From the original's checkpoint, in one shot:
+trains the dense network first: 34 s on 2 CPU cores, dense 97.08 %, final 96.00 %. To
+prune the original's checkpoint in one step:
 
     python -m woodfisher_jax.main --config=configs/mnist_mlpnet.py
         --config.init_from=mnist_25_epoch_93.97.ckpt --config.prune.one_shot=True
 
-which takes 15 s on 2 CPU cores: dense 93.97 %, pruned 84.40 % (seed 0).
+takes 15 s on 2 CPU cores: dense 93.97 %, pruned 84.40 % (seed 0).
 
-``:matched`` after the file goes to the same sparsity in nine steps that keep the dense
-network's outputs, without labels and without training: from that checkpoint 92.79 %
+The variant ``:matched`` reaches the same sparsity in nine steps that match the outputs
+of the dense network, without labels and without training: 92.79 % from that checkpoint
 (seed 0).
 """
 

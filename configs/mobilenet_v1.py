@@ -5,11 +5,11 @@
 
 Prunes all 28 layers (4,209,088 weights) to 75.28 % in 6 steps from epoch 4 to 24 and
 trains for 76 more. Each pruning step reads 960,000 images for its gradients; ``--plan``
-says what it needs. The original ran on 4 GPUs; 128 million images are trained on: 9
-hours at 4,000 a second, by arithmetic.
+prints its memory and arithmetic. The original ran on 4 GPUs. Training on 128 million
+images takes 9 hours at 4,000 images a second (calculated, not measured).
 
-After a colon the run of another script of the original, and the top-1 to expect (the
-paper's, from 72.00 %): ``75`` 70.09 %, ``89`` 63.87 %; by global magnitude
+The variants after a colon are the runs of the original's scripts, with the paper's
+top-1 (from 72.00 %): ``75`` 70.09 %, ``89`` 63.87 %; by global magnitude
 ``magnitude_75`` 69.90 %, ``magnitude_89`` 63.01 %. ``smoke`` is the whole network on
 420 generated JPEG files at 64 x 64 pixels.
 """
@@ -66,7 +66,7 @@ def get_config(variant: str = "75") -> ConfigDict:
 
 
 def shrink(config: ConfigDict) -> None:
-    """Makes a run of minutes on two cores of it, on images that it draws itself."""
+    """Reduces the config to minutes on two cores, with generated images."""
     config.checkpoint_every_epochs = 1
     config.eval_batch_size = 50
     config.data.update({"name": "generated_images", "image_size": 64, "resize": 72})

@@ -4,26 +4,27 @@
         --config.init_from=ResNet50-STR-Dense.pth
 
 Prunes all 54 layers (25,502,912 weights) in 9 steps over 40 epochs and trains for 60
-more; without ``init_from`` it trains the dense network for 100 epochs first. ImageNet
-as TFDS prepares it; for a folder with train/<class>/*.JPEG and val/ add
+more; without ``init_from`` it trains the dense network for 100 epochs first. It
+reads ImageNet as TFDS prepares it; for a folder with train/<class>/*.JPEG and val/ add
 ``--config.data.name=imagenet_folder --config.data.dir=FOLDER``. With
 ``--config.train.dtype=bfloat16`` it trains in mixed precision.
 
-Hardware: the original ran on 4 GPUs with 45 images each; any number of devices that
-divides the batch of 180 gives the same run, and on others the nearest batch is named.
-128 million images are trained on: 14 hours at 2,500 images a second, by arithmetic.
-Each pruning step reads 160,000 images for its gradients; ``--plan`` says what it needs.
+Hardware: the original ran on 4 GPUs with 45 images each. Any number of devices that
+divides the batch size of 180 gives the same run; with others the error names the
+nearest batch size. Training on 128 million images takes 14 hours at 2,500 images a
+second (calculated, not measured). Each pruning step reads 160,000 images for its
+gradients; ``--plan`` prints its memory and arithmetic.
 
-After a colon the run of another script of the original, each with its hyper-parameters,
-and the top-1 to expect (the paper's, in %):
+The variants after a colon are the runs of the original's scripts, with their
+hyper-parameters and the paper's top-1 in %:
 
 =====================  ==============================================  ==========
-word                   what differs                                    top-1
+variant                what differs                                    top-1
 =====================  ==============================================  ==========
 (none)                 dense, ``ResNet50-STR-Dense.pth``               77.01
 80, 90, 95, 98         WoodFisher to that sparsity                     76.73, 75.26,
                                                                        72.16, 65.47
-magnitude_80, ...      global magnitude on the same schedule           76.60, 75.09,
+magnitude_80, ...      global magnitude with the same schedule         76.60, 75.09,
                                                                        71.65, 64.17
 flops_power            saliencies divided by MACs to the power 0.30    not known
 flops_335              down to 335 M multiply-accumulates              not known
@@ -95,7 +96,7 @@ def get_config(variant: str = "90") -> ConfigDict:
     config.data = ConfigDict({"name": "imagenet"})
     config.model = ConfigDict({"name": "resnet50"})
 
-    # Of the STR checkpoint, for those who have none.
+    # The recipe of the STR checkpoint, for runs without init_from.
     config.dense = ConfigDict()
     config.dense.epochs = 100
     config.dense.batch_size = 256
@@ -144,7 +145,7 @@ def get_config(variant: str = "90") -> ConfigDict:
 
 
 def shrink(config: ConfigDict) -> None:
-    """Makes a run of minutes on two cores of it, on images that it draws itself."""
+    """Reduces the config to minutes on two cores, with generated images."""
     config.checkpoint_every_epochs = 1
     config.eval_batch_size = 50
     config.data.update({"name": "generated_images", "image_size": 48, "resize": 54})

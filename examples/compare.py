@@ -1,4 +1,4 @@
-"""All examples, several seeds each, as a table.
+"""Runs all examples with several seeds and prints a table.
 
 python examples/compare.py --seeds=3
 """
@@ -13,9 +13,9 @@ EXAMPLES = {
     "flax_nnx": "Flax NNX, perceptron, top-1 %",
     "equinox_mlp": "Equinox, perceptron, top-1 %",
     "plain_dict": "dict of arrays, perceptron, top-1 %",
-    "transformer_text": "decoder-only transformer, perplexity (less is better)",
+    "transformer_text": "decoder-only transformer, perplexity (lower is better)",
 }
-"""Modules of this folder, and what each of them is judged by."""
+"""Modules of this folder: model and metric of each."""
 
 
 def shown(values: list[float]) -> str:
@@ -27,7 +27,9 @@ def shown(values: list[float]) -> str:
 def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description="Runs every example.")
-    parser.add_argument("--seeds", type=int, default=3, help="how many (default: 3)")
+    parser.add_argument(
+        "--seeds", type=int, default=3, help="number of seeds (default: 3)"
+    )
     seeds = range(parser.parse_args().seeds)
     print("| model | dense | WoodFisher, 90 % | global magnitude, 90 % | s a seed |")
     print("|---|---|---|---|---|")

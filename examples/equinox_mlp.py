@@ -1,9 +1,9 @@
-"""A perceptron in Equinox: its arrays parted from the rest, and pruned to 90 %.
+"""A perceptron in Equinox, partitioned into arrays and the rest, pruned to 90 %.
 
     pip install equinox && python examples/equinox_mlp.py
 
-Three statements in the training loop prune (marked 1, 2 and 3). Digits of scikit-learn;
-top-1 in percent on 360 images that were not trained on.
+Three statements in the training loop prune (marked 1, 2 and 3). The data are the digits
+of scikit-learn; top-1 in percent on 360 held-out images.
 """
 
 import equinox as eqx
@@ -17,7 +17,7 @@ import woodfisher_jax as wf
 
 
 def train(method: str | None, seed: int, epochs: int, sparsity: float) -> float:
-    """Top-1 of a network that is trained, and pruned by a method meanwhile."""
+    """Top-1 of a network that is trained, and pruned during training."""
     x, y = load_digits(return_X_y=True)
     train_x, test_x, train_y, test_y = train_test_split(
         (x / 16).astype("float32"), y, test_size=360, random_state=0
@@ -66,7 +66,7 @@ def train(method: str | None, seed: int, epochs: int, sparsity: float) -> float:
 
 
 def run(seed: int = 0, epochs: int = 12, sparsity: float = 0.9) -> dict[str, float]:
-    """Top-1 of the dense network and of both pruned ones, trained equally long."""
+    """Top-1 of the dense and both pruned networks, after the same number of steps."""
     methods = {"dense": None, "woodfisher": "woodfisher", "magnitude": "globalmagni"}
     return {
         name: train(method, seed, epochs, sparsity) for name, method in methods.items()

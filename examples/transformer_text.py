@@ -1,9 +1,10 @@
-"""A small decoder-only transformer on Python's manual, pruned to 90 % by perplexity.
+"""A small decoder-only transformer on Python's manual, pruned to 90 %.
 
     python examples/transformer_text.py
 
-It reads the help texts that ship with Python, letter by letter; a tenth of the topics
-is held out. Three statements in the training loop prune (marked 1, 2 and 3).
+It models the help texts that ship with Python, character by character; a tenth of the
+topics is held out for the perplexity. Three statements in the training loop prune
+(marked 1, 2 and 3).
 """
 
 from pydoc_data.topics import topics
@@ -19,7 +20,7 @@ HEADS, WIDTH, DEPTH, CONTEXT = 4, 64, 2, 64
 
 
 def texts() -> tuple[np.ndarray, np.ndarray]:
-    """ASCII codes of the topics to train on, and of those held out."""
+    """ASCII codes of the training topics and of the held-out topics."""
     names = sorted(topics)
     parts = [names[i::10] for i in range(10)]
     held_out, others = parts[0], [name for part in parts[1:] for name in part]
@@ -60,7 +61,7 @@ def init(seed: int) -> dict:
 
 
 def logits_of(params: dict, tokens: jax.Array) -> jax.Array:
-    """Logits of the next letter [B, T, 128] from letters [B, T]."""
+    """Logits of the next character [B, T, 128] from characters [B, T]."""
     batch, length = tokens.shape
     x = params["letters"][tokens] + params["places"][:length]
     for block in params["blocks"]:
@@ -77,7 +78,7 @@ def normalized(x: jax.Array) -> jax.Array:
 
 
 def loss_fn(params: dict, tokens: jax.Array) -> jax.Array:
-    """Mean cross entropy of the next letter, in nats."""
+    """Mean cross entropy of the next character, in nats."""
     logits = logits_of(params, tokens[:, :-1])
     targets = tokens[:, 1:]
     return optax.softmax_cross_entropy_with_integer_labels(logits, targets).mean()
@@ -86,14 +87,14 @@ def loss_fn(params: dict, tokens: jax.Array) -> jax.Array:
 def train(
     method: str | None, seed: int, steps: int, sparsity: float, num_samples: int
 ) -> float:
-    """Perplexity of a network that is trained, and pruned by a method meanwhile."""
+    """Perplexity of a network that is trained, and pruned during training."""
     training, held_out = texts()
     rng = np.random.default_rng(seed)
     samples = windows(training, num_samples, rng)
     test = windows(held_out, 512, np.random.default_rng(0))
 
     params = init(seed)
-    # The matrices of the blocks and the head; embeddings stay.
+    # The matrices of the blocks and the head; embeddings stay dense.
     tx = wf.masked(optax.adam(3e-3), wf.init_masks(params, prunable="blocks|head"))  # 1
     opt_state = tx.init(params)
     start, end = steps // 2, steps * 9 // 10
@@ -127,7 +128,7 @@ def train(
 def run(
     seed: int = 0, steps: int = 600, sparsity: float = 0.9, num_samples: int = 200
 ) -> dict[str, float]:
-    """Perplexity of the dense network and both pruned ones, trained equally long."""
+    """Perplexity of the dense and both pruned networks, after the same steps."""
     methods = {
         "dense": None,
         "woodfisher": "woodfisherblock",

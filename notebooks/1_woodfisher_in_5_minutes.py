@@ -13,11 +13,10 @@
 # %% [markdown]
 # # WoodFisher in 5 minutes
 #
-# A network that has learnt something has many weights it could do without. Which ones?
-# The usual answer is "the smallest". This notebook trains a small network on
-# handwritten digits, takes weights away by that rule and by second-order information,
-# and draws what is left of the accuracy. It needs no download and runs in seconds on a
-# laptop.
+# A trained network has many weights that can be removed. The usual choice is the
+# smallest ones. This notebook trains a small network on handwritten digits, prunes it
+# by magnitude and by second-order information, and plots the remaining accuracy. It
+# needs no download and runs in seconds on a laptop.
 
 # %%
 import itertools
@@ -35,9 +34,9 @@ import woodfisher_jax as wf
 # %% [markdown]
 # ## A dense network
 #
-# 1,797 images of 8 x 8 pixels; 360 of them are kept aside for testing. The network is a
-# perceptron 64-40-20-10: its parameters are a plain dict of arrays, and its loss is a
-# function of parameters and a batch. That is all this library ever asks for.
+# The data are 1,797 images of 8 x 8 pixels; 360 of them are held out for testing. The
+# network is a perceptron 64-40-20-10. Its parameters are a plain dict of arrays, and
+# its loss is a function of parameters and a batch. The library needs nothing else.
 
 # %%
 x, y = load_digits(return_X_y=True)
@@ -76,7 +75,7 @@ def top1(params):
 
 
 # %% [markdown]
-# Training is ordinary: AdamW, 600 steps of 64 images.
+# Train it with AdamW for 600 steps of 64 images.
 
 # %%
 tx = optax.adamw(3e-3, weight_decay=1e-2)
@@ -106,52 +105,52 @@ print(f"dense: {top1(dense):.2f} % of the test images, {kernels:,} weights")
 assert top1(dense) > 93
 
 # %% [markdown]
-# ## What a weight is worth
+# ## Saliency
 #
-# Around the trained weights $w$ the loss is nearly a parabola with the matrix $F$, its
-# *Fisher*, for curvature:
+# Around the trained weights $w$ the loss is approximately quadratic, with the *Fisher*
+# matrix $F$ as its curvature:
 #
 # $$L(w + \delta) \approx L(w) + \tfrac{1}{2}\, \delta^\top F\, \delta, \qquad
 # F = \lambda I + \frac{1}{N} \sum_{n=1}^{N} g_n g_n^\top$$
 #
-# with $g_n$ the gradient of the loss on one training example, and a little damping
-# $\lambda$. Take weight $q$ away, and let all others move to where the parabola is
-# lowest. The loss then rises by the *saliency*, and the others move by $\delta w$:
+# with $g_n$ the gradient of the loss on one training example and a small damping
+# $\lambda$. Remove weight $q$ and move all others to the minimum of the quadratic
+# model. The loss then rises by the *saliency* $\rho_q$, and the weights change by
+# $\delta w$:
 #
 # $$\rho_q = \frac{w_q^2}{2\,[F^{-1}]_{qq}}, \qquad
 # \delta w = -\frac{w_q}{[F^{-1}]_{qq}}\, F^{-1} e_q$$
 #
-# The weights with the lowest saliency go. A small weight may well stay, if the loss is
-# steep in it, and a large one may go, if others can stand in for it.
+# The weights with the lowest saliency are pruned. A small weight is kept if the loss is
+# steep in it, and a large one is pruned if other weights can compensate.
 #
-# `wf.prune` does all that in one call: gradients, curvature, saliencies, masks, update.
-# A few hundred examples are enough for $F$; here it gets 400 of the training images.
+# `wf.prune` does this in one call: gradients, curvature, saliencies, masks and update.
+# A few hundred examples are enough for $F$; here they are 400 training images.
 
 # %%
 samples = train_x[:400], train_y[:400]
 params, masks, info = wf.prune(
     loss_fn, dense, samples, sparsity=0.8, method="woodfisher"
 )
-print(f"{info.nonzero} of {info.prunable} weights stay; top-1 {top1(params):.2f} %")
+print(f"{info.nonzero} of {info.prunable} weights remain; top-1 {top1(params):.2f} %")
 print({path: f"{level:.0%}" for path, level in info.sparsity_by_path.items()})
 
-# Pruned weights are exactly zero, and exactly as many as asked for.
+# Pruned weights are exactly zero, and their number is exactly that of the target.
 left = {path: np.count_nonzero(params[path.split("/")[0]]["kernel"]) for path in masks}
 assert left == {path: int(mask.sum()) for path, mask in masks.items()}
 assert sum(left.values()) == info.nonzero == kernels // 5
 
 # %% [markdown]
-# ## Beside magnitude
+# ## Comparison with magnitude
 #
-# The same call with `method="globalmagni"` takes the smallest weights away, of all
-# layers together. In between is a third way: WoodFisher's masks without its update
-# (`update="none"`), which shows what the choice of the weights does and what the update
-# adds. And `update="joint"` moves the others to the minimum of the parabola with *all*
-# pruned weights gone, where the sum of the single updates $\delta w$ does not know that
-# the others go, too.
+# The same call with `method="globalmagni"` prunes the smallest weights of all layers
+# together. WoodFisher's masks without its update (`update="none"`) separate the effect
+# of the masks from that of the update. `update="joint"` moves the remaining weights to
+# the minimum of the quadratic model with *all* pruned weights removed, whereas the sum
+# of the single updates $\delta w$ treats each weight as if it were removed alone.
 #
-# Nothing is trained after pruning here: that would hide the difference. Three networks
-# from three random starts, each pruned from dense to each sparsity.
+# The networks are not trained after pruning, because that would hide the difference.
+# Three networks from three random starts are each pruned from dense to each sparsity.
 
 # %%
 ways = {
@@ -205,13 +204,14 @@ axes.legend(loc="lower left")
 plt.show()
 
 # %% [markdown]
-# Up to 80 % WoodFisher is ahead of magnitude, and the joint update further still. Most
-# of that comes from the update: the masks alone are worth little more than magnitude's.
+# Up to 80 % WoodFisher is more accurate than magnitude, and the joint update more
+# accurate still. Most of the gain comes from the update: the masks alone are little
+# better than those of magnitude.
 #
-# At 90 % in a single step all of them have lost most of what the network knew, and the
-# plain update is no better than nothing: that far from the dense weights the parabola
-# no longer describes the loss. So in practice one prunes *gradually*: some weights go,
-# training repairs, some more go, each time with a fresh Fisher. Three statements in a
+# At 90 % in a single step all methods lose most of the accuracy, and the plain update
+# is no better than no update: so far from the dense weights the quadratic model no
+# longer describes the loss. In practice one prunes *gradually*: pruning steps alternate
+# with training, and each step estimates the Fisher again. Three statements in a
 # training loop do that: see *Prune your own model*.
 
 # %%
@@ -224,10 +224,10 @@ assert by_update[:4].mean() > by_masks[:4].mean()
 assert all(found[-1] < 60 for found in mean.values())
 
 # %% [markdown]
-# ## Where to go from here
+# ## Further reading
 #
-# - *What the Fisher sees* opens the box: the curvature of a layer, its inverse, and
-#   what it predicts against what happens.
+# - *What the Fisher sees* plots the curvature of a small network and its inverse, and
+#   compares predicted with measured loss increases.
 # - *Prune your own model*: any network, any loss, any training loop.
-# - The same from the command line, trained, pruned gradually and reported: `python -m
-#   woodfisher_jax.main --config=configs/digits.py`
+# - From the command line, `python -m woodfisher_jax.main --config=configs/digits.py`
+#   trains a network, prunes it gradually and writes a report.

@@ -13,10 +13,9 @@
 # %% [markdown]
 # # What the Fisher sees
 #
-# WoodFisher decides by a matrix that nobody ever looks at. Here it is small enough to
-# be looked at: the network has 888 weights, so that the matrix, its inverse and every
-# prediction made from them can be computed by hand in NumPy, drawn, and compared with
-# what really happens to the loss.
+# WoodFisher prunes by means of a matrix that is usually too large to store. The network
+# of this notebook has 888 weights, so the matrix, its inverse and the predictions from
+# them can be computed in NumPy, plotted, and compared with the measured loss.
 
 # %%
 from functools import partial
@@ -37,8 +36,9 @@ BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#777777"
 # %% [markdown]
 # ## A network at its minimum
 #
-# Predictions from curvature assume that the slope is zero. So this network is trained,
-# by L-BFGS on all images at once, to a minimum of cross entropy plus weight decay,
+# Predictions from curvature assume that the gradient is zero. So this network is
+# trained, by L-BFGS on all images at once, to a minimum of cross entropy plus weight
+# decay,
 #
 # $$L(w) = \frac{1}{N} \sum_n \ell_n(w) + \frac{\alpha}{2} \lVert w \rVert^2 .$$
 
@@ -92,16 +92,16 @@ start = {
 params = fit(start, decay=DECAY, steps=250)
 top1 = 100 * np.mean(logits_of(params, test_x).argmax(-1) == test_y)
 slope = optax.tree.norm(jax.grad(loss_fn)(params))
-print(f"loss {loss_fn(params):.4f}, slope {slope:.4f}, top-1 {top1:.2f} %")
+print(f"loss {loss_fn(params):.4f}, gradient norm {slope:.4f}, top-1 {top1:.2f} %")
 assert top1 > 93
 assert slope < 0.02
 
 # %% [markdown]
 # ## The matrix
 #
-# For each training example $n$ one gradient $g_n$, a row of $G$. The Fisher is their
-# second moment, and the damping $\lambda$ on its diagonal is the weight decay: that is
-# exactly what decay adds to the curvature of the loss.
+# Each training example $n$ has one gradient $g_n$, a row of $G$. The Fisher is the
+# second moment of the gradients plus a damping $\lambda$ on the diagonal. The damping
+# is the weight decay, which is what decay adds to the curvature of the loss.
 #
 # $$F = \lambda I + \frac{1}{N} \sum_{n=1}^N g_n g_n^\top = \lambda I + \frac{1}{N}
 # G^\top G, \qquad \lambda = \alpha$$
@@ -127,7 +127,7 @@ def fisher_of(gradients, damping=DECAY):
 G = np.float64(gradients_of(params, samples[1]))  # [N, 888]
 F = fisher_of(G)
 
-# The 120 weights into the ten classes, those of one class side by side.
+# The 120 weights of the last layer, sorted by class.
 by_class = 768 + np.arange(120).reshape(12, 10).T.ravel()
 block = (F - DECAY * np.eye(w.size))[np.ix_(by_class, by_class)]
 scale = np.sqrt(np.diag(block))
@@ -149,14 +149,15 @@ right.legend()
 plt.show()
 
 # %% [markdown]
-# Left: weights into the same class (squares on the diagonal) pull at one another more
-# than weights into different classes. A method that takes only the diagonal of $F$ sees
-# none of that; one that takes blocks sees what is inside a block.
+# Left: gradients of weights to the same class (squares on the diagonal) are more
+# correlated than those of weights to different classes. A method that uses only the
+# diagonal of $F$ neglects all correlations; one that uses blocks includes those within
+# a block.
 #
-# Right: the loss is steep in few directions and flat in most. Fewer than one in twenty
-# has ten times the curvature of the damping, and for nine in ten the data add less to
-# the curvature than the damping does. That is why so many weights can go: most of what
-# a weight does can be done by others, or need not be done.
+# Right: the loss is steep in few directions and flat in most. Fewer than one direction
+# in twenty has ten times the curvature of the damping, and in nine of ten the data add
+# less to the curvature than the damping does. That is why so many weights can be
+# removed: others can compensate for most of their effect.
 
 # %%
 same = np.kron(np.eye(10), np.ones((12, 12))).astype(bool) & ~np.eye(120, dtype=bool)
@@ -171,18 +172,18 @@ assert steep < 0.05
 assert flat > 0.9
 
 # %% [markdown]
-# ## Its inverse, and who needs it
+# ## The inverse
 #
-# Both the saliency and the update ask for $F^{-1}$. The paper builds it one gradient at
+# Both the saliency and the update need $F^{-1}$. The paper computes it one gradient at
 # a time, by the Woodbury identity, starting from $F_0^{-1} = I / \lambda$:
 #
 # $$F_n^{-1} = F_{n-1}^{-1} - \frac{v v^\top}{N + g_n^\top v}, \qquad v = F_{n-1}^{-1}
 # g_n$$
 #
 # In NumPy that is a loop of two lines. But it stores a matrix of (number of weights)²,
-# and nobody needs the matrix: only its diagonal and one product. So this library works
-# in the space of the samples, with $N \times N$ numbers, where there are fewer samples
-# than weights, and the same answer:
+# while a pruning step needs only its diagonal and one product. With fewer samples than
+# weights, the library therefore computes in the space of the samples, with $N \times N$
+# numbers and the same result:
 #
 # $$F^{-1} = \frac{1}{\lambda} \left(I - G^\top (N \lambda I + G G^\top)^{-1} G\right)$$
 
@@ -210,10 +211,10 @@ np.testing.assert_allclose(recursion, directly, rtol=1e-8, atol=1e-8)
 np.testing.assert_allclose(diagonal, np.diag(directly), rtol=1e-3)
 
 # %% [markdown]
-# What does the diagonal of the inverse say? $1 / [F^{-1}]_{qq}$ is the curvature that
-# is left in weight $q$ *after all others have adjusted*. Averaged over the twelve
-# weights of a pixel it draws a picture of where the digits have their ink. Pixels that
-# are black in all training images have no gradient, and exactly the damping.
+# What does the diagonal of the inverse mean? $1 / [F^{-1}]_{qq}$ is the curvature in
+# weight $q$ *after all others have adjusted*. Its average over the twelve weights of a
+# pixel shows which pixels vary between digits. Pixels that are constant in all training
+# images have no gradient, and their curvature equals the damping.
 
 # %%
 stiffness = 1 / np.diag(inverse)
@@ -222,8 +223,8 @@ ink = train_x.std(0)
 
 figure, axes = plt.subplots(1, 2, figsize=(8, 3.6), layout="constrained")
 pictures = {
-    "curvature left in a pixel's weights": by_pixel,
-    "spread of the pixel (its ink)": ink,
+    "curvature of a pixel's weights": by_pixel,
+    "standard deviation of the pixel": ink,
 }
 for axis, (title, values) in zip(axes, pictures.items(), strict=True):
     shown = axis.imshow(values.reshape(8, 8), cmap="cividis")
@@ -232,23 +233,23 @@ for axis, (title, values) in zip(axes, pictures.items(), strict=True):
 plt.show()
 
 black = ink == 0
-print(f"correlation of the two pictures: {np.corrcoef(by_pixel, ink)[0, 1]:.2f}")
+print(f"correlation of the two images: {np.corrcoef(by_pixel, ink)[0, 1]:.2f}")
 assert black.any()
 np.testing.assert_allclose(by_pixel[black], DECAY, rtol=1e-6)
 assert np.corrcoef(by_pixel, ink)[0, 1] > 0.7
 
 # %% [markdown]
-# ## Which weights go
+# ## Which weights are pruned
 #
-# Magnitude draws a vertical line: everything left of it goes. WoodFisher weighs size
-# against stiffness, $\rho_q = w_q^2 / (2 [F^{-1}]_{qq})$, a line that slopes. The
-# weights that the two disagree on lie between the lines: large ones that are soft, and
-# small ones that are stiff.
+# The threshold of magnitude pruning is a vertical line: weights to its left are pruned.
+# WoodFisher combines size and stiffness, $\rho_q = w_q^2 / (2 [F^{-1}]_{qq})$; its
+# threshold is a sloping line. The two methods differ in the weights between the lines:
+# large ones with a low stiffness, and small ones with a high stiffness.
 #
-# How much they disagree depends on the damping. It is a floor under the stiffness of
-# every weight, and where it is all there is, $\rho_q \to \lambda w_q^2 / 2$: WoodFisher
-# with a large damping *is* magnitude. Left the damping of this network's weight decay,
-# right the library's default of $10^{-5}$.
+# How many these are depends on the damping, which is the smallest stiffness that a
+# weight can have. Where the damping dominates, $\rho_q \to \lambda w_q^2 / 2$:
+# WoodFisher with a large damping *is* magnitude pruning. The left plot has the damping
+# of this network's weight decay, the right one the library's default of $10^{-5}$.
 
 # %%
 by_damping = {
@@ -277,21 +278,21 @@ for axis, (damping, stiff) in zip(axes, by_damping.items(), strict=True):
             markersize=5,
             label=f"{label} ({chosen.sum()})",
         )
-    axis.set(xlabel="|w|", xlim=(1e-3, 10), title=f"Half goes, λ = {damping:g}")
+    axis.set(xlabel="|w|", xlim=(1e-3, 10), title=f"Half pruned, λ = {damping:g}")
     axis.grid(alpha=0.3)
     axis.legend(fontsize="small", loc="upper left")
 axes[0].set_ylabel(r"stiffness $1 / [F^{-1}]_{qq}$")
 plt.show()
 for damping, share in disagree.items():
-    print(f"λ = {damping:g}: magnitude keeps {share:.1%} of what WoodFisher takes")
+    print(f"λ = {damping:g}: magnitude keeps {share:.1%} of what WoodFisher prunes")
 
 # %% [markdown]
-# The two agree on nearly all: in this network size is a fair guide to *which* weights
-# the loss does not need, and the more so the larger the damping. They differ in what
-# comes next: magnitude leaves the other weights alone, WoodFisher moves them, and below
-# that turns out to be what counts.
+# The two agree on nearly all weights: in this network magnitude ranks the weights well,
+# and the better the larger the damping. They differ in the update: magnitude pruning
+# does not change the other weights, WoodFisher does, and the measurements below show
+# that the update makes the difference.
 #
-# The library finds the same mask, with all weights in one block and the same damping:
+# The library returns the same mask, with all weights in one block and the same damping:
 
 # %%
 assert disagree[DECAY] < disagree[1e-5] < 0.1
@@ -307,26 +308,25 @@ _, masks, info = wf.prune(
 )
 saliency = w**2 * stiffness / 2
 order = np.argsort(saliency)
-gone = np.concatenate([~np.asarray(masks[path]).ravel() for path in masks])
-print(
-    f"{gone.sum()} go; {gone[order[:444]].sum()} of them by NumPy's saliencies as well"
-)
-assert gone.sum() == 444
-assert gone[order[:444]].sum() >= 443
+pruned = np.concatenate([~np.asarray(masks[path]).ravel() for path in masks])
+both = pruned[order[:444]].sum()
+print(f"{pruned.sum()} are pruned; {both} of them by NumPy's saliencies as well")
+assert pruned.sum() == 444
+assert pruned[order[:444]].sum() >= 443
 
 # %% [markdown]
 # ## Predicted against measured: one weight
 #
-# The saliency is a prediction: so much will the loss rise if weight $q$ goes and the
-# others make up for it. For every weight that can be tried: set it to zero, move the
-# others by $\delta w$, measure the loss.
+# The saliency predicts how much the loss rises if weight $q$ is removed and the others
+# compensate. To test it, set one weight to zero, move the others by $\delta w$, and
+# measure the loss; repeat that for 200 weights.
 #
-# The prediction stands and falls with $F$. The *empirical* Fisher takes the labels of
-# the data. Near a good fit those labels have small gradients, smaller than the
-# curvature that they stand for. Labels that are drawn from the network's own
-# predictions (`wf.gradients.sample_labels`) give the *true* Fisher, an unbiased
-# estimate of the Gauss-Newton curvature; drawn ten times an example, a less noisy one.
-# It is tried, too.
+# The prediction depends on $F$. The *empirical* Fisher uses the labels of the data.
+# Near a good fit their gradients are small, and their second moment is below the
+# curvature that it estimates. Labels drawn from the network's own predictions
+# (`wf.gradients.sample_labels`) give the *true* Fisher, an unbiased estimate of the
+# Gauss-Newton curvature; ten draws for each example make it less noisy. The test
+# includes both.
 
 # %%
 draws = [
@@ -345,12 +345,12 @@ def losses_at(weights):
 
 
 def increases(deltas):
-    """How much the loss rises at w + δ, for the rows δ of a matrix."""
+    """Increase of the loss at w + δ, for the rows δ of a matrix."""
     start = losses_at(jnp.float32(w[None]))[0]
     return np.float64(losses_at(jnp.float32(w + np.atleast_2d(deltas))) - start)
 
 
-tried = np.argsort(saliency)[-400::2]  # below them the rise drowns in float32
+tried = np.argsort(saliency)[-400::2]  # smaller increases are lost in float32
 single = {}
 for name, matrix in {"empirical": F, "true": true_fisher}.items():
     inv = np.linalg.inv(matrix)
@@ -372,7 +372,7 @@ for name, (predicted, measured) in single.items():
     )
 limits = np.array([saliency[tried].min() / 2, single["true"][1].max() * 2])
 axis.loglog(limits, limits, color="black", linewidth=0.8, label="measured = predicted")
-axis.set(xlabel="predicted rise of the loss", ylabel="measured")
+axis.set(xlabel="predicted increase of the loss", ylabel="measured")
 axis.set_title("One weight removed, the others adjusted", size="medium")
 axis.grid(alpha=0.3)
 axis.legend()
@@ -395,37 +395,38 @@ assert 1 < single["true"][2] < single["empirical"][2] < 3
 
 # %% [markdown]
 # The points lie along a line, over more than a decade: the Fisher *ranks* the weights
-# as the loss does, which is all that a mask asks for. Its scale is off, the empirical
-# one's by a factor of about two, the true one's by less. (With the whole matrix too
-# small by a factor, the masks would be the same, and the update too.)
+# as the loss does, which is all that a mask needs. Its scale is off, by a factor of
+# about two for the empirical Fisher and by less for the true one. (A constant factor on
+# the whole matrix changes neither the mask nor the update.)
 
 # %% [markdown]
 # ## Predicted against measured: many weights
 #
-# Now a share $s$ of all weights goes at once. Three predictions, from cheap to careful:
+# Now a share $s$ of all weights is pruned at once. There are three predictions:
 #
-# - the sum of the saliencies, as if each weight went alone;
-# - the parabola $\tfrac{1}{2} \delta w^\top F\, \delta w$ at the step that WoodFisher
-#   takes, the sum of the single updates (`info.predicted_loss_increase`);
-# - the parabola at its own minimum with all those weights gone (`update="joint"`).
+# - the sum of the saliencies, as if each weight were removed alone;
+# - the quadratic model $\tfrac{1}{2} \delta w^\top F\, \delta w$ at WoodFisher's step,
+#   the sum of the single updates (`info.predicted_loss_increase`);
+# - the quadratic model at its minimum with all these weights at zero
+#   (`update="joint"`).
 
 # %%
 shares = np.array([0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9])
 summed, sum_steps, joint_steps, bare_steps = [], [], [], []
 for share in shares:
-    gone = np.zeros(w.size, bool)
-    gone[order[: int(share * w.size)]] = True
-    summed.append(saliency[gone].sum())
-    bare_steps.append(np.where(gone, -w, 0))
-    step = inverse @ np.where(gone, -w / np.diag(inverse), 0)
-    sum_steps.append(np.where(gone, -w, step))
-    stay = np.linalg.solve(F[~gone][:, ~gone], F[~gone][:, gone] @ w[gone])
+    pruned = np.zeros(w.size, bool)
+    pruned[order[: int(share * w.size)]] = True
+    summed.append(saliency[pruned].sum())
+    bare_steps.append(np.where(pruned, -w, 0))
+    step = inverse @ np.where(pruned, -w / np.diag(inverse), 0)
+    sum_steps.append(np.where(pruned, -w, step))
+    stay = np.linalg.solve(F[~pruned][:, ~pruned], F[~pruned][:, pruned] @ w[pruned])
     joint = -w.copy()
-    joint[~gone] = stay
+    joint[~pruned] = stay
     joint_steps.append(joint)
 
 
-def parabola(deltas):
+def quadratic_model(deltas):
     return np.einsum("ki,ij,kj->k", deltas, F, deltas, optimize=True) / 2
 
 
@@ -435,8 +436,8 @@ measured = {
     "joint update": increases(np.array(joint_steps)),
 }
 predicted = {
-    "sum of updates": parabola(np.array(sum_steps)),
-    "joint update": parabola(np.array(joint_steps)),
+    "sum of updates": quadratic_model(np.array(sum_steps)),
+    "joint update": quadratic_model(np.array(joint_steps)),
 }
 figure, axis = plt.subplots(figsize=(7, 4.4), layout="constrained")
 percent = 100 * shares
@@ -453,7 +454,7 @@ for name, colour in (
     axis.semilogy(
         percent, measured[name], "o-", color=colour, label=f"measured: {name}"
     )
-axis.set(xlabel="weights pruned, %", ylabel="rise of the loss", xticks=percent)
+axis.set(xlabel="weights pruned, %", ylabel="increase of the loss", xticks=percent)
 axis.grid(alpha=0.3)
 axis.legend(fontsize="small")
 plt.show()
@@ -467,18 +468,18 @@ assert (measured["joint update"] / predicted["joint update"])[2] < 4
 assert (measured["joint update"] / predicted["joint update"])[-1] > 8
 
 # %% [markdown]
-# - Up to half of the weights, the parabola is off by the factor that it is off for one
-#   weight, and the simple sum of the saliencies is as good. Beyond, the loss leaves the
-#   parabola, and at 90 % it rises more than eight times as far as predicted.
+# - Up to half of the weights, the quadratic model is off by the same factor as for one
+#   weight, and the sum of the saliencies is as good. For larger shares the model no
+#   longer holds, and at 90 % the loss rises more than eight times as much as predicted.
 # - From half of the weights on, the joint update raises the loss less than the sum of
-#   updates does, and both beat no update as long as the parabola holds.
+#   updates does, and both are better than no update as long as the model holds.
 #
-# Two lessons, and the library acts on both: take small steps with a fresh Fisher at
-# each (`wf.gradual`, or `recompute=` in `wf.prune`), and look at
-# `info.predicted_loss_increase` before trusting a long one.
+# Two conclusions: take small steps and estimate the Fisher again at each (`wf.gradual`,
+# or `recompute=` in `wf.prune`), and check `info.predicted_loss_increase` before you
+# rely on a large step.
 
 # %%
-# The cross entropy alone has a slope at w, which the decay balances: leave it out.
+# The gradient of the cross entropy alone is not zero at w: subtract its term.
 curved = info.predicted_loss_increase - info.gradient_term
 at_half = predicted["sum of updates"][2]
 print(f"wf.prune predicts {curved:.5f}, NumPy {at_half:.5f}")

@@ -13,16 +13,15 @@
 # %% [markdown]
 # # Prune your own model
 #
-# Nothing here is registered, subclassed or rewritten. You bring
+# No layer has to be registered, subclassed or rewritten. You provide
 #
 # 1. parameters: any pytree of arrays,
-# 2. a loss: a function of parameters and a batch that returns one number,
+# 2. a loss: a function of parameters and a batch that returns a scalar,
 # 3. some examples.
 #
-# The model of this notebook is deliberately none of the shipped ones: a denoiser in
-# Flax NNX, which takes noise out of pictures of digits. Its loss is a squared error,
-# and it has no classes. Replace the three cells below by your own model, and the rest
-# stays.
+# The model of this notebook is not one of the shipped ones: a denoiser in Flax NNX that
+# removes noise from images of digits. Its loss is a squared error, and it has no
+# classes. Replace the three cells below by your own model; the rest stays the same.
 
 # %%
 import tempfile
@@ -45,15 +44,15 @@ train_x, test_x = train_test_split(images, test_size=360, random_state=0)
 
 
 def noisy(x, seed):
-    """Examples are pairs: a noisy picture, and what it should become."""
+    """Examples are pairs of a noisy image and the clean one."""
     noise = np.random.default_rng(seed).standard_normal(x.shape, np.float32)
     return x + 0.3 * noise, x
 
 
 # %% [markdown]
-# **1. Parameters.** An NNX module is an object; `nnx.split` takes its arrays out, and
-# `nnx.merge` puts them back. (Linen and plain dicts are pytrees as they are; for
-# Equinox it is `eqx.partition` and `eqx.combine`.)
+# **1. Parameters.** An NNX module is an object; `nnx.split` extracts its arrays, and
+# `nnx.merge` inserts them again. (Linen parameters and plain dicts are pytrees already;
+# Equinox has `eqx.partition` and `eqx.combine`.)
 
 
 # %%
@@ -70,8 +69,8 @@ class Denoiser(nnx.Module):
 graph, start = nnx.split(Denoiser(nnx.Rngs(0)), nnx.Param)
 
 # %% [markdown]
-# **2. A loss.** The mean over the examples of the batch. That it is a mean matters: the
-# Fisher is made of its gradients on single examples, which the library forms by itself.
+# **2. A loss.** It must be the mean over the examples of the batch: the library forms
+# the Fisher from its gradients on single examples.
 
 
 # %%
@@ -84,8 +83,8 @@ def loss_fn(params, batch):
 test = noisy(test_x, seed=1)
 
 # %% [markdown]
-# **3. Examples** for the Fisher. A few hundred training examples, in one batch (or an
-# iterable of batches, should they not fit into memory).
+# **3. Examples** for the Fisher: a few hundred training examples, in one batch or an
+# iterable of batches.
 
 # %%
 samples = noisy(train_x[:400], seed=2)
@@ -93,9 +92,9 @@ samples = noisy(train_x[:400], seed=2)
 # %% [markdown]
 # ## Which weights
 #
-# By default every array of two or more dimensions may be pruned. `wf.init_masks` shows
-# which these are, by path, and takes a regular expression or a predicate to choose
-# others. Biases and norms are left alone: they are few, and they matter.
+# By default every array of two or more dimensions is prunable. `wf.init_masks` lists
+# them by path, and takes a regular expression or a predicate to choose others. Biases
+# and norms stay dense: they are few, and the loss is sensitive to them.
 
 # %%
 for path, mask in wf.init_masks(start).items():
@@ -107,25 +106,25 @@ print("arrays of 64 numbers:", list(by_size))
 assert list(by_size) == ["decode/bias/value"]
 
 # %% [markdown]
-# ## What it will take
+# ## Memory
 #
-# For a large model, ask before you start: `wf.plan_pruning` computes nothing, and says
-# what a step takes and where its gradients will wait (see *Large networks* in the
-# documentation). It takes the arguments of `wf.prune`.
+# For a large model, plan before you start: `wf.plan_pruning` computes nothing, and
+# returns how much memory a step takes and where its gradients are stored (see *Large
+# networks* in the documentation). It takes the arguments of `wf.prune`.
 
 # %%
 needs = wf.plan_pruning(loss_fn, start, samples, sparsity=0.8)
-print(f"gradients wait on: {needs.store}; peak memory {needs.peak_bytes / 1e6:.0f} MB")
+print(f"gradients on: {needs.store}; peak memory {needs.peak_bytes / 1e6:.0f} MB")
 
 # %% [markdown]
 # ## A training loop of your own
 #
-# This is the loop you have, with three statements more:
+# An ordinary training loop with three additional statements:
 #
-# 1. the optimizer is wrapped by `wf.masked`, which keeps what is pruned at zero:
-#    weights, gradients and momentum;
-# 2. `wf.gradual` says when to prune and how far: at first a lot, then ever less, $s(t)
-#    = s_f + (s_i - s_f) \left(1 - \frac{t - t_0}{t_1 - t_0}\right)^3$;
+# 1. `wf.masked` wraps the optimizer and keeps pruned weights, their gradients and their
+#    momentum at zero;
+# 2. `wf.gradual` lists when to prune and how far, with large steps first, $s(t) = s_f +
+#    (s_i - s_f) \left(1 - \frac{t - t_0}{t_1 - t_0}\right)^3$;
 # 3. `wf.prune_masked` prunes between two training steps.
 
 
@@ -185,7 +184,7 @@ right.set(xlabel="training step", ylabel="sparsity")
 right.grid(alpha=0.3)
 plt.show()
 
-# What is pruned is exactly zero, after 150 further steps of Adam: masks change nothing.
+# Pruned weights are exactly zero after 150 further steps of Adam.
 jax.tree.map(np.testing.assert_array_equal, pruned, wf.apply_masks(pruned, masks))
 assert abs(wf.sparsity(masks) - 0.8) < 1e-3
 untouched = np.mean((test[0] - test[1]) ** 2)
@@ -193,8 +192,8 @@ assert history[-1, 2] < untouched / 2
 assert history[-1, 2] < 1.5 * dense_history[-1, 2]
 
 # %% [markdown]
-# The pruned network still takes out more than half of the noise. Look at the pictures,
-# too: a number does not tell what got lost.
+# The pruned network still removes more than half of the noise. The images show what the
+# number does not.
 
 # %%
 merged = {
@@ -211,11 +210,10 @@ for row, (name, pictures) in zip(axes, rows.items(), strict=True):
 plt.show()
 
 # %% [markdown]
-# ## Does the method matter?
+# ## Comparison of methods
 #
-# Try them in one shot on the dense network, without training after: that is where they
-# differ most, and it takes a second. A loss that is no cross entropy needs nothing
-# special.
+# The methods differ most in one pruning step from the dense network without training
+# afterwards. The loss need not be a cross entropy.
 
 # %%
 levels = (0.5, 0.6, 0.7, 0.8)
@@ -238,12 +236,12 @@ for magnitude, single, joint in zip(*error.values(), strict=True):
     assert joint < single < magnitude
 
 # %% [markdown]
-# ## Take it away
+# ## Saving
 #
-# A file with one bit for each weight and the weights that are left, as
-# [safetensors](https://github.com/huggingface/safetensors); it comes back to the bit.
-# (`masked` and `csr` are the other formats; there is a reader in ten lines of NumPy for
-# those who do not have this library.)
+# The format `bitmask` stores one bit for each weight and the remaining weights, as
+# [safetensors](https://github.com/huggingface/safetensors), without loss. (`masked` and
+# `csr` are the other formats. The documentation has a reader in ten lines of NumPy, for
+# use without this library.)
 
 # %%
 with tempfile.TemporaryDirectory() as folder:
@@ -262,12 +260,12 @@ for path, mask in masks.items():
 # %% [markdown]
 # ## Checklist for a model of your own
 #
-# - The loss is a mean over examples, and its dropout is off: the Fisher is taken at the
-#   network that you would evaluate.
-# - Batch norm: use running statistics in `loss_fn`, and pass them along by
-#   `jax.tree_util.Partial(loss, batch_stats)`, so that new ones do not compile anew.
+# - The loss is a mean over examples without dropout: the Fisher is that of the network
+#   as it is evaluated.
+# - Batch norm: use running statistics in `loss_fn`, and pass them as
+#   `jax.tree_util.Partial(loss, batch_stats)`, so that new ones do not compile again.
 # - Prune in several steps, and train between them.
-# - Start with `woodfisherblock`, the default, which holds only a block of the curvature
-#   at a time; set `block_size=` for large layers.
+# - Start with `woodfisherblock`, the default, which stores only one block of the
+#   curvature at a time; set `block_size=` for large layers.
 # - Where a network fits its training data perfectly, the gradients of its loss vanish.
-#   `wf.projections` makes curvature from its outputs instead, without labels.
+#   `wf.projections` forms the curvature of its outputs instead, without labels.

@@ -3,11 +3,92 @@
 python scripts/option_tables.py
 """
 
+import re
 from pathlib import Path
 
-from woodfisher_jax.training.config.explain import rewritten
+from woodfisher_jax.methods import METHODS
+from woodfisher_jax.options import Field, fields_of
+from woodfisher_jax.rows.compute import Compute
+from woodfisher_jax.selection.goal import Goal
+from woodfisher_jax.training.config import (
+    Config,
+    DataConfig,
+    DistributedConfig,
+    PruneConfig,
+    TrainConfig,
+)
 
 DOCS = Path(__file__).parents[1] / "docs"
+
+SECTIONS: dict[str, type] = {
+    "config": Config,
+    "data": DataConfig,
+    "train": TrainConfig,
+    "prune": PruneConfig,
+    "distributed": DistributedConfig,
+    "goal": Goal,
+    "compute": Compute,
+}
+"""Dataclasses by the name of their table."""
+
+METHODS_TABLE = "methods"
+"""Name of the table of the options of all methods."""
+
+BEGIN = r"<!-- options: (\w+) -->\n"
+END = "<!-- end of options -->"
+
+
+def rewritten(page: str) -> str:
+    """A page of the documentation with its tables as the dataclasses have them.
+
+    Args:
+        page: Markdown; tables are between ``<!-- options: NAME -->``, with a name of
+            SECTIONS or METHODS_TABLE, and ``<!-- end of options -->``.
+    """
+    return re.sub(
+        f"{BEGIN}.*?{END}",
+        lambda found: (
+            f"<!-- options: {found[1]} -->\n\n{option_table(found[1])}\n{END}"
+        ),
+        page,
+        flags=re.DOTALL,
+    )
+
+
+def option_table(name: str) -> str:
+    """The options of a dataclass, or of all methods, as a Markdown table.
+
+    Args:
+        name: Of SECTIONS, or METHODS_TABLE.
+    """
+    if name != METHODS_TABLE:
+        rows = [_row(field) for field in fields_of(SECTIONS[name]).values()]
+        return _table(["option", "values", "default", "meaning"], rows)
+    kinds = list(dict.fromkeys(type(row) for row in METHODS.values()))
+    fields = {n: field for kind in kinds for n, field in fields_of(kind).items()}
+    rows = [
+        [
+            *_row(field),
+            ", ".join(f"`{k.__name__}`" for k in kinds if name in fields_of(k)),
+        ]
+        for name, field in fields.items()
+    ]
+    return _table(["option", "values", "default", "meaning", "of"], rows)
+
+
+def _row(field: Field) -> list[str]:
+    return [
+        f"`{field.name}`",
+        field.expected if field.expected != "None" else "in Python only",
+        f"`{field.default!r}`",
+        field.doc,
+    ]
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    cells = ([cell.replace("|", "\\|") for cell in line] for line in lines)
+    return "".join(f"| {' | '.join(line)} |\n" for line in cells)
 
 
 def main() -> None:

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 
 import pytest
-from absl import flags
 from absl.testing import flagsaver
 
 from woodfisher_jax import main
@@ -40,10 +39,4 @@ def _restored() -> Iterator[None]:
         patch.setattr(logger, "handlers", [])
         patch.setattr(logger, "propagate", True)
         patch.setattr(logger, "level", logger.level)
-        try:
-            yield
-        finally:
-            # Defined by main.parse, from the fields of the config.
-            for name in list(flags.FLAGS):
-                if name.partition(".")[0] == "config" or name == "config_file":
-                    delattr(flags.FLAGS, name)
+        yield

@@ -15,9 +15,8 @@ PACKAGE = ROOT / "woodfisher_jax"
 # Rooms, lowest first. A room imports lower ones only; those of one line do not import
 # one another, except the commands.
 ROOMS = """
-extras
-equations options schedules progress exit_codes
-trees
+equations options schedules extras progress
+trees exit_codes
 tracing
 rows
 info selection
@@ -29,7 +28,7 @@ masked
 stages
 models data weights report
 training
-main evaluate export torch_weights
+main evaluate export torch_weights report.__main__
 """
 LEVEL = {
     room: level
@@ -42,6 +41,10 @@ COMMANDS = LEVEL["main"]
 def name_of(path: Path) -> str:
     parts = path.relative_to(PACKAGE).with_suffix("").parts
     return ".".join(parts).removesuffix("__init__").rstrip(".")
+
+
+def room_of(name: str) -> str:
+    return name if name in LEVEL else name.split(".")[0]
 
 
 MODULES = {name_of(path): path for path in PACKAGE.rglob("*.py")}
@@ -62,10 +65,9 @@ def imports_of(name: str) -> set[str]:
 def test_a_room_imports_lower_rooms_alone() -> None:
     upwards = []
     for name in MODULES.keys() - {""}:
-        # `python -m woodfisher_jax.report` is a command like main.
-        room = "main" if name.endswith("__main__") else name.split(".")[0]
+        room = room_of(name)
         for imported in imports_of(name):
-            other = imported.split(".")[0]
+            other = room_of(imported)
             same = room == other or LEVEL[room] == LEVEL[other] == COMMANDS
             if not (same or LEVEL[other] < LEVEL[room]):
                 upwards.append(f"{name} imports {imported}")

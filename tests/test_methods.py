@@ -9,13 +9,14 @@ from woodfisher_jax import METHODS, OptionError, WoodFisher
 from woodfisher_jax.curvature.fisher import Surgeon
 from woodfisher_jax.methods import (
     applicable,
+    check_together,
     having,
     method_named,
     options_of,
+    resolve,
     scope_of,
 )
 from woodfisher_jax.options import fields_of
-from woodfisher_jax.prune import check_together, resolve
 from woodfisher_jax.rows.compute import Compute
 from woodfisher_jax.selection.goal import SCOPES, Goal
 

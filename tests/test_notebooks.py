@@ -7,6 +7,8 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pytest
 
+import woodfisher_jax as wf
+
 FOLDER = Path(__file__).parents[1] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.py"))
 FIGURES = {
@@ -20,7 +22,14 @@ def test_every_notebook_is_here() -> None:
     assert [path.stem for path in NOTEBOOKS] == list(FIGURES)
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [
+        NOTEBOOKS[0],
+        *(pytest.param(path, marks=pytest.mark.slow) for path in NOTEBOOKS[1:]),
+    ],
+    ids=lambda path: path.stem,
+)
 def test_a_notebook_runs(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shown = []
 
@@ -36,6 +45,13 @@ def test_a_notebook_runs(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with plt.rc_context({"backend": "Agg"}):
         runpy.run_path(str(path))
     assert shown == [True] * FIGURES[path.stem]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_names_of_the_package_exist(path: Path) -> None:
+    names = set(re.findall(r"\bwf\.([a-z_]\w*)", path.read_text()))
+    assert names
+    assert {name for name in names if not hasattr(wf, name)} == set()
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

@@ -54,7 +54,7 @@ def evaluate_run(
     dataset = data.load(
         config.data.name,
         data_dir=data_dir or config.data.dir,
-        options=config.data.image_options,
+        options=config.data,
     )
     mesh = distributed.all_devices()
     params, batch_stats = replicate(

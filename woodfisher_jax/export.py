@@ -105,7 +105,7 @@ def _image_shape(run: SavedRun, data_dir: str | None) -> tuple[int, ...]:
         dataset = data.load(
             settings.name,
             data_dir=data_dir or settings.dir,
-            options=settings.image_options,
+            options=settings,
         )
     except data.DataMissingError as error:
         raise FileNotFoundError(

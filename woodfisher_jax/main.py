@@ -22,15 +22,14 @@ from absl import app, flags
 from woodfisher_jax.curvature.checked import CurvatureError
 from woodfisher_jax.data import DataMissingError
 from woodfisher_jax.exit_codes import FAILED, USAGE, exits
+from woodfisher_jax.extras import MissingExtraError
 from woodfisher_jax.progress import progress_bar
 from woodfisher_jax.report import tables
-from woodfisher_jax.report.figures import MissingExtraError
 from woodfisher_jax.report.page import write_page
 from woodfisher_jax.rows.memory_plan import MemoryLimitError
 from woodfisher_jax.training import config as config_
 from woodfisher_jax.training import distributed
 from woodfisher_jax.training.config import Config, ConfigError, files
-from woodfisher_jax.training.config.explain import explained
 from woodfisher_jax.training.loop import DivergedError, run
 from woodfisher_jax.training.plan import prepare
 from woodfisher_jax.training.preemption import Stopped
@@ -185,7 +184,7 @@ def _configs() -> str:
 def _full_help(arguments: Sequence[str]) -> str:
     name, config = read_config(arguments) if arguments else ("a config", Config())
     return (
-        f"Every field of {name} with its value:\n{explained(config)}\n\n"
+        f"Every field of {name} with its value:\n{files.explained(config)}\n\n"
         f"All flags:\n{flags.FLAGS.get_help()}"
     )
 

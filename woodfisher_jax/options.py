@@ -85,6 +85,14 @@ def option(default: Any, doc: str, **limits: Any) -> Any:
         default: Its value unless given.
         doc: One line: what it is, with its unit.
         **limits: Fields of :class:`Range`.
+
+    Example:
+        >>> import dataclasses
+        >>> @dataclasses.dataclass(frozen=True)
+        ... class Snip(wf.Sampled):
+        ...     power: float = wf.option(1.0, "Exponent of the gradient.", above=0)
+        >>> Snip(power=0.5).power
+        0.5
     """
     metadata = {"doc": doc, "range": Range(**limits)}
     return dataclasses.field(default=default, metadata=metadata)

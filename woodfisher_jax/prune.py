@@ -1,7 +1,6 @@
 """The driver of a pruning step: checks arguments, plans memory, ensures precision."""
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -22,13 +21,10 @@ from woodfisher_jax.curvature.swaps import improve
 from woodfisher_jax.equations.damping import ChosenDamping
 from woodfisher_jax.info import Clock, PruneInfo, joined
 from woodfisher_jax.methods import (
-    METHODS,
-    check_option,
-    method_named,
-    name_of,
-    scope_of,
+    check_together,
+    resolve,
 )
-from woodfisher_jax.options import OptionError, split
+from woodfisher_jax.options import OptionError
 from woodfisher_jax.rows.compute import Compute
 from woodfisher_jax.rows.gradients import LossFn, as_partial, row_chunks
 from woodfisher_jax.rows.inputs import (
@@ -301,82 +297,6 @@ def _checked(
         targets=None if targets is None else check_targets(targets, number),
         diagnostics=diagnostics,
     )
-
-
-def resolve(
-    method: str | Method, compute: Compute, options: Mapping[str, Any]
-) -> tuple[Method, Goal, Compute]:
-    """The method, goal and compute that options by name amount to.
-
-    Raises:
-        OptionError: If no dataclass has an option, or a value is out of range.
-    """
-    for name in options:
-        check_option(name, method)
-    where = f"method={name_of(method)!r}"
-    sections = (method_named(method), Goal(), compute)
-    row, goal, found = split(options, *sections, where=where)
-    assert isinstance(row, Method)
-    assert isinstance(goal, Goal)
-    assert isinstance(found, Compute)
-    scope = scope_of(method, goal.scope)
-    if goal.counts_macs and "global" not in row.scopes:
-        raise OptionError(
-            "flops_target",
-            f"flops_target={goal.flops_target} and flops_power={goal.flops_power} with "
-            f"{where}, which has a threshold a layer; expected a method with a global "
-            "one",
-        )
-    if goal.flops_power and not row.allows_costs:
-        raise OptionError(
-            "flops_power",
-            f"flops_power={goal.flops_power} with {where}, whose saliency may be "
-            "negative; expected 0",
-        )
-    return row, goal.resolved(scope), found
-
-
-def check_together(
-    method: str | Method, row: Method, goal: Goal, mean_samples: Any, targets: Any
-) -> None:
-    """Raises if options of different dataclasses contradict one another.
-
-    Raises:
-        OptionError: Naming what contradicts what.
-    """
-    for name, given in (("mean_samples", mean_samples), ("targets", targets)):
-        if given is not None and not row.first_order:
-            having = [name for name, other in METHODS.items() if other.first_order]
-            raise OptionError(
-                name,
-                f"{name} has no meaning with method={name_of(method)!r}; expected a "
-                f"method of first order, one of {having}",
-            )
-    if not isinstance(row, WoodFisher):
-        return
-    others = (goal.pattern, goal.flops_target, goal.flops_power or None)
-    if row.swaps and (goal.scope != "global" or any(o is not None for o in others)):
-        raise OptionError(
-            "swaps",
-            f"swaps={row.swaps} with scope={goal.scope!r}, pattern={goal.pattern!r}, "
-            f"flops_target={goal.flops_target} and flops_power={goal.flops_power}; "
-            "swaps follow the loss of the joint update alone: expected scope='global' "
-            "and none of the others",
-        )
-    if targets is not None and (
-        row.centered or mean_samples is not None or goal.recompute
-    ):
-        raise OptionError(
-            "targets",
-            "targets are values for the rows of one Fisher; expected centered=False, "
-            "mean_samples=None and recompute=0 with them",
-        )
-    if row.update == "joint" and mean_samples is not None:
-        raise OptionError(
-            "mean_samples",
-            "mean_samples with update='joint', which takes the mean of the Fisher's "
-            "own gradients; expected mean_samples=None",
-        )
 
 
 def _drawn(samples: Any, number: int) -> Any:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from woodfisher_jax.extras import MissingExtraError
 from woodfisher_jax.report import figures
 from woodfisher_jax.report.figures import (
     ANY,
@@ -16,7 +17,6 @@ from woodfisher_jax.report.figures import (
     PERCENT,
     POSITIVE,
     Bars,
-    MissingExtraError,
     Panel,
     Picture,
     Series,

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 from read_pages import Page
 from small_runs import small
-from woodfisher_jax.training.config_files import load_config
 from written_runs import DEFAULTS, LAYERS, STAGE, record_of, rows_of, write_run
 
 from woodfisher_jax.report import page
 from woodfisher_jax.report.page import pictures, run_page, write_page
 from woodfisher_jax.report.quantities import NONE
 from woodfisher_jax.training.config import Config, from_dict, to_dict
+from woodfisher_jax.training.config.files import load_config
 
 PREDICTED = STAGE | {
     "predicted_loss_increase": 0.2,
@@ -376,7 +376,7 @@ def test_the_config_file_gives_the_config(tmp_path: Path, config: Config) -> Non
     (folder / "config.json").write_text(json.dumps(to_dict(config)))
     path = tmp_path / "config.py"
     path.write_text(page.config_file(record_of(folder)))
-    assert from_dict(load_config(str(path)).to_dict()) == config
+    assert from_dict(load_config(str(path))) == config
 
 
 def test_what_differs_from_the_defaults_is_marked(tmp_path: Path) -> None:

@@ -12,9 +12,8 @@ from woodfisher_jax import main
 from woodfisher_jax.curvature.fisher import WoodFisher
 from woodfisher_jax.curvature.method import Sampled
 from woodfisher_jax.data import ImageOptions
-from woodfisher_jax.methods import METHODS, applicable
+from woodfisher_jax.methods import METHODS, applicable, resolve
 from woodfisher_jax.options import Field, OptionError, option
-from woodfisher_jax.prune import resolve
 from woodfisher_jax.rows.compute import Compute
 from woodfisher_jax.training.config import (
     Config,
@@ -55,11 +54,11 @@ def test_an_integer_is_a_float_where_one_is_expected() -> None:
 
 
 def test_how_images_are_read_is_part_of_data() -> None:
-    assert Config().data.image_options == ImageOptions()
-    given = {"image_size": 64, "resize": 72, "autoaugment": True, "workers": 3}
-    given |= {"prefetch": 4, "max_bad_images": 5}
-    assert set(given) == set(ImageOptions._fields)
-    assert from_dict({"data": given}).data.image_options == ImageOptions(**given)
+    given = {"name": "imagenet", "image_size": 64, "resize": 72, "workers": 3}
+    data = from_dict({"data": given}).data
+    assert isinstance(data, ImageOptions)
+    assert (data.image_size, data.resize, data.workers) == (64, 72, 3)
+    refused({"data": {"image_size": 300}}, ["config.data.resize=256", "image_size=300"])
 
 
 # --------------------------------------------------------------------- single fields

@@ -1,6 +1,7 @@
 """Config files are found, read over the defaults and overridden; errors say how."""
 
 import runpy
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,22 @@ from woodfisher_jax.options import fields_of
 from woodfisher_jax.training.config import (
     Config,
     ConfigError,
-    explain,
     from_dict,
     step_options,
     to_dict,
 )
-from woodfisher_jax.training.config.files import find, load_config, override, shipped
+from woodfisher_jax.training.config.files import (
+    explained,
+    find,
+    load_config,
+    override,
+    shipped,
+)
 
 ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "scripts"))
+import option_tables  # noqa: E402
+
 FILES = sorted((ROOT / "configs").glob("*.py"))
 VARIANTS = [
     (path.stem, word)
@@ -160,7 +169,7 @@ def test_a_config_file_may_bring_a_method_of_its_own(
     config = overridden(str(path), "--config.prune.rounds=3")
     method = step_options(config, config.prune).method
     assert (method.power, method.rounds, method.num_samples) == (2.0, 3, 100)
-    text = explain.explained(config)
+    text = explained(config)
     assert "  --config.prune.power=2.0\n      Exponent of the gradient." in text
     for wrong in ("power=0", "rounds=x", "powr=1"):
         with pytest.raises(ConfigError, match=f"config.prune.{wrong[:4]}"):
@@ -237,7 +246,7 @@ def test_an_override_of_nothing_is_refused(argument: str, words: str) -> None:
 
 
 def test_every_field_is_explained() -> None:
-    text = explain.explained(from_dict(load_config("resnet50:two_pruners")))
+    text = explained(from_dict(load_config("resnet50:two_pruners")))
     assert "  --config.prune.block_size=2000\n      c, weights a block" in text
     assert "--config.prune_2.target_sparsity=0.8\n" in text
     assert "--config.train.optimizer.name=sgd\n" in text
@@ -252,13 +261,13 @@ PAGES = [ROOT / "docs" / name for name in ("configs.md", "methods.md")]
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_the_tables_of_the_docs_are_the_dataclasses(page: Path) -> None:
     text = page.read_text()
-    assert explain.rewritten(text) == text, "run python scripts/option_tables.py"
+    assert option_tables.rewritten(text) == text, "run python scripts/option_tables.py"
 
 
 def test_every_option_is_in_a_table_of_the_docs() -> None:
     text = "".join(page.read_text() for page in PAGES)
-    for name in (*explain.SECTIONS, explain.METHODS_TABLE):
+    for name in (*option_tables.SECTIONS, option_tables.METHODS_TABLE):
         assert text.count(f"<!-- options: {name} -->") == 1
-    for section in (*explain.SECTIONS.values(), *map(type, METHODS.values())):
+    for section in (*option_tables.SECTIONS.values(), *map(type, METHODS.values())):
         for name in fields_of(section):
             assert f"\n| `{name}` | " in text

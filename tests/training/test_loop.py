@@ -49,7 +49,7 @@ def saved(workdir: Path, config: Config) -> tuple[dict[str, Any], dict[str, Any]
 def run(config: Config, workdir: Path) -> dict[str, Any]:
     """A run without tables, plots and page, which take longer than its training."""
 
-    def write_report(workdir: Path, results: dict[str, Any], _: train.Log) -> None:
+    def write_report(workdir: Path, results: dict[str, Any]) -> None:
         metrics.write_results(workdir, results)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -246,7 +246,7 @@ def test_a_run_that_is_asked_to_stop_resumes_in_the_middle_of_an_epoch(
     with checkpoint.open_manager(tmp_path / "checkpoints") as manager:
         # Nobody has judged the network there.
         assert checkpoint.best_event(manager) == 46
-        log = checkpoint.read_meta(manager, event)["log"]
+        log = checkpoint.restore(manager, event, {})[1]["log"]
     assert len(log["losses"]) == log["step"] - 44
     assert not (tmp_path / "results.json").exists()
     results = run(small(), tmp_path)

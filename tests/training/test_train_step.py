@@ -13,8 +13,8 @@ from woodfisher_jax.models import MLP
 from woodfisher_jax.training.train_step import (
     Metrics,
     TrainState,
+    averaged,
     averaging,
-    judged,
     network,
     train_step,
 )
@@ -109,16 +109,16 @@ def test_the_average_is_the_recursion() -> None:
             lambda a, w: 0.75 * a + 0.25 * w, expected, network(state)
         )
     close(state.average, expected, atol=1e-6)
-    assert judged(state).params is state.average["params"]
-    assert judged(state).batch_stats is state.average["batch_stats"]
+    assert averaged(state).params is state.average["params"]
+    assert averaged(state).batch_stats is state.average["batch_stats"]
 
 
-def test_without_an_average_the_network_is_judged_itself() -> None:
+def test_without_an_average_the_network_is_the_last() -> None:
     state, batch = problem(MODEL)
     assert averaging(state, 0.0).average == ()
     after, _ = step(MODEL, state, batch)
     assert after.average == ()
-    assert judged(after) is after
+    assert averaged(after) is after
 
 
 def test_half_precision_keeps_weights_and_statistics_in_float32() -> None:

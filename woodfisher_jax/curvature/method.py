@@ -188,5 +188,15 @@ class Sampled(Method):
 
 
 def ready(curvature: Curvature, needs: Needs | None = None) -> Built:
-    """A curvature that holds nothing that has to be given back."""
+    """A curvature that holds nothing that has to be given back.
+
+    Args:
+        curvature: As it is.
+        needs: What was planned for it.
+
+    Example:
+        >>> with wf.ready(wf.Diagonal(jnp.ones(3))).curvature as curvature:
+        ...     curvature.quadratic_form(jnp.array([1.0, 2.0, 0.0]))
+        5.0
+    """
     return Built(nullcontext(curvature), needs)

@@ -156,7 +156,6 @@ def load(
         close = difflib.get_close_matches(name.lower(), SETS, n=1, cutoff=0.5)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         raise ValueError(f"name: expected one of {', '.join(SETS)}; got {name!r}{hint}")
-    given.check()
     opener, decode, mean, std, augment, scale = SETS[name]
     if decode is None:
         require("grain", f"the data set {name}")

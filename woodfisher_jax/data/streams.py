@@ -11,12 +11,13 @@ import dataclasses
 import logging
 import os
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from woodfisher_jax.data.autoaugment import autoaugment
 from woodfisher_jax.data.images import central_crop, training_crop
+from woodfisher_jax.options import OptionError, Options, option
 
 logger = logging.getLogger(__name__)
 
@@ -28,37 +29,47 @@ class BadImagesError(OSError):
     """More images cannot be read than a run is willing to do without."""
 
 
-class ImageOptions(NamedTuple):
-    """How images are read from files.
+@dataclasses.dataclass(frozen=True)
+class ImageOptions(Options):
+    """How images are read from files."""
 
-    Attributes:
-        image_size: side of the square that a model sees, in pixels.
-        resize: shorter side of an evaluation image before its middle is cut out.
-        autoaugment: whether training images go through AutoAugment.
-        workers: processes that decode; 0 for threads of this process, one a core.
-        prefetch: batches made ready ahead (by each process, if there are any).
-        max_bad_images: files that may turn out to be unreadable before it is an error.
-    """
+    image_size: int = option(
+        224,
+        "Side of the square that the model sees, in pixels; this and all that follow "
+        "are of data sets in files.",
+        least=1,
+    )
+    resize: int = option(
+        256,
+        "Shorter side of a test image before its middle is cut out, in pixels; at "
+        "least image_size.",
+        least=1,
+    )
+    autoaugment: bool = option(
+        False, "AutoAugment of training images, besides crops and flips."
+    )
+    workers: int = option(
+        0, "Processes that decode images; 0 for threads, one a core.", least=0
+    )
+    prefetch: int = option(
+        2, "Batches made ready ahead, by each process if there are any.", least=1
+    )
+    max_bad_images: int = option(
+        10, "Files of a split that may be unreadable and are left out.", least=0
+    )
 
-    image_size: int = 224
-    resize: int = 256
-    autoaugment: bool = False
-    workers: int = 0
-    prefetch: int = 2
-    max_bad_images: int = 10
+    def __post_init__(self) -> None:
+        """Checks the options.
 
-    def check(self) -> None:
-        """Raises a ValueError, naming the option, where a number is out of range."""
-        for field, least in (
-            ("image_size", 1),
-            ("resize", self.image_size),
-            ("workers", 0),
-            ("prefetch", 1),
-            ("max_bad_images", 0),
-        ):
-            if (value := getattr(self, field)) < least:
-                bound = f"image_size={least}" if field == "resize" else least
-                raise ValueError(f"{field}: expected {bound} or more; got {value}")
+        Raises:
+            OptionError: Naming the option, what was expected and what came.
+        """
+        super().__post_init__()
+        if self.resize < self.image_size:
+            raise OptionError(
+                "resize",
+                f"resize={self.resize}; expected image_size={self.image_size} or more",
+            )
 
 
 class ImageSource(Protocol):

@@ -1,1 +1,1 @@
-"""The formulas of the papers, each for one block: arrays in, arrays out."""
+"""Formulas of the papers, each for one block: arrays in, arrays out."""

@@ -1,19 +1,19 @@
-"""Damping chosen by leaving one gradient out: no tuning, no held-out data.
+"""Damping chosen by leave-one-out cross-validation over the gradients.
 
-The damped quadratic model predicts what a gradient says of a step from what the others
-say. With rows g_n, values b_n that the step is to have along them, and
+The step δ is a damped least-squares solution of ``G δ = b``, with the gradients as rows
+of G and a right-hand side b. Fitted to all rows but n, with
 
     S = N λ I + G Gᵀ
 
-the error of that prediction for row n, fitted to all rows but n, is
+its error in row n is
 
     e_n = [S⁻¹ b]_n / [S⁻¹]_nn
 
 (Golub, Heath & Wahba, Generalized Cross-Validation, 1979, Eq. 1.4, which divides by the
-mean of the diagonal in place of each entry). So the mean of e_n² over a path of
-dampings costs one eigendecomposition of N x N. The shift N λ is a ratio of variances,
-noise to signal, whatever N is; so a thousand of many rows are asked, and the others
-take the shift that these chose.
+mean of the diagonal instead of each entry). So the mean of e_n² over a path of dampings
+costs one eigendecomposition of N x N, and no data is held out. The shift N λ is a ratio
+of variances, noise to signal, which does not depend on N: the best shift for a thousand
+rows is used for more rows as well.
 """
 
 from typing import NamedTuple
@@ -28,17 +28,17 @@ MULTIPLES = tuple(float(10.0**x) for x in np.arange(-4.0, 1.01, 0.25))
 """Dampings tried: N λ in units of the mean eigenvalue of G Gᵀ."""
 
 MOST_ROWS = 1000
-"""Rows that are asked; an eigendecomposition of 4,000 takes longer than the step."""
+"""Most rows in the search; an eigendecomposition of 4,000 outlasts the whole step."""
 
 
 class ChosenDamping(NamedTuple):
-    """A damping, and how good it is.
+    """A damping and its leave-one-out error.
 
     Attributes:
         damping: λ.
         multiple: N λ in units of the mean eigenvalue of G Gᵀ; one of MULTIPLES.
-        error: Mean of e_n² over that of b_n²: 0 where each row is predicted from the
-            others, 1 and more where nothing is learned from them.
+        error: Mean of e_n² divided by the mean of b_n²: 0 where each row is predicted
+            exactly from the others, 1 or more where they do not predict it.
     """
 
     damping: float
@@ -60,7 +60,7 @@ def leave_one_out_residuals(
         Array [k, N].
     """
     values, vectors = jnp.linalg.eigh(gram)
-    values = jnp.maximum(values, 0.0)  # Rounding makes the smallest negative.
+    values = jnp.maximum(values, 0.0)  # Rounding may make the smallest negative.
     along, squares = matmul(right[None], vectors)[0], vectors * vectors
 
     def residuals(shift: jax.Array) -> jax.Array:
@@ -88,19 +88,21 @@ def choose_damping(
     """The damping of MULTIPLES with the smallest leave-one-out error.
 
     Args:
-        gram: G Gᵀ, [N, N], N at least 2; evenly spaced rows of more than MOST_ROWS.
-        right: b, [N]: what the step is to be along each row; all zero tells nothing.
-        least: Multiples below it are not taken; default all are.
+        gram: G Gᵀ, [N, N], N at least 2; where N exceeds MOST_ROWS, evenly spaced rows
+            are used.
+        right: b, [N], the right-hand side, not all zero.
+        least: Smallest multiple to choose; default no limit.
 
     Raises:
-        ValueError: If gradients or b are all zero, or not finite.
+        ValueError: If N is below 2, or gradients or b are all zero or not finite.
     """
     mean, errors, square = _errors(gram, right, jnp.asarray(MULTIPLES, jnp.float32))
     if len(right) < 2 or not (0 < float(mean) < np.inf and 0 < float(square) < np.inf):
         raise ValueError(
-            "damping='auto' compares what two or more gradients say of the weights "
-            f"that go; there are {len(right)}, of mean square {float(mean):.3g}, and "
-            f"they say {float(square) ** 0.5:.3g} of them: give a number, such as 1e-5"
+            "damping='auto' needs at least 2 gradients that are not all zero, and a "
+            f"finite right-hand side that is not zero; got N={len(right)}, mean "
+            f"squared norm {float(mean):.3g}, root mean square of the right-hand side "
+            f"{float(square) ** 0.5:.3g}; give a number, such as damping=1e-5"
         )
     allowed = np.isfinite(errors) & (np.asarray(MULTIPLES) >= least)
     best = int(np.argmin(np.where(allowed, errors, np.inf)))

@@ -4,15 +4,15 @@ With G the gradients [N, c] of one block and λ the damping,
 
     F = λ I + GᵀG / N        (WoodFisher, arXiv:2004.14340, Eq. 8)
 
-Only diag(F⁻¹) and products F⁻¹v are ever needed. Each solver is a :class:`Solver` of
-three pure functions, written for one block; the caller maps them over blocks. They
+A pruning step needs only diag(F⁻¹) and products F⁻¹v. Each solver is a :class:`Solver`
+of three pure functions, written for one block; the caller maps them over blocks. They
 compute in the dtype of the gradients, with matrix products at full precision on every
 platform.
 
-Nearly all the work is in products of matrices. A triangular solve with the c columns of
-G costs two to three times as much as a product of the same size, so the N x N factor
-is inverted once and multiplied with. Several vectors are the rows of one matrix: G is
-then read along its rows, which is up to five times as fast as along its columns.
+Matrix products take nearly all the time. A triangular solve with the c columns of G
+costs two to three times as much as a product of the same size, so the N x N factor is
+inverted once and then multiplied. Several vectors are the rows of one matrix: G is then
+read along its rows, which is up to five times as fast as along its columns.
 """
 
 from collections.abc import Callable
@@ -23,19 +23,19 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.linalg import solve_triangular
 
-# Accelerators multiply float32 matrices in TF32 or bfloat16 passes by default, which
-# puts errors of 1e-3 on the diagonal.
+# By default accelerators multiply float32 matrices in TF32 or bfloat16 passes, with
+# errors of 1e-3 in the diagonal.
 matmul = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
 RECURSION_RANK = 32
-"""Gradients taken at a time by the recursion: matrix products instead of rank one."""
+"""Gradients in one step of the recursion: matrix products, not rank-one updates."""
 
 
 class Solver(NamedTuple):
     """One way to invert the damped Fisher of a block.
 
     Attributes:
-        factorize: (gradients [N, c], damping) -> what the other two need.
+        factorize: (gradients [N, c], damping) -> factor, an argument of the other two.
         diagonal: (factor, gradients, damping) -> diag(F⁻¹) [c].
         product: (factor, gradients, damping, v) -> F⁻¹ v, for a vector v [c] or the
             rows of a matrix [k, c].
@@ -58,7 +58,7 @@ class Solver(NamedTuple):
 def fisher_product(
     gradients: jax.Array, damping: jax.Array, vector: jax.Array
 ) -> jax.Array:
-    """Multiplies vectors by the damped Fisher without forming it: F v.
+    """Products of the damped Fisher with vectors, F v, without forming F.
 
     ``λ v + Gᵀ(G v) / N``
 
@@ -80,14 +80,14 @@ def fisher_product(
 
 
 def _significant(remainder: jax.Array) -> jax.Array:
-    """NaN where 1 - leverage, λ diag(F⁻¹), has lost all but two digits or so."""
+    """NaN where rounding leaves about two digits of 1 - leverage, λ diag(F⁻¹)."""
     return jnp.where(
         remainder > 64 * jnp.finfo(remainder.dtype).eps, remainder, jnp.nan
     )
 
 
 def gram_matrix(rows: jax.Array) -> jax.Array:
-    """X Xᵀ, of which one of the four quarters is only mirrored."""
+    """X Xᵀ; one of the four quarters is copied by symmetry."""
     half = rows.shape[0] // 2
     if half < _WORTH_HALVING:
         return matmul(rows, rows.T)
@@ -97,7 +97,7 @@ def gram_matrix(rows: jax.Array) -> jax.Array:
 
 
 def _lower_product(lower: jax.Array, matrix: jax.Array) -> jax.Array:
-    """L X for a lower triangular L, whose upper right quarter is passed over."""
+    """L X for a lower triangular L, skipping its upper right quarter."""
     half = lower.shape[0] // 2
     if half < _WORTH_HALVING:
         return matmul(lower, matrix)
@@ -125,7 +125,7 @@ def _triangular_inverse(lower: jax.Array) -> jax.Array:
 
 
 _WORTH_HALVING = 128
-"""Rows from which two products of half the size beat one."""
+"""Rows above which two products of half the size are faster than one."""
 
 
 # ---------------------------------------------------------------- sample space, N < c
@@ -182,7 +182,7 @@ def _dense_factorize(gradients: jax.Array, damping: jax.Array) -> jax.Array:
     factor = _inverse_factor(fisher + damping * jnp.eye(width, dtype=fisher.dtype))
     if num_samples >= width:
         return factor
-    # GᵀG is singular, and only the damping tells the weights in its null space apart.
+    # GᵀG is singular: in its null space the damping is the only curvature.
     rounding = jnp.finfo(fisher.dtype).eps * jnp.max(jnp.diagonal(fisher))
     return jnp.where(rounding < 0.1 * damping, factor, jnp.nan)
 
@@ -211,7 +211,7 @@ DENSE = Solver(_dense_factorize, _dense_diagonal, _dense_product)
 def recursive_inverse(
     gradients: jax.Array, damping: jax.Array, rank: int = RECURSION_RANK
 ) -> jax.Array:
-    """The paper's Woodbury recursion to the dense inverse, ``rank`` gradients a step.
+    """The paper's Woodbury recursion for the dense inverse, ``rank`` gradients a step.
 
     F₀⁻¹ = I / λ and, with G_k the next ``rank`` gradients and P = F⁻¹ G_kᵀ,
 
@@ -222,7 +222,7 @@ def recursive_inverse(
     Args:
         gradients: G, [N, c].
         damping: λ > 0.
-        rank: Gradients taken in one step; the result does not depend on it.
+        rank: Gradients in one step; the result does not depend on it.
 
     Returns:
         F⁻¹, [c, c].
@@ -234,7 +234,7 @@ def recursive_inverse(
     """
     num_samples, width = gradients.shape
     steps = -(-num_samples // rank)
-    # A zero gradient changes nothing, so the last step is filled up with zeros.
+    # A zero gradient changes nothing, so zeros pad the last step.
     padded = jnp.zeros((steps * rank, width), gradients.dtype)
     padded = padded.at[:num_samples].set(gradients)
 
@@ -272,7 +272,7 @@ SOLVERS = {"sample_space": SAMPLE_SPACE, "dense": DENSE, "recursion": RECURSION}
 
 
 def choose_solver(num_samples: int, width: int) -> str:
-    """Names the solver that needs fewer multiply-adds for one block.
+    """The name of the solver with fewer multiply-adds for one block.
 
     Args:
         num_samples: N.
@@ -292,12 +292,12 @@ def choose_solver(num_samples: int, width: int) -> str:
 
 
 def solver_flops(num_samples: int, width: int, solver: str) -> tuple[float, float]:
-    """Arithmetic of one block: to factorize, and then for the diagonal.
+    """Arithmetic of one block: of the factorization, and of the diagonal.
 
-    Sample space: Gram matrix and whitened gradients, N²c multiply-adds each, a quarter
-    of which is saved by symmetry; Cholesky and inverse factor, 2N³/3. Dense: Fisher,
-    3Nc²/4; Cholesky and inverse factor, 2c³/3. Recursion: 2Nc². Products with vectors
-    are left out, being of lower order.
+    Sample space: Gram matrix and whitened gradients, N²c multiply-adds each, less a
+    quarter by symmetry; Cholesky and inverse factor, 2N³/3. Dense: Fisher, 3Nc²/4;
+    Cholesky and inverse factor, 2c³/3. Recursion: 2Nc². Products with vectors are of
+    lower order and not counted.
 
     Args:
         num_samples: N.
@@ -349,12 +349,13 @@ def refined_product(
 ) -> tuple[jax.Array, jax.Array]:
     """F⁻¹ v with two steps of iterative refinement, and an estimate of its error.
 
-    ``x <- x + F⁻¹ (v - F x)``. The first step takes out what the factorization lost.
-    The second finds what rounding in ``F x`` leaves, and its size is the estimate.
+    ``x <- x + F⁻¹ (v - F x)``. The first step removes the error of the factorization.
+    The second removes the remaining error from rounding in ``F x``; its size is the
+    estimate.
 
     Args:
-        solver: A row of :data:`SOLVERS`.
-        factor: What ``solver.factorize`` returned.
+        solver: A value of :data:`SOLVERS`.
+        factor: The result of ``solver.factorize``.
         gradients: G, [N, c].
         damping: λ > 0.
         vector: v, [c].
@@ -363,7 +364,7 @@ def refined_product(
         F⁻¹ v [c], and the largest entry of the last correction relative to the largest
         entry of the result (scalar).
     """
-    # A matrix of one row: a vector would be multiplied along the columns of G.
+    # A matrix of one row, because a vector would be multiplied along the columns of G.
     refined = _refine(solver, factor, gradients, damping, vector[None])
     largest = jnp.max(jnp.abs(refined.result))
     change = jnp.max(jnp.abs(refined.second)) / jnp.where(largest > 0, largest, 1.0)
@@ -374,7 +375,7 @@ def _random_signs(rows: int, columns: int) -> jax.Array:
     """The same pseudo-random signs each time: the top bits of hashed indices.
 
     MurmurHash3's final mix. jax.random takes a quarter of a second to compile, more
-    than all the rest of an error estimate.
+    than the rest of an error estimate.
     """
     bits = jnp.arange(rows * columns, dtype=jnp.uint32).reshape(rows, columns)
     for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
@@ -392,17 +393,17 @@ def diagonal_error(
 ) -> jax.Array:
     """Estimates the largest relative rounding error of diag(F⁻¹).
 
-    With X the inverse as it was computed, X (z - F X z) is the error of X times z. Two
-    kinds of z are tried: unit vectors at the smallest entries, where cancellation is
-    worst, and at the largest, where ill conditioning is; and random signs, which no
-    error is orthogonal to and which see errors confined to entries in between.
+    With X the computed inverse, X (z - F X z) is the error of X times z. Two kinds of z
+    are used: unit vectors at the smallest entries, where cancellation is worst, and at
+    the largest, where ill conditioning is worst; and random signs, which detect errors
+    in any entry.
 
     Args:
-        solver: A row of :data:`SOLVERS`.
-        factor: What ``solver.factorize`` returned.
+        solver: A value of :data:`SOLVERS`.
+        factor: The result of ``solver.factorize``.
         gradients: G, [N, c].
         damping: λ > 0.
-        diagonal: The diagonal in question [c].
+        diagonal: The computed diagonal [c].
         num_probes: Vectors of each kind.
 
     Returns:
@@ -423,8 +424,8 @@ def diagonal_error(
     exact = rows[jnp.arange(2 * some), entries]
     left = jnp.max(jnp.abs(changes), axis=1) / jnp.max(jnp.abs(rows), axis=1)
     at_ends = jnp.max(jnp.abs(diagonal[entries] - exact) / exact + left**2)
-    # A row of the error times random signs is about its norm; the diagonal's own error
-    # is one entry of the row.
+    # A row of the error times random signs has about the norm of the row; the error of
+    # the diagonal is one entry of it.
     norms = jnp.max(jnp.abs(refined.first[2 * some :]), axis=0)
     estimate = jnp.maximum(at_ends, 0.3 * jnp.max(norms / diagonal))
     sound = jnp.all(jnp.isfinite(diagonal)) & jnp.all(diagonal > 0)

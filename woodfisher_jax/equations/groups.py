@@ -1,13 +1,14 @@
-"""The statistic of groups of weights that go together, their joint loss increase.
+"""Joint saliency of groups: the loss increase when all weights of a group are removed.
 
-Optimal Brain Surgeon gives the loss increase when one weight goes and all others
-adjust. For a set Q it is, with F⁻¹ of the block that Q lies in,
+Optimal Brain Surgeon gives the loss increase when one weight is removed and all others
+adjust. For a set Q it is, with F⁻¹ of the block that contains Q,
 
     ρ_Q = w_Qᵀ ([F⁻¹]_QQ)⁻¹ w_Q / 2
 
-(Kurtic et al., The Optimal BERT Surgeon, arXiv:2203.07259.) A sum of single ones takes
-the weights of Q for independent, which those of one filter are not. F has no terms
-between blocks, so a group that several blocks cut is worth the sum of its parts.
+(Kurtic et al., The Optimal BERT Surgeon, arXiv:2203.07259.) The sum of single
+saliencies would assume that the weights of Q are independent, which those of one filter
+are not. F has no terms between blocks, so the saliency of a group that spans several
+blocks is the sum over its parts.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,23 +27,23 @@ from woodfisher_jax.equations.fisher import (
 )
 
 ELIMINATED = 16
-"""Largest group that is solved by elimination, many groups at a time."""
+"""Largest group that is solved by elimination, in batches of groups."""
 
 TOGETHER = 2**22
-"""Numbers that groups which are computed together take."""
+"""Most numbers that a batch of groups takes."""
 
 PROBES = 2
-"""Groups of each kind that the error is estimated from."""
+"""Groups of each kind for the error estimate."""
 
 
 # ---------------------------------------------------------------- λ [F⁻¹]_QQ, one block
 
 
 class _Inverse(NamedTuple):
-    """λ F⁻¹ of one block, from which principal submatrices are read.
+    """λ F⁻¹ of one block, in a form that gives its principal submatrices.
 
     Attributes:
-        rows: X, one row a weight [c, k].
+        rows: X, one row for each weight [c, k].
         sign: -1 for I - X Xᵀ, 1 for X Xᵀ, 0 for X itself.
     """
 
@@ -53,7 +54,7 @@ class _Inverse(NamedTuple):
 def _inverse_of(
     solver: str, factor: jax.Array, gradients: jax.Array, damping: jax.Array
 ) -> _Inverse:
-    """λ F⁻¹ in the form that a solver's factor gives at once."""
+    """λ F⁻¹ in the form of a solver's factor."""
     if solver == "sample_space":
         return _Inverse(matmul(gradients.T, factor.T), -1)
     if solver == "dense":
@@ -80,10 +81,11 @@ def _submatrix(inverse: _Inverse, index: jax.Array) -> jax.Array:
 
 
 def _eliminated(matrix: jax.Array, vector: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """``vᵀ A⁻¹ v`` and the smallest pivot, a measure of what cancelled.
+    """``vᵀ A⁻¹ v`` and the smallest pivot, a measure of cancellation.
 
-    The Schur complement of A in [[A, v], [vᵀ, 0]], a row at a time: elementwise, for
-    batches of small LAPACK calls are slow, and on CPUs unsafe beside others.
+    The Schur complement of A in [[A, v], [vᵀ, 0]], one row at a time. Elementwise,
+    because batches of small LAPACK calls are slow, and on CPUs two batched calls at
+    once may deadlock.
     """
     corner = jnp.zeros((1, 1), vector.dtype)
     left = jnp.block([[matrix, vector[:, None]], [vector[None], corner]])
@@ -96,7 +98,7 @@ def _eliminated(matrix: jax.Array, vector: jax.Array) -> tuple[jax.Array, jax.Ar
 
 
 def _factorized(matrix: jax.Array, vector: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The same by Cholesky, for one large matrix."""
+    """The results of :func:`_eliminated` by Cholesky, for one large matrix."""
     lower = jax.lax.linalg.cholesky(matrix, symmetrize_input=False)
     half = solve_triangular(lower, vector, lower=True)
     return jnp.sum(half * half), jnp.min(jnp.diagonal(lower) ** 2)
@@ -108,7 +110,7 @@ def _solved(matrix: jax.Array, vector: jax.Array) -> tuple[jax.Array, jax.Array]
 
 
 def _in_sample_space(inverse: _Inverse, size: int) -> bool:
-    """Whether a group is so large that N equations are fewer than its own."""
+    """Whether a group has more weights than there are samples."""
     return inverse.sign < 0 and size > inverse.rows.shape[1]
 
 
@@ -130,7 +132,7 @@ def _form(
 
 
 def _solution(inverse: _Inverse, index: jax.Array, vector: jax.Array) -> jax.Array:
-    """``(λ [F⁻¹]_QQ)⁻¹ w_Q`` of one group, as :func:`_form` has it."""
+    """``(λ [F⁻¹]_QQ)⁻¹ w_Q`` of one group, by the same systems as :func:`_form`."""
 
     def solve(matrix: jax.Array, right: jax.Array) -> jax.Array:
         lower = jax.lax.linalg.cholesky(matrix, symmetrize_input=False)
@@ -150,11 +152,11 @@ def _complement(rows: jax.Array) -> jax.Array:
 
 
 class _Found(NamedTuple):
-    """Of the parts of one table.
+    """Quadratic forms of the parts of groups in one table.
 
     Attributes:
         forms: Quadratic forms of each part and choice [parts, choices].
-        whole: Those of all weights of a part [parts].
+        whole: Quadratic forms of all weights of a part [parts].
         pivots: Smallest pivots [parts].
     """
 
@@ -169,7 +171,7 @@ def _forms(
     weights: jax.Array,
     removals: jax.Array | None,
 ) -> _Found:
-    """The quadratic forms of all parts of a table, a portion at a time."""
+    """The quadratic forms of all parts of a table, in batches."""
 
     def whole(index: jax.Array) -> _Found:
         form, pivot = _form(inverse, index, _taken(weights, index))
@@ -189,12 +191,12 @@ def _forms(
         taken += len(removals) * (removals.shape[1] + 1) ** 2
     together: int | None = min(number, max(1, TOGETHER // taken))
     if size > ELIMINATED and jax.default_backend() == "cpu":
-        together = None  # LAPACK: see _eliminated.
+        together = None  # One LAPACK call at a time: see _eliminated.
     one = whole if removals is None else choices
     return jax.lax.map(one, columns, batch_size=together)
 
 
-# ----------------------------------------------------------------------------- the task
+# ------------------------------------------------------------------ the group saliency
 
 
 def _probes(
@@ -202,7 +204,7 @@ def _probes(
 ) -> jax.Array:
     """``(λ [F⁻¹]_QQ)⁻¹ w_Q`` of a few groups of a table, zero elsewhere [probes, c].
 
-    Of those with the smallest pivots and of those with the largest forms.
+    The groups are those with the smallest pivots and those with the largest forms.
     """
     some = min(PROBES, len(columns))
     _, doubtful = jax.lax.top_k(-found.pivots, some)
@@ -222,11 +224,11 @@ def _error(
 ) -> jax.Array:
     """An estimate of the largest relative rounding error of the forms.
 
-    For ``x = ([F⁻¹]_QQ)⁻¹ w_Q`` as it was computed, the residual ``w - F⁻¹x`` is worth
-    ``xᵀ(w - F⁻¹x)`` of ``xᵀw``; x is zero outside of Q.
+    For the computed ``x = ([F⁻¹]_QQ)⁻¹ w_Q``, zero outside of Q, the residual
+    ``w - F⁻¹x`` changes the form ``xᵀw`` by ``xᵀ(w - F⁻¹x)``.
 
     Args:
-        product: v -> F⁻¹v, refined against F itself, and its own error.
+        product: v -> F⁻¹v, refined against F itself, and its error estimate.
         weights: w, [c].
         probes: x, [probes, c].
     """
@@ -252,12 +254,12 @@ def group_forms(
         tables: Columns of the groups, each [groups, size]; c is padding.
         damping: λ > 0.
         solver: A key of :data:`~woodfisher_jax.equations.fisher.SOLVERS`.
-        removals: For N:M the places in a group that may go together [choices, M - N];
-            default all.
+        removals: For N:M the positions in a group that may be removed together
+            [choices, M - N]; default all positions.
 
     Returns:
-        For each table ρ [groups, choices], and an estimate of the relative rounding
-        error of all (scalar).
+        ρ [groups, choices] for each table, and an estimate of the largest relative
+        rounding error (scalar).
     """
     row = SOLVERS[solver]
     factor = row.factorize(gradients, damping)

@@ -1,14 +1,14 @@
-"""The joint update: the weights that stay, at the minimum of the quadratic model.
+"""The joint update: the kept weights at the minimum of the quadratic model.
 
-Optimal Brain Surgeon gives the best answer to the removal of one weight. For many,
-WoodFisher adds the answers up, as if each weight went alone. The joint update takes
-them together: with the set S that stays and the set P that goes,
+Optimal Brain Surgeon gives the best update for the removal of one weight. For many,
+WoodFisher adds these updates, as if each weight were removed alone. The joint update
+removes them together: with the set S of kept and the set P of pruned weights,
 
     minimize  δᵀ F δ / 2 + ḡᵀ δ    subject to  δ_P = -w_P
 
 (Kurtic et al., The Optimal BERT Surgeon, arXiv:2203.07259, Eq. 2, for all of P.) Since
-F = λ I + GᵀG / N, the answer lies in the span of the gradients' columns on S, and one
-system of N equations gives it; no matrix of the size of the weights is formed.
+F = λ I + GᵀG / N, the solution on S lies in the span of the rows of G_S, and one system
+of N equations gives it; no matrix of the size of the weights is formed.
 """
 
 import jax
@@ -26,27 +26,27 @@ def joint_update(
     solver: str = "sample_space",
     factor: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """The minimizer of one block's quadratic model, all other weights at zero.
+    """The minimizer of one block's quadratic model with the pruned weights at zero.
 
-    With ``z = G_P w_P + y``, what the gradients miss when P goes,
+    With the right-hand side ``z = G_P w_P + y``,
 
         δ_S = G_Sᵀ (N λ I + G_S G_Sᵀ)⁻¹ z = (λ I + G_SᵀG_S / N)⁻¹ G_Sᵀ z / N
         δ_P = -w_P
 
-    where y stands for the slope of the loss: ``ḡ = -Gᵀy / N``. So y = 0 leaves it out,
-    y = -1 takes the mean of these gradients, and with rows ``g_n = ∇(r_n · f(w, x_n))``
-    of a network's outputs f, ``y_n = r_n · (f* - f)`` moves them towards f*: δ is then
-    the damped least-squares solution of ``G δ = y`` on S.
+    where y gives the first-order term: ``ḡ = -Gᵀy / N``. So y = 0 omits it and y = -1
+    is the mean of these gradients. With rows ``g_n = ∇(r_n · f(w, x_n))`` of a
+    network's outputs f, ``y_n = r_n · (f* - f)`` moves the outputs towards f*: δ is
+    then the damped least-squares solution of ``G δ = y`` on S.
 
     Args:
         gradients: G, [N, c], zero for weights that are pruned already.
         weights: w, [c].
-        kept: S as True, [c].
+        kept: True on S, [c].
         targets: y, [N].
         damping: λ > 0.
         solver: A key of :data:`~woodfisher_jax.equations.fisher.SOLVERS`; the first
-            form for "sample_space", the second for the others.
-        factor: The solver's own of G_S, where it is known already; default formed.
+            form is computed for "sample_space", the second for the others.
+        factor: The solver's factor of G_S, if it is known; default: it is computed.
 
     Returns:
         δ [c], and an estimate of its relative rounding error (scalar).
@@ -69,7 +69,7 @@ def _in_sample_space(
 ) -> tuple[jax.Array, jax.Array]:
     """Gᵀa for ``(N λ I + G Gᵀ) a = z``, refined twice, and the size of the last step.
 
-    The identity is never divided by λ, so nothing cancels as it does in F⁻¹v.
+    Nothing is divided by λ, so there is no cancellation as in F⁻¹v.
     """
     shift = staying.shape[0] * damping
 

@@ -1,7 +1,7 @@
-"""Kronecker factors of layers: damped, inverted, their diagonal and products.
+"""Kronecker factors of layers: damping, inverse, diagonal and products.
 
-The inverse of a Kronecker product is the product of two inverses, so that nothing of
-the size of a layer squared is ever formed.
+The inverse of a Kronecker product is the product of two inverses, so no matrix of the
+size of a layer squared is formed.
 """
 
 from collections.abc import Mapping
@@ -18,9 +18,9 @@ class Factor(NamedTuple):
     Attributes:
         inputs: A, float64 [groups, columns, columns].
         outputs: S, float64 [groups, outputs, outputs].
-        entries: From path of the weight and of the bias, as far as they are prunable,
-            to indices into the flat tensor, int [groups, outputs, their columns].
-        shapes: Their shapes.
+        entries: From the path of the prunable weight and bias to indices into the flat
+            tensor, int [groups, outputs, columns of the tensor].
+        shapes: From the same paths to the tensors' shapes.
     """
 
     inputs: np.ndarray
@@ -38,12 +38,12 @@ def damped(factors: Factors, damping: float, *, pi: bool = False) -> Factors:
 
     ``A_λ = A + π √λ I`` and ``S_λ = S + √λ / π I``, so that F_l has λ on its diagonal,
     among other terms. π is 1, or with ``pi`` ``√((tr A / dim A) / (tr S / dim S))``,
-    which makes the damping of each in proportion to its size.
+    which damps each factor in proportion to its size.
 
     Martens & Grosse 2015, Section 6.3.
 
-    Note: the original calls π² what is π in the paper; the result is the same. Where a
-    factor is zero (no gradient reaches the layer) π is 1 here.
+    Note: the original's π² is the paper's π; the result is the same. Where a factor is
+    zero (no gradient reaches the layer) π is 1 here.
 
     Args:
         factors: From :func:`~woodfisher_jax.curvature.kfac.kfac_factors`.
@@ -83,13 +83,13 @@ def inverse(factors: Factors) -> Factors:
     """Inverse of each factor: ``(S_λ ⊗ A_λ)⁻¹ = S_λ⁻¹ ⊗ A_λ⁻¹``.
 
     Args:
-        factors: What :func:`damped` returned.
+        factors: The result of :func:`damped`.
 
     Returns:
-        Factors with the inverses in their place.
+        Factors with the inverses of A and S.
 
     Raises:
-        ValueError: If the damping is too small for float64.
+        ValueError: If a factor is not positive definite in float64.
     """
     return {
         path: factor._replace(
@@ -102,7 +102,7 @@ def inverse(factors: Factors) -> Factors:
 
 def _inverse(matrix: np.ndarray, path: str) -> np.ndarray:
     """Inverse of each group's factor, by Cholesky."""
-    # In NumPy: float64 without a context, and no LAPACK call waits for XLA's threads.
+    # In NumPy: float64 needs no context, and no LAPACK call waits for XLA's threads.
     try:
         lower = np.linalg.cholesky(matrix)
     except np.linalg.LinAlgError as error:
@@ -159,7 +159,7 @@ def product(
 
 
 def _by_path(factor: Factor, matrix: np.ndarray) -> dict[str, jax.Array]:
-    """A layer's matrix [groups, outputs, columns] cut into its tensors."""
+    """A layer's matrix [groups, outputs, columns], split into its tensors."""
     found, start = {}, 0
     for path, entries in factor.entries.items():
         stop = start + entries.shape[-1]

@@ -1,14 +1,11 @@
-"""Optimal Brain Surgeon: how much a weight matters, and how the others make up for it.
-
-Everything here is elementwise or written for one block.
-"""
+"""Optimal Brain Surgeon and Damage: saliencies and updates, elementwise."""
 
 import jax
 import jax.numpy as jnp
 
 
 def magnitude(weights: jax.Array) -> jax.Array:
-    """Saliency by size: ``|w|``.
+    """Magnitude saliency: ``|w|``.
 
     Example:
         >>> wf.obs.magnitude(jnp.array([-2.0, 1.0])).tolist()
@@ -18,13 +15,13 @@ def magnitude(weights: jax.Array) -> jax.Array:
 
 
 def obd_saliency(weights: jax.Array, fisher_diagonal: jax.Array) -> jax.Array:
-    """Loss increase when a weight goes and no other moves: ``F_qq w_q² / 2``.
+    """Loss increase when a weight is removed and no other changes: ``F_qq w_q² / 2``.
 
     Optimal Brain Damage (LeCun et al., 1989, Eq. 5) with the diagonal of the empirical
-    Fisher for the Hessian's.
+    Fisher in place of the Hessian's.
 
-    Note: the original adds 1e-4, which in float32 drowns small saliencies in ties; its
-    layer-wise diagonal pruner collapses for that reason. There is no offset here.
+    Note: the original adds 1e-4, which in float32 turns small saliencies into ties;
+    there is no offset here.
 
     Args:
         weights: w, [c].
@@ -41,18 +38,18 @@ def obd_saliency(weights: jax.Array, fisher_diagonal: jax.Array) -> jax.Array:
 
 
 def obs_saliency(weights: jax.Array, inverse_diagonal: jax.Array) -> jax.Array:
-    """Loss increase when a weight goes and all others adjust.
+    """Loss increase when a weight is removed and all others adjust.
 
     ``ρ_q = w_q² / (2 [F⁻¹]_qq)``
 
     WoodFisher (arXiv:2004.14340), Eq. 4.
 
-    Note: the original leaves out the factor 1/2, which does not change the mask, and
-    adds 1e-10 above and below.
+    Note: the original omits the factor 1/2, which does not change the mask, and adds
+    1e-10 to numerator and denominator.
 
-    Where the loss has a slope ḡ, it is taken at ``w - h``, ``h = F⁻¹ḡ``, the minimum of
-    the quadratic model: the loss rises by ``(w_q - h_q)² / (2 [F⁻¹]_qq)`` less
-    ``ḡᵀh / 2``, which is the same for all q.
+    With a first-order term ḡ, pass ``w - h``, ``h = F⁻¹ḡ``, the minimum of the
+    quadratic model, in place of w: the loss rises by ``(w_q - h_q)² / (2 [F⁻¹]_qq)``
+    less ``ḡᵀh / 2``, which is the same for all q.
 
     Args:
         weights: w, [c].
@@ -62,7 +59,8 @@ def obs_saliency(weights: jax.Array, inverse_diagonal: jax.Array) -> jax.Array:
         Array [c].
 
     Example:
-        A large weight in a flat direction goes before a small one in a steep direction:
+        A large weight in a flat direction has a lower saliency than a small one in a
+        steep direction:
 
         >>> wf.obs.obs_saliency(jnp.array([2.0, 1.0]), jnp.array([8.0, 0.25])).tolist()
         [0.25, 2.0]
@@ -75,23 +73,23 @@ def obs_direction(
 ) -> jax.Array:
     """The vector b whose product with F⁻¹ is the sum of single-weight OBS updates.
 
-    ``b_q = -w_q / [F⁻¹]_qq`` for each weight q that goes, 0 elsewhere; then
+    ``b_q = -w_q / [F⁻¹]_qq`` for each weight q that is pruned, 0 elsewhere; then
     ``δw = F⁻¹ b = -Σ_q w_q F⁻¹ e_q / [F⁻¹]_qq`` (WoodFisher, Eq. 4, summed over q).
-    With a slope, b is taken at ``w - h``, see :func:`obs_saliency`, and
+    With a first-order term pass ``w - h``, see :func:`obs_saliency`; then
     ``δw = F⁻¹ b - h``.
 
     Args:
         weights: w, [c].
         inverse_diagonal: diag(F⁻¹), [c], positive.
-        newly_pruned: True where a weight goes in this step, [c].
+        newly_pruned: True for the weights that this step prunes, [c].
 
     Returns:
         Array [c].
 
     Example:
-        >>> goes = jnp.array([True, False])
+        >>> pruned = jnp.array([True, False])
         >>> w, diagonal = jnp.array([2.0, 1.0]), jnp.array([8.0, 0.25])
-        >>> wf.obs.obs_direction(w, diagonal, goes).tolist()
+        >>> wf.obs.obs_direction(w, diagonal, pruned).tolist()
         [-0.25, 0.0]
     """
     return jnp.where(newly_pruned, -weights / inverse_diagonal, 0.0)

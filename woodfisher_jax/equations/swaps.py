@@ -1,18 +1,18 @@
-"""A better set of weights to keep: swaps on the quadratic model.
+"""Swaps: exchange pruned and kept weights while the loss of the quadratic model falls.
 
-The statistic of Optimal Brain Surgeon ranks weights as if each went alone. With the set
-S that stays, and x = w + δ at the minimum of the model on S (the joint update), taking
-in a weight j that is out lowers the model loss, and giving up a weight i that stays
-raises it, with the others of S making up for either, by
+The statistic of Optimal Brain Surgeon ranks weights as if each were removed alone. Let
+S be the set of kept weights, and x = w + δ the minimum of the model on S (the joint
+update). Restoring a pruned weight j lowers the model loss, and removing a kept weight i
+raises it, with the others of S adjusted, by
 
     gain_j = [Fδ + ḡ]_j² / (2 λ (1 + h_j))
     loss_i = x_i² λ / (2 (1 - h_i)),    h_k = g_kᵀ (N λ I + G_S G_Sᵀ)⁻¹ g_k
 
 with g_k the column of G: λ (1 + h_j) is the Schur complement of F_SS in F, and
-(1 - h_i) / λ is [F_SS⁻¹]_ii. So weights of a large gain take the places of weights of a
-small loss, several at once, and the model decides: a round that does not lower its loss
-is taken back and half as many are swapped. (Yu, Serra, Ramalingam & Zhe, The
-Combinatorial Brain Surgeon, ICML 2022, swap by the effect on pairs.)
+(1 - h_i) / λ is [F_SS⁻¹]_ii. A round swaps several weights with large gains for weights
+with small losses. If the model loss does not fall, the round is undone and half as many
+are swapped. (Yu, Serra, Ramalingam & Zhe, The Combinatorial Brain Surgeon, ICML 2022,
+swap by the effect on pairs.)
 """
 
 from functools import partial
@@ -29,14 +29,17 @@ def swapped(
     most: jax.Array,
     largest: int,
 ) -> jax.Array:
-    """The support with the best pairs swapped, as long as a pair's gain is the larger.
+    """The set S after swapping the best pairs whose gain exceeds the loss.
 
     Args:
-        kept: S as True, [d].
-        gain: Of weights that may come in; -1 for the others [d].
-        loss: Of weights that may go; infinite for the others [d].
-        most: Pairs at most.
-        largest: Bound of ``most``, for the shapes.
+        kept: True on S, [d].
+        gain: Gain of each weight that may be restored, -1 for the others [d].
+        loss: Loss of each weight that may be removed, infinite for the others [d].
+        most: Most pairs to swap.
+        largest: Upper bound of ``most``, for static shapes.
+
+    Returns:
+        The new S as a mask, [d].
 
     Example:
         >>> from woodfisher_jax.equations.swaps import swapped
@@ -66,18 +69,19 @@ def prices(
     kept: jax.Array,
     damping: jax.Array | float,
 ) -> tuple[jax.Array, jax.Array]:
-    """What a weight is worth that comes in, and what one costs that goes [d].
+    """Loss decrease from restoring, and increase from removing, each weight.
 
     Args:
-        point: x, the minimum on the support [d].
-        uphill: Fδ + ḡ there [d].
+        point: x, the minimum of the model on S [d].
+        uphill: Gradient of the model there, Fδ + ḡ [d].
         leverages: h, [d].
-        active: Weights that may come in, [d].
-        kept: S as True, [d].
+        active: True for weights that may be restored, [d].
+        kept: True on S, [d].
         damping: λ.
 
     Returns:
-        Gains, -1 for what may not come in, and losses, infinite for what is not there.
+        Gains [d], -1 for weights that cannot be restored, and losses [d], infinite for
+        weights that are not kept.
     """
     left = jnp.maximum(1.0 - leverages, jnp.finfo(leverages.dtype).eps)
     gain = uphill**2 / (2.0 * damping * (1.0 + leverages))

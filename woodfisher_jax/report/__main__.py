@@ -12,7 +12,6 @@ from pathlib import Path
 from woodfisher_jax.exit_codes import FAILED, USAGE, exits
 from woodfisher_jax.report.comparison import compare, comparison_csv, comparison_page
 from woodfisher_jax.report.environment import processor
-from woodfisher_jax.report.figures import MissingExtraError
 from woodfisher_jax.report.metrics import replace_file
 from woodfisher_jax.report.page import write_page
 from woodfisher_jax.report.record import find_runs, is_run, read_record, write_latency
@@ -132,7 +131,7 @@ def parser() -> argparse.ArgumentParser:
 def cli(arguments: Sequence[str] | None = None) -> None:
     """Entry point of ``python -m woodfisher_jax.report``."""
     given = parser().parse_args(arguments)
-    with exits({MissingExtraError: USAGE, ValueError: USAGE, OSError: FAILED}):
+    with exits({ValueError: USAGE, OSError: FAILED}):
         for path in report(given.runs, given.out, given.latency):
             print(path)
 

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from woodfisher_jax.extras import require
 from woodfisher_jax.report.quantities import counted, number, power_of_ten
 
 if TYPE_CHECKING:
@@ -86,10 +87,6 @@ SETTINGS: dict[Any, Any] = {
     **dict.fromkeys(("xtick.color", "ytick.color"), FAINT),
     **dict.fromkeys(("xtick.labelcolor", "ytick.labelcolor"), TEXT),
 }
-
-
-class MissingExtraError(ImportError):
-    """matplotlib is not installed."""
 
 
 class Picture(NamedTuple):
@@ -303,13 +300,7 @@ def histograms(title: str, label: str, histogram: Mapping[str, Any]) -> Picture:
 
 def _settings() -> Any:
     """The settings of all figures, in force while one is drawn and written."""
-    try:
-        import matplotlib
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(
-            "matplotlib is not installed: pip install 'woodfisher-jax[report]' gives "
-            "plots and report.html"
-        ) from error
+    matplotlib = require("matplotlib", "a plot or report.html")
     return matplotlib.rc_context(SETTINGS)
 
 

@@ -1,9 +1,10 @@
 """Damping by trial: the step with the lowest loss on held-out examples.
 
 The damping also limits how far weights move (Levenberg 1944, Marquardt 1963). Where a
-step prunes many weights the quadratic model no longer holds, and no gradient from before
-the step shows it; the loss after the step does. So whole steps are tried, each with ten
-times the damping of the previous one, while the loss of held-out examples falls.
+step prunes many weights the quadratic model no longer holds, and no gradient from
+before the step shows it; the loss after the step does. So whole steps are tried, each
+with ten times the damping of the previous one, while the loss of held-out examples
+falls.
 """
 
 import math

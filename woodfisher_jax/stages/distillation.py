@@ -1,16 +1,15 @@
 """Distillation: an optimizer moves a pruned network's outputs towards target outputs.
 
 Each stage solves one linear system for the weights. The remaining distance of the
-outputs is small and far from linear in the weights, and many short steps of an optimizer
-reduce it further, without labels: knowledge distillation (Hinton, Vinyals & Dean,
-arXiv:1503.02531, Section 2.1, in the limit of logits).
+outputs is small and far from linear in the weights, and many short steps of an
+optimizer reduce it further, without labels: knowledge distillation (Hinton, Vinyals &
+Dean, arXiv:1503.02531, Section 2.1, in the limit of logits).
 """
 
 import functools
 from collections.abc import Iterable
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
@@ -20,7 +19,7 @@ from woodfisher_jax.trees.masks import Masks, apply_masks
 
 
 def distil(
-    model: nn.Module,
+    model: Any,
     params: Any,
     batch_stats: Any,
     masks: Masks,
@@ -35,7 +34,7 @@ def distil(
     parameters are trained, including batch-norm scales.
 
     Args:
-        model: A Linen module, called with ``train``.
+        model: A Linen module, whose ``apply`` is called with ``train``.
         params: Its parameters.
         batch_stats: Its running statistics, or an empty dict.
         masks: From path to bool, False for pruned weights.
@@ -75,7 +74,7 @@ def distil(
 
 
 def _step(
-    model: nn.Module,
+    model: Any,
     tx: optax.GradientTransformation,
     train: bool,
     params: Any,
@@ -84,7 +83,8 @@ def _step(
     batch: dict[str, jax.Array],
 ) -> tuple[Any, Any, Any]:
     def distance(params: Any) -> tuple[jax.Array, Any]:
-        variables = {"params": params, "batch_stats": batch_stats}
+        statistics = {"batch_stats": batch_stats} if batch_stats else {}
+        variables = {"params": params, **statistics}
         outputs, new = model.apply(
             variables, batch["image"], train=train, mutable=["batch_stats"]
         )

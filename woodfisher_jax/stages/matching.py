@@ -4,9 +4,9 @@ Every stage is one damped Gauss-Newton step of
 
     minimize  E ‖f(w, x) - f(w₀, x)‖² / 2    subject to the sparsity of the stage
 
-from the weights of the previous stage. The rows are ``g_n = ∇_w (r_n · f(w, x_n))`` with
-random r, the targets are ``y_n = r_n · (f(w₀, x_n) - f(w, x_n))``; saliencies include
-that first-order term, the update is the joint one, and the damping is chosen by
+from the weights of the previous stage. The rows are ``g_n = ∇_w (r_n · f(w, x_n))``
+with random r, the targets are ``y_n = r_n · (f(w₀, x_n) - f(w, x_n))``; saliencies
+include that first-order term, the update is the joint one, and the damping is chosen by
 leave-one-out over the rows. Where a network fits its data, the curvature of the loss
 vanishes and that of the outputs does not. A step also corrects the errors of the
 previous ones.
@@ -33,9 +33,6 @@ from woodfisher_jax.schedules import levels
 from woodfisher_jax.trees.masks import Masks, Prunable, init_masks
 from woodfisher_jax.trees.masks import sparsity as sparsity_of
 from woodfisher_jax.trees.paths import Params
-
-MATCHES = ("none", "outputs", "labels")
-"""The targets of a run's steps: none, the dense network's outputs, or the labels."""
 
 LABEL_DAMPING = 1e-2
 """λ of stages with labels. Leave-one-out would choose more, which is best for a single
@@ -251,5 +248,5 @@ def _way(
     else:
         way = [float(level) for level in goal]
     if not way:
-        raise ValueError("sparsity is an empty list; expected one number for each stage")
+        raise ValueError("sparsity is an empty list; expected one for each stage")
     return [*way, *([way[-1]] * repairs)]

@@ -1,1 +1,1 @@
-"""What a loss is made of, from its jaxpr: layers, their inputs, their cost."""
+"""Layers, their inputs and their cost, read from the jaxpr of a loss."""

@@ -1,9 +1,9 @@
-"""What enters the layers of a network, and the gradients that come back to them.
+"""Inputs of layers, and gradients at their outputs.
 
 The layers are those that :mod:`~woodfisher_jax.tracing.layers` finds. Activations and
-gradients are brought into one form for dense layers and convolutions: rows, so that the
-gradient of a weight tensor is ``Σ_t g_t a_tᵀ`` over positions t, within each group of a
-grouped layer.
+gradients of dense layers and convolutions are converted to rows, so that the gradient
+of a weight tensor is ``Σ_t g_t a_tᵀ`` over positions t, within each group of a grouped
+layer.
 """
 
 import itertools
@@ -29,13 +29,13 @@ from woodfisher_jax.trees.paths import Params
 
 
 class Capture(NamedTuple):
-    """What goes in and out of some layers.
+    """Inputs of some layers, and gradients at their outputs.
 
     Attributes:
         value: f(params, batch).
-        activations: For each layer the operand that is not the weight.
-        gradients: For each layer the gradient of ``value`` with respect to its output
-            before a bias is added, of the output's shape.
+        activations: For each layer, the operand that is not the weight.
+        gradients: For each layer, the gradient of ``value`` with respect to its output
+            before a bias is added; it has the output's shape.
     """
 
     value: jax.Array
@@ -49,27 +49,27 @@ def capture(
     batch: Any,
     products: Sequence[Product],
 ) -> Capture:
-    """Activations into layers and the gradients that come back to their outputs.
+    """Inputs of layers and gradients at their outputs, in one backward pass.
 
-    With ``y_l = W_l a_l + ε_l`` in the layers l, the gradient at the outputs is
-    ``∂f/∂ε_l`` at ε = 0, from one forward and one backward pass for all of them.
+    With ``y_l = W_l a_l + ε_l`` in layer l, the gradient at the output is ``∂f/∂ε_l``
+    at ε = 0; one forward and one backward pass give it for all layers.
 
     Args:
         f: (params, batch) -> scalar.
         params: Any pytree.
-        batch: Of the shapes that ``products`` were found with.
-        products: Layers that ``find_uses`` found for the same function.
+        batch: A batch with the shapes that ``find_uses`` was called with.
+        products: Layers that ``find_uses`` returned for the same function.
 
     Raises:
-        ValueError: If a layer lies in a function with its own derivative rule, or is
-            not there: the function or the shapes are not those of ``find_uses``.
+        ValueError: If a layer is inside a function with its own derivative rule, or
+            the function or the shapes are not those of the ``find_uses`` call.
     """
     for product in products:
         if product.rule:
             raise ValueError(
                 f"the layer of {product.path!r} lies in a function with a derivative "
-                f"rule of its own ({product.rule}), which would be lost on the way to "
-                "its output; take the product out of that function"
+                f"rule of its own ({product.rule}), which the gradient at its output "
+                "would bypass; move the product out of that function"
             )
     closed = jax.make_jaxpr(f)(params, batch)
     arguments = jax.tree.leaves((params, batch))
@@ -137,7 +137,7 @@ def _check_there(equation: Any, product: Product) -> None:
 
 def _bind(equation: Any, inputs: Sequence[Any]) -> list[Any]:
     """Evaluates one equation."""
-    # Versions of JAX differ: settings alone, or functions and settings.
+    # Older versions of JAX return functions and settings, newer ones settings only.
     bound = equation.primitive.get_bind_params(equation.params)
     functions, settings = bound if isinstance(bound, tuple) else ((), bound)
     with equation.ctx.manager:
@@ -149,15 +149,15 @@ def _bind(equation: Any, inputs: Sequence[Any]) -> list[Any]:
 
 
 def input_rows(product: Product, activations: jax.Array) -> jax.Array:
-    """The vectors that a layer multiplies by its weights.
+    """The input vectors that a layer multiplies by its weights.
 
     Args:
         product: The layer.
-        activations: Its operand that is not the weight.
+        activations: The operand that is not the weight.
 
     Returns:
-        a, [groups, positions, inputs of a group]; for a convolution the patches, one a
-        position, channel after channel.
+        a, [groups, positions, inputs of a group]; for a convolution the patches, one
+        for each position, channel after channel.
     """
     if isinstance(product.geometry, Convolution):
         return _patches(product, activations)
@@ -172,7 +172,7 @@ def output_rows(product: Product, outputs: jax.Array) -> jax.Array:
 
     Args:
         product: The layer.
-        outputs: Array of the shape of its output.
+        outputs: Array with the shape of its output.
 
     Returns:
         g, [groups, positions, outputs of a group], positions as in ``input_rows``.
@@ -194,10 +194,10 @@ def _as_rows(
 
 
 def _patches(product: Product, images: jax.Array) -> jax.Array:
-    """Patches [groups, positions, channels x taps], by slices: exact, unlike a product.
+    """Patches [groups, positions, channels x taps], by slicing.
 
-    Convolution with an identity kernel would round in TF32 on some GPUs and be slow on
-    a CPU.
+    Slicing is exact. Convolution with an identity kernel would round to TF32 on some
+    GPUs, and is slow on a CPU.
     """
     settings = product.geometry
     assert isinstance(settings, Convolution)
@@ -241,7 +241,7 @@ def _grouped_rows(images: jax.Array, settings: Convolution) -> jax.Array:
 
 
 def weight_entries(product: Product, shape: tuple[int, ...]) -> np.ndarray:
-    """Where the weights are that join the inputs of a layer with its outputs.
+    """Positions in the weight tensor of the weights from each input to each output.
 
     Args:
         product: The layer.
@@ -249,7 +249,7 @@ def weight_entries(product: Product, shape: tuple[int, ...]) -> np.ndarray:
 
     Returns:
         Indices into the flat tensor, int [groups, outputs, inputs]; the gradient of
-        these entries is ``Σ_t g_t a_tᵀ`` of the rows.
+        these entries is ``Σ_t g_t a_tᵀ``.
     """
     entries = view_entries(shape, product.views)
     if isinstance(product.geometry, Convolution):

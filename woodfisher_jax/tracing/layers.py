@@ -1,9 +1,8 @@
-"""Where each weight tensor is used: the dense layers and convolutions of a function.
+"""Uses of each parameter: the dense layers and convolutions of a function.
 
-A function of (params, batch) is traced to a jaxpr, and every parameter is followed
-through it to the ``dot_general`` or ``conv_general_dilated`` that multiplies it with
-activations. So no layer is registered by anybody, and Flax, Equinox and plain dicts are
-all the same.
+A function of (params, batch) is traced to a jaxpr, and every parameter is followed to
+the ``dot_general`` or ``conv_general_dilated`` that multiplies it with activations. So
+no layer has to be registered, and Flax, Equinox and plain dicts are treated alike.
 """
 
 import math
@@ -17,11 +16,11 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 from woodfisher_jax.trees.paths import Params, leaves_by_path
 
 Position = tuple[int, ...]
-"""Which equation of a jaxpr: one index for each call that it is nested in."""
+"""An equation of a jaxpr: one index for each level of nested calls."""
 
 View = tuple
 """One of ("transpose", axes), ("reshape", shape), ("flip", axes) and ("broadcast",
-shape, axes): the same numbers, placed otherwise."""
+shape, axes): the same numbers in other positions."""
 
 
 class Dot(NamedTuple):
@@ -29,7 +28,7 @@ class Dot(NamedTuple):
 
     Attributes:
         contract: Axes summed over, of the left and of the right operand.
-        batch: Axes that both operands share with the output, left and right.
+        batch: Axes that both operands share with the output, of the left and the right.
     """
 
     contract: tuple[tuple[int, ...], tuple[int, ...]]
@@ -37,14 +36,14 @@ class Dot(NamedTuple):
 
 
 class Convolution(NamedTuple):
-    """The settings of a ``conv_general_dilated``, as JAX has them.
+    """The settings of a ``conv_general_dilated``, in JAX's terms.
 
     Attributes:
         strides: Window strides, one for each spatial axis.
         padding: Pairs (low, high).
         input_dilation: Above 1 in a transposed convolution.
         kernel_dilation: Distance between the taps of the kernel.
-        axes: Where batch, features and space are in input, kernel and output.
+        axes: Axes of batch, features and space in input, kernel and output.
         groups: ``feature_group_count``.
     """
 
@@ -60,11 +59,11 @@ class Product(NamedTuple):
     """A dense layer or a convolution: a weight tensor times activations. Hashable.
 
     Attributes:
-        path: The weight tensor.
+        path: Path of the weight tensor.
         position: The equation.
-        side: Which operand the weight is, 0 or 1; the other holds the activations.
-        views: How that operand is made of the tensor.
-        geometry: What is summed over what.
+        side: Operand of the weight, 0 or 1; the other operand has the activations.
+        views: Views that turn the tensor into that operand.
+        geometry: Axes of the sums.
         operands: Shapes of both operands.
         output: Shape and dtype of the result.
         rule: "custom_jvp_call" or "custom_vjp_call" if the equation is inside a
@@ -82,12 +81,12 @@ class Product(NamedTuple):
 
 
 class Bias(NamedTuple):
-    """A bias: added to the output of a layer, one entry for each of its outputs.
+    """A bias: added to the output of a layer, one entry for each output.
 
     Attributes:
-        path: The bias tensor.
+        path: Path of the bias tensor.
         position: The equation of the layer.
-        entries: For each output the index into the flat bias, int [outputs].
+        entries: Index into the flat bias for each output, int [outputs].
     """
 
     path: str
@@ -96,14 +95,14 @@ class Bias(NamedTuple):
 
 
 class Other(NamedTuple):
-    """A use of another kind.
+    """A use that is neither layer nor bias.
 
     Attributes:
-        path: The tensor.
-        primitive: The JAX primitive that meets activations, or stands in between the
-            tensor and a product with activations.
-        hides_product: Whether the tensor is multiplied with activations there, in a way
-            that is not followed: a loop, or a tensor computed from this one.
+        path: Path of the tensor.
+        primitive: The JAX primitive that combines the tensor with activations, or that
+            changes it before a product with activations.
+        hides_product: Whether the tensor is multiplied with activations in a way that
+            is not followed: in a loop, or through a tensor computed from it.
     """
 
     path: str
@@ -112,7 +111,7 @@ class Other(NamedTuple):
 
     @property
     def reason(self) -> str:
-        """A phrase that completes "it ..."."""
+        """A clause for messages, with the tensor as its subject."""
         if self.hides_product:
             return (
                 f"enters a product with activations inside or after {self.primitive!r}"
@@ -124,16 +123,16 @@ Use = Product | Bias | Other
 
 
 class _Value(NamedTuple):
-    """What is known of an array in the jaxpr.
+    """Origin of an array in the jaxpr.
 
     Attributes:
         from_batch: Whether it depends on the batch.
-        paths: The parameters that it depends on, if it does not.
-        shape: If it is one of them, placed otherwise: the shape of the parameter ...
-        views: ... and how it was placed.
-        through: Else the first primitive that changed the numbers.
-        product: The layer whose output it is, placed otherwise.
-        features: The axes in which the outputs of that layer lie.
+        paths: The parameters that it depends on, if not on the batch.
+        shape: Shape of the parameter, if it is a view of one.
+        views: The views of that parameter.
+        through: The first primitive that changed the numbers, if it is no view.
+        product: The layer, if it is a view of a layer's output.
+        features: Axes of that layer's outputs.
     """
 
     from_batch: bool = False
@@ -158,7 +157,7 @@ CALLS = {
     "custom_jvp_call": "call_jaxpr",
     "custom_vjp_call": "call_jaxpr",
 }
-"""Calls of one function once, and the field that holds its jaxpr."""
+"""Primitives that call one function once, and the parameter with its jaxpr."""
 _RULES = ("custom_jvp_call", "custom_vjp_call")
 PRODUCTS = ("dot_general", "conv_general_dilated")
 _OPAQUE_PRODUCTS = ("ragged_dot", "ragged_dot_general", "pallas_call", "ffi_call")
@@ -181,12 +180,12 @@ _RESHAPES = ("reshape", "squeeze", "expand_dims", "broadcast_in_dim")
 def find_uses(
     f: Callable[[Params, Any], Any], params: Params, batch: Any
 ) -> dict[str, tuple[Use, ...]]:
-    """Finds every use of every parameter where it meets activations.
+    """Finds every use of every parameter together with activations.
 
     Nothing is executed. A tensor may be transposed, reshaped, broadcast, flipped or
-    cast on its way, and calls (jit, remat, functions with custom derivatives) are
-    entered. Loops, branches and tensors computed from others are not resolved: they
-    appear as :class:`Other` with ``hides_product``.
+    cast before its use, and calls (jit, remat, functions with custom derivatives) are
+    followed. Loops, branches and tensors computed from others are not followed: they
+    are returned as :class:`Other` with ``hides_product``.
 
     Args:
         f: (params, batch) -> any pytree.
@@ -194,8 +193,8 @@ def find_uses(
         batch: The same, with one example or more.
 
     Returns:
-        From the path of each parameter to its uses, in the order of the program; empty
-        if ``f`` does not use it.
+        From the path of each parameter to its uses in program order; empty if ``f``
+        does not use it.
     """
     closed = jax.make_jaxpr(f)(params, batch)
     leaves = leaves_by_path(params)
@@ -216,7 +215,7 @@ def _walk(
     rule: str,
     found: list[Use],
 ) -> list[_Value]:
-    """Follows values through the equations of a jaxpr and records uses on the way."""
+    """Follows values through the equations of a jaxpr and records uses."""
     known = dict(zip(jaxpr.invars, arguments, strict=True))
 
     def read(atom: Any) -> _Value:
@@ -337,7 +336,7 @@ def _geometry(equation: Any) -> Dot | Convolution | None:
 
 
 def feature_axes(product: Product) -> tuple[int, ...]:
-    """The axes of a layer's output along which the weights differ, groups first."""
+    """Axes of a layer's output along which the weights differ, groups first."""
     if isinstance(product.geometry, Convolution):
         return (product.geometry.axes.out_spec[1],)
     contract, batch = product.geometry
@@ -352,7 +351,7 @@ def feature_axes(product: Product) -> tuple[int, ...]:
 
 
 def _placed(equation: Any, value: _Value) -> _Value:
-    """The same numbers in other places."""
+    """The result of a view of a value."""
     name, settings = equation.primitive.name, equation.params
     old, new = equation.invars[0].aval.shape, equation.outvars[0].aval.shape
     view: View = ("reshape", tuple(new))
@@ -377,7 +376,7 @@ def _placed(equation: Any, value: _Value) -> _Value:
 def _moved(
     axis: int, view: View, old: tuple[int, ...], new: tuple[int, ...]
 ) -> int | None:
-    """Where an axis lies after a view; None if it is cut, merged or repeated."""
+    """Position of an axis after a view; None if it is split, merged or repeated."""
     if view[0] == "transpose":
         return view[1].index(axis)
     if view[0] == "flip" or math.prod(old) != math.prod(new):
@@ -390,14 +389,14 @@ def _moved(
 
 
 def view_entries(shape: tuple[int, ...], views: Sequence[View]) -> np.ndarray:
-    """Where the entries of a tensor are after some views.
+    """Indices of a tensor's entries after some views.
 
     Args:
         shape: The tensor's shape.
         views: The views, in order.
 
     Returns:
-        Indices into the flat tensor, an int array of the final shape.
+        Indices into the flat tensor, an int array with the final shape.
     """
     entries = np.arange(math.prod(shape)).reshape(shape)
     for kind, *settings in views:

@@ -1,9 +1,9 @@
-"""Multiply-accumulates (MACs) of dense layers and convolutions, dense and under masks.
+"""Multiply-accumulates (MACs) of dense layers and convolutions, dense and masked.
 
-A weight costs one MAC wherever its layer uses it: once in a dense layer on a vector,
-once for each output position in a convolution. So a network costs ``Σ size · cost`` and
-a pruned one ``Σ nonzero · cost``, and no model has to run to know what a mask saves.
-Biases, normalisation and activations are not counted, padding is: the usual convention.
+A weight costs one MAC for each use: one in a dense layer on a vector, one for each
+output position in a convolution. A network costs ``Σ size · cost`` and a pruned one
+``Σ nonzero · cost``; no model is executed. By the usual convention, padding is counted,
+and biases, normalisation and activations are not.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -20,15 +20,15 @@ from woodfisher_jax.trees.samples import batch_length
 
 
 class LayerMacs(NamedTuple):
-    """One row of a table of MACs, all for one example.
+    """MACs of one weight tensor, for one example.
 
     Attributes:
-        path: The weight tensor.
-        size: Its number of weights.
-        nonzero: How many of them are not pruned.
+        path: Path of the weight tensor.
+        size: Number of weights.
+        nonzero: Number of weights that are not pruned.
         per_weight: MACs of one weight.
         dense: MACs of all weights.
-        sparse: MACs of those that are not pruned.
+        sparse: MACs of the weights that are not pruned.
     """
 
     path: str
@@ -42,8 +42,8 @@ class LayerMacs(NamedTuple):
 def product_macs(product: Product) -> int:
     """MACs of one layer on the batch that it was traced with.
 
-    ``outputs · inputs summed over for each``; in a transposed convolution, whose
-    dilated input is mostly holes, each weight meets every input position once.
+    ``outputs · inputs of each output``; in a transposed convolution, whose dilated
+    input is mostly zeros, each weight is used once for every input position.
 
     Args:
         product: The layer.
@@ -70,25 +70,25 @@ def macs_per_weight(
     example: Any,
     paths: Iterable[str] | None = None,
 ) -> dict[str, float]:
-    """What one weight of each tensor costs, in MACs for one example.
+    """MACs of one weight of each tensor, for one example.
 
-    ``MACs of the tensor's layers / (weights · examples)``. A tensor that several layers
-    share costs the sum. Nothing is executed.
+    ``MACs of the tensor's layers / (weights · examples)``; for a tensor that several
+    layers share, their sum. Nothing is executed.
 
     Args:
         apply_fn: (params, batch) -> output, or a loss.
         params: Any pytree of arrays or ``jax.ShapeDtypeStruct``.
         example: A batch of one example or more, arrays or ``jax.ShapeDtypeStruct``
             with a leading axis.
-        paths: The tensors wanted; those that only meet activations otherwise (biases,
-            embeddings, normalisation) cost 0. Default all that some layer multiplies.
+        paths: The tensors to count; those that no layer multiplies (biases, embeddings,
+            normalisation) cost 0. Default: all that some layer multiplies.
 
     Returns:
         From path to MACs; by default in the order in which the program uses the
         tensors.
 
     Raises:
-        ValueError: If a tensor that is wanted is not there, or its products cannot be
+        ValueError: If a path does not exist, or the products of its tensor cannot be
             counted: they are in a loop, or of tensors computed from it.
     """
     uses = find_uses(apply_fn, params, example)
@@ -97,7 +97,7 @@ def macs_per_weight(
     unknown = [path for path in wanted if path not in uses]
     if unknown:
         raise ValueError(
-            f"paths names {unknown[0]!r}, which is not in params; there are "
+            f"paths names {unknown[0]!r}, which is not in params; expected some of "
             f"{list(leaves)}"
         )
     length = batch_length(example)
@@ -119,7 +119,7 @@ def _macs(path: str, uses: tuple[Use, ...]) -> int:
         raise ValueError(
             f"the multiply-accumulates of {path!r} cannot be counted: it "
             f"{hidden[0].reason}; expected dense layers and convolutions that take the "
-            "tensor as it is. Leave it out of paths, and out of the masks if MACs are "
+            "tensor unchanged. Leave it out of paths, and out of the masks if MACs are "
             "a target"
         )
     return sum(product_macs(use) for use in uses if isinstance(use, Product))
@@ -130,16 +130,16 @@ def macs_table(
     params: Params,
     masks: Mapping[str, jax.Array] | None = None,
 ) -> tuple[LayerMacs, ...]:
-    """MACs a layer, dense and under masks.
+    """MACs of each layer, dense and masked.
 
     Args:
-        per_weight: What :func:`macs_per_weight` returned.
+        per_weight: The result of :func:`macs_per_weight`.
         params: The pytree, for the shapes.
-        masks: From path to bool; what they do not name is dense. Default nothing
-            pruned.
+        masks: From path to bool; a tensor without a mask is dense. Default: none has
+            one.
 
     Returns:
-        One row for each entry of ``per_weight``, in order.
+        One entry for each entry of ``per_weight``, in order.
     """
     leaves, rows = leaves_by_path(params), []
     for path, cost in per_weight.items():
@@ -158,7 +158,7 @@ def dense_macs(per_weight: Mapping[str, float], params: Params) -> float:
 def sparse_macs(
     per_weight: Mapping[str, float], params: Params, masks: Mapping[str, jax.Array]
 ) -> float:
-    """MACs of one example under masks: ``Σ nonzero · cost``; see :func:`macs_table`."""
+    """MACs of one example with masks: ``Σ nonzero · cost``; see :func:`macs_table`."""
     return sum(row.sparse for row in macs_table(per_weight, params, masks))
 
 
@@ -167,7 +167,7 @@ def flat_costs(order: FlatOrder, per_weight: Mapping[str, float]) -> np.ndarray:
 
     Args:
         order: The flat order of the masks.
-        per_weight: MACs of one weight, for each of its tensors.
+        per_weight: MACs of one weight of each tensor.
 
     Returns:
         Array [d], float64.

@@ -1,4 +1,4 @@
-"""Batch-norm statistics estimated anew on given images."""
+"""Batch-norm statistics estimated again from given images."""
 
 import functools
 from collections.abc import Iterable

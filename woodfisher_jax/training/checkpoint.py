@@ -184,12 +184,6 @@ def restore(
     return arrays, stored[META]
 
 
-def read_meta(manager: ocp.CheckpointManager, event: int | None) -> dict[str, Any]:
-    """Reads the ``meta`` of a save (None: the latest) without its arrays."""
-    event = _existing(manager, event)
-    return _read(manager, event, {META: ocp.args.JsonRestore})[META]
-
-
 def read_shapes(
     manager: ocp.CheckpointManager, event: int | None
 ) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
@@ -271,7 +265,7 @@ def _checksum(leaf: Any) -> int | None:
 
 
 def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
-    """Says to Orbax what to restore and where to."""
+    """What Orbax is to restore, and where to."""
     sharding = getattr(leaf, "sharding", None)
     if sharding is None:
         sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
@@ -309,7 +303,7 @@ def _read(
 
 def _damaged(folder: Any, reason: str) -> ValueError:
     """Makes the error for a save that cannot be read back."""
-    first_line = reason.partition("\n")[0]  # TensorStore goes on for pages.
+    first_line = reason.partition("\n")[0]  # TensorStore writes pages.
     return ValueError(
         f"event: the save in {folder} is damaged or not one of ours "
         f"({first_line:.200}); delete that folder to fall back on an earlier save"

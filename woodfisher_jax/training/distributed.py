@@ -1,4 +1,4 @@
-"""Several processes and devices: who takes part, who has which rows of a batch.
+"""Several processes and devices: how they join, and which rows of a batch each has.
 
 Every process runs the same program. Training data is spread by rows over all devices;
 parameters, masks and optimizer state are on each of them. On one device nothing is
@@ -59,7 +59,7 @@ def initialize(settings: DistributedConfig) -> None:
 
 
 def is_first() -> bool:
-    """Whether this process is the one that reports."""
+    """Whether this process writes the reports."""
     return jax.process_index() == 0
 
 
@@ -105,10 +105,10 @@ def per_device(value: float, mesh: Mesh | None) -> Any:
 
 
 def together(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Calls a function that may fail in some process, and then fails in all of them.
+    """Calls a function; where it fails in one process, all of them raise.
 
-    Without this the others would wait for the missing one for ever. The function must
-    not communicate with other processes.
+    Otherwise the others would wait for that process for ever. The function must not
+    communicate with other processes.
 
     Raises:
         ConfigError: If it failed elsewhere. Where it failed, its own exception.
@@ -132,7 +132,7 @@ def together(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def first_only(function: Callable[..., Any], *arguments: Any) -> None:
-    """Calls a function in the process that reports; the others wait for it."""
+    """Calls a function in the first process; the others wait for it."""
     together(function if is_first() else lambda *_: None, *arguments)
 
 
@@ -144,7 +144,7 @@ def gathered(value: int) -> np.ndarray:
 
 
 def check_config(config: Config) -> None:
-    """Finds processes that were started with another config, or by another JAX.
+    """Raises if processes have different configs or versions of JAX.
 
     Raises:
         ConfigError: In all processes; where the config differs, it says in what.

@@ -37,8 +37,8 @@ from woodfisher_jax.training.results import open_events, summarize, write_report
 from woodfisher_jax.training.train_step import (
     Metrics,
     TrainState,
+    averaged,
     averaging,
-    judged,
     train_step,
 )
 from woodfisher_jax.training.workdir import check_shared, claim_workdir, log_file
@@ -49,22 +49,22 @@ logger = logging.getLogger(__name__)
 
 
 class DivergedError(ArithmeticError):
-    """The training loss is not finite any more."""
+    """The training loss is not finite."""
 
 
 def run(
     config: Config, workdir: Path, quiet: bool = False, command: str = ""
 ) -> dict[str, Any]:
-    """Carries a run out, or on from its last checkpoint.
+    """Executes a run from the start, or from its last checkpoint.
 
-    Under several processes each calls it with the same config, and a workdir that all
-    of them see; the first one writes the reports.
+    With several processes each calls it with the same config and a workdir that all of
+    them can read; the first one writes the reports.
 
     Args:
         config: Checked, from :func:`woodfisher_jax.training.config.from_dict`.
-        workdir: Where everything it leaves behind goes.
-        quiet: Whether to show no progress; the log is written all the same.
-        command: That started it, for its page.
+        workdir: Folder for all that it writes.
+        quiet: Whether to show no progress; the log is written in any case.
+        command: The command that started it, for its page.
 
     Returns:
         The content of ``results.json``.
@@ -73,7 +73,7 @@ def run(
         ConfigError: If the config does not fit the data, the devices or the workdir.
         DivergedError: If the loss is not finite; the last checkpoint stays.
         MemoryLimitError: If a pruning step does not fit; before anything has started.
-        Stopped: If it was asked to stop, by SIGTERM or Ctrl-C, and has saved itself.
+        Stopped: After SIGTERM or Ctrl-C, once the run is saved.
     """
     started = time.perf_counter()
     distributed.initialize(config.distributed)
@@ -163,7 +163,7 @@ def start_or_resume(
     variables, masks = given
     params = masks_.apply_masks(variables["params"], masks)
     event = checkpoint.latest_event(manager)
-    # Before the dense network is judged, an event is a step of its training.
+    # Before the dense network is evaluated, an event is a step of its training.
     is_dense = event is None or event <= plan.dense.last_step
     phase = plan.dense if is_dense else plan.train
     fresh = TrainState(
@@ -185,18 +185,10 @@ def start_or_resume(
 
 
 def finish_dense(plan: Plan, state: TrainState, log: Log) -> TrainState:
-    """Judges the dense network and starts a new optimizer for what follows."""
-    state = judged(state)
-    log.dense = judge(plan, state)
-    log.rows.append(
-        {
-            "event": "dense",
-            "epoch": plan.train.epoch_at(log.step),
-            "step": log.step,
-            **log.dense,
-            **_sparsities(state.masks),
-        }
-    )
+    """Evaluates the dense network and starts a new optimizer."""
+    state = averaged(state)
+    log.dense = accuracy(plan, state)
+    add_row(plan.train, state, log, event="dense", **log.dense)
     logger.info("dense: top-1 %.2f %%", log.dense["top1"])
     state = state._replace(opt_state=plan.train.tx.init(state.params))
     state = averaging(state, plan.train.settings.average_decay)
@@ -210,27 +202,19 @@ def next_stage(plan: Plan, log: Log) -> Stage | None:
 
 
 def prune_stage(plan: Plan, state: TrainState, log: Log, stage: Stage) -> TrainState:
-    """Prunes to the level of a stage and judges the network on both sides of it."""
+    """Prunes to the level of a stage; evaluates the network before and after."""
     started = time.perf_counter()
-    state = judged(state)
+    state = averaged(state)
     if not log.rows or log.rows[-1]["step"] != log.step:
-        # Within an epoch: what pruning starts from belongs in the history.
-        log.rows.append(
-            {
-                "event": "train",
-                "epoch": plan.train.epoch_at(log.step),
-                "step": log.step,
-                **judge(plan, state),
-                **_sparsities(state.masks),
-            }
-        )
+        # Within an epoch there is no record yet of the network before pruning.
+        add_row(plan.train, state, log, event="train", **accuracy(plan, state))
     top1_before = log.rows[-1]["top1"]
     if log.stages and plan.config.pruners[stage.pruner].from_dense:
         same = [done for done in log.stages if done["pruner"] == stage.pruner]
         top1_before = same[0]["top1_before"] if same else top1_before
     state, done = prune_state(plan, state, stage, log.stages)
     state = averaging(state, plan.train.settings.average_decay)
-    after = judge(plan, state)
+    after = accuracy(plan, state)
     record = {
         "epoch": plan.train.epoch_at(log.step),
         "step": log.step,
@@ -240,16 +224,8 @@ def prune_stage(plan: Plan, state: TrainState, log: Log, stage: Stage) -> TrainS
         "seconds": time.perf_counter() - started,
     }
     log.stages.append(record)
-    log.rows.append(
-        {
-            "event": "prune",
-            "epoch": record["epoch"],
-            "step": log.step,
-            **after,
-            "seconds": record["seconds"],
-            **_sparsities(state.masks),
-        }
-    )
+    after["seconds"] = record["seconds"]
+    add_row(plan.train, state, log, event="prune", **after)
     logger.info(
         "%s: pruned to %.2f %%: top-1 %.2f -> %.2f %%, %.1f s",
         stage.pruner,
@@ -313,12 +289,12 @@ def train_segment(
 
 
 def is_done(metrics: Metrics) -> bool:
-    """Whether a step has ended, so that its device waits for the next."""
+    """Whether a step has ended, so that its device waits for the next one."""
     return bool(metrics.loss.is_ready())  # type: ignore[attr-defined]
 
 
 def finish_step(step: int, metrics: Metrics, log: Log) -> bool:
-    """Waits for a step and notes its loss; whether some process is asked to stop.
+    """Waits for a step and records its loss; True if some process has to stop.
 
     Raises:
         DivergedError: If the loss is not finite.
@@ -334,22 +310,19 @@ def finish_step(step: int, metrics: Metrics, log: Log) -> bool:
 
 
 def finish_epoch(plan: Plan, phase: Phase, state: TrainState, log: Log) -> None:
-    """Judges the network after an epoch."""
-    log.rows.append(
-        {
-            "event": "train",
-            "epoch": phase.epoch_at(log.step),
-            "step": log.step,
-            **judge(plan, state),
-            "train_loss": float(np.mean(np.asarray(log.losses, np.float32))),
-            "learning_rate": float(phase.schedule(log.step - phase.first_step - 1)),
-            "seconds": log.epoch_seconds,
-            "starved": log.starved_steps / phase.steps_per_epoch,
-            **_sparsities(state.masks),
-        }
+    """Evaluates the network after an epoch."""
+    row = add_row(
+        phase,
+        state,
+        log,
+        event="train",
+        **accuracy(plan, state),
+        train_loss=float(np.mean(np.asarray(log.losses, np.float32))),
+        learning_rate=float(phase.schedule(log.step - phase.first_step - 1)),
+        seconds=log.epoch_seconds,
+        starved=log.starved_steps / phase.steps_per_epoch,
     )
     log.losses, log.epoch_seconds, log.starved_steps = [], 0.0, 0
-    row = log.rows[-1]
     logger.info(
         "epoch %g: top-1 %.2f %%, training loss %.4f, %.1f s, %.0f images/s",
         row["epoch"],
@@ -360,9 +333,9 @@ def finish_epoch(plan: Plan, phase: Phase, state: TrainState, log: Log) -> None:
     )
 
 
-def judge(plan: Plan, state: TrainState) -> dict[str, float]:
+def accuracy(plan: Plan, state: TrainState) -> dict[str, float]:
     """Top-1, top-5 and loss on the test split; of the average, where there is one."""
-    state = judged(state)
+    state = averaged(state)
     return evaluate(
         plan.model,
         state.params,
@@ -373,12 +346,21 @@ def judge(plan: Plan, state: TrainState) -> dict[str, float]:
     )
 
 
-def _sparsities(masks: Masks) -> dict[str, float]:
-    by_path = masks_.sparsity_by_path(masks)
-    return {
-        "sparsity": masks_.sparsity(masks),
+def add_row(
+    phase: Phase, state: TrainState, log: Log, *, event: str, **values: float
+) -> dict[str, Any]:
+    """Adds a record of the network as it is now to the history."""
+    by_path = masks_.sparsity_by_path(state.masks)
+    row: dict[str, Any] = {
+        "event": event,
+        "epoch": phase.epoch_at(log.step),
+        "step": log.step,
+        **values,
+        "sparsity": masks_.sparsity(state.masks),
         **{f"sparsity/{path}": value for path, value in by_path.items()},
     }
+    log.rows.append(row)
+    return row
 
 
 # ------------------------------------------------------------------- the checkpoints
@@ -398,7 +380,7 @@ def is_due(plan: Plan, log: Log) -> bool:
 
 def save(plan: Plan, state: TrainState, log: Log, manager: Any) -> None:
     """Writes a checkpoint and waits for it."""
-    # A network in the middle of an epoch is not judged, and never the best.
+    # Within an epoch the network is not evaluated, and never the best.
     metrics = {"stage": -1, "top1": 0.0}
     if log.rows and log.rows[-1]["step"] == log.step:
         metrics = {"stage": len(log.stages), "top1": log.rows[-1]["top1"]}

@@ -51,16 +51,24 @@ def predict(
     return logits
 
 
-@functools.lru_cache(maxsize=8)
-def _frozen_loss(
-    model: nn.Module, label_smoothing: float
-) -> Callable[[Any, Any, dict], jax.Array]:
+@functools.lru_cache(maxsize=16)
+def _frozen(
+    measure: Callable[..., jax.Array], model: nn.Module, *settings: float
+) -> Callable[[Any, Any, dict[str, Any]], jax.Array]:
     # Cached, since jit recognises a function it has compiled by its identity.
-    def loss(batch_stats: Any, params: Any, batch: dict) -> jax.Array:
+    def measured(batch_stats: Any, params: Any, batch: dict[str, Any]) -> jax.Array:
         logits = predict(model, variables_of(params, batch_stats), batch["image"])
-        return jnp.mean(cross_entropy(logits, batch["label"], label_smoothing))
+        return measure(logits, batch["label"], *settings)
 
-    return loss
+    return measured
+
+
+def _mean_loss(logits: jax.Array, labels: jax.Array, smoothing: float) -> jax.Array:
+    return jnp.mean(cross_entropy(logits, labels, smoothing))
+
+
+def _share_of_errors(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    return jnp.mean(jnp.argmax(logits, axis=-1) != labels)
 
 
 def frozen_loss(
@@ -76,11 +84,16 @@ def frozen_loss(
     Returns:
         (params, batch) -> scalar, with batch = {"image": ..., "label": ...}.
     """
-    return Partial(_frozen_loss(model, label_smoothing), batch_stats)
+    return Partial(_frozen(_mean_loss, model, label_smoothing), batch_stats)
+
+
+def frozen_errors(model: nn.Module, batch_stats: Any) -> Partial:
+    """The share of examples with a wrong prediction; as :func:`frozen_loss`."""
+    return Partial(_frozen(_share_of_errors, model), batch_stats)
 
 
 @functools.lru_cache(maxsize=8)
-def _frozen_outputs(model: nn.Module) -> Callable[[Any, Any, Any], jax.Array]:
+def _outputs(model: nn.Module) -> Callable[[Any, Any, Any], jax.Array]:
     @jax.jit
     def outputs(batch_stats: Any, params: Any, images: jax.Array) -> jax.Array:
         return predict(model, variables_of(params, batch_stats), images)
@@ -89,38 +102,13 @@ def _frozen_outputs(model: nn.Module) -> Callable[[Any, Any, Any], jax.Array]:
 
 
 def frozen_outputs(model: nn.Module, batch_stats: Any) -> Partial:
-    """Logits on running statistics, for curvature that takes no labels.
+    """Logits on running statistics, (params, images) -> logits.
 
     Args:
         model: A Linen classifier.
         batch_stats: Its running statistics; new values do not compile again.
-
-    Returns:
-        (params, images) -> logits.
     """
-    return Partial(_frozen_outputs(model), batch_stats)
-
-
-@functools.lru_cache(maxsize=8)
-def _frozen_errors(model: nn.Module) -> Callable[[Any, Any, Any], jax.Array]:
-    def errors(batch_stats: Any, params: Any, batch: dict[str, jax.Array]) -> jax.Array:
-        logits = predict(model, variables_of(params, batch_stats), batch["image"])
-        return jnp.mean(jnp.argmax(logits, axis=-1) != batch["label"])
-
-    return errors
-
-
-def frozen_errors(model: nn.Module, batch_stats: Any) -> Partial:
-    """The share of examples that a network gets wrong, on running statistics.
-
-    Args:
-        model: A Linen classifier.
-        batch_stats: Its running statistics; new values do not compile again.
-
-    Returns:
-        (params, batch) -> scalar, with batch = {"image": ..., "label": ...}.
-    """
-    return Partial(_frozen_errors(model), batch_stats)
+    return Partial(_outputs(model), batch_stats)
 
 
 def macs_per_weight(

@@ -76,7 +76,7 @@ class Stage(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """All that a run needs and does not change.
+    """The constants of a run.
 
     Attributes:
         config: The run's config.
@@ -122,7 +122,7 @@ def prepare(config: Config, progress: Progress) -> tuple[Plan, tuple[Any, Masks]
             config.data.name,
             data_dir=config.data.dir,
             progress=progress,
-            options=config.data.image_options,
+            options=config.data,
         )
     image = np.zeros((1, *dataset.image_shape), np.float32)
     with _refused_as("config.model"):

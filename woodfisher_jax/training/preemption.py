@@ -1,4 +1,4 @@
-"""A run that is asked to stop: by a scheduler (SIGTERM) or a user (Ctrl-C)."""
+"""Stopping a run by a signal: of a scheduler (SIGTERM) or a user (Ctrl-C)."""
 
 import contextlib
 import logging
@@ -11,14 +11,14 @@ from types import FrameType
 logger = logging.getLogger(__name__)
 
 EXIT_CODES: dict[int, int] = {signal.SIGTERM: 0, signal.SIGINT: 130}
-"""Signals that ask for a stop, and the exit code of a run that has saved itself.
+"""From signals to the exit code of a run that has saved itself.
 
 A scheduler that takes a machine away sends SIGTERM, and that is no failure.
 """
 
 
 class Stopped(Exception):  # noqa: N818 (nothing has gone wrong)
-    """A run was asked to stop and has saved itself; started again, it goes on.
+    """A run has saved itself after a signal; started again, it resumes.
 
     Attributes:
         exit_code: What the process should end with.
@@ -30,20 +30,20 @@ class Stopped(Exception):  # noqa: N818 (nothing has gone wrong)
 
 
 class StopRequest:
-    """Whether this process has been asked to stop.
+    """The signal to stop that this process has received.
 
     Attributes:
-        signal: The signal that asked, or 0.
+        signal: Its number, or 0.
     """
 
     def __init__(self) -> None:
         self.signal = 0
 
     def receive(self, number: int, frame: FrameType | None = None) -> None:
-        """Notes a signal; the second one ends the process as if nobody listened."""
+        """Records a signal; the second one has its usual effect."""
         if self.signal:
             if sys.stderr.isatty():
-                # Live bars hide the cursor, and will not come to show it again.
+                # Live bars hide the cursor; this shows it.
                 print("\x1b[?25h", end="", file=sys.stderr, flush=True)
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
@@ -58,9 +58,9 @@ class StopRequest:
 
 @contextlib.contextmanager
 def stop_requests() -> Iterator[StopRequest]:
-    """Listens for requests to stop while the context is open.
+    """Handles signals to stop while the context is open.
 
-    Only the main thread of a program can listen; in any other one nothing is heard.
+    Only the main thread of a program can; in others signals keep their handlers.
 
     Yields:
         The request, to look at after every step.

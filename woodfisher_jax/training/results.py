@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from woodfisher_jax.extras import MissingExtraError
 from woodfisher_jax.report import environment, metrics
-from woodfisher_jax.report.figures import MissingExtraError
 from woodfisher_jax.report.page import write_page
 from woodfisher_jax.training import config as config_
 from woodfisher_jax.training import distributed, pruners

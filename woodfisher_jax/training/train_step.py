@@ -37,11 +37,11 @@ class TrainState(NamedTuple):
 
 
 class Metrics(NamedTuple):
-    """What a step tells, the same on every device.
+    """Results of a step, the same on every device.
 
     Attributes:
         loss: Mean loss of the batch.
-        stop: Above zero if some process is asked to stop.
+        stop: Above zero if some process has been asked to stop.
     """
 
     loss: jax.Array
@@ -82,8 +82,8 @@ def train_step(
     Args:
         state: Before the step.
         batch: ``image`` [b, h, w, c] and ``label`` [b].
-        stop: A number for each device, above zero where its process is asked to stop.
-            It travels with the step so that all processes learn of it at the same one.
+        stop: A number for each device, above zero where its process has been asked to
+            stop; reduced within the step so that all processes stop after the same one.
         model: A Linen classifier.
         tx: The optimizer.
         label_smoothing: Share of the target that is spread over all classes, [0, 1).
@@ -150,11 +150,11 @@ def network(state: TrainState) -> dict[str, Any]:
     return {"params": state.params, "batch_stats": state.batch_stats}
 
 
-def judged(state: TrainState) -> TrainState:
-    """The state whose network counts: with the average, where there is one."""
+def averaged(state: TrainState) -> TrainState:
+    """The state with the averaged network in place of the last, where there is one."""
     return state._replace(**state.average) if state.average else state
 
 
 def averaging(state: TrainState, average_decay: float) -> TrainState:
-    """The state from which an average starts, or without one at a decay of 0."""
+    """The state with an average that starts from its network; none at a decay of 0."""
     return state._replace(average=network(state) if average_decay else ())

@@ -1,4 +1,4 @@
-"""The folder of a run: whose it is, and its log."""
+"""The folder of a run: the config that it belongs to, and its log."""
 
 import contextlib
 import json
@@ -19,13 +19,13 @@ MACHINE = (
     "data.workers",
     "data.prefetch",
 )
-"""Fields of the config that say where a run is, not what it is."""
+"""Fields of the config that may differ when a run is resumed."""
 
 LOG_FORMAT = logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S")
 
 
 def identity(config: Config) -> dict[str, Any]:
-    """What of a config makes a run what it is, as JSON gives it back."""
+    """The config as plain values, without the fields of MACHINE."""
     values: dict[str, Any] = json.loads(json.dumps(config_.to_dict(config)))
     for field in MACHINE:
         section, _, name = field.rpartition(".")
@@ -34,7 +34,7 @@ def identity(config: Config) -> dict[str, Any]:
 
 
 def claim_workdir(workdir: Path, config: Config) -> None:
-    """Makes the workdir this run's own, or finds that it is so already.
+    """Writes the config to the workdir, or compares it with the one there.
 
     Raises:
         ConfigError: If it cannot be written, or holds the run of another config.
@@ -63,7 +63,7 @@ def claim_workdir(workdir: Path, config: Config) -> None:
 
 
 def check_shared(workdir: Path) -> None:
-    """Finds out whether a process sees the workdir that the first one has claimed.
+    """Checks that a process can read the workdir that the first one has claimed.
 
     Raises:
         ConfigError: If it does not.
@@ -75,22 +75,24 @@ def check_shared(workdir: Path) -> None:
         )
 
 
-def differences(found: Any, wanted: Any, where: str) -> list[str]:
+def differences(found: Any, expected: Any, where: str) -> list[str]:
     """A line for each value in which two nested dicts differ.
 
     Args:
-        found: What is there.
-        wanted: What is here.
+        found: The values there.
+        expected: The values here.
         where: The name of both.
     """
-    if isinstance(found, dict) and isinstance(wanted, dict):
-        keys = [*found, *(key for key in wanted if key not in found)]
+    if isinstance(found, dict) and isinstance(expected, dict):
+        keys = [*found, *(key for key in expected if key not in found)]
         return [
             line
             for key in keys
-            for line in differences(found.get(key), wanted.get(key), f"{where}.{key}")
+            for line in differences(found.get(key), expected.get(key), f"{where}.{key}")
         ]
-    return [] if found == wanted else [f"{where} is {found!r} there, {wanted!r} here"]
+    if found == expected:
+        return []
+    return [f"{where} is {found!r} there, {expected!r} here"]
 
 
 @contextlib.contextmanager

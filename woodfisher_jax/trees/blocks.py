@@ -1,9 +1,9 @@
 """Layouts: the assignment of weights to blocks, and its inverse.
 
-The prunable weights form one flat vector of length d, tensor after tensor. A layout is a
-tuple of groups; a group is an int32 array [num_blocks, width] of indices into the flat
-vector, and all its blocks share one compiled function. The index d means padding: a
-column of zeros, which decouples from the rest of its block.
+The prunable weights form one flat vector of length d, tensor after tensor. A layout is
+a tuple of groups; a group is an int32 array [num_blocks, width] of indices into the
+flat vector, and all its blocks share one compiled function. The index d means padding:
+a column of zeros, which decouples from the rest of its block.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -263,7 +263,7 @@ def full_matrix(
 
 
 NARROWEST = 4_000
-"""Smallest width of a narrowed block: below it, compilation takes longer than it saves."""
+"""Smallest width after narrowing; below it, compilation costs more than it saves."""
 
 
 def gather(vectors: jax.Array, group: jax.Array | np.ndarray) -> jax.Array:

@@ -201,8 +201,8 @@ def num_kept(num_weights: int, target_sparsity: float) -> int:
         >>> wf.masks.num_kept(32_360, 0.9)
         3236
     """
-    # 32,360 x (1 - 0.9) is 3,235.9999999999995 in floating point. Less than a millionth,
-    # for 1,000,001 x (1 - 0.000001) is 999,999.999999 and not a million.
+    # 32,360 x (1 - 0.9) is 3,235.9999999999995 in floating point. The margin is below a
+    # millionth: 1,000,001 x (1 - 0.000001) is 999,999.999999 and not a million.
     return math.floor(num_weights * (1.0 - target_sparsity) + 5e-7)
 
 
@@ -230,8 +230,8 @@ def traced_num_kept(num_weights: int, target_sparsity: jax.Array) -> jax.Array:
 def keep_highest(scores: jax.Array, mask: jax.Array, kept: jax.Array) -> jax.Array:
     """Keeps the weights with the ``kept`` highest scores among those in the mask.
 
-    Exactly ``min(kept, sum(mask))`` weights are kept, and of equal scores those of lower
-    index. The result is nested in ``mask``.
+    Exactly ``min(kept, sum(mask))`` weights are kept, and of equal scores those of
+    lower index. The result is nested in ``mask``.
 
     Args:
         scores: Finite scores, higher = more important [n].

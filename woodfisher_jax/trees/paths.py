@@ -36,7 +36,7 @@ def leaves_by_path(params: Params) -> dict[str, jax.Array]:
         names = [_name(path) for path, _ in leaves]
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(
-            f"params has two leaves with the path {twice!r}; rename a key that contains "
+            f"params has two leaves with the path {twice!r}; rename a key that has "
             "a slash"
         )
     return named

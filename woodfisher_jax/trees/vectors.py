@@ -1,4 +1,4 @@
-"""Conversion between pytrees and flat vectors of prunable weights; finiteness checks."""
+"""Pytrees to flat vectors of prunable weights and back; checks that all is finite."""
 
 from functools import partial
 
@@ -70,7 +70,7 @@ def check_weights(finite: dict[str, jax.Array]) -> None:
     for path, sound in finite.items():
         if not sound:
             raise ValueError(
-                f"params[{path!r}] contains nan or inf where it is not masked; expected "
+                f"params[{path!r}] holds nan or inf where it is not masked; expected "
                 "finite weights"
             )
 

@@ -2,14 +2,13 @@
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from woodfisher_jax.curvature.fisher import AUTO, WoodFisher
 from woodfisher_jax.curvature.method import Method, Sampled
-from woodfisher_jax.methods import applicable, method_named
+from woodfisher_jax.methods import applicable, check_together, method_named, resolve
 from woodfisher_jax.options import OptionError, fields_of
-from woodfisher_jax.prune import check_together, resolve
 from woodfisher_jax.rows.compute import Compute
 from woodfisher_jax.selection.goal import Goal
 from woodfisher_jax.selection.patterns import Pattern
@@ -42,9 +41,20 @@ def from_dict(values: Mapping[str, Any]) -> Config:
     return config
 
 
-def _require(condition: bool, where: str, value: Any, expected: str) -> None:
-    if not condition:
-        raise ConfigError(f"config.{where}={value!r}; expected {expected}")
+Require = Callable[[bool, str, str], None]
+"""(condition, field, expected value in words): raises unless the condition holds."""
+
+
+def _requirements(section: Any, where: str) -> Require:
+    """Requirements of the fields of a section, which the message names."""
+
+    def require(condition: bool, field: str, expected: str) -> None:
+        if not condition:
+            value = getattr(section, field)
+            message = f"{where}.{field}={value!r}; expected {expected}"
+            raise ConfigError(message)
+
+    return require
 
 
 def check(config: Config) -> None:
@@ -53,11 +63,17 @@ def check(config: Config) -> None:
     Raises:
         ConfigError: Naming the field, what came and what was expected.
     """
-    _check_distributed(config.distributed)
-    for name, train in (("dense", config.dense), ("train", config.train)):
-        _check_train(train, name)
+    _check_distributed(config.distributed, "config.distributed")
+    _check_train(config.dense, "config.dense")
+    _check_train(config.train, "config.train")
     for name, pruner in config.pruners.items():
-        _check_pruner(config, pruner, name)
+        _check_pruner(config, pruner, f"config.{name}")
+        _check_schedule(config, pruner, f"config.{name}")
+        _requirements(config.prune, "config.prune")(
+            pruner.one_shot == config.prune.one_shot,
+            "one_shot",
+            "the same in all pruners, for there is no training after it",
+        )
     for method in config.compare_with:
         try:
             other = compared(config, method)
@@ -65,19 +81,10 @@ def check(config: Config) -> None:
                 _resolved(other, pruner)
         except OptionError as error:
             raise ConfigError(f"config.compare_with: {error}") from error
-    _require(
-        len({pruner.one_shot for pruner in config.pruners.values()}) == 1,
-        "prune.one_shot",
-        config.prune.one_shot,
-        "the same in all pruners, for there is no training after it",
-    )
 
 
-def _check_distributed(distributed: DistributedConfig) -> None:
-    def require(condition: bool, field: str, expected: str) -> None:
-        value = getattr(distributed, field)
-        _require(condition, f"distributed.{field}", value, expected)
-
+def _check_distributed(distributed: DistributedConfig, where: str) -> None:
+    require = _requirements(distributed, where)
     place, count = distributed.coordinator, distributed.num_processes
     number = distributed.process_id
     require(
@@ -101,29 +108,27 @@ def _check_distributed(distributed: DistributedConfig) -> None:
 # --------------------------------------------------------------------------- training
 
 
-def _check_train(train: TrainConfig, name: str) -> None:
-    _require(
+def _check_train(train: TrainConfig, where: str) -> None:
+    require = _requirements(train, where)
+    require(
         train.batch_size % train.accumulation_steps == 0,
-        f"{name}.accumulation_steps",
-        train.accumulation_steps,
+        "accumulation_steps",
         f"a divisor of batch_size={train.batch_size}",
     )
-    _require(
+    require(
         bool(train.decay_at_epochs) == (train.schedule == "multistep"),
-        f"{name}.decay_at_epochs",
-        train.decay_at_epochs,
+        "decay_at_epochs",
         "epochs, such as (30, 60), with schedule='multistep', and none with any other",
     )
-    _require(
+    require(
         train.final_learning_rate <= train.learning_rate,
-        f"{name}.final_learning_rate",
-        train.final_learning_rate,
+        "final_learning_rate",
         f"0 to learning_rate={train.learning_rate}",
     )
     try:
         check_settings(train.optimizer.name, train.optimizer.settings)
     except OptionError as error:
-        raise in_config(error, f"config.{name}.optimizer") from error
+        raise in_config(error, f"{where}.optimizer") from error
 
 
 # ---------------------------------------------------------------------------- pruning
@@ -169,8 +174,8 @@ def step_options(config: Config, pruner: PruneConfig) -> StepOptions:
         given["damping"] = AUTO
     if pruner.damping_plus_weight_decay:
         given["weight_decay"] = config.train.weight_decay
-    if pruner.options.get("hessian") == "hutchinson":
-        given["probe_seed"] = config.seed
+    if given.get("hessian", getattr(row, "hessian", None)) == "hutchinson":
+        given["probe_seed"] = config.seed % 2**32  # All that a key of JAX takes.
     if not row.needs_samples:
         # They are compared with other methods under one set of options.
         given = applicable(pruner.method, given)
@@ -188,26 +193,16 @@ def _resolved(config: Config, pruner: PruneConfig) -> StepOptions:
     check_together(
         pruner.method, found.method, found.goal, pruner.mean_samples, targets
     )
-    if pruner.damping_search_samples and found.method.needs_samples:
-        having = "damping" in fields_of(type(found.method))
-        if not having:
-            raise OptionError(
-                "damping_search_samples",
-                f"damping_search_samples={pruner.damping_search_samples}; expected 0 "
-                f"with method={pruner.method!r}, which has no damping",
-            )
     return found
 
 
-def _check_pruner(config: Config, pruner: PruneConfig, name: str) -> None:
-    def require(condition: bool, field: str, expected: str) -> None:
-        _require(condition, f"{name}.{field}", getattr(pruner, field), expected)
-
+def _check_pruner(config: Config, pruner: PruneConfig, where: str) -> None:
+    require = _requirements(pruner, where)
     try:
-        _, goal, _ = _resolved(config, pruner)
+        method, goal, _ = _resolved(config, pruner)
     except OptionError as error:
         names = FIELDS | ({"damping": "auto_damping"} if pruner.auto_damping else {})
-        raise in_config(error, f"config.{name}", names) from error
+        raise in_config(error, where, names) from error
     own = goal.pattern.sparsity if isinstance(goal.pattern, Pattern) else None
     require(
         own is None or pruner.target_sparsity >= own - 1e-6,
@@ -215,6 +210,11 @@ def _check_pruner(config: Config, pruner: PruneConfig, name: str) -> None:
         f"{own or 0:.6g} with pattern={pruner.value_of('pattern')!r}",
     )
     matches, searches = pruner.match != "none", pruner.damping_search_samples > 0
+    require(
+        not searches or not method.needs_samples or hasattr(method, "damping"),
+        "damping_search_samples",
+        f"0 with method={pruner.method!r}, which has no damping",
+    )
     require(
         not (matches and goal.recompute),
         "match",
@@ -232,19 +232,15 @@ def _check_pruner(config: Config, pruner: PruneConfig, name: str) -> None:
         "0 with recompute, whose later draws may hold the same examples; or set "
         "redraw_samples=False",
     )
-    _require(
+    require(
         pruner.match != "outputs" or pruner.num_examples == pruner.num_samples,
-        f"{name}.batch_size",
-        pruner.value_of("batch_size"),
-        "1 with match='outputs', whose rows are one an example",
+        "match",
+        "another value with batch_size above 1, for its rows are one an example",
     )
-    _check_schedule(config, pruner, name)
 
 
-def _check_schedule(config: Config, pruner: PruneConfig, name: str) -> None:
-    def require(condition: bool, field: str, expected: str) -> None:
-        _require(condition, f"{name}.{field}", getattr(pruner, field), expected)
-
+def _check_schedule(config: Config, pruner: PruneConfig, where: str) -> None:
+    require = _requirements(pruner, where)
     require(
         pruner.initial_sparsity <= pruner.target_sparsity,
         "target_sparsity",

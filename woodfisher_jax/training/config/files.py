@@ -1,4 +1,4 @@
-"""Config files: found by name or path, executed, and overridden by a command line.
+"""Config files: found by name or path, executed, overridden by a command line, shown.
 
 An *override* is an argument of a command line, ``--config.prune.damping=1e-4``.
 """
@@ -8,6 +8,7 @@ import contextlib
 import difflib
 import runpy
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from woodfisher_jax.training.config.values import (
     is_pruner,
     section_fields,
     subsections,
+    to_dict,
 )
 
 _PACKAGE = Path(__file__).parents[2]
@@ -142,6 +144,8 @@ def override(values: dict[str, Any], argument: str) -> None:
     for group in groups:
         section = _inner(section, level, group, where)
         level, where = level.setdefault(group, {}), f"{where}.{group}"
+        if not isinstance(level, dict):
+            raise ConfigError(f"{where}={level!r}; expected a group of fields")
     fields = section_fields(section, level)
     if section in NAMED and key not in fields:
         level[key] = _setting(text, level.get(key))
@@ -200,3 +204,26 @@ def _setting(text: str, present: Any) -> Any:
         value = ast.literal_eval(text)
     several = isinstance(present, (tuple, list))
     return (value,) if several and not isinstance(value, (tuple, list)) else value
+
+
+# ------------------------------------------------------------------------------- help
+
+
+def explained(config: Config) -> str:
+    """Every field of a config with its value and its documentation."""
+    return "\n".join(_explained(Config, to_dict(config), "config"))
+
+
+def _explained(section: type, values: Mapping[str, Any], where: str) -> list[str]:
+    fields, inner = section_fields(section, values), subsections(section)
+    lines = [f"\n{where}"]
+    for key, value in values.items():
+        if not isinstance(value, dict):
+            doc = fields[key].doc if key in fields else "A setting of the above."
+            shown = tuple(value) if isinstance(value, list) else value
+            lines.append(f"  --{where}.{key}={shown}\n      {doc}")
+    for key, value in values.items():
+        if isinstance(value, dict):
+            kind = PruneConfig if is_pruner(key) else inner[key]
+            lines += _explained(kind, value, f"{where}.{key}")
+    return lines

@@ -14,17 +14,19 @@ from woodfisher_jax.methods import METHODS
 from woodfisher_jax.options import Options, option
 from woodfisher_jax.rows.projections import METRICS
 from woodfisher_jax.schedules import Stage, gradual, one_shot
-from woodfisher_jax.stages.matching import MATCHES
 from woodfisher_jax.training.config.step_options import changed, step_fields
 from woodfisher_jax.training.optimizer import LR_SCHEDULES, OPTIMIZERS
 
 DTYPES = ("float32", "bfloat16")
 """Precisions of training."""
 
+MATCHES = ("none", "outputs", "labels")
+"""The targets of a run's steps: none, the dense network's outputs, or the labels."""
+
 
 @dataclasses.dataclass(frozen=True)
-class DataConfig(Options):
-    """Where examples come from."""
+class DataConfig(ImageOptions):
+    """Where examples come from, and how images in files are read."""
 
     name: str = option(
         "digits",
@@ -40,32 +42,6 @@ class DataConfig(Options):
     augment: bool = option(
         True, "Random crops and flips in training, where the data set has them."
     )
-    image_size: int = option(
-        224,
-        "Side of the square that the model sees, in pixels; this and all that follow "
-        "are of data sets in files.",
-        least=1,
-    )
-    resize: int = option(
-        256,
-        "Shorter side of a test image before its middle is cut out, in pixels.",
-        least=1,
-    )
-    autoaugment: bool = option(
-        False, "AutoAugment of training images, besides crops and flips."
-    )
-    workers: int = option(
-        0, "Processes that decode images; 0 for threads, one a core.", least=0
-    )
-    prefetch: int = option(2, "Batches made ready ahead.", least=1)
-    max_bad_images: int = option(
-        10, "Files of a split that may be unreadable and are left out.", least=0
-    )
-
-    @property
-    def image_options(self) -> ImageOptions:
-        """How images in files are read."""
-        return ImageOptions(*(getattr(self, name) for name in ImageOptions._fields))
 
 
 @dataclasses.dataclass(frozen=True)
