@@ -12,7 +12,7 @@ import pytest
 import woodfisher_jax as wf
 
 MODULES = [
-    *("prune", "masked", "schedules", "equations.obs", "equations.fisher"),
+    *("prune", "step", "masked", "schedules", "equations.obs", "equations.fisher"),
     *("trees.masks", "trees.blocks", "trees.paths"),
     *("rows.gradients", "rows.projections", "curvature.checked"),
     *("stages.matching", "stages.damping_search", "stages.distillation"),

@@ -232,7 +232,7 @@ class TestInverse:
             np.testing.assert_allclose(whole[..., own], found, rtol=1e-4)
 
     def test_large_activations_and_small_damping(self) -> None:
-        """Directions that no sample has are told by the damping alone, to 1e-3."""
+        """Directions without samples are distinguished by the damping alone."""
         params, x = {"w": array(30, 2)}, 100 * array(5, 30)
         loss = lambda p, x: jnp.mean(jnp.sum(jnp.sin(x @ p["w"] / 1e3), 1))  # noqa: E731
         factors = factors_of(loss, params, x)

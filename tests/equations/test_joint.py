@@ -12,7 +12,7 @@ update = jax.jit(joint_update, static_argnames="solver")
 
 
 def problem(num_samples=NUMBER, seed=0, share=0.5, scale=1.0):
-    """Gradients, weights and what stays of one block, in float64."""
+    """Gradients, weights and kept weights of one block, in float64."""
     rng = np.random.default_rng(seed)
     gradients = rng.normal(size=(num_samples, WIDTH)) * scale
     # Weights that explain one another: the update has something to do.

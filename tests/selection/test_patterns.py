@@ -62,9 +62,9 @@ def test_several_of_so_many_inputs(pattern):
     found, numbers = groups(pattern)
     assert members(numbers) == blocks(size, 1)
     assert parse(pattern).sparsity == 1 - kept / size
-    gone = {frozenset(row) for row in found.removals.tolist()}
-    assert len(gone) == len(found.removals)
-    assert {len(slots) for slots in gone} == {size - kept}
+    removed = {frozenset(row) for row in found.removals.tolist()}
+    assert len(removed) == len(found.removals)
+    assert {len(slots) for slots in removed} == {size - kept}
     slots = unflatten(flat_order(KERNELS), jnp.asarray(found.slots))
     for tensor in slots.values():  # in the order of the inputs
         expected = np.arange(tensor.shape[-2]) % size

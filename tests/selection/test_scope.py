@@ -315,14 +315,14 @@ def test_groups_of_costly_layers_go_first() -> None:
         squares = np.float64(leaves[path]) ** 2 / macs**0.5
         for output in range(leaves[path].shape[-1]):
             means[path, output] = squares[..., output].mean()
-    room, stays = 42, set()
+    room, kept = 42, set()
     for path, output in sorted(means, key=means.get, reverse=True):
         room -= leaves[path][..., output].size
         if room < 0:
             break
-        stays.add((path, output))
+        kept.add((path, output))
     for (path, output), _ in means.items():
-        assert np.all(masks[path][..., output] == ((path, output) in stays))
+        assert np.all(masks[path][..., output] == ((path, output) in kept))
 
 
 def test_groups_compete_by_what_is_left_of_them() -> None:

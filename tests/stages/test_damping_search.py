@@ -1,4 +1,4 @@
-"""Damping by trial is the best of those tried, on examples kept apart."""
+"""Damping by trial is the best of those tried, on held-out examples."""
 
 import functools
 from typing import Any

@@ -22,7 +22,7 @@ PARAMS = {
     "conv": {"kernel": jnp.ones((3, 3, 1, 2)), "bias": jnp.ones(2)},
     "fc": {"kernel": jnp.ones((4, 5)), "bias": jnp.ones(5)},
 }
-SIZES = (1, 2, 16)  # few, because each size compiles anew
+SIZES = (1, 2, 16)  # few, because each size compiles again
 
 
 # ------------------------------------------------------------- which have a mask
