@@ -204,7 +204,8 @@ def assert_same(found, expected, rtol: float) -> None:
     [
         (784, "layer", 0.8, 1, "torch"),
         (500, "global", 0.9, 10, "flax"),
-        (None, "global", 0.95, 1, "torch"),
+        # Slow tests compile with optimizations, without which a weight rounds worse.
+        pytest.param(None, "global", 0.95, 1, "torch", marks=pytest.mark.slow),
     ],
 )
 def test_the_original_s_formulas_in_float64(
@@ -228,8 +229,7 @@ def test_the_original_s_formulas_in_float64(
         batch_size=batch_size,
     )
     assert found[2].num_samples == 100 // batch_size
-    # Float32, and sums one by one: the quick suite compiles without vector units.
-    assert_same(found, expected, rtol=1e-4)
+    assert_same(found, expected, rtol=2e-5)
 
 
 # --------------------------------------------------------------------- the first order
