@@ -161,17 +161,23 @@ def resolve(
     assert isinstance(found, Compute)
     scope = scope_of(method, goal.scope)
     if goal.counts_macs and "global" not in row.scopes:
+        name = "flops_power" if goal.flops_target is None else "flops_target"
         raise OptionError(
-            "flops_target",
-            f"flops_target={goal.flops_target} and flops_power={goal.flops_power} with "
-            f"{where}, which has a threshold a layer; expected a method with a global "
-            "one",
+            name,
+            f"{name}={getattr(goal, name)} with {where}, which has a threshold for "
+            "each layer; expected a method with a global one",
         )
     if goal.flops_power and not row.allows_costs:
         raise OptionError(
             "flops_power",
             f"flops_power={goal.flops_power} with {where}, whose saliency may be "
             "negative; expected 0",
+        )
+    if goal.recompute and not row.needs_samples:
+        raise OptionError(
+            "recompute",
+            f"recompute={goal.recompute} with {where}, which has no curvature to "
+            "compute again; expected 0",
         )
     return row, goal.resolved(scope), found
 

@@ -46,7 +46,7 @@ class DiagonalHessian(Sampled):
     )
     num_probes: int = option(64, "P, vectors of random signs of hutchinson.", least=1)
     probe_seed: int = option(
-        0, "Of these signs.", least=0, most=2**32 - 1, in_config=False
+        0, "Seed of these signs.", least=0, most=2**32 - 1, in_config=False
     )
 
     # A negative second derivative makes a negative saliency, which a factor below 1

@@ -49,7 +49,7 @@ class Surgeon(Sampled):
     )
     weight_decay: float = option(
         0.0,
-        "That of training, added to the damping.",
+        "Weight decay of the training, added to the damping.",
         least=0,
         most=1e30,
         in_config=False,

@@ -10,7 +10,7 @@ from woodfisher_jax.equations.fisher import SOLVERS, choose_solver
 from woodfisher_jax.options import Options, option
 
 STORES = ("device", "host", "disk", "recompute")
-"""Where gradients wait between the statistic and the update, the fastest first."""
+"""Where gradients are stored between statistic and update, the fastest first."""
 
 STORE_DTYPES = ("float32", "bfloat16")
 """How they are kept; products are in float32 either way."""
@@ -40,14 +40,15 @@ class Compute(Options):
     )
     store: str = option(
         "auto",
-        "Where gradients wait between statistic and update: device, host, disk, or "
-        "recompute (nowhere: they are formed twice, for a part of the weights at a "
+        "Where gradients are stored between statistic and update: device, host, disk, "
+        "or recompute (nowhere: they are formed twice, for a part of the weights at a "
         "time); auto takes the first that fits.",
         choices=("auto", *STORES),
     )
     store_dtype: str = option(
         "float32",
-        "How they are kept; bfloat16 halves the room and rounds them to three digits.",
+        "Precision of the stored gradients; bfloat16 halves their memory and rounds "
+        "them to three digits.",
         choices=STORE_DTYPES,
     )
     store_dir: str | Path | None = option(

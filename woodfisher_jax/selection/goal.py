@@ -36,9 +36,10 @@ class Goal(Options):
     )
     pattern: str | GroupNames | Pattern | None = option(
         None,
-        "What stays or goes together: 2:4 (any N:M of consecutive inputs), 4x1 (any "
-        "block of inputs by outputs), filters, heads:6 (attention heads, with their "
-        "number), in Python also a function (path, shape) -> group numbers; default "
+        "Weights that are kept or removed together: 2:4 (any N:M of consecutive "
+        "inputs), 4x1 (any block of inputs by outputs), filters, heads:6 (attention "
+        "heads, with their number), in Python also a function (path, shape) -> group "
+        "numbers; default "
         "single weights.",
     )
     flops_power: float = option(

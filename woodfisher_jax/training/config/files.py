@@ -7,6 +7,7 @@ import ast
 import contextlib
 import difflib
 import runpy
+import sys
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
@@ -87,6 +88,8 @@ def load_config(config: str) -> dict[str, Any]:
         ConfigError: If there is no such file, or it cannot be executed.
     """
     path, word = find(config), config.partition(":")[2]
+    # A config may import a method that lies beside it.
+    sys.path.append(str(path.parent.resolve()))
     try:
         get_config = runpy.run_path(str(path)).get("get_config")
     except Exception as error:
