@@ -37,7 +37,7 @@ def test_vectors_are_the_masked_weights_and_go_back_in_their_dtype() -> None:
 def test_what_is_not_finite_is_named() -> None:
     for value in (jnp.nan, jnp.inf):
         broken = PARAMS | {"b": jnp.asarray([0.0, value, 1.0])}
-        with pytest.raises(ValueError, match=r"params\['b'\] contains nan or inf"):
+        with pytest.raises(ValueError, match=r"params\['b'\] .* nan or inf"):
             check_weights(to_vectors(broken, MASKS, ORDER)[-1])
     masked = PARAMS | {"w": PARAMS["w"].at[0, 1].set(jnp.nan)}
     check_weights(to_vectors(masked, MASKS, ORDER)[-1])
