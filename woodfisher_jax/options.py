@@ -180,8 +180,13 @@ class Field(typing.NamedTuple):
             elif kind in names:
                 bounds = str(self.range) if kind is not bool else ""
                 found.append(f"{names[kind]} {bounds}".strip())
-            elif kind in (str, Path) and not self.words and "a string" not in found:
-                found.append("a string")
+            elif kind in (str, Path):
+                if not self.words and "a string" not in found:
+                    found.append("a string")
+            elif isinstance(kind, type):
+                found.append(f"a {kind.__name__}")
+            elif typing.get_origin(kind) is not Literal:
+                found.append("a function")
         if self.words:
             found.append(" or ".join(repr(word) for word in self.words))
         if self.optional:
@@ -254,7 +259,11 @@ def checked(field: Field, value: Any) -> Any:
             ):
                 return tuple(value)
         elif kind is not bool:
-            return value  # A function, a mesh: checked where it is used.
+            fits = (
+                isinstance(value, kind) if isinstance(kind, type) else callable(value)
+            )
+            if fits:
+                return value
     close = difflib.get_close_matches(str(value), field.words, n=1)
     hint = f"; did you mean {close[0]!r}?" if close else ""
     message = f"{field.name}={value!r}; expected {field.expected}{hint}"
