@@ -7,6 +7,8 @@ import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
 
+# Defines flags as it is imported, which would be removed with those of a command.
+import grain  # noqa: F401
 import pytest
 from absl.testing import flagsaver
 

@@ -103,7 +103,10 @@ JOINT = {"update": "joint"}
         ({"sparsity": None}, "sparsity=None and flops_target=None; expected exactly"),
         ({"flops_target": 1.0}, "sparsity=0.5 and flops_target=1.0; expected exactly"),
         ({"flops_power": 1.0, "scope": "layer"}, "scope='layer'.*expected .*global"),
-        ({"method": "magni", "flops_power": 1.0}, "flops_power=1.0.*threshold for each layer"),
+        (
+            {"method": "magni", "flops_power": 1.0},
+            "flops_power=1.0.*threshold for each layer",
+        ),
         ({"method": "naivehess", "flops_power": 1.0}, "flops_power=1.0.*negative"),
         (
             {"recompute_degree": 2.0},

@@ -148,7 +148,8 @@ def torch_shapes(name):
 
 
 def test_every_model_is_counted():
-    assert PARAMETERS.keys() == MODELS.keys()
+    # Tests of training add a model "net" of their own.
+    assert PARAMETERS.keys() == MODELS.keys() - {"net"}
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
