@@ -290,6 +290,10 @@ def test_overrides_name_fields_that_exist() -> None:
 # ------------------------------------------------------------------------------ Python
 
 
+LONG = ("docs/concepts.md", "docs/methods.md", "docs/scaling.md")
+"""Pages whose Python takes ten seconds and more to compile."""
+
+
 def network() -> dict[str, Any]:
     """Names that examples take for granted: a network, its loss, and its data."""
     digits = data.load("digits").train
@@ -317,7 +321,13 @@ def network() -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("page", dict.fromkeys(b.page for b in PYTHON))
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, marks=[pytest.mark.slow] * (page in LONG))
+        for page in dict.fromkeys(b.page for b in PYTHON)
+    ],
+)
 def test_python_runs(page: str) -> None:
     if page in ("README.md", OWN_MODELS):
         return  # Below, with their results.

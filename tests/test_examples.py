@@ -40,7 +40,7 @@ def test_every_example_is_in_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
     "name",
     [
         name
-        if name != "transformer_text"
+        if name in ("plain_dict", "flax_linen")
         else pytest.param(name, marks=pytest.mark.slow)
         for name in SHORT
     ],

@@ -22,14 +22,8 @@ def test_every_notebook_is_here() -> None:
     assert [path.stem for path in NOTEBOOKS] == list(FIGURES)
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
-        NOTEBOOKS[0],
-        *(pytest.param(path, marks=pytest.mark.slow) for path in NOTEBOOKS[1:]),
-    ],
-    ids=lambda path: path.stem,
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_runs(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shown = []
 

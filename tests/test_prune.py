@@ -201,7 +201,14 @@ def assert_step(found, expected, rtol=1e-4) -> None:
 # ------------------------------------------------------------------- one whole step
 
 
-@pytest.mark.parametrize(("method", "scope"), ROWS)
+@pytest.mark.parametrize(
+    ("method", "scope"),
+    [
+        # From a pruned network every row is among the quick ones.
+        pytest.param(*row, marks=[pytest.mark.slow] * (row[1] == "layer"))
+        for row in ROWS
+    ],
+)
 def test_a_step_from_dense(method, scope) -> None:
     assert_step(done(method, scope), expected_step(method, scope, 0.6))
 

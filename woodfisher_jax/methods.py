@@ -60,6 +60,10 @@ METHODS: dict[str, Method] = {
 """Every method by name. A method of your own is added as ``METHODS[name] = ...``."""
 
 
+RECOMPUTATION = ("recompute", "recompute_schedule", "recompute_degree")
+"""Options of the goal that need a curvature."""
+
+
 def method_named(method: str | Method) -> Method:
     """A method of the table, or the one given.
 
@@ -120,13 +124,18 @@ def applicable(method: str | Method, given: Mapping[str, Any]) -> dict[str, Any]
 
 def has(method: str | Method, option: str) -> bool:
     """Whether a name is no option of other methods alone."""
-    known = {name for section in options_of(method) for name in fields_of(section)}
-    return option in known or not having(option)
+    return _owns(method_named(method), option) or not having(option)
 
 
 def having(option: str) -> list[str]:
     """The methods of the table that have an option."""
-    return [name for name, row in METHODS.items() if option in fields_of(type(row))]
+    return [name for name, row in METHODS.items() if _owns(row, option)]
+
+
+def _owns(row: Method, option: str) -> bool:
+    """Whether an option is the method's, or one of its curvature's recomputation."""
+    recomputes = option in RECOMPUTATION and row.needs_samples
+    return recomputes or option in fields_of(type(row))
 
 
 def check_option(name: str, method: str | Method) -> None:
@@ -172,12 +181,6 @@ def resolve(
             "flops_power",
             f"flops_power={goal.flops_power} with {where}, whose saliency may be "
             "negative; expected 0",
-        )
-    if goal.recompute and not row.needs_samples:
-        raise OptionError(
-            "recompute",
-            f"recompute={goal.recompute} with {where}, which has no curvature to "
-            "compute again; expected 0",
         )
     return row, goal.resolved(scope), found
 

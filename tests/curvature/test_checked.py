@@ -146,7 +146,10 @@ def described(where: np.ndarray) -> str:
     )
 
 
-@pytest.mark.parametrize("count", COUNTS)
+@pytest.mark.parametrize(
+    "count",
+    [COUNTS[0], *(pytest.param(n, marks=pytest.mark.slow) for n in COUNTS[1:])],
+)
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_never_silently_wrong(solver, count) -> None:
     _, found = sweep(solver, count)

@@ -94,7 +94,14 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize(("pattern", "options"), CASES.values(), ids=CASES)
+@pytest.mark.parametrize(
+    ("pattern", "options"),
+    [
+        pytest.param(*case, marks=[pytest.mark.slow] * (name != "with a slope"))
+        for name, case in CASES.items()
+    ],
+    ids=CASES,
+)
 def test_the_pruned_groups_raise_the_loss_least(pattern, options) -> None:
     options = {"damping": DAMPING, **options}
     several = pattern == "2:4"

@@ -126,7 +126,15 @@ def close(found, expected, share=2e-4) -> None:
     np.testing.assert_allclose(found, expected, atol=share * abs(expected).max())
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+@pytest.mark.parametrize(
+    "case",
+    [
+        # Every tensor size compiles by itself.
+        pytest.param(case, marks=[pytest.mark.slow] * (name == "whole tensors"))
+        for name, case in CASES.items()
+    ],
+    ids=CASES,
+)
 def test_diagonal_and_product_are_those_of_the_dense_inverse(case) -> None:
     inverse = np.linalg.inv(case.fisher())
     results = []

@@ -84,6 +84,7 @@ def test_label_rows_have_the_slope_of_the_loss_and_the_scale_of_one_example(
     assert (rows.targets, rows.batch_size) == (-0.5, 4)
 
 
+@pytest.mark.slow
 def test_stages_towards_labels_train(params: Any) -> None:
     test = images(99, 400)
     drawn = []

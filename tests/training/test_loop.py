@@ -260,6 +260,7 @@ def test_a_run_that_is_asked_to_stop_resumes_in_the_middle_of_an_epoch(
     assert rows[0] == rows[1]
 
 
+@pytest.mark.slow
 def test_an_averaged_network_is_judged_pruned_and_resumed(tmp_path: Path) -> None:
     changes = {"dense__average_decay": 0.9, "train__average_decay": 0.9}
     config = small(dense__epochs=1, train__epochs=1, prune__end=0, **changes)
@@ -297,6 +298,7 @@ def test_one_shot_prunes_once_and_does_not_retrain(tmp_path: Path) -> None:
     assert results["dense"]["top1"] == results["stages"][0]["top1_before"]
 
 
+@pytest.mark.slow
 def test_a_schedule_in_steps_may_prune_within_an_epoch(tmp_path: Path) -> None:
     config = small(
         prune__unit="steps", prune__start=5, prune__end=30, prune__frequency=10
@@ -330,6 +332,7 @@ TWO = {
 }
 
 
+@pytest.mark.slow
 def test_two_pruners_prune_their_own_weights_and_resume(tmp_path: Path) -> None:
     config = small(**TWO)
     whole = run(config, tmp_path / "whole")
@@ -370,6 +373,7 @@ def test_repeated_one_shot_prunes_in_turn_and_trains_after(tmp_path: Path) -> No
     assert metrics.read_metrics(tmp_path)[-1]["event"] == "train"
 
 
+@pytest.mark.slow
 def test_repeated_one_shot_from_dense_is_each_one_shot(tmp_path: Path) -> None:
     changes = {"dense__epochs": 1, "train__epochs": 0, "prune__redraw_samples": False}
     turns = {

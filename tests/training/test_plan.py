@@ -171,6 +171,7 @@ def test_a_truncated_checkpoint_is_refused(
         prepare(small(init_from=str(path)), quiet)
 
 
+@pytest.mark.slow
 def test_the_originals_checkpoint_is_read(
     checkpoints_dir: Path, tfds_dir: Path
 ) -> None:

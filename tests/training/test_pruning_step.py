@@ -93,6 +93,7 @@ def in_memory(dataset: data.DataSet) -> data.DataSet:
     return dataset._replace(train=splits[0], test=splits[1])
 
 
+@pytest.mark.slow
 def test_images_in_files_are_pruned_with_like_those_in_memory(tmp_path) -> None:
     source = {"name": "generated_images", "dir": str(tmp_path)}
     sizes = {"image_size": 6, "resize": 7}
@@ -175,6 +176,7 @@ def test_a_step_leaves_the_weights_of_other_pruners() -> None:
     assert record["sparsity"] == pytest.approx(0.5, abs=1e-2)
 
 
+@pytest.mark.slow
 def test_mean_samples_belong_to_methods_of_first_order() -> None:
     plan, state = start(prune__method="woodtaylorblock", prune__mean_samples=400)
     new, _ = prune_state(plan, state, Stage(0, 0.5, "prune"), [])
@@ -323,6 +325,7 @@ def test_the_damping_is_searched_on_examples_that_are_not_the_fishers(
         assert pruning_step._held_out(plan, small().prune, 1) is None
 
 
+@pytest.mark.slow
 def test_a_searched_step_keeps_the_damping_of_the_lowest_loss() -> None:
     plan, state = start(
         prune__damping_search_samples=200,
