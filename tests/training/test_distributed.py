@@ -76,7 +76,6 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]
     return folder, found
 
 
-@pytest.mark.slow
 def test_as_many_devices_as_claimed(runs: tuple[Path, dict]) -> None:
     assert [runs[1][name]["run"]["devices"] for name in ("one", *TWO)] == [1, 4, 4]
 
