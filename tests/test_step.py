@@ -352,3 +352,45 @@ def test_a_first_call_compiles_at_most_eight_programs() -> None:
         check=False,
     )
     assert 1 <= int(done.stdout) <= 8, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("scope", {"scope": "layers"}),
+        ("scope", {"scope": "layer"}),
+        ("bounds", {"bounds": (0, 5)}),
+        ("layout", {"method": "woodfisherblock"}),
+        ("layout", {"method": wf.METHODS["woodfisher"].replace(block_size=5)}),
+        ("method", {"method": wf.METHODS["woodfisher"].replace(damping="auto")}),
+        (
+            "method",
+            {"method": wf.METHODS["woodfisher"].replace(update="joint", swaps=3)},
+        ),
+        ("method", {"method": "kfac"}),
+        ("gradients", {"weights": jnp.ones(9)}),
+    ],
+)
+def test_what_would_be_another_step_than_asked_for_is_refused(name, options) -> None:
+    given = {"weights": jnp.ones(8), **options}
+    with pytest.raises(wf.OptionError) as caught:
+        wf.step(jnp.ones((3, 8)), given.pop("weights"), jnp.ones(8, bool), 0.5, **given)
+    assert caught.value.name == name
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("method", {"method": ["woodfisher"]}),
+        ("compute", {"compute": {"store": "host"}}),
+        ("damping", {"damping": 10**400}),
+        ("block_size", {"block_size": 10**400}),
+        ("pattern", {"pattern": "4:2"}),
+        ("pattern", {"pattern": "0x4"}),
+        ("mesh", {"mesh": 3}),
+    ],
+)
+def test_what_prune_cannot_take_is_named(name, options) -> None:
+    with pytest.raises(wf.OptionError) as caught:
+        wf.prune(None, {"w": jnp.ones((4, 4))}, jnp.ones(3), sparsity=0.5, **options)
+    assert caught.value.name == name

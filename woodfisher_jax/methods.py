@@ -72,7 +72,7 @@ def method_named(method: str | Method) -> Method:
     """
     if isinstance(method, Method):
         return method
-    if method in METHODS:
+    if isinstance(method, str) and isinstance(METHODS.get(method), Method):
         return METHODS[method]
     close = difflib.get_close_matches(str(method), METHODS, n=1)
     hint = f" Did you mean {close[0]!r}?" if close else ""
@@ -129,7 +129,8 @@ def has(method: str | Method, option: str) -> bool:
 
 def having(option: str) -> list[str]:
     """The methods of the table that have an option."""
-    return [name for name, row in METHODS.items() if _owns(row, option)]
+    rows = {name: row for name, row in METHODS.items() if isinstance(row, Method)}
+    return [name for name, row in rows.items() if _owns(row, option)]
 
 
 def _owns(row: Method, option: str) -> bool:

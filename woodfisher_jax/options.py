@@ -12,13 +12,15 @@ the tables of the documentation read that field:
 import dataclasses
 import difflib
 import functools
-import math
 import numbers
 import types
 import typing
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
+
+LARGEST = 1e30
+"""Of any number: within float32, with room for its inverse."""
 
 
 class OptionError(ValueError):
@@ -55,8 +57,9 @@ class Range:
 
     def holds(self, value: float) -> bool:
         """Whether a number is finite and within the range."""
+        # First, since a whole number may be too large for a float.
         return (
-            math.isfinite(value)
+            abs(value) <= LARGEST
             and (self.least is None or value >= self.least)
             and (self.above is None or value > self.above)
             and (self.most is None or value <= self.most)
@@ -246,7 +249,7 @@ def checked(field: Field, value: Any) -> Any:
         if kind in (int, float):
             abstract = numbers.Integral if kind is int else numbers.Real
             is_number = isinstance(value, abstract) and not is_bool
-            if is_number and field.range.holds(float(value)):
+            if is_number and field.range.holds(value):
                 return kind(value)
         elif kind in (str, Path):
             if isinstance(value, kind):

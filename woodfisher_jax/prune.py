@@ -267,7 +267,11 @@ def _checked(
     **options: Any,
 ) -> _Job:
     check_params(params)
-    row, goal, compute = resolve(method, compute or Compute(), options)
+    if compute is None:
+        compute = Compute()
+    elif not isinstance(compute, Compute):
+        raise OptionError("compute", f"compute={compute!r}; expected a wf.Compute")
+    row, goal, compute = resolve(method, compute, options)
     check_together(method, row, goal, mean_samples, targets)
     if masks is None:
         masks = masks_.init_masks(params, prunable)
@@ -544,8 +548,6 @@ def _in_pieces(
     if not repairs:
         model = model_of(curvature, curvature.diagonal(), slope)
         kept, scores = _ranked(model, before, job)
-        newly = before.active & ~kept
-        report["saliency_sum"] = float(saliency_sum(scores, newly, model.slope))
     if isinstance(row, WoodFisher) and row.swaps:
         assert isinstance(curvature, InverseFisher)
         mean = jnp.zeros_like(before.values) if slope is None else slope
@@ -553,6 +555,9 @@ def _in_pieces(
             curvature, before.values, before.active, kept, y, mean, row.swaps
         )
         kept, report["swap_losses"] = support.kept, support.losses
+    if scores is not None:
+        newly = before.active & ~kept
+        report["saliency_sum"] = float(saliency_sum(scores, newly, model.slope))
     clock.mark("curvature")
     if dampings:
         assert isinstance(curvature, InverseFisher)

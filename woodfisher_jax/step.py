@@ -21,8 +21,9 @@ from woodfisher_jax.equations import obs
 from woodfisher_jax.methods import method_named
 from woodfisher_jax.options import OptionError
 from woodfisher_jax.rows.compute import Compute
+from woodfisher_jax.selection.goal import SCOPES
 from woodfisher_jax.selection.scope import keep
-from woodfisher_jax.trees.blocks import Layout
+from woodfisher_jax.trees.blocks import Layout, full_matrix
 from woodfisher_jax.trees.masks import num_kept, traced_num_kept
 
 
@@ -128,14 +129,18 @@ def step(
         >>> found.mask.tolist(), found.weights.tolist()
         ([False, True, True], [0.0, 1.0, 3.0])
     """
-    row = method_named(method)
-    if not isinstance(row, WoodFisher) or not isinstance(row.damping, float):
+    row, size = method_named(method), weights.shape[0]
+    if (
+        not isinstance(row, WoodFisher)
+        or row.swaps
+        or not isinstance(row.damping, float)
+    ):
         raise OptionError(
             "method",
-            f"method={method!r}: step takes a WoodFisher with a number for its damping;"
-            " for other methods call wf.prune",
+            f"method={method!r}: step takes a WoodFisher with a number for its damping "
+            "and without swaps; for other methods call wf.prune",
         )
-    size = weights.shape[0]
+    _check_step(gradients, weights, mask, row, layout, bounds, scope)
     bounds = (0, size) if bounds is None else bounds
     ranges = bounds if scope == "layer" else (0, size)
     kept = tuple(_left(stop - start, sparsity) for start, stop in pairwise(ranges))
@@ -154,6 +159,42 @@ def step(
         bounds=bounds,
         ranges=ranges,
     )
+
+
+def _check_step(
+    gradients: jax.Array,
+    weights: jax.Array,
+    mask: jax.Array,
+    method: WoodFisher,
+    layout: Layout | None,
+    bounds: tuple[int, ...] | None,
+    scope: str,
+) -> None:
+    """Raises unless the shapes and static arguments of a step fit one another."""
+    size = weights.shape[0]
+    shapes = gradients.shape[1:], weights.shape, mask.shape
+    if gradients.ndim != 2 or not len(gradients) or set(shapes) != {(size,)}:
+        raise OptionError(
+            "gradients",
+            f"gradients of shape {gradients.shape}, weights {weights.shape} and mask "
+            f"{mask.shape}; expected [N, d], [d] and [d]",
+        )
+    if layout is None and (method.block_size or method.layout is not full_matrix):
+        raise OptionError(
+            "layout",
+            "layout=None with a method whose blocks are smaller than all weights; "
+            "expected index arrays, such as wf.blocks.within_tensors(order, 2000)",
+        )
+    if scope not in SCOPES or (scope == "layer" and bounds is None):
+        raise OptionError(
+            "scope",
+            f"scope={scope!r} with bounds={bounds}; expected 'global', or 'layer' with "
+            "bounds=order.offsets",
+        )
+    if bounds is not None and (bounds[0], bounds[-1]) != (0, size):
+        raise OptionError(
+            "bounds", f"bounds={bounds}; expected a tuple from 0 to d={size}"
+        )
 
 
 def _left(size: int, sparsity: jax.Array | float) -> jax.Array | int:

@@ -101,6 +101,10 @@ def test_a_pruning_step_takes_the_support_after_swaps(swapped_supports) -> None:
     params, masks, info = step(seed, swaps=20)
     np.testing.assert_array_equal(masks["w"][:, 0], kept)
     np.testing.assert_allclose(info.swap_losses, losses, rtol=1e-3)
+    _, weights, fisher = problem(seed)
+    scores = weights**2 / (2 * np.diag(np.linalg.inv(fisher)))
+    # Of what is pruned in the end, not of what the statistic would have pruned.
+    assert info.saliency_sum == pytest.approx(scores[~kept].sum(), rel=1e-3)
     moved = problem(seed)[1] + minimum(seed, kept)[0]
     np.testing.assert_allclose(params["w"][:, 0], moved, rtol=1e-3, atol=1e-4)
     assert not np.any(np.asarray(params["w"][:, 0])[~kept])

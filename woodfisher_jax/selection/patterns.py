@@ -83,19 +83,23 @@ def _several(numbers: tuple[int, ...], name: str) -> Pattern:
     """N:M, N of M consecutive inputs."""
     kept, size = numbers
     if not 0 < kept < size:
-        raise ValueError(f"pattern={name!r}; expected N:M with 0 < N < M, such as 2:4")
+        raise OptionError(
+            "pattern", f"pattern={name!r}; expected N:M with 0 < N < M, such as 2:4"
+        )
     if math.comb(size, kept) > MOST_SUBSETS:
-        raise ValueError(
+        raise OptionError(
+            "pattern",
             f"pattern={name!r} has {math.comb(size, kept):,} choices a group, and all "
-            f"are compared; expected N:M with at most {MOST_SUBSETS:,}, such as 4:8"
+            f"are compared; expected N:M with at most {MOST_SUBSETS:,}, such as 4:8",
         )
 
     def names(path: str, shape: tuple[int, ...]) -> tuple[str, np.ndarray]:
         _, inputs, _ = _as_kernel(path, shape, name)
         if inputs % size:
-            raise ValueError(
+            raise OptionError(
+                "pattern",
                 f"pattern={name!r}: {path!r} of shape {shape} has {inputs} inputs, no "
-                f"multiple of {size}; leave it out with prunable (or masks)"
+                f"multiple of {size}; leave it out with prunable (or masks)",
             )
         return path, _blocks(path, shape, name, size, 1)
 
@@ -106,7 +110,9 @@ def _rectangles(numbers: tuple[int, ...], name: str) -> Pattern:
     """AxB, A inputs by B outputs; smaller at the end of a tensor."""
     height, width = numbers
     if not (height and width):
-        raise ValueError(f"pattern={name!r}; expected AxB, both 1 or more, such as 4x1")
+        raise OptionError(
+            "pattern", f"pattern={name!r}; expected AxB, both 1 or more, such as 4x1"
+        )
     return Pattern(
         name, lambda path, shape: (path, _blocks(path, shape, name, height, width))
     )
@@ -146,11 +152,12 @@ def _heads(numbers: tuple[int, ...], name: str) -> Pattern:
                 width = shape[axis] // parts
                 number = np.arange(shape[axis]) // width % heads
                 return attention, number if axis else number[:, None]
-        raise ValueError(
+        raise OptionError(
+            "pattern",
             f"pattern={name!r}: {path!r} of shape {shape} has no {heads} heads; "
             "expected kernels of qkv and proj, or of query, key, value and out. Set "
             "prunable to these, such as 'attn', or let pattern be a function "
-            "(path, shape) -> group numbers"
+            "(path, shape) -> group numbers",
         )
 
     return Pattern(name, names, in_tensors=False)
