@@ -576,8 +576,10 @@ def _leverages(gradients: jax.Array, kept: jax.Array, damping: float) -> jax.Arr
 @jax.jit
 def _slopes(gradients: jax.Array, targets: jax.Array) -> jax.Array:
     """-Gᵀy / N of each block of a tile."""
-    along = matmul(targets[None], gradients.astype(jnp.float32))
-    return -along[:, 0] / gradients.shape[1]
+    # A sum, whose order does not depend on the number of blocks as that of a product
+    # does: F⁻¹ would enlarge the difference.
+    terms = targets[:, None] * gradients.astype(jnp.float32)
+    return -jnp.sum(terms, axis=1) / gradients.shape[1]
 
 
 @jax.jit
