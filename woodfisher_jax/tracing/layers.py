@@ -160,7 +160,13 @@ CALLS = {
 """Primitives that call one function once, and the parameter with its jaxpr."""
 _RULES = ("custom_jvp_call", "custom_vjp_call")
 PRODUCTS = ("dot_general", "conv_general_dilated")
-_OPAQUE_PRODUCTS = ("ragged_dot", "ragged_dot_general", "pallas_call", "ffi_call")
+_OPAQUE_PRODUCTS = (
+    "custom_call",
+    "ffi_call",
+    "pallas_call",
+    "ragged_dot",
+    "ragged_dot_general",
+)
 _SAME = (
     "convert_element_type",
     "copy",
@@ -249,7 +255,8 @@ def called(equation: Any) -> tuple[Jaxpr, Sequence[Any]]:
     )
 
 
-def _contains_product(equation: Any) -> bool:
+def contains_product(equation: Any) -> bool:
+    """Whether an equation is, or calls, a product that may have a weight in it."""
     if equation.primitive.name in (*PRODUCTS, *_OPAQUE_PRODUCTS):
         return True
     inner = [
@@ -258,7 +265,7 @@ def _contains_product(equation: Any) -> bool:
         for entry in (field if isinstance(field, (tuple, list)) else [field])
         if isinstance(entry, (Jaxpr, ClosedJaxpr))
     ]
-    return any(_contains_product(e) for jaxpr in inner for e in jaxpr.eqns)
+    return any(contains_product(e) for jaxpr in inner for e in jaxpr.eqns)
 
 
 def _computed(
@@ -275,7 +282,7 @@ def _computed(
     if bias is not None:
         found.append(bias)
         return [_ACTIVATION]
-    hides = _contains_product(equation)
+    hides = contains_product(equation)
     for value in inputs:
         found.extend(Other(path, name, hides) for path in sorted(value.paths))
     return [_ACTIVATION] * outputs
