@@ -40,7 +40,9 @@ from woodfisher_jax.stages import matching
 from woodfisher_jax.stages.damping_search import prune_searched
 from woodfisher_jax.stages.matching import prune_matched
 from woodfisher_jax.step import Step, step
-from woodfisher_jax.trees import blocks, masks
+from woodfisher_jax.tracing.axes import find_axes
+from woodfisher_jax.trees import axes, blocks, masks
+from woodfisher_jax.trees.axes import WeightAxes
 from woodfisher_jax.trees.masks import (
     apply_masks,
     init_masks,
@@ -73,11 +75,14 @@ __all__ = [
     "Scores",
     "Step",
     "StoreError",
+    "WeightAxes",
     "WoodFisher",
     "__version__",
     "apply_masks",
+    "axes",
     "blocks",
     "curvature",
+    "find_axes",
     "fisher",
     "gradient_rows",
     "gradients",

@@ -15,7 +15,7 @@ from woodfisher_jax.rows.sharding import replicate
 from woodfisher_jax.selection import patterns
 from woodfisher_jax.training import distributed
 from woodfisher_jax.training.evaluate import evaluate
-from woodfisher_jax.training.objective import macs_per_weight
+from woodfisher_jax.training.objective import axes_of, macs_per_weight
 from woodfisher_jax.training.saved_run import WHICH, read_run
 from woodfisher_jax.trees import masks as masks_
 from woodfisher_jax.trees.paths import leaves_by_path
@@ -45,17 +45,18 @@ def evaluate_run(
         PatternError: If the weights do not obey the pattern.
     """
     config, variables, masks, meta = read_run(workdir, which)
-    groups = {}
-    if pattern is not None:
-        leaves = leaves_by_path(variables["params"])
-        weights = {path: leaves[path] for path in masks}
-        groups["groups"] = patterns.check(weights, pattern, lambda path, leaf: True)
     model = models.build_model(config.model.name, **config.model.settings)
     dataset = data.load(
         config.data.name,
         data_dir=data_dir or config.data.dir,
         options=config.data,
     )
+    groups = {}
+    if pattern is not None:
+        leaves = leaves_by_path(variables["params"])
+        weights = {path: leaves[path] for path in masks}
+        axes = axes_of(model, variables, dataset.image_shape)
+        groups["groups"] = patterns.check(weights, pattern, lambda *_: True, axes)
     mesh = distributed.all_devices()
     params, batch_stats = replicate(
         (variables["params"], variables.get("batch_stats", {})), mesh

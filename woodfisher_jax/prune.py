@@ -1,6 +1,8 @@
 """The driver of a pruning step: checks arguments, plans memory, ensures precision."""
 
 import dataclasses
+from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import jax
@@ -55,8 +57,10 @@ from woodfisher_jax.step import (
     saliency_sum,
     undamped,
 )
+from woodfisher_jax.tracing.axes import find_axes
 from woodfisher_jax.trees import blocks
 from woodfisher_jax.trees import masks as masks_
+from woodfisher_jax.trees.axes import WeightAxes, given_axes
 from woodfisher_jax.trees.masks import Masks, Prunable
 from woodfisher_jax.trees.paths import Params, leaves_by_path
 from woodfisher_jax.trees.samples import num_examples, regroup
@@ -83,7 +87,7 @@ def prune(
     mean_samples: Any = None,
     targets: Any = None,
     compute: Compute | None = None,
-    axis_order: blocks.AxisOrder = blocks.output_major,
+    axes: Mapping[str, str | WeightAxes] | None = None,
     diagnostics: bool = False,
     **options: Any,
 ) -> tuple[Params, Masks, PruneInfo]:
@@ -111,11 +115,12 @@ def prune(
         masks: What is pruned already, path -> bool; default nothing. It also says what
             is prunable. Pruned weights never come back.
         prunable: Predicate on (path, array) or regular expression on paths, if no masks
-            are given; default arrays of two or more dimensions.
-        scope: "global" (one threshold) or "layer" (the sparsity in each tensor);
-            default the method's own.
+            are given; default the weights of dense layers and convolutions, found by
+            tracing the loss; without a loss arrays of two or more dimensions.
+        scope: "global" (one threshold) or "layer" (the sparsity in each layer, of
+            which a tensor may have several, stacked); default the method's own.
         pattern: What stays or goes together: "2:4" (any N:M of consecutive inputs),
-            "4x1" (any block of inputs by outputs), "filters", "heads:6", or a function
+            "4x1" (any block of inputs by outputs), "filters", "heads", or a function
             (path, shape) -> group numbers. Default None, single weights.
         flops_target: Instead of a sparsity: millions of multiply-accumulates of one
             example to be left, in all layers.
@@ -125,7 +130,10 @@ def prune(
             rows are to change, so that ``ḡ = -Gᵀy / N``; default -1, the mean gradient.
         compute: What may be taken of the machine; default
             :class:`~woodfisher_jax.rows.compute.Compute` as it is.
-        axis_order: How the entries of a tensor follow one another in blocks.
+        axes: What the axes of tensors are, where the loss does not tell or is not to:
+            from a regular expression on paths to one letter for each axis (o outputs, i
+            inputs, k positions of a kernel, s stacked layers), such as
+            ``{"conv": "oikk"}``; or from :func:`woodfisher_jax.find_axes`.
         diagnostics: Whether ``info`` has what costs extra (a pass of gradients);
             default False.
         **options: Any field of the method (``damping=1e-4``, ``num_samples=1000``,
@@ -166,7 +174,7 @@ def prune(
         mean_samples=mean_samples,
         targets=targets,
         compute=compute,
-        axis_order=axis_order,
+        axes=axes,
         diagnostics=diagnostics,
         flops_target=flops_target,
         **goal,
@@ -262,7 +270,7 @@ def _checked(
     mean_samples: Any = None,
     targets: Any = None,
     compute: Compute | None = None,
-    axis_order: blocks.AxisOrder = blocks.output_major,
+    axes: Mapping[str, str | WeightAxes] | None = None,
     diagnostics: bool = False,
     **options: Any,
 ) -> _Job:
@@ -273,8 +281,10 @@ def _checked(
         raise OptionError("compute", f"compute={compute!r}; expected a wf.Compute")
     row, goal, compute = resolve(method, compute, options)
     check_together(method, row, goal, mean_samples, targets)
+    kept, number = _counted(_drawn(samples, 0), row, goal)
+    known = _axes(loss_fn, params, samples if kept is None else kept, row, axes)
     if masks is None:
-        masks = masks_.init_masks(params, prunable)
+        masks = masks_.init_masks(params, prunable, known)
     elif prunable is not None:
         raise ValueError(
             f"prunable={prunable!r} together with masks, which say already what is "
@@ -283,10 +293,9 @@ def _checked(
     masks_.check_masks(params, masks)
     # The tree's own order, whatever jit or a checkpoint has made of the dict's.
     masks = {path: masks[path] for path in leaves_by_path(params) if path in masks}
-    order = blocks.flat_order(masks, axis_order)
+    order = blocks.flat_order(masks, known)
     if isinstance(goal.pattern, Pattern):
         groups_of(goal.pattern, order)  # refuses tensors that it does not fit
-    kept, number = _counted(_drawn(samples, 0), row, goal)
     means = _drawn(mean_samples, 0)
     return _Job(
         loss_fn=loss_fn,
@@ -301,6 +310,27 @@ def _checked(
         targets=None if targets is None else check_targets(targets, number),
         diagnostics=diagnostics,
     )
+
+
+def _axes(
+    loss_fn: LossFn | None,
+    params: Params,
+    samples: Any,
+    row: Method,
+    given: Mapping[str, str | WeightAxes] | None,
+) -> dict[str, WeightAxes] | None:
+    """What the axes of all tensors are: from the loss, and where a user says so.
+
+    None where nothing is known: then conventions tell.
+    """
+    shapes = {path: tuple(leaf.shape) for path, leaf in leaves_by_path(params).items()}
+    stated = {} if given is None else given_axes(given, shapes)
+    traced = any(isinstance(own, WeightAxes) for own in (given or {}).values())
+    if traced or loss_fn is None or samples is None or callable(samples):
+        return stated or None
+    batch_size = row.batch_size if isinstance(row, Sampled) else 1
+    found = find_axes(loss_fn, params, next(regroup(samples, batch_size)))
+    return found | stated
 
 
 def _drawn(samples: Any, number: int) -> Any:
@@ -484,7 +514,7 @@ def _in_one_program(
                 fisher.damping,
                 targets,
                 method=undamped(row),
-                bounds=job.order.offsets,
+                bounds=job.order.layers,
                 ranges=ranges,
             )
         if float(found.error) <= TOLERANCE:
@@ -564,7 +594,7 @@ def _in_pieces(
         curvature = _damped_again(curvature, dampings, before, kept, y, job)
         report["dampings"] = tuple(dampings)
     model = model._replace(curvature=curvature)
-    change = moved(row, model, before.values, before.active, kept, y, job.order.offsets)
+    change = moved(row, model, before.values, before.active, kept, y, job.order.layers)
     weights = before.values + change.value
     if job.diagnostics:
         step = jnp.where(kept, weights, 0.0) - before.values
@@ -668,8 +698,10 @@ def _info(
     kept: jax.Array, job: _Job, clock: Clock, report: dict[str, Any]
 ) -> PruneInfo:
     seconds = clock.seconds()
-    counts = scopes.num_active(np.asarray(kept), job.order, "layer")
-    sizes = np.diff(job.order.offsets).tolist()
+    ranges = list(pairwise(job.order.offsets))
+    stays = np.asarray(kept)
+    counts = [int(np.count_nonzero(stays[start:stop])) for start, stop in ranges]
+    sizes = [stop - start for start, stop in ranges]
     return PruneInfo(
         sparsity=(job.order.size - sum(counts)) / job.order.size,
         nonzero=sum(counts),

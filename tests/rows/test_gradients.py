@@ -16,6 +16,7 @@ from woodfisher_jax.rows.gradients import (
     sample_labels,
 )
 from woodfisher_jax.rows.problem import Problem
+from woodfisher_jax.trees.axes import WeightAxes
 from woodfisher_jax.trees.blocks import flat_order
 
 EXAMPLES, INPUTS, OUTPUTS = 23, 5, 3
@@ -53,7 +54,7 @@ def collect(
     microbatch_size=8,
 ):
     """All rows, each in the shape of the kernel, and the lengths of the chunks."""
-    order = flat_order(masks, lambda path, ndim: tuple(range(ndim)))
+    order = flat_order(masks, {p: WeightAxes(m.shape) for p, m in masks.items()})
     problem = Problem(
         as_partial(loss_fn), params, masks, samples, order, num_samples, batch_size
     )

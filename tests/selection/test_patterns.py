@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from woodfisher_jax.selection.patterns import check, groups_of, parse
-from woodfisher_jax.trees.blocks import flat_order, flatten, unflatten
+from woodfisher_jax.trees.axes import WeightAxes
+from woodfisher_jax.trees.blocks import flat_order, unflatten
 
 KERNELS = {
     "conv/kernel": jnp.ones((2, 3, 4, 5), bool),
@@ -19,9 +20,17 @@ ATTENTION = {
 }
 
 
-def groups(pattern, tensors=KERNELS):
+HEAD_AXES = {
+    path: WeightAxes((WIDTH, 3, HEADS, WIDTH // HEADS), "iooo", (2,), path[:7])
+    if "qkv" in path
+    else WeightAxes((HEADS, WIDTH // HEADS, WIDTH), "iio", (0,), path[:7])
+    for path in ATTENTION
+}
+
+
+def groups(pattern, tensors=KERNELS, axes=None):
     """The groups, and their numbers in the shapes of the tensors."""
-    order = flat_order(tensors)
+    order = flat_order(tensors, axes)
     found = groups_of(parse(pattern), order)
     return found, {
         path: np.asarray(tensor)
@@ -84,8 +93,9 @@ def test_a_filter_is_all_that_goes_into_an_output():
 
 
 def test_a_head_is_its_columns_and_rows_of_one_layer():
-    found, numbers = groups(f"heads:{HEADS}", ATTENTION)
+    found, numbers = groups(f"heads:{HEADS}", ATTENTION, HEAD_AXES)
     assert found.number == 2 * HEADS
+    np.testing.assert_array_equal(groups("heads", ATTENTION, HEAD_AXES)[0].of, found.of)
     of_layer = []
     for block in ("blocks0", "blocks1"):
         qkv = numbers[f"{block}/attn/qkv/kernel"]
@@ -105,7 +115,9 @@ def test_heads_of_linen_have_an_axis_of_their_own():
     shapes = {"query": (5, 3, 2), "key": (5, 3, 2), "value": (5, 3, 2)}
     shapes["out"] = (3, 2, 5)
     tensors = {f"attn/{name}/kernel": np.ones(s) for name, s in shapes.items()}
-    found, numbers = groups("heads:3", tensors)
+    axes = {path: WeightAxes(t.shape, "ioo", (1,), "a") for path, t in tensors.items()}
+    axes["attn/out/kernel"] = WeightAxes(shapes["out"], "iio", (0,), "a")
+    found, numbers = groups("heads:3", tensors, axes)
     assert found.number == 3
     for head in range(3):
         (number,) = set(numbers["attn/out/kernel"][head].flat)
@@ -183,7 +195,7 @@ def test_what_breaks_a_pattern_is_counted_and_placed():
 
 @pytest.mark.parametrize(
     "pattern",
-    ["4:2", "0:4", "4:4", "8:16", "0x3", "2:4:8", "heads", "2:4 ", "rows", 24, ""],
+    ["4:2", "0:4", "4:4", "8:16", "0x3", "2:4:8", "head", "2:4 ", "rows", 24, ""],
 )
 def test_unknown_patterns_are_refused(pattern):
     with pytest.raises(ValueError, match="pattern="):
@@ -197,8 +209,7 @@ def test_unknown_patterns_are_refused(pattern):
         ("2:4", {"norm/scale": (8,)}, "'norm/scale'.*no inputs"),
         ("4x1", {"norm/scale": (8,)}, "'norm/scale'.*no inputs"),
         ("filters", {"bias": (8,)}, "'bias'.*no inputs"),
-        ("heads:4", {"attn/qkv/kernel": (6, 18)}, "'attn/qkv/kernel'.*no 4 heads"),
-        ("heads:0", {"attn/qkv/kernel": (6, 18)}, "no 0 heads"),
+        ("heads:4", {"attn/qkv/kernel": (6, 18)}, "'attn/qkv/kernel'.*no heads"),
         ("heads:3", {"mlp/fc1/kernel": (6, 18)}, "'mlp/fc1/kernel'.*prunable"),
         (lambda path, shape: np.zeros(3, int), {"a": (2, 4)}, r"'a'.*shape \(3,\)"),
         (lambda path, shape: np.zeros(4), {"a": (2, 4)}, "float64; expected integers"),
@@ -211,19 +222,28 @@ def test_tensors_that_a_pattern_does_not_fit_are_named(pattern, tensors, message
         groups_of(parse(pattern), order)
 
 
-def test_the_flat_order_does_not_change_the_groups():
-    """Axes read in another order give the same groups, slots by inputs included."""
-    plain = flat_order(KERNELS, lambda path, ndim: tuple(range(ndim)))
-    usual = flat_order(KERNELS)
-    for pattern in ("2:4", "3x2", "filters"):
-        found = {}
-        for order in (plain, usual):
-            groups_ = groups_of(parse(pattern), order)
-            of = unflatten(order, jnp.asarray(groups_.of))
-            slots = unflatten(order, jnp.asarray(groups_.slots))
-            found[order] = members(of), slots
-        assert found[plain][0] == found[usual][0]
-        if pattern == "2:4":
-            np.testing.assert_array_equal(
-                flatten(usual, found[plain][1]), flatten(usual, found[usual][1])
-            )
+@pytest.mark.parametrize("pattern", ["2:4", "3x2", "filters"])
+def test_the_layout_of_a_tensor_does_not_change_the_groups(pattern):
+    """Kernels as PyTorch has them, (outputs, inputs, ...), have the same groups."""
+    moved = {path: jnp.moveaxis(t, (-1, -2), (0, 1)) for path, t in KERNELS.items()}
+    letters = {"conv/kernel": "oikk", "fc/kernel": "oi"}
+    axes = {path: WeightAxes(t.shape, letters[path]) for path, t in moved.items()}
+    usual, turned = groups(pattern)[1], groups(pattern, moved, axes)[1]
+    back = {path: np.moveaxis(t, (0, 1), (-1, -2)) for path, t in turned.items()}
+    assert members(back) == members(usual)
+
+
+@pytest.mark.parametrize("pattern", ["2:4", "3x2", "filters", "heads"])
+def test_stacked_layers_have_groups_of_their_own(pattern):
+    """Two layers in one tensor have the groups of two tensors."""
+    alone = {"a": np.ones((4, 3, 2)), "b": np.ones((4, 3, 2))}
+    one = WeightAxes((4, 3, 2), "ioo", (1,), "attention")
+    axes = {"a": one, "b": one._replace(attention="another")}
+    stack = {"s": np.ones((4, 2, 3, 2))}
+    together = {"s": WeightAxes((4, 2, 3, 2), "isoo", (2,), "attention")}
+    apart, numbers = (
+        groups(pattern, alone, axes)[1],
+        groups(pattern, stack, together)[1],
+    )
+    unstacked = {"a": numbers["s"][:, 0], "b": numbers["s"][:, 1]}
+    assert members(unstacked) == members(apart)

@@ -9,6 +9,7 @@ from flax import linen as nn
 from woodfisher_jax import METHODS, patterns, prune
 from woodfisher_jax.methods import applicable
 from woodfisher_jax.selection.scope import choose_of_each, shared, sums_of_single
+from woodfisher_jax.trees.axes import WeightAxes
 from woodfisher_jax.trees.blocks import flat_order, flatten
 from woodfisher_jax.trees.paths import leaves_by_path
 
@@ -249,7 +250,11 @@ def test_by_magnitude_the_largest_of_each_group_stay(pattern: str) -> None:
     kept_of, size = (int(n) for n in pattern.split(":"))
     weights = RANDOM.standard_normal((3, 8, 5)).astype(np.float32)
     params, masks, info = prune(
-        None, {"kernel": weights}, method="globalmagni", pattern=pattern
+        None,
+        {"kernel": weights},
+        method="globalmagni",
+        pattern=pattern,
+        axes={"kernel": "kio"},
     )
     by_group = np.abs(weights).reshape(3, 8 // size, size, 5)
     least = np.sort(by_group, axis=2)[:, :, -kept_of][:, :, None]
@@ -257,7 +262,8 @@ def test_by_magnitude_the_largest_of_each_group_stay(pattern: str) -> None:
         masks["kernel"], (by_group >= least).reshape(weights.shape)
     )
     assert info.sparsity == 1 - kept_of / size
-    assert patterns.check(params, pattern) == weights.size // size
+    axes = {"kernel": WeightAxes(weights.shape, "kio")}
+    assert patterns.check(params, pattern, axes=axes) == weights.size // size
 
 
 @pytest.mark.parametrize(

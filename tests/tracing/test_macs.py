@@ -81,16 +81,25 @@ class TestPerWeight:
         paths = ["bias", "kernel"]
         assert macs_per_weight(f, params, x, paths) == {"bias": 0, "kernel": 1}
 
-    def test_hidden_products_are_refused(self) -> None:
+    def test_a_weight_in_a_scan_costs_every_round(self) -> None:
+        params = {"w": jnp.ones((3, 3)), "stack": jnp.ones((4, 3, 3))}
+
+        def f(p, x):
+            h, _ = jax.lax.scan(lambda h, w: (h @ w, None), x, p["stack"])
+            return jax.lax.scan(lambda h, _: (h @ p["w"], None), h, length=2)[0]
+
+        costs = macs_per_weight(f, params, jnp.ones((5, 3)))
+        assert costs == {"stack": 1, "w": 2}
+
+    def test_what_cannot_be_counted_is_refused(self) -> None:
         params = {"w": jnp.ones((3, 3)), "v": jnp.ones((3, 3))}
 
         def f(p, x):
-            return jax.lax.scan(lambda h, _: (h @ p["w"], None), x @ p["v"], length=2)[
-                0
-            ]
+            again = lambda h: jnp.tanh(h @ p["w"])  # noqa: E731
+            return jax.lax.while_loop(lambda h: h.sum() > 1, again, x @ p["v"])
 
         x = jnp.ones((5, 3))
-        with pytest.raises(ValueError, match=r"'w' cannot be counted.*'scan'"):
+        with pytest.raises(ValueError, match=r"'w' cannot be counted.*loop"):
             macs_per_weight(f, params, x)
         assert macs_per_weight(f, params, x, ["v"]) == {"v": 1}
 

@@ -6,15 +6,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from woodfisher_jax.trees.axes import WeightAxes, conventional
 from woodfisher_jax.trees.blocks import (
     NARROWEST,
     across_tensors,
     active_within_tensors,
+    as_read,
     flat_order,
     flatten,
     full_matrix,
     gather,
-    output_major,
     scatter,
     unflatten,
     within_tensors,
@@ -93,16 +94,39 @@ def test_leading_axes_stay_in_front() -> None:
     ],
 )
 def test_only_flax_kernels_are_read_output_first(path, ndim, axes) -> None:
-    assert output_major(path, ndim) == axes
+    assert conventional(path, tuple(range(2, 2 + ndim))).order == axes
 
 
-def test_another_axis_order_can_be_asked_for() -> None:
+def test_other_axes_can_be_given() -> None:
     array = jnp.arange(6).reshape(2, 3)
-    order = flat_order({"fc/kernel": array}, lambda path, ndim: tuple(range(ndim)))
+    order = flat_order({"fc/kernel": array}, {"fc/kernel": WeightAxes((2, 3), "oi")})
     np.testing.assert_array_equal(flatten(order, {"fc/kernel": array}), np.arange(6))
     np.testing.assert_array_equal(
         unflatten(order, jnp.arange(6))["fc/kernel"], np.arange(6).reshape(2, 3)
     )
+
+
+def test_an_axis_is_cut_where_parts_of_it_have_roles() -> None:
+    """Outputs of two heads, each with its query and key: [inputs, head x part]."""
+    array = np.arange(24).reshape(3, 8)
+    axes = {"qk": WeightAxes((3, 2, 2, 2), "ioso")}
+    order = flat_order({"qk": array}, axes)
+    read = array.reshape(3, 2, 2, 2).transpose(2, 1, 3, 0).reshape(-1)
+    np.testing.assert_array_equal(flatten(order, {"qk": array}), read)
+    np.testing.assert_array_equal(as_read(axes["qk"], array), read)
+    np.testing.assert_array_equal(unflatten(order, jnp.asarray(read))["qk"], array)
+    assert order.layers == (0, 12, 24)
+
+
+def test_blocks_do_not_cross_stacked_layers() -> None:
+    arrays = {"w": np.zeros((3, 5)), "v": np.zeros((2, 2))}
+    order = flat_order(arrays, {"w": WeightAxes((3, 5), "so")})
+    assert order.layers == (0, 5, 10, 15, 19)
+    found = {tuple(b) for b in blocks_of(within_tensors(order, 4), order.size)}
+    firsts = {block[0]: len(block) for block in found}
+    assert firsts == {0: 4, 4: 1, 5: 4, 9: 1, 10: 4, 14: 1, 15: 4}
+    whole = {len(b) for b in blocks_of(within_tensors(order, None), order.size)}
+    assert whole == {5, 4}
 
 
 # --------------------------------------------------------------------- layouts

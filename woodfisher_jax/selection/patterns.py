@@ -1,8 +1,8 @@
 """Patterns: which weights stay or go together, and whether a network obeys one.
 
-Kernels are laid out as Flax does, (..., inputs, outputs): [in, out] of a dense layer
-and [height, width, in, out] of a convolution. What comes before the inputs are
-positions, which N:M and blocks keep apart.
+Patterns lie along the inputs and outputs of a weight, whatever the layout of its tensor
+(:class:`~woodfisher_jax.trees.axes.WeightAxes`). Positions of a convolution's kernel
+and stacked layers are kept apart.
 """
 
 import math
@@ -15,7 +15,8 @@ import jax
 import numpy as np
 
 from woodfisher_jax.options import OptionError
-from woodfisher_jax.trees.blocks import FlatOrder, flat_order
+from woodfisher_jax.trees.axes import Axes, WeightAxes
+from woodfisher_jax.trees.blocks import FlatOrder, as_read, flat_order
 from woodfisher_jax.trees.masks import Prunable, init_masks
 from woodfisher_jax.trees.paths import Params, leaves_by_path
 
@@ -35,8 +36,9 @@ class Pattern(NamedTuple):
 
     Attributes:
         name: As it was given, for messages.
-        names: (path, shape) -> what the numbers are told apart by (tensors with the
-            same share groups), and the number of the group of each entry.
+        names: (path, shape, axes) -> what the numbers are told apart by (tensors with
+            the same share groups), and the number of the group of each entry as it is
+            read, [layers, outputs, inputs, positions].
         kept: N, the most weights of a group that stay; None where a group stays or
             goes as a whole.
         size: M, the weights of a group of N:M; None for other patterns.
@@ -44,7 +46,7 @@ class Pattern(NamedTuple):
     """
 
     name: str
-    names: Callable[[str, tuple[int, ...]], tuple[str, np.ndarray]]
+    names: Callable[[str, tuple[int, ...], WeightAxes], tuple[str, np.ndarray]]
     kept: int | None = None
     size: int | None = None
     in_tensors: bool = True
@@ -93,72 +95,78 @@ def _several(numbers: tuple[int, ...], name: str) -> Pattern:
             f"are compared; expected N:M with at most {MOST_SUBSETS:,}, such as 4:8",
         )
 
-    def names(path: str, shape: tuple[int, ...]) -> tuple[str, np.ndarray]:
-        _, inputs, _ = _as_kernel(path, shape, name)
+    def names(
+        path: str, shape: tuple[int, ...], axes: WeightAxes
+    ) -> tuple[str, np.ndarray]:
+        _, _, inputs, _ = _told(path, axes, name)
         if inputs % size:
             raise OptionError(
                 "pattern",
                 f"pattern={name!r}: {path!r} of shape {shape} has {inputs} inputs, no "
                 f"multiple of {size}; leave it out with prunable (or masks)",
             )
-        return path, _blocks(path, shape, name, size, 1)
+        return path, _blocks(axes, size, 1)
 
     return Pattern(name, names, kept, size)
 
 
 def _rectangles(numbers: tuple[int, ...], name: str) -> Pattern:
-    """AxB, A inputs by B outputs; smaller at the end of a tensor."""
+    """AxB, A inputs by B outputs; smaller at the end of a layer."""
     height, width = numbers
     if not (height and width):
         raise OptionError(
             "pattern", f"pattern={name!r}; expected AxB, both 1 or more, such as 4x1"
         )
-    return Pattern(
-        name, lambda path, shape: (path, _blocks(path, shape, name, height, width))
-    )
+
+    def names(
+        path: str, shape: tuple[int, ...], axes: WeightAxes
+    ) -> tuple[str, np.ndarray]:
+        del shape
+        _told(path, axes, name)
+        return path, _blocks(axes, height, width)
+
+    return Pattern(name, names)
 
 
 def _filters(numbers: tuple[int, ...], name: str) -> Pattern:
     """All weights into one output."""
     del numbers
 
-    def names(path: str, shape: tuple[int, ...]) -> tuple[str, np.ndarray]:
-        return path, np.arange(_as_kernel(path, shape, name)[2])
+    def names(
+        path: str, shape: tuple[int, ...], axes: WeightAxes
+    ) -> tuple[str, np.ndarray]:
+        del shape
+        layers, outputs, _, _ = _told(path, axes, name)
+        return path, np.arange(layers * outputs).reshape(layers, outputs, 1, 1)
 
     return Pattern(name, names)
 
 
 def _heads(numbers: tuple[int, ...], name: str) -> Pattern:
-    """What belongs to one head of attention, over the tensors of its layer.
+    """What belongs to one head of attention, over the tensors of its layer."""
 
-    ``qkv`` has queries, keys and values in that order, each head after head, as
-    outputs; ``proj`` has the heads as inputs. Linen's attention has an axis of heads in
-    ``query``, ``key``, ``value`` and ``out``.
-    """
-    (heads,) = numbers
-    own_axis = {"query": 1, "key": 1, "value": 1, "out": 0}
-
-    def names(path: str, shape: tuple[int, ...]) -> tuple[str, np.ndarray]:
-        layer, _, leaf = path.removesuffix("/value").rpartition("/")
-        attention, _, part = layer.rpartition("/")
-        if leaf == "kernel" and len(shape) == 3 and part in own_axis:
-            axis, number = own_axis[part], np.arange(heads)
-            if shape[axis] == heads:
-                return attention, number[:, None] if axis else number[:, None, None]
-        joined = {"qkv": (-1, 3 * heads), "proj": (0, heads)}.get(part)
-        if joined and leaf == "kernel" and len(shape) == 2:
-            axis, parts = joined
-            if heads and shape[axis] % parts == 0:
-                width = shape[axis] // parts
-                number = np.arange(shape[axis]) // width % heads
-                return attention, number if axis else number[:, None]
-        raise OptionError(
-            "pattern",
-            f"pattern={name!r}: {path!r} of shape {shape} has no {heads} heads; "
-            "expected kernels of qkv and proj, or of query, key, value and out. Set "
-            "prunable to these, such as 'attn', or let pattern be a function "
-            "(path, shape) -> group numbers",
-        )
+    def names(
+        path: str, shape: tuple[int, ...], axes: WeightAxes
+    ) -> tuple[str, np.ndarray]:
+        layers, *_ = _told(path, axes, name)
+        heads = math.prod(axes.shape[axis] for axis in axes.heads)
+        if not axes.heads or numbers not in ((), (heads,)):
+            found = f"has {heads} heads" if axes.heads else "has no heads"
+            raise OptionError(
+                "pattern",
+                f"pattern={name!r}: {path!r} of shape {shape} {found} in the loss; set "
+                "prunable to the projections of attention, such as 'attn', or let "
+                "pattern be a function (path, shape) -> group numbers",
+            )
+        # Heads of stacked layers are apart: their axes count as slower ones.
+        counting = [i for i, role in enumerate(axes.roles) if role == "s"]
+        number = np.zeros((1,) * len(axes.shape), int)
+        for axis in (*counting, *axes.heads):
+            index = np.arange(axes.shape[axis])
+            wide = [-1 if i == axis else 1 for i in range(len(axes.shape))]
+            number = number * axes.shape[axis] + index.reshape(wide)
+        assert number.size == layers * heads
+        return axes.attention, as_read(axes, np.broadcast_to(number, axes.shape))
 
     return Pattern(name, names, in_tensors=False)
 
@@ -167,6 +175,7 @@ PATTERNS: dict[str, tuple[str, Callable[[tuple[int, ...], str], Pattern]]] = {
     "N:M": (r"(\d+):(\d+)", _several),
     "AxB": (r"(\d+)x(\d+)", _rectangles),
     "filters": (r"filters", _filters),
+    "heads": (r"heads", _heads),
     "heads:H": (r"heads:(\d+)", _heads),
 }
 """For each kind of pattern what its names look like, and what makes one of it."""
@@ -178,7 +187,8 @@ def parse(pattern: "str | GroupNames | Pattern | None") -> Pattern | None:
     Args:
         pattern: "2:4" (any N:M: of M consecutive inputs N stay), "4x1" (any AxB: A
             inputs by B outputs go together), "filters" (all weights into one output),
-            "heads:6" (attention heads, with their number); a function (path, shape) ->
+            "heads" (attention heads; "heads:6" says how many there are); a function
+            (path, shape) ->
             the number of each entry's group, an array that broadcasts to the shape,
             where the same number in several tensors is one group; or None.
 
@@ -193,7 +203,10 @@ def parse(pattern: "str | GroupNames | Pattern | None") -> Pattern | None:
     if callable(pattern):
         return Pattern(
             getattr(pattern, "__name__", "a function"),
-            lambda path, shape: ("", _checked_names(pattern(path, shape), path, shape)),
+            lambda path, shape, axes: (
+                "",
+                as_read(axes, _checked_names(pattern(path, shape), path, shape)),
+            ),
             in_tensors=False,
         )
     for form, make in PATTERNS.values():
@@ -218,28 +231,37 @@ def _checked_names(names: np.ndarray, path: str, shape: tuple[int, ...]) -> np.n
             f"pattern gives {path!r} group numbers of shape {names.shape} and dtype "
             f"{names.dtype}; expected integers that broadcast to {shape}"
         )
-    return names
+    return np.broadcast_to(names, shape)
 
 
-def _as_kernel(path: str, shape: tuple[int, ...], name: str) -> tuple[int, int, int]:
-    """Positions, inputs and outputs of a tensor."""
-    if len(shape) < 2:
-        raise ValueError(
-            f"pattern={name!r}: {path!r} of shape {shape} has no inputs and outputs; "
-            "leave it out with prunable (or masks)"
+def _told(path: str, axes: WeightAxes, name: str) -> tuple[int, int, int, int]:
+    """Layers, outputs, inputs and positions of a tensor, where they are certain."""
+    if axes.doubt or not axes.roles:
+        reason = axes.doubt if len(axes.shape) > 1 else ""
+        letters = "soikkk"[len(axes.shape) < 5 :][: len(axes.shape)]
+        raise OptionError(
+            "pattern",
+            f"pattern={name!r}: {path!r} of shape {axes.shape} "
+            f"{reason or 'has no inputs and outputs'}; leave it out with prunable (or "
+            "masks), or give what tells its axes: loss_fn and samples, or "
+            f"axes={{{path!r}: {letters!r}}} (o outputs, i inputs, "
+            "k positions, s stacked layers)",
         )
-    return math.prod(shape[:-2]), shape[-2], shape[-1]
+    return axes.sizes
 
 
-def _blocks(
-    path: str, shape: tuple[int, ...], name: str, height: int, width: int
-) -> np.ndarray:
-    """Numbers of blocks of so many inputs by outputs, at each position apart."""
-    positions, inputs, outputs = _as_kernel(path, shape, name)
+def _blocks(axes: WeightAxes, height: int, width: int) -> np.ndarray:
+    """Numbers of blocks of so many inputs by outputs.
+
+    Layers and positions are kept apart: [layers, outputs, inputs, positions].
+    """
+    layers, outputs, inputs, positions = axes.sizes
     rows, columns = -(-inputs // height), -(-outputs // width)
-    row = np.arange(positions)[:, None] * rows + np.arange(inputs) // height
-    blocks = row[..., None] * columns + np.arange(outputs) // width
-    return blocks.reshape(shape)
+    layer = np.arange(layers)[:, None, None, None]
+    output = np.arange(outputs)[:, None, None] // width
+    block = np.arange(inputs)[:, None] // height
+    position = np.arange(positions)
+    return ((layer * positions + position) * rows + block) * columns + output
 
 
 def check_goal(
@@ -300,8 +322,9 @@ def groups_of(pattern: Pattern, order: FlatOrder) -> Groups:
     keys: dict[str, int] = {}
     parts, owners = [], []
     for path, shape, axes in zip(order.paths, order.shapes, order.axes, strict=True):
-        key, names = pattern.names(path, shape)
-        names = np.broadcast_to(names, shape).transpose(axes).reshape(-1)
+        key, names = pattern.names(path, shape, axes)
+        if names.ndim > 1:
+            names = np.broadcast_to(names, axes.sizes).reshape(-1)
         parts.append(names.astype(np.int64))
         owners.append(np.full(len(names), keys.setdefault(key, len(keys))))
     names, owner = np.concatenate(parts), np.concatenate(owners)
@@ -339,6 +362,7 @@ def check(
     tensors: Params | Mapping[str, jax.Array],
     pattern: str | GroupNames,
     prunable: Prunable = None,
+    axes: Axes | None = None,
 ) -> int:
     """Raises unless every group of a network obeys the pattern.
 
@@ -350,6 +374,8 @@ def check(
         pattern: As for :func:`parse`.
         prunable: Which of the tensors, as for :func:`woodfisher_jax.prune`; default all
             masks, or arrays of two or more dimensions.
+        axes: What the axes of the tensors are, from :func:`woodfisher_jax.find_axes`;
+            default what Flax's convention says of kernels.
 
     Returns:
         The number of groups.
@@ -361,15 +387,16 @@ def check(
     rule = parse(pattern)
     if rule is None:
         raise ValueError("pattern=None; expected a pattern to check, such as '2:4'")
-    leaves = {path: np.asarray(leaf) for path, leaf in leaves_by_path(tensors).items()}
-    everything = prunable is None and all(a.dtype == bool for a in leaves.values())
-    chosen = init_masks(tensors, (lambda path, leaf: True) if everything else prunable)
-    order = flat_order(chosen)
+    leaves = leaves_by_path(tensors)
+    are_masks = prunable is None and all(a.dtype == bool for a in leaves.values())
+    order = flat_order(
+        leaves if are_masks else init_masks(tensors, prunable, axes), axes
+    )
     groups = groups_of(rule, order)
     kept = np.concatenate(
         [
-            (leaves[path] != 0).transpose(axes).reshape(-1)
-            for path, axes in zip(order.paths, order.axes, strict=True)
+            as_read(own, np.asarray(leaves[path]) != 0)
+            for path, own in zip(order.paths, order.axes, strict=True)
         ]
     )
     number = np.bincount(groups.of, kept, groups.number)
@@ -395,11 +422,11 @@ def check(
 def _position(order: FlatOrder, entry: int) -> tuple[str, tuple[int, ...]]:
     """The tensor of an entry of the flat vector, and where it is there."""
     tensor = int(np.searchsorted(order.offsets, entry, side="right")) - 1
-    axes, shape = order.axes[tensor], order.shapes[tensor]
+    axes = order.axes[tensor]
     place = np.unravel_index(
-        entry - order.offsets[tensor], [shape[axis] for axis in axes]
+        entry - order.offsets[tensor], [axes.shape[axis] for axis in axes.order]
     )
-    position = [0] * len(shape)
-    for axis, index in zip(axes, place, strict=True):
-        position[axis] = int(index)
-    return order.paths[tensor], tuple(position)
+    cut = [place[axes.order.index(axis)] for axis in range(len(axes.shape))]
+    flat = np.ravel_multi_index(cut, axes.shape)
+    position = np.unravel_index(flat, order.shapes[tensor])
+    return order.paths[tensor], tuple(int(i) for i in position)

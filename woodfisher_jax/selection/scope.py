@@ -26,11 +26,11 @@ from woodfisher_jax.trees.masks import Masks
 
 def bounds_of(order: FlatOrder, scope: str) -> tuple[int, ...]:
     """Where the ranges of the flat vector start and end that share a threshold."""
-    return (0, order.size) if scope == "global" else order.offsets
+    return (0, order.size) if scope == "global" else order.layers
 
 
 def num_kept(active: np.ndarray, order: FlatOrder, goal: Goal) -> tuple[int, ...]:
-    """How many weights stay: one number in all, or one for each tensor.
+    """How many weights stay: one number in all, or one for each layer.
 
     Args:
         active: Weights that are not pruned [d], bool.
@@ -38,7 +38,7 @@ def num_kept(active: np.ndarray, order: FlatOrder, goal: Goal) -> tuple[int, ...
         goal: With a sparsity and a scope.
 
     Raises:
-        OptionError: If fewer are left already, in layer scope in every tensor.
+        OptionError: If fewer are left already, in layer scope in every layer.
     """
     assert goal.sparsity is not None
     assert goal.scope is not None
@@ -55,7 +55,7 @@ def num_kept(active: np.ndarray, order: FlatOrder, goal: Goal) -> tuple[int, ...
 
 
 def num_active(active: np.ndarray, order: FlatOrder, scope: str) -> list[int]:
-    """How many weights are not pruned: in all, or in each tensor."""
+    """How many weights are not pruned: in all, or in each layer."""
     ranges = pairwise(bounds_of(order, scope))
     return [int(np.count_nonzero(active[start:stop])) for start, stop in ranges]
 

@@ -30,6 +30,7 @@ from woodfisher_jax.prune import prune
 from woodfisher_jax.rows.gradients import LossFn
 from woodfisher_jax.rows.projections import directions, projected
 from woodfisher_jax.schedules import levels
+from woodfisher_jax.tracing.axes import find_axes
 from woodfisher_jax.trees.masks import Masks, Prunable, init_masks
 from woodfisher_jax.trees.masks import sparsity as sparsity_of
 from woodfisher_jax.trees.paths import Params
@@ -207,11 +208,13 @@ def prune_matched(
         >>> masks["w"].tolist(), len(infos)
         ([[True, False], [False, True]], 2)
     """
-    masks = init_masks(params, prunable) if masks is None else masks
+    found = stage(0, params)
+    axes = find_axes(found.outputs_fn, params, found.inputs)
+    masks = init_masks(params, prunable, axes) if masks is None else masks
     way = _way(sparsity_of(masks), sparsity, stages, repairs)
     key, infos = jax.random.key(seed), []
     for number, level in enumerate(way):
-        found = stage(number, params)
+        found = stage(number, params) if number else found
         if np.issubdtype(found.wanted.dtype, np.integer):
             rows = label_rows(found, batch_size)
             damping: float | str = LABEL_DAMPING
@@ -227,7 +230,7 @@ def prune_matched(
             batch_size=rows.batch_size,
             sparsity=level,
             masks=masks,
-            **{**given, **options},
+            **{"axes": axes, **given, **options},
         )
         infos.append(info)
         if after is not None:

@@ -17,7 +17,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from woodfisher_jax.tracing.dims import Axis, Dims
 from woodfisher_jax.tracing.layers import CALLS, called, contains_product
-from woodfisher_jax.trees.axes import WeightAxes
+from woodfisher_jax.trees.axes import WeightAxes, conventional
 from woodfisher_jax.trees.paths import Params, leaves_by_path
 
 
@@ -114,8 +114,9 @@ def find_axes(
         >>> params["table"] = jnp.ones((5, 2))
         >>> def net(params, tokens):
         ...     return params["table"][tokens] @ params["w"].T + params["bias"]
-        >>> wf.find_axes(net, params, jnp.zeros(4, int))
-        {'w': WeightAxes(shape=(3, 2), roles='oi', heads=(), attention='', doubt='')}
+        >>> axes = wf.find_axes(net, params, jnp.zeros(4, int))
+        >>> list(axes), axes["w"].roles
+        (['w'], 'oi')
     """
     trace = traced(f, params, batch)
     found = {path: trace.axes_of(path) for path in trace.raw}
@@ -181,16 +182,17 @@ class Trace:
         """The axes of a tensor; None if it is in no product."""
         shape, hidden = self.shapes[path], self.hidden(path)
         found = [self._layout(path, product.roles) for product in self.products(path)]
-        if hidden or not found:
-            return WeightAxes(shape, doubt=hidden) if hidden else None
+        if hidden:
+            return conventional(path, shape)._replace(doubt=hidden, multiplied=False)
+        if not found:
+            return None
         if len(set(found)) > 1:
             many = f"is in {len(found)} products, whose inputs are different axes"
-            return WeightAxes(shape, doubt=many)
+            return conventional(path, shape)._replace(doubt=many)
         cut, roles = found[0]
         if not roles:
-            return WeightAxes(
-                shape, doubt="has an axis that no product tells a role of"
-            )
+            part = "has an axis that no product tells a role of"
+            return conventional(path, shape)._replace(doubt=part)
         if not {"i", "k"} & set(roles):
             # A factor on the outputs of another tensor.
             return None
@@ -199,7 +201,8 @@ class Trace:
 
     def _layout(self, path: str, roles: dict[int, str]) -> tuple[tuple[int, ...], str]:
         """The tensor's shape cut by roles, and their letters; "" if one is missing."""
-        letters, cut = "", []
+        letters = ""
+        cut: list[int] = []
         for leaf, above in self._own_leaves(path):
             size = self.dims.sizes[leaf]
             # An axis of length 1 may have been dropped on the way; it is of any role.
@@ -545,14 +548,13 @@ class Trace:
             single = [
                 i for i, (n, m) in enumerate(zip(old, shape, strict=True)) if m == 1 < n
             ]
-            found = _stacked(array, single)
-            cuts = list(zip(old, starts, shape, strides, strict=True))
-            result = _moved(
-                found,
-                lambda axes, cuts=cuts: tuple(
-                    part(axis, *cut) for axis, cut in zip(axes, cuts, strict=True)
-                ),
-            )
+
+            def cut(
+                axes: tuple[Axis, ...], shape: Sequence[int] = shape
+            ) -> tuple[Axis, ...]:
+                return tuple(map(part, axes, old, starts, shape, strides))
+
+            result = _moved(_stacked(array, single), cut)
             results.append(result._replace(active=active))
         return results
 

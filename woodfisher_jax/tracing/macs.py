@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from woodfisher_jax.tracing.layers import Convolution, Other, Product, Use, find_uses
+from woodfisher_jax.tracing.axes import Product, Trace, traced
 from woodfisher_jax.trees.blocks import FlatOrder
 from woodfisher_jax.trees.masks import count
 from woodfisher_jax.trees.paths import Params, leaves_by_path
@@ -37,31 +37,6 @@ class LayerMacs(NamedTuple):
     per_weight: float
     dense: float
     sparse: float
-
-
-def product_macs(product: Product) -> int:
-    """MACs of one layer on the batch that it was traced with.
-
-    ``outputs · inputs of each output``; in a transposed convolution, whose dilated
-    input is mostly zeros, each weight is used once for every input position.
-
-    Args:
-        product: The layer.
-    """
-    output, geometry = product.output.shape, product.geometry
-    left, right = product.operands
-    if not isinstance(geometry, Convolution):
-        summed = [left[axis] for axis in geometry.contract[0]]
-        return int(np.prod([*output, *summed], dtype=np.int64))
-    axes = geometry.axes
-    positions = [
-        output[after] if dilation == 1 else left[before]
-        for after, before, dilation in zip(
-            axes.out_spec[2:], axes.lhs_spec[2:], geometry.input_dilation, strict=True
-        )
-    ]
-    batch = left[axes.lhs_spec[0]]
-    return int(np.prod([batch, *positions, *right], dtype=np.int64))
 
 
 def macs_per_weight(
@@ -91,10 +66,10 @@ def macs_per_weight(
         ValueError: If a path does not exist, or the products of its tensor cannot be
             counted: they are in a loop, or of tensors computed from it.
     """
-    uses = find_uses(apply_fn, params, example)
+    trace = traced(apply_fn, params, example)
     leaves = leaves_by_path(params)
-    wanted = list(uses) if paths is None else list(paths)
-    unknown = [path for path in wanted if path not in uses]
+    wanted = list(leaves) if paths is None else list(paths)
+    unknown = [path for path in wanted if path not in leaves]
     if unknown:
         raise ValueError(
             f"paths names {unknown[0]!r}, which is not in params; expected some of "
@@ -102,27 +77,29 @@ def macs_per_weight(
         )
     length = batch_length(example)
     costs = {
-        path: _macs(path, uses[path]) / (int(np.prod(leaves[path].shape)) * length)
+        path: _macs(trace, path) / (int(np.prod(leaves[path].shape)) * length)
         for path in wanted
     }
     if paths is None:
         # In the order of the program: a tree of dicts is sorted by name.
-        layers = [u for own in uses.values() for u in own if isinstance(u, Product)]
-        ranked = sorted(layers, key=lambda use: use.position)
-        return {use.path: costs[use.path] for use in ranked if costs[use.path]}
+        ranked = dict.fromkeys(u.path for u in trace.uses if isinstance(u, Product))
+        return {path: costs[path] for path in ranked if costs[path]}
     return costs
 
 
-def _macs(path: str, uses: tuple[Use, ...]) -> int:
-    hidden = [u for u in uses if isinstance(u, Other) and u.hides_product]
+def _macs(trace: Trace, path: str) -> int:
+    hidden, own = trace.hidden(path), trace.products(path)
+    if any(product.macs is None for product in own):
+        hidden = (
+            hidden or "is in a loop or branch that runs a number of times not known"
+        )
     if hidden:
         raise ValueError(
-            f"the multiply-accumulates of {path!r} cannot be counted: it "
-            f"{hidden[0].reason}; expected dense layers and convolutions that take the "
-            "tensor unchanged. Leave it out of paths, and out of the masks if MACs are "
-            "a target"
+            f"the multiply-accumulates of {path!r} cannot be counted: it {hidden}; "
+            "expected dense layers and convolutions. Leave it out of paths, and out of "
+            "the masks if MACs are a target"
         )
-    return sum(product_macs(use) for use in uses if isinstance(use, Product))
+    return sum(product.macs or 0 for product in own)
 
 
 def macs_table(

@@ -11,6 +11,8 @@ import numpy as np
 from jax.tree_util import Partial
 
 from woodfisher_jax.tracing import macs
+from woodfisher_jax.tracing.axes import find_axes
+from woodfisher_jax.trees.axes import Axes
 
 Variables = dict[str, Any]
 """Flax collections: ``params`` and, for models that keep them, ``batch_stats``."""
@@ -127,13 +129,31 @@ def macs_per_weight(
     Raises:
         ValueError: If the layers of the model cannot be counted.
     """
-    image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    network, image = _network(model, variables, image_shape)
+    return macs.macs_per_weight(network, variables["params"], image)
+
+
+def axes_of(
+    model: nn.Module, variables: Variables, image_shape: tuple[int, ...]
+) -> Axes:
+    """What the axes of the model's weights are; arguments as :func:`macs_per_weight`.
+
+    Returns:
+        From path to axes, of the weights of dense layers and convolutions.
+    """
+    network, image = _network(model, variables, image_shape)
+    return find_axes(network, variables["params"], image)
+
+
+def _network(
+    model: nn.Module, variables: Variables, image_shape: tuple[int, ...]
+) -> tuple[Callable[[Any, jax.Array], jax.Array], jax.ShapeDtypeStruct]:
+    """(params, images) -> logits, and one image to trace it with."""
     # Of any value: shapes alone cannot be closed over.
     stats = jax.tree.map(
         lambda leaf: np.ones(leaf.shape, leaf.dtype), variables.get("batch_stats", {})
     )
-    return macs.macs_per_weight(
+    return (
         lambda params, images: predict(model, variables_of(params, stats), images),
-        variables["params"],
-        image,
+        jax.ShapeDtypeStruct((1, *image_shape), jnp.float32),
     )

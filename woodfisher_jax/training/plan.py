@@ -19,8 +19,9 @@ from woodfisher_jax.data import Progress, batches
 from woodfisher_jax.rows.sharding import num_devices
 from woodfisher_jax.training import distributed, optimizer, pruners
 from woodfisher_jax.training.config import Config, ConfigError, PruneConfig, TrainConfig
-from woodfisher_jax.training.objective import macs_per_weight, predict
+from woodfisher_jax.training.objective import axes_of, macs_per_weight, predict
 from woodfisher_jax.training.saved_run import read_weights
+from woodfisher_jax.trees.axes import Axes
 from woodfisher_jax.trees.masks import Masks
 from woodfisher_jax.weights.state_dicts import to_variables
 
@@ -100,6 +101,7 @@ class Plan(NamedTuple):
     progress: Progress
     mesh: Mesh | None = None
     costs: Mapping[str, float] | None = None
+    axes: Axes | None = None
 
     @property
     def end(self) -> int:
@@ -133,7 +135,8 @@ def prepare(config: Config, progress: Progress) -> tuple[Plan, tuple[Any, Masks]
         with _refused_as("config.init_from"):
             variables, saved = to_variables(state_dict, variables)
     plan = make_plan(config, dataset, model, progress)
-    selected = pruners.init_masks(variables["params"], config)
+    axes = axes_of(model, variables, dataset.image_shape)
+    selected = pruners.init_masks(variables["params"], config, axes)
     masks = {path: jnp.asarray(saved.get(path, m)) for path, m in selected.items()}
     variables = jax.tree.map(jnp.asarray, variables)
     for name, pruner in config.pruners.items():
@@ -147,7 +150,7 @@ def prepare(config: Config, progress: Progress) -> tuple[Plan, tuple[Any, Masks]
     except ValueError as error:
         logger.warning("multiply-accumulates are not reported: %s", error)
         costs = None
-    return plan._replace(costs=costs), (variables, masks)
+    return plan._replace(costs=costs, axes=axes), (variables, masks)
 
 
 @contextlib.contextmanager

@@ -73,7 +73,7 @@ def prune_state(
     """
     pruner, draw = plan.config.pruners[stage.pruner], len(done)
     earlier = [record for record in done if record["pruner"] == stage.pruner]
-    paths = pruners.selected_paths(state.params, pruner)
+    paths = pruners.selected_paths(state.params, pruner, plan.axes)
     if pruner.keeps_dense and not earlier:
         state = state._replace(dense=dense_copy(state))
     elif pruner.from_dense:
@@ -162,7 +162,7 @@ def forecast(plan: Plan, variables: Any, masks: Masks) -> dict[str, Needs]:
     )
     found = {}
     for name, pruner in plan.config.pruners.items():
-        paths = pruners.selected_paths(state.params, pruner)
+        paths = pruners.selected_paths(state.params, pruner, plan.axes)
         last = Stage(0, pruner.target_sparsity, name)
         try:
             needs = plan_pruning(
@@ -189,7 +189,13 @@ def _options(plan: Plan, pruner: PruneConfig) -> dict[str, Any]:
     shared = goal.replace(sparsity=None, flops_target=None).given()
     compute = compute.replace(mesh=plan.mesh, progress=plan.progress)
     diagnostics = pruner.diagnostics
-    return {"method": method, "compute": compute, "diagnostics": diagnostics, **shared}
+    return {
+        "method": method,
+        "compute": compute,
+        "diagnostics": diagnostics,
+        "axes": plan.axes,
+        **shared,
+    }
 
 
 # ------------------------------------------------------------------ how far, from where

@@ -72,7 +72,7 @@ def target_sparsity(plan: Plan, state: TrainState) -> float | None:
         return goals.get("prune", 0.0)
     pruned, prunable = 0.0, masks_.count(state.masks)[1]
     for name, goal in goals.items():
-        paths = pruners.selected_paths(state.params, settings[name])
+        paths = pruners.selected_paths(state.params, settings[name], plan.axes)
         pruned += goal * sum(state.masks[path].size for path in paths)
     return pruned / prunable
 

@@ -24,6 +24,7 @@ class WeightAxes(NamedTuple):
         attention: What tensors of one attention layer share; "" without heads.
         doubt: Why a pattern cannot rely on the roles, a clause whose subject is the
             tensor; "" where it can.
+        multiplied: Whether it is certain that a layer multiplies the tensor.
 
     Example:
         >>> axes = wf.WeightAxes((3, 3, 16, 32), "kkio")
@@ -36,6 +37,7 @@ class WeightAxes(NamedTuple):
     heads: tuple[int, ...] = ()
     attention: str = ""
     doubt: str = ""
+    multiplied: bool = True
 
     @property
     def order(self) -> tuple[int, ...]:

@@ -6,7 +6,7 @@ flat vector, and all its blocks share one compiled function. The index d means p
 a column of zeros, which decouples from the rest of its block.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -14,8 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from woodfisher_jax.trees.axes import Axes, WeightAxes, conventional
+
 Layout = tuple[np.ndarray, ...]
-AxisOrder = Callable[[str, int], tuple[int, ...]]
 
 
 class FlatOrder(NamedTuple):
@@ -24,13 +25,13 @@ class FlatOrder(NamedTuple):
     Attributes:
         paths: Paths of the tensors, in order.
         shapes: Shapes of the tensors.
-        axes: Order in which each tensor's axes are read, slowest first.
+        axes: What the axes of each tensor are, and so the order of its entries.
         offsets: Start of each tensor in the vector; the last entry is its length d.
     """
 
     paths: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
-    axes: tuple[tuple[int, ...], ...]
+    axes: tuple[WeightAxes, ...]
     offsets: tuple[int, ...]
 
     @property
@@ -38,47 +39,42 @@ class FlatOrder(NamedTuple):
         """Length d of the flat vector."""
         return self.offsets[-1]
 
-
-def output_major(path: str, ndim: int) -> tuple[int, ...]:
-    """Reads a Flax ``kernel`` as (out, in, ...) and any other array in its own order.
-
-    A chunk then holds the weights of a few outputs, whose gradients are correlated, and
-    a Flax model has the same blocks as its PyTorch counterpart.
-
-    Args:
-        path: The tensor's path.
-        ndim: Its number of dimensions.
-
-    Returns:
-        The axes, slowest first.
-
-    Example:
-        >>> wf.blocks.output_major("conv/kernel", 4), wf.blocks.output_major("w", 2)
-        ((3, 2, 0, 1), (0, 1))
-    """
-    # NNX states end in "kernel/value".
-    if path.removesuffix("/value").split("/")[-1] == "kernel" and ndim >= 2:
-        return (ndim - 1, ndim - 2, *range(ndim - 2))
-    return tuple(range(ndim))
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Start of each layer, as ``offsets``: a tensor may have several, stacked."""
+        starts = [0]
+        for axes, (start, stop) in zip(self.axes, pairwise(self.offsets), strict=True):
+            number = axes.sizes[0] if stop > start else 1
+            starts.extend(
+                start + (stop - start) // number * i for i in range(1, number)
+            )
+            starts.append(stop)
+        return tuple(starts)
 
 
-def flat_order(
-    tensors: Mapping[str, jax.Array], axis_order: AxisOrder = output_major
-) -> FlatOrder:
+def flat_order(tensors: Mapping[str, jax.Array], axes: Axes | None = None) -> FlatOrder:
     """Fixes the flat order of the prunable tensors.
 
     Args:
         tensors: From path to array (or masks); their order is kept.
-        axis_order: From (path, ndim) to the axes, slowest first; default
-            :func:`output_major`.
+        axes: What the axes of each tensor are, as
+            :func:`woodfisher_jax.find_axes` finds; of a tensor that is not in it, and
+            by default, what Flax's convention says.
+
+    Example:
+        >>> order = wf.blocks.flat_order({"conv/kernel": jnp.ones((3, 3, 4, 8))})
+        >>> order.axes[0].order
+        (3, 2, 0, 1)
     """
     shapes = tuple(tuple(tensor.shape) for tensor in tensors.values())
     sizes = [int(np.prod(shape, dtype=np.int64)) for shape in shapes]
+    known = {} if axes is None else axes
     return FlatOrder(
         paths=tuple(tensors),
         shapes=shapes,
         axes=tuple(
-            axis_order(path, len(s)) for path, s in zip(tensors, shapes, strict=True)
+            known[path] if path in known else conventional(path, shape)
+            for path, shape in zip(tensors, shapes, strict=True)
         ),
         offsets=(0, *np.cumsum(sizes).tolist()),
     )
@@ -104,15 +100,21 @@ def flatten(order: FlatOrder, tensors: Mapping[str, jax.Array]) -> jax.Array:
     for path, shape, axes in zip(order.paths, order.shapes, order.axes, strict=True):
         tensor = tensors[path]
         lead = tensor.ndim - len(shape)
-        moved = jnp.transpose(tensor, (*range(lead), *(lead + a for a in axes)))
+        cut = tensor.reshape(*tensor.shape[:lead], *axes.shape)
+        moved = jnp.transpose(cut, (*range(lead), *(lead + a for a in axes.order)))
         parts.append(moved.reshape(*tensor.shape[:lead], -1))
     return jnp.concatenate(parts, axis=-1)
+
+
+def as_read(axes: WeightAxes, tensor: np.ndarray | jax.Array) -> np.ndarray:
+    """The entries of one tensor in the order in which they are read, in NumPy."""
+    return np.asarray(tensor).reshape(axes.shape).transpose(axes.order).reshape(-1)
 
 
 def flat_mask(order: FlatOrder, masks: Mapping[str, jax.Array]) -> np.ndarray:
     """Masks as one flat vector [d], in NumPy: nothing is compiled for it."""
     parts = [
-        np.asarray(masks[path]).transpose(axes).reshape(-1)
+        as_read(axes, masks[path])
         for path, axes in zip(order.paths, order.axes, strict=True)
     ]
     return np.concatenate(parts)
@@ -131,8 +133,9 @@ def unflatten(order: FlatOrder, vector: jax.Array) -> dict[str, jax.Array]:
         zip(order.paths, order.shapes, order.axes, strict=True)
     ):
         part = vector[order.offsets[i] : order.offsets[i + 1]]
-        moved = part.reshape([shape[a] for a in axes])
-        tensors[path] = jnp.transpose(moved, np.argsort(axes).tolist())
+        moved = part.reshape([axes.shape[a] for a in axes.order])
+        cut = jnp.transpose(moved, np.argsort(axes.order).tolist())
+        tensors[path] = cut.reshape(shape)
     return tensors
 
 
@@ -143,10 +146,10 @@ def _chunks(indices: np.ndarray, width: int, padding: int) -> np.ndarray:
     return rows
 
 
-def _by_tensor(
+def _by_layer(
     order: FlatOrder, indices: Sequence[np.ndarray], width: int | None
 ) -> Layout:
-    """Chunks of each tensor's indices; without a width, each tensor is one block."""
+    """Chunks of each layer's indices; without a width, each layer is one block."""
     longest = max(len(found) for found in indices)
     groups: dict[int, list[np.ndarray]] = {}
     for found in indices:
@@ -159,16 +162,18 @@ def _by_tensor(
 def within_tensors(
     order: FlatOrder, block_size: int | None, active: np.ndarray | None = None
 ) -> Layout:
-    """Chunks of ``block_size`` consecutive weights; no block crosses a tensor border.
+    """Chunks of ``block_size`` consecutive weights; no block crosses a layer's border.
+
+    Layers that are stacked in one tensor have blocks of their own.
 
     Args:
         order: The flat order.
-        block_size: Width c of a block; None makes each tensor one block.
+        block_size: Width c of a block; None makes each layer one block.
         active: Not used; the blocks do not depend on the masks.
 
     Returns:
         With a block size one group whose last chunks are padded; without one, a group
-        for each distinct tensor size.
+        for each distinct size of a layer.
 
     Example:
         >>> order = wf.blocks.flat_order({"a": jnp.ones(3), "b": jnp.ones((2, 1))})
@@ -176,8 +181,8 @@ def within_tensors(
         [[[0, 1], [2, 5], [3, 4]]]
     """
     del active
-    indices = [np.arange(*bounds) for bounds in pairwise(order.offsets)]
-    return _by_tensor(order, indices, block_size)
+    indices = [np.arange(*bounds) for bounds in pairwise(order.layers)]
+    return _by_layer(order, indices, block_size)
 
 
 def active_within_tensors(
@@ -185,14 +190,14 @@ def active_within_tensors(
 ) -> Layout:
     """Chunks of the active weights, which grow while weights are pruned.
 
-    Consecutive active weights of one tensor share a block of ``c_t = floor(c d / n)``
+    Consecutive active weights of one layer share a block of ``c_t = floor(c d / n)``
     for d prunable and n active weights, so that a row of gradients shrinks with n while
     all inverses together would keep the size c d.
 
     Args:
         order: The flat order.
         block_size: c, the width before anything is pruned; None makes the active
-            weights of each tensor one block.
+            weights of each layer one block.
         active: Weights that are not pruned [d], bool; default all.
 
     Returns:
@@ -202,11 +207,11 @@ def active_within_tensors(
         return within_tensors(order, block_size)
     indices = [
         start + np.flatnonzero(active[start:stop])
-        for start, stop in pairwise(order.offsets)
+        for start, stop in pairwise(order.layers)
     ]
     number = sum(len(found) for found in indices)
     grown = block_size * order.size // number if block_size else None
-    return _by_tensor(order, indices, grown)
+    return _by_layer(order, indices, grown)
 
 
 def across_tensors(

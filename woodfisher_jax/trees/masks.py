@@ -7,12 +7,19 @@ True where the weight is kept. A path that is absent is not prunable.
 import math
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from woodfisher_jax.options import OptionError
+from woodfisher_jax.trees.axes import Axes
 from woodfisher_jax.trees.paths import Params, leaves_by_path, replace_leaves
+
+IS_KERNEL = re.compile(r"(^|/)kernel(/value)?$")
+NO_WEIGHTS = re.compile(r"bias|scale|norm|emb|pos|cls|class|token|table", re.IGNORECASE)
+"""Names of what has two or more dimensions and may be no weight of a layer."""
 
 Masks = dict[str, jax.Array]
 Prunable = Callable[[str, jax.Array], bool] | str | None
@@ -29,19 +36,24 @@ def is_kernel(path: str, leaf: jax.Array) -> bool:
     return leaf.ndim >= 2
 
 
-def init_masks(params: Params, prunable: Prunable = None) -> Masks:
+def init_masks(
+    params: Params, prunable: Prunable = None, axes: Axes | None = None
+) -> Masks:
     """All-True masks over the prunable parameters.
 
     Args:
         params: Any pytree of arrays.
         prunable: A predicate on (path, array), or a regular expression searched in the
-            path; default :func:`is_kernel`.
+            path; default the weights of dense layers and convolutions that ``axes``
+            has, else :func:`is_kernel`.
+        axes: From :func:`woodfisher_jax.find_axes`; default what shapes tell.
 
     Returns:
         Masks with every weight kept.
 
     Raises:
-        ValueError: If no parameter is selected, or the expression is not valid.
+        ValueError: If no parameter is selected, the expression is not valid, or it
+            cannot be told without one what is a weight of a layer.
 
     Example:
         >>> params = {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}
@@ -52,6 +64,8 @@ def init_masks(params: Params, prunable: Prunable = None) -> Masks:
     """
     leaves = leaves_by_path(params)
     selects = _predicate(prunable)
+    if prunable is None:
+        selects = partial(_is_weight, axes=axes)
     masks = {
         path: jnp.asarray(np.ones(leaf.shape, bool))
         for path, leaf in leaves.items()
@@ -64,6 +78,32 @@ def init_masks(params: Params, prunable: Prunable = None) -> Masks:
             f"predicate or a regular expression that matches some of: {shown}"
         )
     return masks
+
+
+def _is_weight(path: str, leaf: jax.Array, axes: Axes | None) -> bool:
+    """Whether an array is the weight of a layer, as far as that can be told."""
+    how = (
+        "say what is prunable by a regular expression, such as prunable='kernel', or "
+        "by a predicate on (path, array)"
+    )
+    if not is_kernel(path, leaf):
+        return False
+    if axes is None:
+        if NO_WEIGHTS.search(path) and not IS_KERNEL.search(path):
+            raise OptionError(
+                "prunable",
+                f"prunable=None: whether {path!r} of shape {leaf.shape} is the weight "
+                "of a layer cannot be told without a loss; give loss_fn and samples "
+                f"(or axes=wf.find_axes(loss_fn, params, batch)), or {how}",
+            )
+        return True
+    if path in axes and not axes[path].multiplied:
+        raise OptionError(
+            "prunable",
+            f"prunable=None: {path!r} of shape {leaf.shape} {axes[path].doubt}, so "
+            f"that it cannot be told whether it is the weight of a layer; {how}",
+        )
+    return path in axes
 
 
 def _predicate(prunable: Prunable) -> Callable[[str, jax.Array], bool]:
