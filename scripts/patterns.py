@@ -29,6 +29,7 @@ import woodfisher_jax as wf
 from woodfisher_jax import data, models
 from woodfisher_jax.data import DataSet, batches
 from woodfisher_jax.stages.matching import Stage, outputs_of
+from woodfisher_jax.training import objective
 from woodfisher_jax.training.batch_norm import reestimate
 from woodfisher_jax.training.evaluate import evaluate
 from woodfisher_jax.training.objective import frozen_loss, frozen_outputs
@@ -125,10 +126,17 @@ def pruned(network: Network, arguments: dict[str, Any], seed: int) -> Any:
         network.params,
         samples,
         prunable=network.prunable,
+        axes=axes_of(network),
         **arguments,
     )
-    wf.patterns.check(masks, arguments["pattern"])
+    wf.patterns.check(masks, arguments["pattern"], axes=axes_of(network))
     return jax.block_until_ready(params)
+
+
+def axes_of(network: Network) -> dict[str, wf.WeightAxes]:
+    """What the axes of the weights are: magnitudes have no samples to tell."""
+    variables = {"params": network.params, "batch_stats": network.batch_stats}
+    return objective.axes_of(network.model, variables, network.dataset.image_shape)
 
 
 def matched(network: Network, arguments: dict[str, Any], seed: int) -> Any:
@@ -155,7 +163,7 @@ def matched(network: Network, arguments: dict[str, Any], seed: int) -> Any:
         seed=seed,
         **arguments,
     )
-    wf.patterns.check(masks, arguments["pattern"])
+    wf.patterns.check(masks, arguments["pattern"], axes=axes_of(network))
     return jax.block_until_ready(params)
 
 

@@ -9,6 +9,7 @@ import pytest
 import woodfisher_jax as wf
 from woodfisher_jax.curvature.groups import parts_of
 from woodfisher_jax.selection.patterns import Groups, groups_of, parse
+from woodfisher_jax.trees.axes import given_axes
 from woodfisher_jax.trees.blocks import flat_order, flatten
 
 DAMPING = 0.05
@@ -111,9 +112,11 @@ def test_the_pruned_groups_raise_the_loss_least(pattern, options) -> None:
         SAMPLES,
         pattern=pattern,
         sparsity=None if several else 0.4,
+        axes={"b/kernel": "kio"},
         **options,
     )
-    order = flat_order(masks)
+    axes = given_axes({"b/kernel": "kio"}, {p: m.shape for p, m in masks.items()})
+    order = flat_order(masks, axes)
     gradients, weights = (np.float64(flatten(order, a)) for a in (SAMPLES, PARAMS))
     inverse = inverse_of(order, gradients, options)
     if "method" in options and options["method"].startswith("woodtaylor"):
@@ -142,7 +145,7 @@ def test_the_pruned_groups_raise_the_loss_least(pattern, options) -> None:
                 expected[members[number]] = False
                 total += each[number]
     np.testing.assert_array_equal(flatten(order, masks), expected)
-    wf.patterns.check(params, pattern)
+    wf.patterns.check(params, pattern, axes=axes)
     if "woodtaylor" not in options.get("method", ""):
         assert info.saliency_sum == pytest.approx(total, rel=1e-4)
 

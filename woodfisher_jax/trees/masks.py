@@ -46,7 +46,8 @@ def init_masks(
         prunable: A predicate on (path, array), or a regular expression searched in the
             path; default the weights of dense layers and convolutions that ``axes``
             has, else :func:`is_kernel`.
-        axes: From :func:`woodfisher_jax.find_axes`; default what shapes tell.
+        axes: From :func:`woodfisher_jax.find_axes`; by default, and where no layer was
+            found, shapes tell.
 
     Returns:
         Masks with every weight kept.
@@ -88,7 +89,7 @@ def _is_weight(path: str, leaf: jax.Array, axes: Axes | None) -> bool:
     )
     if not is_kernel(path, leaf):
         return False
-    if axes is None:
+    if not axes:
         if NO_WEIGHTS.search(path) and not IS_KERNEL.search(path):
             raise OptionError(
                 "prunable",
