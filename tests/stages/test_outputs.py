@@ -1,0 +1,73 @@
+"""One call that prunes so that outputs stay."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import woodfisher_jax as wf
+from woodfisher_jax.options import OptionError
+
+KEYS = jax.random.split(jax.random.key(0), 3)
+PARAMS = {
+    "hidden": jax.random.normal(KEYS[0], (6, 8)) / 2,
+    "out": jax.random.normal(KEYS[1], (8, 3)) / 2,
+}
+INPUTS = np.asarray(jax.random.normal(KEYS[2], (60, 6)))
+
+
+def net(params, x):
+    return jnp.tanh(x @ params["hidden"]) @ params["out"]
+
+
+def distance(params) -> float:
+    return float(jnp.mean((net(params, INPUTS) - net(PARAMS, INPUTS)) ** 2))
+
+
+def test_outputs_stay_nearer_than_after_one_step_or_magnitude() -> None:
+    """Without halving, a step beyond its linear model took the distance to 4.9."""
+    params, masks, info = wf.prune_outputs(net, PARAMS, INPUTS, sparsity=0.6)
+    once, _, _ = wf.prune_outputs(net, PARAMS, INPUTS, sparsity=0.6, stages=1)
+    magnitude, _, _ = wf.prune(None, PARAMS, method="globalmagni", sparsity=0.6)
+    assert info.sparsity == pytest.approx(wf.sparsity(masks))
+    assert info.nonzero == 28
+    assert distance(params) < distance(once) / 2 < distance(magnitude) / 2
+
+
+def test_it_is_prune_matched_with_the_dense_outputs_as_targets() -> None:
+    def stage(number, params):
+        order = np.random.default_rng(3).permutation(60)
+        chosen = order[np.arange(number * 40, (number + 1) * 40) % 60]
+        targets = net(PARAMS, INPUTS)[chosen]
+        return wf.matching.Stage(net, INPUTS[chosen], targets)
+
+    expected, masks, _ = wf.prune_matched(stage, PARAMS, sparsity=0.5, stages=2, seed=3)
+    params, found, info = wf.prune_outputs(
+        net, PARAMS, INPUTS, sparsity=0.5, stages=2, num_samples=40, seed=3
+    )
+    for path in masks:
+        np.testing.assert_array_equal(found[path], masks[path])
+        np.testing.assert_allclose(params[path], expected[path], rtol=1e-5, atol=1e-6)
+    assert info.num_samples == 40
+
+
+def test_a_pattern_says_how_far() -> None:
+    params, _, info = wf.prune_outputs(
+        net, PARAMS, INPUTS, pattern="1:2", stages=1, num_samples=20
+    )
+    assert info.sparsity == 0.5
+    axes = wf.find_axes(net, PARAMS, INPUTS[:1])
+    assert wf.patterns.check(params, "1:2", axes=axes) == 36
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "message"),
+    [
+        ((3, PARAMS, INPUTS), {"sparsity": 0.5}, "net_fn is of type int"),
+        ((net, PARAMS, INPUTS), {}, "sparsity is missing"),
+        ((net, PARAMS, iter([INPUTS])), {"sparsity": 0.5}, "inputs hold no examples"),
+    ],
+)
+def test_what_cannot_be_is_refused(arguments, options, message) -> None:
+    with pytest.raises(OptionError, match=message):
+        wf.prune_outputs(*arguments, **options)

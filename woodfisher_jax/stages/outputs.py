@@ -1,0 +1,128 @@
+"""Pruning a network so that its outputs stay: one call, from inputs alone."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from woodfisher_jax.info import PruneInfo, joined
+from woodfisher_jax.options import OptionError
+from woodfisher_jax.selection.patterns import GroupNames, parse
+from woodfisher_jax.stages.matching import OutputsFn, Stage, outputs_of, prune_matched
+from woodfisher_jax.trees.masks import Masks, Prunable
+from woodfisher_jax.trees.paths import Params
+from woodfisher_jax.trees.samples import num_examples, regroup
+
+
+def prune_outputs(
+    net_fn: OutputsFn,
+    params: Params,
+    inputs: Any,
+    *,
+    sparsity: float | None = None,
+    pattern: str | GroupNames | None = None,
+    stages: int = 12,
+    num_samples: int = 1000,
+    masks: Masks | None = None,
+    prunable: Prunable = None,
+    metric: str = "identity",
+    seed: int = 0,
+    **options: Any,
+) -> tuple[Params, Masks, PruneInfo]:
+    """Prunes a network and keeps its outputs near those it has now; no labels needed.
+
+    In each stage a share of the weights that are left is pruned, and the others are
+    moved so that ``E ‖f(w, x) - f(w₀, x)‖²`` over the inputs stays low
+    (:func:`~woodfisher_jax.stages.matching.prune_matched`, which takes new inputs, new
+    statistics or labels at every stage).
+
+    Args:
+        net_fn: (params, inputs) -> outputs [n, k], such as logits, in evaluation mode.
+        params: w₀, any pytree of floating-point arrays.
+        inputs: x, one batch: a pytree of arrays with a leading axis of examples.
+        sparsity: Fraction of all prunable weights to be zero afterwards, in [0, 1);
+            default that of a pattern N:M.
+        pattern: As for :func:`woodfisher_jax.prune`.
+        stages: Default 12.
+        num_samples: Inputs of each stage, drawn anew where there are more; default
+            1000, or all there are.
+        masks: As for :func:`woodfisher_jax.prune`.
+        prunable: As for :func:`woodfisher_jax.prune`.
+        metric: "identity", or "softmax" for the curvature of the cross entropy of
+            logits; default "identity".
+        seed: Of the drawn inputs and of the random projections of the outputs.
+        **options: As for :func:`woodfisher_jax.prune`; defaults are
+            method="woodtaylor", update="joint" and damping="auto".
+
+    Returns:
+        ``(params, masks, info)``: pruned weights are exactly zero in ``params``; times
+        in ``info`` are sums over the stages.
+
+    Raises:
+        ValueError: As for :func:`woodfisher_jax.prune`.
+
+    Example:
+        >>> def net(params, x):
+        ...     return jnp.tanh(x @ params["w"])
+        >>> params = {"w": jnp.array([[3.0, 0.1], [0.2, 2.0]])}
+        >>> x = jax.random.normal(jax.random.key(0), (20, 2))
+        >>> params, masks, info = wf.prune_outputs(net, params, x, sparsity=0.5)
+        >>> masks["w"].tolist(), info.sparsity
+        ([[True, False], [False, True]], 0.5)
+    """
+    if not callable(net_fn):
+        raise OptionError(
+            "net_fn",
+            f"net_fn is of type {type(net_fn).__name__}; expected a function (params, "
+            "inputs) -> outputs",
+        )
+    rule = parse(pattern)
+    if sparsity is None and rule is not None:
+        sparsity = rule.sparsity
+    if sparsity is None:
+        raise OptionError(
+            "sparsity", "sparsity is missing; expected a fraction, such as 0.9"
+        )
+    (images,) = regroup(inputs, _number(inputs))
+    wanted = outputs_of(net_fn, params, images)
+    drawn = _draws(len(wanted), num_samples, seed)
+
+    def stage(number: int, params: Params) -> Stage:
+        del params
+        chosen = drawn(number)
+        return Stage(net_fn, jax.tree.map(lambda a: a[chosen], images), wanted[chosen])
+
+    if pattern is not None:
+        options["pattern"] = pattern
+    params, masks, infos = prune_matched(
+        stage,
+        params,
+        sparsity=sparsity,
+        stages=stages,
+        masks=masks,
+        prunable=prunable,
+        metric=metric,
+        seed=seed,
+        **options,
+    )
+    return params, masks, joined(infos)
+
+
+def _number(inputs: Any) -> int:
+    """Of examples; all are used at once, so they must be countable."""
+    number = num_examples(inputs)
+    if not number:
+        raise OptionError(
+            "inputs",
+            "inputs hold no examples that can be counted; expected one batch (array, "
+            "tuple or dict of arrays) or a list of batches",
+        )
+    return number
+
+
+def _draws(available: int, number: int, seed: int) -> Callable[[int], np.ndarray]:
+    """For each stage so many of the inputs, all of which come before one repeats."""
+    size = min(available, number)
+    order = np.random.default_rng(seed).permutation(available)
+    return lambda stage: order[np.arange(stage * size, (stage + 1) * size) % available]
