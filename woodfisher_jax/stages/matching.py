@@ -8,9 +8,9 @@ from the weights of the previous stage. The rows are ``g_n = ∇_w (r_n · f(w, 
 with random r, the targets are ``y_n = r_n · (f(w₀, x_n) - f(w, x_n))``; saliencies
 include that first-order term, the update is the joint one, and the damping is chosen by
 leave-one-out over the rows; a step is halved as long as that brings the outputs of the
-stage's examples nearer to their targets. Where a network fits its data, the curvature of
-the loss vanishes and that of the outputs does not. A step also corrects the errors of
-the previous ones.
+stage's examples nearer to their targets. Where a network fits its data, the curvature
+of the loss vanishes and that of the outputs does not. A step also corrects the errors
+of the previous ones.
 
 With labels as targets, the rows are gradients of the cross entropy of a few examples
 each, and the first-order term is that of the loss: each stage also trains.
