@@ -102,9 +102,14 @@ def matching_rows(
     outputs = outputs_of(stage.outputs_fn, params, stage.inputs)
     wanted = jnp.asarray(stage.wanted)
     r = directions(key, wanted, metric)
-    missing = jnp.sum(r * (wanted - outputs), axis=tuple(range(1, r.ndim)))
+    missing = _along(r, wanted - outputs)
     samples = {"inputs": stage.inputs, "direction": np.asarray(r)}
     return Rows(projected(stage.outputs_fn), samples, missing)
+
+
+def _along(directions: jax.Array | np.ndarray, outputs: jax.Array) -> jax.Array:
+    """The products r · f of each example [n]."""
+    return jnp.sum(directions * outputs, axis=tuple(range(1, outputs.ndim)))
 
 
 def label_rows(stage: Stage, batch_size: int = 16) -> Rows:
@@ -235,7 +240,8 @@ def prune_matched(
             **{"axes": axes, **given, **options},
         )
         if not labels:
-            params = _halved(found, apply_masks(before, masks), params)
+            start = apply_masks(before, masks)
+            params = _halved(found, rows.samples["direction"], start, params)
         infos.append(info)
         if after is not None:
             changed = after(number, params, masks, info)
@@ -247,16 +253,22 @@ STEP_LENGTHS = (1.0, 0.5, 0.25, 0.125, 0.0)
 """Shares of a stage's update that are tried, from the longest down."""
 
 
-def _halved(stage: Stage, start: Params, end: Params) -> Params:
+def _halved(stage: Stage, directions: np.ndarray, start: Params, end: Params) -> Params:
     """As much of the update as brings the outputs nearest to their targets.
 
     The step is that of a linear model. Where few rows meet many weights it may lead
     beyond where that model holds, and later stages would not recover.
+
+    Args:
+        stage: f, x and f*.
+        directions: r, along which the distance counts [n, k].
+        start: Parameters after the mask, before the update.
+        end: Parameters after the update.
     """
 
     def distance(params: Params) -> float:
         outputs = outputs_of(stage.outputs_fn, params, stage.inputs)
-        return float(jnp.mean((outputs - stage.wanted) ** 2))
+        return float(jnp.mean(_along(directions, stage.wanted - outputs) ** 2))
 
     best, lowest = end, np.inf
     for length in STEP_LENGTHS:
