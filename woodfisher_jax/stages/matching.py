@@ -268,7 +268,9 @@ def _halved(stage: Stage, directions: np.ndarray, start: Params, end: Params) ->
 
     def distance(params: Params) -> float:
         outputs = outputs_of(stage.outputs_fn, params, stage.inputs)
-        return float(jnp.mean(_along(directions, stage.wanted - outputs) ** 2))
+        return float(
+            jnp.mean(_along(directions, jnp.asarray(stage.wanted) - outputs) ** 2)
+        )
 
     best, lowest = end, np.inf
     for length in STEP_LENGTHS:
