@@ -546,7 +546,8 @@ def _in_pieces(
         slope = _slope(curvature, y, problem, job)
     model, kept, scores = Model(curvature), before.active, None
     if not repairs:
-        model = model_of(curvature, curvature.diagonal(), slope)
+        own = y if job.mean_samples is None else None
+        model = model_of(curvature, curvature.diagonal(), slope, own)
         kept, scores = _ranked(model, before, job)
     if isinstance(row, WoodFisher) and row.swaps:
         assert isinstance(curvature, InverseFisher)

@@ -233,8 +233,9 @@ def resident_step(
     """
     fisher = InverseFisher(source, damping, method.centered)
     weights, targets = jnp.where(mask, weights, 0.0), jnp.asarray(targets)
-    slope = fisher.slope(targets) if method.first_order else None
-    model = model_of(fisher, fisher.diagonal(), slope)
+    diagonal = fisher.diagonal()
+    mean = fisher.slope(targets) if method.first_order else None
+    model = model_of(fisher, diagonal, mean, targets)
     scores = saliency(method, model, weights, mask)
     new = keep(scores, mask, kept, ranges)
     y = targets if method.first_order else jnp.zeros_like(targets)
@@ -257,21 +258,28 @@ def undamped(method: WoodFisher) -> WoodFisher:
 
 
 def model_of(
-    curvature: Curvature, diagonal: Found, slope: jax.Array | None = None
+    curvature: Curvature,
+    diagonal: Found,
+    mean: jax.Array | None = None,
+    targets: jax.Array | None = None,
 ) -> Model:
     """The quadratic model with its diagonal and Newton step.
 
     Args:
         curvature: Of the weights.
         diagonal: Of the curvature.
-        slope: ḡ, [d], in methods of first order; needs an inverse.
+        mean: ḡ, [d], in methods of first order; needs an inverse Fisher.
+        targets: y, [N], where ``ḡ = -Gᵀy / N``; default: ḡ is of other samples.
     """
-    if slope is None:
+    if mean is None:
         return Model(curvature, diagonal, None, diagonal.error)
-    assert isinstance(curvature, Inverse)
-    newton = curvature.product(slope, diagonal.factors)
+    assert isinstance(curvature, InverseFisher)
+    if targets is None:
+        newton = curvature.product(mean, diagonal.factors)
+    else:
+        newton = curvature.newton_step(targets, diagonal.factors)
     error = jnp.maximum(diagonal.error, newton.error)
-    return Model(curvature, diagonal, Slope(slope, newton.value), error)
+    return Model(curvature, diagonal, Slope(mean, newton.value), error)
 
 
 @partial(jax.jit, static_argnames="method")
@@ -349,6 +357,8 @@ def moved(
         newly = active & ~kept
         b = _direction(weights, model.slope, model.diagonal.value, newly)
         found = curvature.product(b, model.diagonal.factors)
+        if model.slope is not None:
+            found = found._replace(value=found.value - model.slope.newton)
     change = method.scale_update * found.value
     if method.normalize_update is not None:
         change = _shortened(change, weights, bounds, method.normalize_update)
@@ -359,10 +369,8 @@ def moved(
 def _direction(
     weights: jax.Array, slope: Slope | None, diagonal: jax.Array, newly: jax.Array
 ) -> jax.Array:
-    """B with ``δw = F⁻¹b``: the sum of single-weight updates, and -h with a slope."""
-    b = obs.obs_direction(point_of(weights, slope), diagonal, newly)
-    # h is F⁻¹ḡ: one product for both.
-    return b if slope is None else b - slope.mean
+    """B with ``δw = F⁻¹b``, the sum of single-weight updates, less h with a slope."""
+    return obs.obs_direction(point_of(weights, slope), diagonal, newly)
 
 
 @partial(jax.jit, static_argnames=("bounds", "most"))

@@ -18,7 +18,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from woodfisher_jax.equations.fisher import SOLVERS, diagonal_error, refined_product
 from woodfisher_jax.equations.groups import group_forms
-from woodfisher_jax.equations.joint import joint_update
+from woodfisher_jax.equations.joint import joint_update, least_squares
 from woodfisher_jax.rows.budget import BATCH_BYTES, block_bytes
 from woodfisher_jax.rows.sharding import AXIS, on_each_device
 
@@ -92,6 +92,15 @@ def joint(
     return Block(
         *joint_update(gradients, weights, kept, targets, damping, solver, *factors)
     )
+
+
+def newton(
+    gradients: jax.Array, others: tuple[jax.Array, ...], damping: jax.Array, solver: str
+) -> Block:
+    """The Newton step ``h = F⁻¹ḡ`` of ``ḡ = -Gᵀy / N``; y and perhaps the factor."""
+    targets, *factors = others
+    step, error = least_squares(gradients, targets, damping, solver, *factors)
+    return Block(-step, error)
 
 
 def whole_groups(

@@ -170,6 +170,35 @@ class InverseFisher:
             errors.append(found.error)
         return Found(value, self._largest(errors))
 
+    def newton_step(
+        self,
+        targets: jax.Array,
+        factors: Mapping[int, jax.Array | None] | None = None,
+    ) -> Found:
+        """``h = F⁻¹ḡ`` of the slope ``ḡ = -Gᵀy / N`` [d].
+
+        Not a product with ḡ: its rounding leaves the span of the gradients, and F⁻¹
+        divides that by λ. Centered gradients do not span ḡ, and a product will do.
+
+        Args:
+            targets: y, [N]; -1 for the mean gradient.
+            factors: Of :meth:`diagonal`; default formed again.
+
+        Raises:
+            CurvatureError: If a checked block is not accurate even in float64.
+        """
+        if self.centered:
+            return self.product(self.slope(targets), factors)
+        value, errors = self._zeros(), []
+        for tile in self._sweep("slope blocks", reverse=True):
+            number, factor = len(tile.gradients), (factors or {}).get(tile.key)
+            everywhere = jnp.broadcast_to(targets, (number, *targets.shape))
+            given = (everywhere,) if factor is None else (everywhere, factor)
+            found = self._run(checked.newton, tile, given, 1)
+            value = self._put(value, found.value, tile)
+            errors.append(found.error)
+        return Found(value, self._largest(errors))
+
     def joint_update(
         self, weights: jax.Array, kept: jax.Array, targets: jax.Array
     ) -> Found:

@@ -383,6 +383,12 @@ def _random_signs(rows: int, columns: int) -> jax.Array:
     return jnp.where(bits >> 31, 1.0, -1.0)
 
 
+def rounding_of(vector: jax.Array) -> jax.Array:
+    """What rounding may have added to a vector: half a unit of each entry, any sign."""
+    signs = _random_signs(1, vector.shape[0])[0].astype(vector.dtype)
+    return jnp.finfo(vector.dtype).eps / 2 * signs * vector
+
+
 def diagonal_error(
     solver: Solver,
     factor: jax.Array,
