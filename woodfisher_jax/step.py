@@ -275,7 +275,7 @@ def model_of(
         return Model(curvature, diagonal, None, diagonal.error)
     assert isinstance(curvature, InverseFisher)
     if targets is None:
-        newton = curvature.product(mean, diagonal.factors)
+        newton = curvature.product(mean, diagonal.factors, rounded=True)
     else:
         newton = curvature.newton_step(targets, diagonal.factors)
     error = jnp.maximum(diagonal.error, newton.error)

@@ -150,22 +150,27 @@ class InverseFisher:
         self,
         vector: jax.Array,
         factors: Mapping[int, jax.Array | None] | None = None,
+        *,
+        rounded: bool = False,
     ) -> Found:
         """F⁻¹v for a flat vector v [d].
 
         Args:
             vector: v.
             factors: Of :meth:`diagonal`; default formed again.
+            rounded: Whether the rounding of v to float32 counts as an error, as that of
+                a mean; default v is what it is.
 
         Raises:
             CurvatureError: If a checked block is not accurate even in float64.
         """
+        task = checked.product_of_rounded if rounded else checked.product
         value, errors = self._zeros(), []
         # The tiles that were read last are still in the page cache.
         for tile in self._sweep("update blocks", reverse=True):
             v, factor = self._take(vector, tile), (factors or {}).get(tile.key)
             given = (v,) if factor is None else (v, factor)
-            found = self._run(checked.product, tile, given, 1)
+            found = self._run(task, tile, given, 1)
             value = self._put(value, found.value, tile)
             errors.append(found.error)
         return Found(value, self._largest(errors))
@@ -188,7 +193,7 @@ class InverseFisher:
             CurvatureError: If a checked block is not accurate even in float64.
         """
         if self.centered:
-            return self.product(self.slope(targets), factors)
+            return self.product(self.slope(targets), factors, rounded=True)
         value, errors = self._zeros(), []
         for tile in self._sweep("slope blocks", reverse=True):
             number, factor = len(tile.gradients), (factors or {}).get(tile.key)

@@ -366,9 +366,13 @@ def refined_product(
     """
     # A matrix of one row, because a vector would be multiplied along the columns of G.
     refined = _refine(solver, factor, gradients, damping, vector[None])
-    largest = jnp.max(jnp.abs(refined.result))
-    change = jnp.max(jnp.abs(refined.second)) / jnp.where(largest > 0, largest, 1.0)
-    return refined.result[0], change
+    return refined.result[0], relative(refined.second, refined.result)
+
+
+def relative(change: jax.Array, result: jax.Array) -> jax.Array:
+    """The largest entry of a change by that of the result."""
+    largest = jnp.max(jnp.abs(result))
+    return jnp.max(jnp.abs(change)) / jnp.where(largest > 0, largest, 1.0)
 
 
 def _random_signs(rows: int, columns: int) -> jax.Array:

@@ -18,6 +18,7 @@ from woodfisher_jax.equations.fisher import (
     SOLVERS,
     matmul,
     refined_product,
+    relative,
     rounding_of,
 )
 
@@ -99,10 +100,8 @@ def least_squares(
     right = matmul(values[None], gradients)[0] / gradients.shape[0]
     found, error = refined_product(row, factor, gradients, damping, right)
     # The rounding of Gᵀz leaves the span of the rows, where F⁻¹ divides it by λ.
-    lost = rounding_of(right)[None]
-    moved = jnp.max(jnp.abs(row.product(factor, gradients, damping, lost)))
-    largest = jnp.max(jnp.abs(found))
-    return found, jnp.maximum(error, moved / jnp.where(largest > 0, largest, 1.0))
+    moved = row.product(factor, gradients, damping, rounding_of(right)[None])
+    return found, jnp.maximum(error, relative(moved, found))
 
 
 def _in_sample_space(
@@ -125,5 +124,4 @@ def _in_sample_space(
     a = a + solved(right - product(a))
     last = solved(right - product(a))
     update, change = matmul(jnp.concatenate([a + last, last]), staying)
-    largest = jnp.max(jnp.abs(update))
-    return update, jnp.max(jnp.abs(change)) / jnp.where(largest > 0, largest, 1.0)
+    return update, relative(change, update)
