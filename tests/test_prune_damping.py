@@ -147,7 +147,7 @@ def test_targets_are_one_finite_number_for_each_row(problem: Any, targets: Any) 
         wf.prune(linear, params, rows, **given)
 
 
-# -------------------------------------------------------- the Newton step, damped little
+# ------------------------------------------------------ the Newton step, damped little
 
 ROWS = (10 * np.random.default_rng(0).standard_normal((5, 40))).astype(np.float32)
 OTHERS = (10 * np.random.default_rng(1).standard_normal((7, 40))).astype(np.float32)
@@ -212,3 +212,40 @@ def test_the_newton_step_is_right_at_small_damping(options, oracle) -> None:
 def test_a_mean_that_rounding_takes_out_of_the_span_is_refused() -> None:
     with pytest.raises(wf.CurvatureError, match="raise damping"):
         pruned_at(1e-6, mean_samples=ROWS)
+
+
+# --------------------------------------------------------------------- units of weight
+
+SMALL, FLAT = 2.0**-40, 2.0**-47
+"""Powers of two, so that all results are the same but for a factor."""
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"method": "woodfisher", "normalize_update": 0.01},
+        {"method": "woodfisherblock", "store": "recompute"},
+        {"method": "woodfisherblock", "pattern": "2:4"},
+        {"method": "diagfisher"},
+        {"method": "globalmagni", "pattern": "2x2"},
+    ],
+    ids=lambda options: "-".join(map(str, options.values())),
+)
+def test_no_unit_of_weight_or_loss_changes_the_mask(options) -> None:
+    x = np.random.default_rng(3).standard_normal((7, 8)).astype(np.float32)
+    w = np.random.default_rng(4).standard_normal((8, 4)).astype(np.float32)
+
+    def pruned(unit, scale, damping):
+        given = dict(options)
+        if given["method"] not in ("diagfisher", "globalmagni"):
+            given["damping"] = damping
+        params, masks, _ = wf.prune(
+            linear_loss, {"w": jnp.asarray(unit * w)}, scale * x, sparsity=0.5, **given
+        )
+        return np.asarray(params["w"]) / unit, np.asarray(masks["w"])
+
+    # Squares of these weights over the largest entry of F⁻¹, 1e30, are 1e-54.
+    weights, mask = pruned(SMALL, FLAT, 0.02 * FLAT**2)
+    expected, expected_mask = pruned(1.0, 1.0, 0.02)
+    np.testing.assert_array_equal(mask, expected_mask)
+    np.testing.assert_allclose(weights, expected, rtol=1e-5)

@@ -47,9 +47,11 @@ from woodfisher_jax.selection.goal import Goal
 from woodfisher_jax.selection.patterns import GroupNames, Groups, Pattern, groups_of
 from woodfisher_jax.step import (
     Model,
+    in_units,
     model_of,
     moved,
     point_of,
+    power_of_two,
     resident_step,
     saliency,
     saliency_sum,
@@ -489,6 +491,7 @@ def _in_one_program(
             )
         if float(found.error) <= TOLERANCE:
             job.compute.report("pruning step", 1, 1)
+            _check_scores(found.scores, job)
             report = {"saliency_sum": float(found.saliency_sum)}
             return _Outcome(found.weights, found.mask, found.scores, report)
     return None
@@ -548,6 +551,7 @@ def _in_pieces(
     if not repairs:
         own = y if job.mean_samples is None else None
         model = model_of(curvature, curvature.diagonal(), slope, own)
+        model = in_units(row, model, before.values, before.active)
         kept, scores = _ranked(model, before, job)
     if isinstance(row, WoodFisher) and row.swaps:
         assert isinstance(curvature, InverseFisher)
@@ -622,15 +626,24 @@ def _damped_again(
 
 def _ranked(model: Model, before: _Weights, job: _Job) -> tuple[jax.Array, jax.Array]:
     """The mask, and the scores that it follows from, [d] each."""
+    if before.groups is not None and model.curvature is None:
+        # Groups take the squares of magnitudes.
+        largest = jnp.max(jnp.where(before.active, jnp.abs(before.values), 0.0))
+        model = model._replace(unit=power_of_two(1 / largest))
     scores = saliency(job.method, model, before.values, before.active)
-    what = "its weights or its curvature"
-    check_finite(scores, job.order, "the saliency of", what)
+    _check_scores(scores / model.unit / model.unit, job)
     if before.groups is None:
         kept = scopes.choose(
             scores, before.active, job.masks, job.order, job.goal, before.costs
         )
-        return kept, scores
-    return _ranked_groups(model, scores, before, before.groups, job)
+    else:
+        kept, scores = _ranked_groups(model, scores, before, before.groups, job)
+    return kept, scores / model.unit / model.unit
+
+
+def _check_scores(scores: jax.Array, job: _Job) -> None:
+    what = "its weights or its curvature"
+    check_finite(scores, job.order, "the saliency of", what)
 
 
 def _ranked_groups(
@@ -646,7 +659,8 @@ def _ranked_groups(
         scores = scores * scores
     values: Any
     if isinstance(model.curvature, Inverse):
-        point = jnp.where(active, point_of(before.values, model.slope), 0.0)
+        point = model.unit * point_of(before.values, model.slope)
+        point = jnp.where(active, point, 0.0)
         values = model.curvature.group_saliency(point, groups)
     else:
         values = scopes.sums_of_single(scores, groups)

@@ -123,6 +123,8 @@ class Method(Options):
         needs_samples: Whether it takes gradients of the loss.
         allows_costs: Whether its statistic is never negative, so that it can be divided
             by what weights cost.
+        is_quadratic: Whether its statistic grows with the square of the weights, so
+            that they can be ranked in units in which no square leaves float32.
     """
 
     summary: str = ""
@@ -131,6 +133,7 @@ class Method(Options):
 
     needs_samples: ClassVar[bool] = False
     allows_costs: ClassVar[bool] = True
+    is_quadratic: ClassVar[bool] = False
 
     @property
     def moves(self) -> bool:
