@@ -1,6 +1,7 @@
 """The driver of a pruning step: checks arguments, plans memory, ensures precision."""
 
 import dataclasses
+import warnings
 from typing import Any, NamedTuple
 
 import jax
@@ -19,7 +20,7 @@ from woodfisher_jax.curvature.method import (
 )
 from woodfisher_jax.curvature.swaps import improve
 from woodfisher_jax.equations.damping import ChosenDamping
-from woodfisher_jax.info import Clock, PruneInfo, joined
+from woodfisher_jax.info import Clock, PruneInfo, PruneWarning, joined
 from woodfisher_jax.methods import (
     check_together,
     resolve,
@@ -41,6 +42,7 @@ from woodfisher_jax.rows.problem import Problem
 from woodfisher_jax.rows.sharding import one_axis, replicate
 from woodfisher_jax.schedules import levels
 from woodfisher_jax.selection import diagnostics as diagnostics_
+from woodfisher_jax.selection import findings
 from woodfisher_jax.selection import scope as scopes
 from woodfisher_jax.selection.costs import MILLION, Costs, count_costs, macs_of
 from woodfisher_jax.selection.goal import Goal
@@ -182,7 +184,10 @@ def prune(
             again = _drawn_again(again, samples, mean_samples, number)
         params, masks, info = _prune_once(params, again)
         infos.append(info)
-    return params, masks, joined(infos)
+    info = joined(infos)
+    for text in info.warnings:
+        warnings.warn(text, PruneWarning, stacklevel=2)
+    return params, masks, info
 
 
 def plan_pruning(
@@ -453,6 +458,7 @@ def _prune_once(params: Params, job: _Job) -> tuple[Params, Masks, PruneInfo]:
     new_params, new_masks = from_vectors(params, done.weights, done.kept, order)
     new_masks = {path: new_masks[path] for path in order.paths}  # jit sorts dicts
     report |= _compared(before, done, job)
+    report |= _looked_at(before, done, job, new_masks)
     jax.block_until_ready(new_params)
     clock.mark("update")
     return new_params, new_masks, _info(done.kept, job, clock, report)
@@ -492,7 +498,10 @@ def _in_one_program(
         if float(found.error) <= TOLERANCE:
             job.compute.report("pruning step", 1, 1)
             _check_scores(found.scores, job)
-            report = {"saliency_sum": float(found.saliency_sum)}
+            report = {
+                "saliency_sum": float(found.saliency_sum),
+                "untouched": _untouched(found.touched, before, job),
+            }
             return _Outcome(found.weights, found.mask, found.scores, report)
     return None
 
@@ -550,7 +559,10 @@ def _in_pieces(
     model, kept, scores = Model(curvature), before.active, None
     if not repairs:
         own = y if job.mean_samples is None else None
-        model = model_of(curvature, curvature.diagonal(), slope, own)
+        diagonal = curvature.diagonal()
+        if diagonal.touched is not None:
+            report["untouched"] = _untouched(diagonal.touched, before, job)
+        model = model_of(curvature, diagonal, slope, own)
         model = in_units(row, model, before.values, before.active)
         kept, scores = _ranked(model, before, job)
     if isinstance(row, WoodFisher) and row.swaps:
@@ -719,6 +731,30 @@ def _compared(before: _Weights, done: _Outcome, job: _Job) -> dict[str, Any]:
             scores[active], sizes
         )
     return report
+
+
+def _untouched(touched: jax.Array, before: _Weights, job: _Job) -> dict[str, float]:
+    return findings.untouched(np.asarray(touched), np.asarray(before.active), job.order)
+
+
+def _looked_at(
+    before: _Weights, done: _Outcome, job: _Job, masks: Masks
+) -> dict[str, Any]:
+    """What is left of tensors and outputs, and what has come back."""
+    old, new = (
+        {path: np.asarray(given[path]) for path in job.order.paths}
+        for given in (job.masks, masks)
+    )
+    texts = findings.messages(
+        done.report.get("untouched", {}), findings.emptied(old, new)
+    )
+    was_zero = (np.asarray(before.values) == 0) & np.asarray(before.active)
+    is_not = (np.asarray(done.weights) != 0) & np.asarray(done.kept)
+    return {
+        "empty_outputs": findings.outputs_without_inputs(new),
+        "revived": int(np.count_nonzero(was_zero & is_not)),
+        "warnings": tuple(texts),
+    }
 
 
 def _predicted(step: jax.Array, model: Model, problem: Problem) -> dict[str, Any]:

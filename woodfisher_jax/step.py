@@ -70,6 +70,8 @@ class Step(NamedTuple):
         error: Largest estimate of a block's relative rounding error. Above
             :data:`~woodfisher_jax.curvature.checked.TOLERANCE` the result is not to be
             trusted; :func:`woodfisher_jax.prune` then computes the block in float64.
+        touched: Weights with a gradient in some sample [d], bool. The others are ranked
+            as if the loss did not depend on them.
     """
 
     weights: jax.Array
@@ -77,6 +79,7 @@ class Step(NamedTuple):
     scores: jax.Array
     saliency_sum: jax.Array
     error: jax.Array
+    touched: jax.Array
 
 
 def step(
@@ -237,6 +240,7 @@ def resident_step(
     fisher = InverseFisher(source, damping, method.centered)
     weights, targets = jnp.where(mask, weights, 0.0), jnp.asarray(targets)
     diagonal = fisher.diagonal()
+    assert diagonal.touched is not None
     mean = fisher.slope(targets) if method.first_order else None
     model = in_units(method, model_of(fisher, diagonal, mean, targets), weights, mask)
     ranking = saliency(method, model, weights, mask)
@@ -250,6 +254,7 @@ def resident_step(
         scores=scores,
         saliency_sum=saliency_sum(scores, mask & ~new, model.slope),
         error=jnp.maximum(model.error, change.error),
+        touched=diagonal.touched,
     )
 
 

@@ -138,13 +138,15 @@ class InverseFisher:
         """
         task = checked.diagonal if self.source.keep_factors else checked.diagonal_alone
         value, errors, factors = self._zeros(), [], {}
+        touched = self._zeros().astype(bool)
         for tile in self._sweep("curvature blocks"):
             given = () if self.known is None else (self.known,)
             found = self._run(task, tile, given, 0)
             value = self._put(value, found.value, tile)
+            touched = self._put(touched, _touched(tile.gradients), tile)
             errors.append(found.error)
             factors[tile.key] = found.factor
-        return Found(value, self._largest(errors), factors)
+        return Found(value, self._largest(errors), factors, touched)
 
     def product(
         self,
@@ -575,6 +577,13 @@ def _centered(gradients: jax.Array) -> jax.Array:
     """G - 1ḡᵀ of each block, so that GᵀG / N is F - ḡḡᵀ."""
     wide = gradients.astype(jnp.float32)
     return wide - jnp.mean(wide, axis=1, keepdims=True)
+
+
+@jax.jit
+def _touched(gradients: jax.Array) -> jax.Array:
+    """Weights of each block with a gradient whose square float32 tells from zero."""
+    wide = gradients.astype(jnp.float32)
+    return jnp.any(wide * wide > 0, axis=1)
 
 
 @jax.jit

@@ -89,7 +89,7 @@ def least_squares(
 
     Example:
         >>> G, z = jnp.array([[2.0, 0.0]]), jnp.array([5.0])
-        >>> wf.joint.least_squares(G, z, 1.0)[0].round(4).tolist()
+        >>> wf.equations.joint.least_squares(G, z, 1.0)[0].round(4).tolist()
         [2.0, 0.0]
     """
     row = SOLVERS[solver]
