@@ -244,7 +244,7 @@ def resident_step(
     mean = fisher.slope(targets) if method.first_order else None
     model = in_units(method, model_of(fisher, diagonal, mean, targets), weights, mask)
     ranking = saliency(method, model, weights, mask)
-    new = keep(ranking, mask, kept, ranges)
+    new = keep(ranking, mask, kept, ranges, bounds)
     scores = ranking / model.unit / model.unit
     y = targets if method.first_order else jnp.zeros_like(targets)
     change = moved(method, model, weights, mask, new, y, bounds)

@@ -68,7 +68,7 @@ def outputs_without_inputs(
             out.
 
     Example:
-        >>> kernel = np.array([[True, False], [True, False]])
+        >>> kernel = jnp.array([[True, False], [True, False]])
         >>> wf.selection.findings.outputs_without_inputs({"kernel": kernel})
         {'kernel': 1}
     """
