@@ -13,6 +13,7 @@ import woodfisher_jax as wf
 
 MODULES = [
     *("prune", "step", "masked", "schedules", "equations.obs", "equations.fisher"),
+    *("equations.joint", "selection.findings"),
     *("trees.masks", "trees.blocks", "trees.paths"),
     *("rows.gradients", "rows.projections", "curvature.checked"),
     *("stages.matching", "stages.damping_search", "stages.distillation"),

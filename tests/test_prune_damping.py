@@ -145,3 +145,107 @@ def test_targets_are_one_finite_number_for_each_row(problem: Any, targets: Any) 
     given = {"sparsity": 0.5, "method": "woodtaylor", "targets": targets}
     with pytest.raises(ValueError, match="expected one finite number"):
         wf.prune(linear, params, rows, **given)
+
+
+# ------------------------------------------------------ the Newton step, damped little
+
+ROWS = (10 * np.random.default_rng(0).standard_normal((5, 40))).astype(np.float32)
+OTHERS = (10 * np.random.default_rng(1).standard_normal((7, 40))).astype(np.float32)
+WEIGHTS = np.random.default_rng(2).standard_normal(40).astype(np.float32)
+CHANGES = np.linspace(-1, 2, 5)
+
+
+def linear_loss(params, batch):
+    """Each gradient is an example."""
+    return jnp.mean(batch @ params["w"])
+
+
+def pruned_at(damping, rows=ROWS, **options):
+    found = wf.prune(
+        linear_loss,
+        {"w": jnp.asarray(WEIGHTS)},
+        rows,
+        sparsity=0.5,
+        method="woodtaylor",
+        damping=damping,
+        prunable="w",
+        **options,
+    )
+    return np.asarray(found[0]["w"]), np.asarray(found[1]["w"])
+
+
+def surgeon(damping, mean=None, targets=-1.0, centered=False):
+    """Oracle in float64; without a mean h is taken in sample space."""
+    G = np.float64(ROWS)
+    mean = G.mean(0) if centered else mean
+    G = G - centered * G.mean(0)
+    S = len(G) * damping * np.eye(len(G)) + G @ G.T
+    inverse = lambda v: (v - G.T @ np.linalg.solve(S, G @ v)) / damping  # noqa: E731
+    h = -G.T @ np.linalg.solve(S, np.broadcast_to(targets, len(G)))
+    h = h if mean is None else inverse(mean)
+    diagonal = (1 - np.sum(G * np.linalg.solve(S, G), 0)) / damping
+    scores = (WEIGHTS - h) ** 2 / diagonal
+    mask = scores >= np.sort(scores)[len(h) // 2]
+    direction = np.where(mask, 0, -(WEIGHTS - h) / diagonal)
+    return np.where(mask, WEIGHTS + inverse(direction) - h, 0), mask
+
+
+@pytest.mark.parametrize(
+    ("options", "oracle"),
+    [
+        ({}, {}),
+        ({"store": "recompute"}, {}),
+        ({"solver": "dense"}, {}),
+        ({"solver": "recursion"}, {}),
+        ({"targets": CHANGES}, {"targets": CHANGES}),
+        ({"mean_samples": OTHERS}, {"mean": np.float64(OTHERS).mean(0)}),
+        ({"centered": True}, {"centered": True}),
+    ],
+)
+def test_the_newton_step_is_right_at_small_damping(options, oracle) -> None:
+    new, mask = pruned_at(1e-8, **options)
+    weights, expected = surgeon(1e-8, **oracle)
+    np.testing.assert_array_equal(mask, expected)
+    np.testing.assert_allclose(new, weights, rtol=1e-3, atol=1e-3)
+
+
+def test_a_mean_that_rounding_takes_out_of_the_span_is_refused() -> None:
+    with pytest.raises(wf.CurvatureError, match="raise damping"):
+        pruned_at(1e-6, mean_samples=ROWS)
+
+
+# --------------------------------------------------------------------- units of weight
+
+SMALL, FLAT = 2.0**-40, 2.0**-47
+"""Powers of two, so that all results are the same but for a factor."""
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"method": "woodfisher", "normalize_update": 0.01},
+        {"method": "woodfisherblock", "store": "recompute"},
+        {"method": "woodfisherblock", "pattern": "2:4"},
+        {"method": "diagfisher"},
+        {"method": "globalmagni", "pattern": "2x2"},
+    ],
+    ids=lambda options: "-".join(map(str, options.values())),
+)
+def test_no_unit_of_weight_or_loss_changes_the_mask(options) -> None:
+    x = np.random.default_rng(3).standard_normal((7, 8)).astype(np.float32)
+    w = np.random.default_rng(4).standard_normal((8, 4)).astype(np.float32)
+
+    def pruned(unit, scale, damping):
+        given = dict(options)
+        if given["method"] not in ("diagfisher", "globalmagni"):
+            given["damping"] = damping
+        params, masks, _ = wf.prune(
+            linear_loss, {"w": jnp.asarray(unit * w)}, scale * x, sparsity=0.5, **given
+        )
+        return np.asarray(params["w"]) / unit, np.asarray(masks["w"])
+
+    # Squares of these weights over the largest entry of F⁻¹, 1e30, are 1e-54.
+    weights, mask = pruned(SMALL, FLAT, 0.02 * FLAT**2)
+    expected, expected_mask = pruned(1.0, 1.0, 0.02)
+    np.testing.assert_array_equal(mask, expected_mask)
+    np.testing.assert_allclose(weights, expected, rtol=1e-5)

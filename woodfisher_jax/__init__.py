@@ -21,7 +21,7 @@ from woodfisher_jax.curvature.method import (
     ready,
 )
 from woodfisher_jax.equations import fisher, obs
-from woodfisher_jax.info import PruneInfo
+from woodfisher_jax.info import PruneInfo, PruneWarning
 from woodfisher_jax.masked import masked, masks_of, prune_masked, with_masks
 from woodfisher_jax.methods import METHODS
 from woodfisher_jax.options import OptionError, option
@@ -72,6 +72,7 @@ __all__ = [
     "OptionError",
     "Problem",
     "PruneInfo",
+    "PruneWarning",
     "Sampled",
     "Scores",
     "Step",

@@ -8,6 +8,10 @@ from woodfisher_jax.equations.damping import ChosenDamping
 from woodfisher_jax.rows.needs import Needs
 
 
+class PruneWarning(UserWarning):
+    """A step was taken, but on no information, or with nothing left of a tensor."""
+
+
 class Trial(NamedTuple):
     """A damping that was tried, and what held-out examples measured after its step."""
 
@@ -54,6 +58,16 @@ class PruneInfo(NamedTuple):
             over the weights that could go; None without diagnostics.
         fisher_trace: Trace of the undamped Fisher of each parameter; None without
             diagnostics.
+        untouched: Share of each parameter's weights that no sample knows anything of:
+            without a gradient in any (or, for naivehess, a second derivative); they are
+            ranked as if the loss did not depend on them. None where none is ranked, or
+            by magnitude.
+        empty_outputs: How many outputs of a parameter have no weight left, where there
+            are any; the outputs are its last axis.
+        revived: How many weights were zero without a mask that says so, and are not
+            zero now. A zero is a weight like any other; pass ``masks`` for those that
+            are to stay zero.
+        warnings: What has been warned of, as a :class:`PruneWarning`.
     """
 
     sparsity: float
@@ -76,6 +90,10 @@ class PruneInfo(NamedTuple):
     magnitude_overlap: float | None = None
     magnitude_correlation: float | None = None
     fisher_trace: dict[str, float] | None = None
+    untouched: dict[str, float] | None = None
+    empty_outputs: dict[str, int] | None = None
+    revived: int = 0
+    warnings: tuple[str, ...] = ()
 
 
 SUMS = (
@@ -85,18 +103,23 @@ SUMS = (
     "saliency_sum",
     "predicted_loss_increase",
     "gradient_term",
+    "revived",
 )
 """Fields that add up over recomputations."""
 
 
 def joined(infos: list[PruneInfo]) -> PruneInfo:
-    """The info of several steps that are one: the last one's, with sums of SUMS."""
+    """The info of several steps that are one: the last one's, with sums of SUMS.
+
+    Warnings are those of all, once each.
+    """
     columns = {name: [getattr(info, name) for info in infos] for name in SUMS}
     sums: dict[str, Any] = {
         name: None if None in values else sum(values)
         for name, values in columns.items()
     }
-    return infos[-1]._replace(**sums)
+    said = dict.fromkeys(text for info in infos for text in info.warnings)
+    return infos[-1]._replace(**sums, warnings=tuple(said))
 
 
 class Clock:

@@ -1,6 +1,7 @@
 """The driver of a pruning step: checks arguments, plans memory, ensures precision."""
 
 import dataclasses
+import warnings
 from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -21,7 +22,7 @@ from woodfisher_jax.curvature.method import (
 )
 from woodfisher_jax.curvature.swaps import improve
 from woodfisher_jax.equations.damping import ChosenDamping
-from woodfisher_jax.info import Clock, PruneInfo, joined
+from woodfisher_jax.info import Clock, PruneInfo, PruneWarning, joined
 from woodfisher_jax.methods import (
     check_together,
     resolve,
@@ -43,15 +44,18 @@ from woodfisher_jax.rows.problem import Problem
 from woodfisher_jax.rows.sharding import one_axis, replicate
 from woodfisher_jax.schedules import levels
 from woodfisher_jax.selection import diagnostics as diagnostics_
+from woodfisher_jax.selection import findings
 from woodfisher_jax.selection import scope as scopes
 from woodfisher_jax.selection.costs import MILLION, Costs, count_costs, macs_of
 from woodfisher_jax.selection.goal import Goal
 from woodfisher_jax.selection.patterns import GroupNames, Groups, Pattern, groups_of
 from woodfisher_jax.step import (
     Model,
+    in_units,
     model_of,
     moved,
     point_of,
+    power_of_two,
     resident_step,
     saliency,
     saliency_sum,
@@ -188,7 +192,10 @@ def prune(
             again = _drawn_again(again, samples, mean_samples, number)
         params, masks, info = _prune_once(params, again)
         infos.append(info)
-    return params, masks, joined(infos)
+    info = joined(infos)
+    for text in info.warnings:
+        warnings.warn(text, PruneWarning, stacklevel=2)
+    return params, masks, info
 
 
 def plan_pruning(
@@ -481,6 +488,7 @@ def _prune_once(params: Params, job: _Job) -> tuple[Params, Masks, PruneInfo]:
     new_params, new_masks = from_vectors(params, done.weights, done.kept, order)
     new_masks = {path: new_masks[path] for path in order.paths}  # jit sorts dicts
     report |= _compared(before, done, job)
+    report |= _looked_at(before, done, job, new_masks)
     jax.block_until_ready(new_params)
     clock.mark("update")
     return new_params, new_masks, _info(done.kept, job, clock, report)
@@ -519,7 +527,11 @@ def _in_one_program(
             )
         if float(found.error) <= TOLERANCE:
             job.compute.report("pruning step", 1, 1)
-            report = {"saliency_sum": float(found.saliency_sum)}
+            _check_scores(found.scores, job)
+            report = {
+                "saliency_sum": float(found.saliency_sum),
+                "untouched": _untouched(found.touched, before, job),
+            }
             return _Outcome(found.weights, found.mask, found.scores, report)
     return None
 
@@ -576,7 +588,12 @@ def _in_pieces(
         slope = _slope(curvature, y, problem, job)
     model, kept, scores = Model(curvature), before.active, None
     if not repairs:
-        model = model_of(curvature, curvature.diagonal(), slope)
+        own = y if job.mean_samples is None else None
+        diagonal = curvature.diagonal()
+        if diagonal.touched is not None:
+            report["untouched"] = _untouched(diagonal.touched, before, job)
+        model = model_of(curvature, diagonal, slope, own)
+        model = in_units(row, model, before.values, before.active)
         kept, scores = _ranked(model, before, job)
     if isinstance(row, WoodFisher) and row.swaps:
         assert isinstance(curvature, InverseFisher)
@@ -651,15 +668,24 @@ def _damped_again(
 
 def _ranked(model: Model, before: _Weights, job: _Job) -> tuple[jax.Array, jax.Array]:
     """The mask, and the scores that it follows from, [d] each."""
+    if before.groups is not None and model.curvature is None:
+        # Groups take the squares of magnitudes.
+        largest = jnp.max(jnp.where(before.active, jnp.abs(before.values), 0.0))
+        model = model._replace(unit=power_of_two(1 / largest))
     scores = saliency(job.method, model, before.values, before.active)
-    what = "its weights or its curvature"
-    check_finite(scores, job.order, "the saliency of", what)
+    _check_scores(scores / model.unit / model.unit, job)
     if before.groups is None:
         kept = scopes.choose(
             scores, before.active, job.masks, job.order, job.goal, before.costs
         )
-        return kept, scores
-    return _ranked_groups(model, scores, before, before.groups, job)
+    else:
+        kept, scores = _ranked_groups(model, scores, before, before.groups, job)
+    return kept, scores / model.unit / model.unit
+
+
+def _check_scores(scores: jax.Array, job: _Job) -> None:
+    what = "its weights or its curvature"
+    check_finite(scores, job.order, "the saliency of", what)
 
 
 def _ranked_groups(
@@ -675,7 +701,8 @@ def _ranked_groups(
         scores = scores * scores
     values: Any
     if isinstance(model.curvature, Inverse):
-        point = jnp.where(active, point_of(before.values, model.slope), 0.0)
+        point = model.unit * point_of(before.values, model.slope)
+        point = jnp.where(active, point, 0.0)
         values = model.curvature.group_saliency(point, groups)
     else:
         values = scopes.sums_of_single(scores, groups)
@@ -736,6 +763,30 @@ def _compared(before: _Weights, done: _Outcome, job: _Job) -> dict[str, Any]:
             scores[active], sizes
         )
     return report
+
+
+def _untouched(touched: jax.Array, before: _Weights, job: _Job) -> dict[str, float]:
+    return findings.untouched(np.asarray(touched), np.asarray(before.active), job.order)
+
+
+def _looked_at(
+    before: _Weights, done: _Outcome, job: _Job, masks: Masks
+) -> dict[str, Any]:
+    """What is left of tensors and outputs, and what has come back."""
+    old, new = (
+        {path: np.asarray(given[path]) for path in job.order.paths}
+        for given in (job.masks, masks)
+    )
+    texts = findings.messages(
+        done.report.get("untouched", {}), findings.emptied(old, new)
+    )
+    was_zero = (np.asarray(before.values) == 0) & np.asarray(before.active)
+    is_not = (np.asarray(done.weights) != 0) & np.asarray(done.kept)
+    return {
+        "empty_outputs": findings.outputs_without_inputs(new),
+        "revived": int(np.count_nonzero(was_zero & is_not)),
+        "warnings": tuple(texts),
+    }
 
 
 def _predicted(step: jax.Array, model: Model, problem: Problem) -> dict[str, Any]:

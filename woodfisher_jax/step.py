@@ -47,12 +47,15 @@ class Model(NamedTuple):
         diagonal: Of the curvature; None where it has none or no weight is ranked.
         slope: In methods of first order.
         error: Largest estimate of a relative rounding error; 0 where it was checked.
+        unit: Power of two that weights are multiplied by to be ranked and moved, so
+            that their squares stay within float32.
     """
 
     curvature: Curvature | None = None
     diagonal: Found | None = None
     slope: Slope | None = None
     error: jax.Array | float = 0.0
+    unit: jax.Array | float = 1.0
 
 
 class Step(NamedTuple):
@@ -67,6 +70,8 @@ class Step(NamedTuple):
         error: Largest estimate of a block's relative rounding error. Above
             :data:`~woodfisher_jax.curvature.checked.TOLERANCE` the result is not to be
             trusted; :func:`woodfisher_jax.prune` then computes the block in float64.
+        touched: Weights with a gradient in some sample [d], bool. The others are ranked
+            as if the loss did not depend on them.
     """
 
     weights: jax.Array
@@ -74,6 +79,7 @@ class Step(NamedTuple):
     scores: jax.Array
     saliency_sum: jax.Array
     error: jax.Array
+    touched: jax.Array
 
 
 def step(
@@ -233,10 +239,13 @@ def resident_step(
     """
     fisher = InverseFisher(source, damping, method.centered)
     weights, targets = jnp.where(mask, weights, 0.0), jnp.asarray(targets)
-    slope = fisher.slope(targets) if method.first_order else None
-    model = model_of(fisher, fisher.diagonal(), slope)
-    scores = saliency(method, model, weights, mask)
-    new = keep(scores, mask, kept, ranges)
+    diagonal = fisher.diagonal()
+    assert diagonal.touched is not None
+    mean = fisher.slope(targets) if method.first_order else None
+    model = in_units(method, model_of(fisher, diagonal, mean, targets), weights, mask)
+    ranking = saliency(method, model, weights, mask)
+    new = keep(ranking, mask, kept, ranges, bounds)
+    scores = ranking / model.unit / model.unit
     y = targets if method.first_order else jnp.zeros_like(targets)
     change = moved(method, model, weights, mask, new, y, bounds)
     return Step(
@@ -245,6 +254,7 @@ def resident_step(
         scores=scores,
         saliency_sum=saliency_sum(scores, mask & ~new, model.slope),
         error=jnp.maximum(model.error, change.error),
+        touched=diagonal.touched,
     )
 
 
@@ -257,21 +267,55 @@ def undamped(method: WoodFisher) -> WoodFisher:
 
 
 def model_of(
-    curvature: Curvature, diagonal: Found, slope: jax.Array | None = None
+    curvature: Curvature,
+    diagonal: Found,
+    mean: jax.Array | None = None,
+    targets: jax.Array | None = None,
 ) -> Model:
     """The quadratic model with its diagonal and Newton step.
 
     Args:
         curvature: Of the weights.
         diagonal: Of the curvature.
-        slope: ḡ, [d], in methods of first order; needs an inverse.
+        mean: ḡ, [d], in methods of first order; needs an inverse Fisher.
+        targets: y, [N], where ``ḡ = -Gᵀy / N``; default: ḡ is of other samples.
     """
-    if slope is None:
+    if mean is None:
         return Model(curvature, diagonal, None, diagonal.error)
-    assert isinstance(curvature, Inverse)
-    newton = curvature.product(slope, diagonal.factors)
+    assert isinstance(curvature, InverseFisher)
+    if targets is None:
+        newton = curvature.product(mean, diagonal.factors, rounded=True)
+    else:
+        newton = curvature.newton_step(targets, diagonal.factors)
     error = jnp.maximum(diagonal.error, newton.error)
-    return Model(curvature, diagonal, Slope(slope, newton.value), error)
+    return Model(curvature, diagonal, Slope(mean, newton.value), error)
+
+
+def in_units(
+    method: Method, model: Model, weights: jax.Array, active: jax.Array
+) -> Model:
+    """The model in units of weight in which the largest saliency is about one.
+
+    Args:
+        method: Whose statistic; one that is not quadratic has no units.
+        model: Of the loss around the weights.
+        weights: w, [d].
+        active: Weights that are not pruned [d], bool.
+    """
+    if not method.is_quadratic:
+        return model
+    sizes = jnp.where(active, jnp.abs(point_of(weights, model.slope)), 0.0)
+    model = model._replace(unit=power_of_two(1 / jnp.max(sizes)))
+    largest = jnp.max(jnp.abs(saliency(method, model, weights, active)))
+    return model._replace(unit=model.unit * power_of_two(jax.lax.rsqrt(largest)))
+
+
+def power_of_two(number: jax.Array) -> jax.Array:
+    """The one below a positive float32; 1 for what is not finite and positive."""
+    # Its exponent alone: exp2 need not be exact.
+    bits = jax.lax.bitcast_convert_type(number, jnp.int32)
+    found = jax.lax.bitcast_convert_type(bits & 0x7F800000, jnp.float32)
+    return jnp.where(jnp.isfinite(number) & (found > 0), found, 1.0)
 
 
 @partial(jax.jit, static_argnames="method")
@@ -281,17 +325,18 @@ def _saliency(
     slope: Slope | None,
     diagonal: jax.Array | None,
     active: jax.Array,
+    unit: jax.Array | float,
 ) -> jax.Array:
     if diagonal is not None:
         # A pruned weight need not be in any block.
         diagonal = jnp.where(active, diagonal, 1.0)
-    return method.saliency(point_of(weights, slope), diagonal)
+    return method.saliency(unit * point_of(weights, slope), diagonal)
 
 
 def saliency(
     method: Method, model: Model, weights: jax.Array, active: jax.Array
 ) -> jax.Array:
-    """The statistic of every weight [d].
+    """The statistic of every weight, in the units of the model [d].
 
     Args:
         method: Whose statistic.
@@ -300,7 +345,7 @@ def saliency(
         active: Weights that are not pruned [d], bool.
     """
     diagonal = None if model.diagonal is None else model.diagonal.value
-    return _saliency(method, weights, model.slope, diagonal, active)
+    return _saliency(method, weights, model.slope, diagonal, active, model.unit)
 
 
 @jax.jit
@@ -347,22 +392,19 @@ def moved(
         assert isinstance(curvature, Inverse)
         assert model.diagonal is not None
         newly = active & ~kept
-        b = _direction(weights, model.slope, model.diagonal.value, newly)
+        point = model.unit * point_of(weights, model.slope)
+        b = obs.obs_direction(point, model.diagonal.value, newly)
         found = curvature.product(b, model.diagonal.factors)
+        value = found.value / model.unit
+        if model.slope is not None:
+            value = value - model.slope.newton
+        found = found._replace(value=value)
     change = method.scale_update * found.value
     if method.normalize_update is not None:
-        change = _shortened(change, weights, bounds, method.normalize_update)
+        # In units, for a norm is a root of squares.
+        most, unit = method.normalize_update, model.unit
+        change = _shortened(unit * change, unit * weights, bounds, most) / unit
     return found._replace(value=change)
-
-
-@jax.jit
-def _direction(
-    weights: jax.Array, slope: Slope | None, diagonal: jax.Array, newly: jax.Array
-) -> jax.Array:
-    """B with ``δw = F⁻¹b``: the sum of single-weight updates, and -h with a slope."""
-    b = obs.obs_direction(point_of(weights, slope), diagonal, newly)
-    # h is F⁻¹ḡ: one product for both.
-    return b if slope is None else b - slope.mean
 
 
 @partial(jax.jit, static_argnames=("bounds", "most"))

@@ -16,9 +16,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
-from woodfisher_jax.equations.fisher import SOLVERS, diagonal_error, refined_product
+from woodfisher_jax.equations.fisher import (
+    SOLVERS,
+    diagonal_error,
+    refined_product,
+    relative,
+    rounding_of,
+)
 from woodfisher_jax.equations.groups import group_forms
-from woodfisher_jax.equations.joint import joint_update
+from woodfisher_jax.equations.joint import joint_update, least_squares
 from woodfisher_jax.rows.budget import BATCH_BYTES, block_bytes
 from woodfisher_jax.rows.sharding import AXIS, on_each_device
 
@@ -84,6 +90,19 @@ def product(
     return Block(*refined_product(row, factor, gradients, damping, vector))
 
 
+def product_of_rounded(
+    gradients: jax.Array, others: tuple[jax.Array, ...], damping: jax.Array, solver: str
+) -> Block:
+    """The same for a v that rounding to float32 has changed, which is in the error."""
+    vector, *factors = others
+    row = SOLVERS[solver]
+    factor = factors[0] if factors else row.factorize(gradients, damping)
+    found, error = refined_product(row, factor, gradients, damping, vector)
+    lost = rounding_of(vector.astype("float32")).astype(vector.dtype)
+    moved = row.product(factor, gradients, damping, lost[None])
+    return Block(found, jnp.maximum(error, relative(moved, found)))
+
+
 def joint(
     gradients: jax.Array, others: tuple[jax.Array, ...], damping: jax.Array, solver: str
 ) -> Block:
@@ -92,6 +111,15 @@ def joint(
     return Block(
         *joint_update(gradients, weights, kept, targets, damping, solver, *factors)
     )
+
+
+def newton(
+    gradients: jax.Array, others: tuple[jax.Array, ...], damping: jax.Array, solver: str
+) -> Block:
+    """The Newton step ``h = F⁻¹ḡ`` of ``ḡ = -Gᵀy / N``; y and perhaps the factor."""
+    targets, *factors = others
+    step, error = least_squares(gradients, targets, damping, solver, *factors)
+    return Block(-step, error)
 
 
 def whole_groups(

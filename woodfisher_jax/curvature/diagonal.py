@@ -22,6 +22,8 @@ from woodfisher_jax.trees import blocks
 class DiagonalFisher(Sampled):
     """Optimal Brain Damage with diag(F), undamped."""
 
+    is_quadratic: ClassVar[bool] = True
+
     def saliency(self, weights: jax.Array, diagonal: jax.Array | None) -> jax.Array:
         """See :func:`woodfisher_jax.equations.obs.obd_saliency`."""
         assert diagonal is not None
@@ -52,6 +54,7 @@ class DiagonalHessian(Sampled):
     # A negative second derivative makes a negative saliency, which a factor below 1
     # would raise.
     allows_costs: ClassVar[bool] = False
+    is_quadratic: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Checks the options.

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Literal
+from typing import ClassVar, Literal
 
 import jax
 import numpy as np
@@ -74,6 +74,8 @@ class Surgeon(Sampled):
     def moves(self) -> bool:
         """Whether the other weights move."""
         return self.scale_update != 0
+
+    is_quadratic: ClassVar[bool] = True
 
     def saliency(self, weights: jax.Array, diagonal: jax.Array | None) -> jax.Array:
         """See :func:`woodfisher_jax.equations.obs.obs_saliency`."""

@@ -60,13 +60,14 @@ def exact_diagonal(
         float64 weights); 0 where a weight is pruned. Entries may be negative.
 
     Raises:
-        ValueError: If there are too few examples or an entry is not finite.
+        ValueError: If there are too few examples, or a loss or an entry is not finite.
     """
     loss_fn, order = as_partial(loss_fn), blocks.flat_order(masks)
     kept = np.flatnonzero(np.asarray(blocks.flatten(order, masks)))
     diagonal = np.zeros(order.size)
     width = max(1, min(probes_at_once, len(kept)))
     for batch, share in _microbatches(samples, num_samples, microbatch_size):
+        _check_loss(loss_fn, params, masks, batch)
         for start in range(0, len(kept), width):
             chosen = kept[start : start + width]
             # The last few are filled up by repetition, to compile only once.
@@ -112,8 +113,8 @@ def hutchinson_diagonal(
         As :func:`exact_diagonal`.
 
     Raises:
-        ValueError: If there are too few examples, ``num_probes`` is not positive or an
-            entry is not finite.
+        ValueError: If there are too few examples, ``num_probes`` is not positive, or a
+            loss or an entry is not finite.
     """
     if num_probes < 1:
         raise ValueError(f"num_probes={num_probes}; expected 1 or more")
@@ -122,6 +123,7 @@ def hutchinson_diagonal(
     width = max(1, min(probes_at_once, num_probes))
     key = jax.random.key(seed)
     for batch, share in _microbatches(samples, num_samples, microbatch_size):
+        _check_loss(loss_fn, params, masks, batch)
         for start in range(0, num_probes, width):
             probes = np.arange(start, start + width)
             total = _probed(
@@ -192,6 +194,33 @@ def _microbatches(
     raise ValueError(
         f"samples hold {done} examples, but num_samples={num_samples} are needed; give "
         "more examples or lower it"
+    )
+
+
+@jax.jit
+def _loss(loss_fn: Partial, params: Params, masks: Masks, batch: Batch) -> jax.Array:
+    return loss_fn(apply_masks(params, masks), batch)
+
+
+def _check_loss(loss_fn: Partial, params: Params, masks: Masks, batch: Batch) -> None:
+    """Raises unless the loss is finite: its derivatives may be though it is not.
+
+    Raises:
+        ValueError: With the first example of the batch whose own loss is not.
+    """
+    value = float(_loss(loss_fn, params, masks, batch))
+    if math.isfinite(value):
+        return
+    where = "some of the samples"
+    for i in range(batch_length(batch)):
+        one = jax.tree.map(lambda a, i=i: a[i : i + 1], batch)
+        if not math.isfinite(alone := float(_loss(loss_fn, params, masks, one))):
+            shown = ", ".join(str(a) for a in jax.tree.leaves(one) if a.size == 1)
+            value, where = alone, f"example {i} of a batch of {batch_length(batch)}"
+            where += f" ({shown})" if shown else ""
+            break
+    raise ValueError(
+        f"loss_fn returned {value} at {where}; it must be finite at the given params"
     )
 
 

@@ -138,34 +138,70 @@ class InverseFisher:
         """
         task = checked.diagonal if self.source.keep_factors else checked.diagonal_alone
         value, errors, factors = self._zeros(), [], {}
+        touched = self._zeros().astype(bool)
         for tile in self._sweep("curvature blocks"):
             given = () if self.known is None else (self.known,)
             found = self._run(task, tile, given, 0)
             value = self._put(value, found.value, tile)
+            touched = self._put(touched, _touched(tile.gradients), tile)
             errors.append(found.error)
             factors[tile.key] = found.factor
-        return Found(value, self._largest(errors), factors)
+        return Found(value, self._largest(errors), factors, touched)
 
     def product(
         self,
         vector: jax.Array,
         factors: Mapping[int, jax.Array | None] | None = None,
+        *,
+        rounded: bool = False,
     ) -> Found:
         """F⁻¹v for a flat vector v [d].
 
         Args:
             vector: v.
             factors: Of :meth:`diagonal`; default formed again.
+            rounded: Whether the rounding of v to float32 counts as an error, as that of
+                a mean; default v is what it is.
 
         Raises:
             CurvatureError: If a checked block is not accurate even in float64.
         """
+        task = checked.product_of_rounded if rounded else checked.product
         value, errors = self._zeros(), []
         # The tiles that were read last are still in the page cache.
         for tile in self._sweep("update blocks", reverse=True):
             v, factor = self._take(vector, tile), (factors or {}).get(tile.key)
             given = (v,) if factor is None else (v, factor)
-            found = self._run(checked.product, tile, given, 1)
+            found = self._run(task, tile, given, 1)
+            value = self._put(value, found.value, tile)
+            errors.append(found.error)
+        return Found(value, self._largest(errors))
+
+    def newton_step(
+        self,
+        targets: jax.Array,
+        factors: Mapping[int, jax.Array | None] | None = None,
+    ) -> Found:
+        """``h = F⁻¹ḡ`` of the slope ``ḡ = -Gᵀy / N`` [d].
+
+        Not a product with ḡ: its rounding leaves the span of the gradients, and F⁻¹
+        divides that by λ. Centered gradients do not span ḡ, and a product will do.
+
+        Args:
+            targets: y, [N]; -1 for the mean gradient.
+            factors: Of :meth:`diagonal`; default formed again.
+
+        Raises:
+            CurvatureError: If a checked block is not accurate even in float64.
+        """
+        if self.centered:
+            return self.product(self.slope(targets), factors, rounded=True)
+        value, errors = self._zeros(), []
+        for tile in self._sweep("slope blocks", reverse=True):
+            number, factor = len(tile.gradients), (factors or {}).get(tile.key)
+            everywhere = jnp.broadcast_to(targets, (number, *targets.shape))
+            given = (everywhere,) if factor is None else (everywhere, factor)
+            found = self._run(checked.newton, tile, given, 1)
             value = self._put(value, found.value, tile)
             errors.append(found.error)
         return Found(value, self._largest(errors))
@@ -541,6 +577,13 @@ def _centered(gradients: jax.Array) -> jax.Array:
     """G - 1ḡᵀ of each block, so that GᵀG / N is F - ḡḡᵀ."""
     wide = gradients.astype(jnp.float32)
     return wide - jnp.mean(wide, axis=1, keepdims=True)
+
+
+@jax.jit
+def _touched(gradients: jax.Array) -> jax.Array:
+    """Weights of each block with a gradient whose square float32 tells from zero."""
+    wide = gradients.astype(jnp.float32)
+    return jnp.any(wide * wide > 0, axis=1)
 
 
 @jax.jit

@@ -62,7 +62,9 @@ class Kronecker(Surgeon):
         )
         damped = kronecker.damped(factors, self.strength, pi=self.pi)
         inverse = kronecker.inverse(damped)
-        return ready(KroneckerInverse(damped, inverse, problem.order), needs)
+        undamped = blocks.flatten(problem.order, kronecker.diagonal(factors))
+        touched = undamped != 0
+        return ready(KroneckerInverse(damped, inverse, problem.order, touched), needs)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,15 +75,18 @@ class KroneckerInverse:
         factors: Of F, damped.
         inverses: Of F⁻¹.
         order: The flat order of the weights.
+        touched: Weights that some sample knows something of [d], bool; None if unknown.
     """
 
     factors: kronecker.Factors
     inverses: kronecker.Factors
     order: blocks.FlatOrder
+    touched: jax.Array | None = None
 
     def diagonal(self) -> Found:
         """diag(F⁻¹) [d]."""
-        return Found(blocks.flatten(self.order, kronecker.diagonal(self.inverses)))
+        found = blocks.flatten(self.order, kronecker.diagonal(self.inverses))
+        return Found(found, touched=self.touched)
 
     def product(
         self,

@@ -30,11 +30,14 @@ class Found(NamedTuple):
         error: Largest estimate of a block's relative rounding error; 0 where it has
             been checked.
         factors: By tile, what another formula of the same blocks can start from.
+        touched: Of a diagonal, the weights that some sample knows something of [d],
+            bool; None where that is not known.
     """
 
     value: jax.Array
     error: jax.Array | float = 0.0
     factors: Mapping[int, jax.Array | None] | None = None
+    touched: jax.Array | None = None
 
 
 @runtime_checkable
@@ -80,14 +83,14 @@ class Scores:
     """A curvature of which nothing but one number for each weight is known.
 
     Attributes:
-        values: [d].
+        values: [d]; 0 says that no sample knows anything of the weight.
     """
 
     values: jax.Array
 
     def diagonal(self) -> Found:
         """See :class:`Curvature`."""
-        return Found(self.values)
+        return Found(self.values, touched=self.values != 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,6 +126,8 @@ class Method(Options):
         needs_samples: Whether it takes gradients of the loss.
         allows_costs: Whether its statistic is never negative, so that it can be divided
             by what weights cost.
+        is_quadratic: Whether its statistic grows with the square of the weights, so
+            that they can be ranked in units in which no square leaves float32.
     """
 
     summary: str = ""
@@ -131,6 +136,7 @@ class Method(Options):
 
     needs_samples: ClassVar[bool] = False
     allows_costs: ClassVar[bool] = True
+    is_quadratic: ClassVar[bool] = False
 
     @property
     def moves(self) -> bool:

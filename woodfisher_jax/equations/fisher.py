@@ -366,9 +366,13 @@ def refined_product(
     """
     # A matrix of one row, because a vector would be multiplied along the columns of G.
     refined = _refine(solver, factor, gradients, damping, vector[None])
-    largest = jnp.max(jnp.abs(refined.result))
-    change = jnp.max(jnp.abs(refined.second)) / jnp.where(largest > 0, largest, 1.0)
-    return refined.result[0], change
+    return refined.result[0], relative(refined.second, refined.result)
+
+
+def relative(change: jax.Array, result: jax.Array) -> jax.Array:
+    """The largest entry of a change by that of the result."""
+    largest = jnp.max(jnp.abs(result))
+    return jnp.max(jnp.abs(change)) / jnp.where(largest > 0, largest, 1.0)
 
 
 def _random_signs(rows: int, columns: int) -> jax.Array:
@@ -381,6 +385,12 @@ def _random_signs(rows: int, columns: int) -> jax.Array:
     for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
         bits = (bits ^ (bits >> shift)) * jnp.uint32(factor)
     return jnp.where(bits >> 31, 1.0, -1.0)
+
+
+def rounding_of(vector: jax.Array) -> jax.Array:
+    """What rounding may have added to a vector: half a unit of each entry, any sign."""
+    signs = _random_signs(1, vector.shape[0])[0].astype(vector.dtype)
+    return jnp.finfo(vector.dtype).eps / 2 * signs * vector
 
 
 def diagonal_error(

@@ -14,7 +14,13 @@ of N equations gives it; no matrix of the size of the weights is formed.
 import jax
 import jax.numpy as jnp
 
-from woodfisher_jax.equations.fisher import SOLVERS, matmul, refined_product
+from woodfisher_jax.equations.fisher import (
+    SOLVERS,
+    matmul,
+    refined_product,
+    relative,
+    rounding_of,
+)
 
 
 def joint_update(
@@ -53,15 +59,49 @@ def joint_update(
     """
     staying = jnp.where(kept, gradients, 0.0)
     missed = matmul(gradients, jnp.where(kept, 0.0, weights)) + targets
-    if factor is None:
-        factor = SOLVERS[solver].factorize(staying, damping)
-    if solver == "sample_space":
-        update, error = _in_sample_space(factor, staying, missed, damping)
-    else:
-        slope = matmul(missed[None], staying)[0] / gradients.shape[0]
-        row = SOLVERS[solver]
-        update, error = refined_product(row, factor, staying, damping, slope)
+    update, error = least_squares(staying, missed, damping, solver, factor)
     return jnp.where(kept, update, -weights), error
+
+
+def least_squares(
+    gradients: jax.Array,
+    values: jax.Array,
+    damping: jax.Array,
+    solver: str = "sample_space",
+    factor: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """The damped solution δ of ``G δ = z``, in the span of the rows of G.
+
+        δ = Gᵀ (N λ I + G Gᵀ)⁻¹ z = F⁻¹ Gᵀz / N
+
+    So the Newton step h = F⁻¹ḡ is -δ with z = y, for ``ḡ = -Gᵀy / N``.
+
+    Args:
+        gradients: G, [N, c].
+        values: z, [N].
+        damping: λ > 0.
+        solver: A key of :data:`~woodfisher_jax.equations.fisher.SOLVERS`; the first
+            form is computed for "sample_space", the second for the others.
+        factor: The solver's factor of G, if it is known; default: it is computed.
+
+    Returns:
+        δ [c], and an estimate of its relative rounding error (scalar).
+
+    Example:
+        >>> G, z = jnp.array([[2.0, 0.0]]), jnp.array([5.0])
+        >>> wf.equations.joint.least_squares(G, z, 1.0)[0].round(4).tolist()
+        [2.0, 0.0]
+    """
+    row = SOLVERS[solver]
+    if factor is None:
+        factor = row.factorize(gradients, damping)
+    if solver == "sample_space":
+        return _in_sample_space(factor, gradients, values, damping)
+    right = matmul(values[None], gradients)[0] / gradients.shape[0]
+    found, error = refined_product(row, factor, gradients, damping, right)
+    # The rounding of Gᵀz leaves the span of the rows, where F⁻¹ divides it by λ.
+    moved = row.product(factor, gradients, damping, rounding_of(right)[None])
+    return found, jnp.maximum(error, relative(moved, found))
 
 
 def _in_sample_space(
@@ -84,5 +124,4 @@ def _in_sample_space(
     a = a + solved(right - product(a))
     last = solved(right - product(a))
     update, change = matmul(jnp.concatenate([a + last, last]), staying)
-    largest = jnp.max(jnp.abs(update))
-    return update, jnp.max(jnp.abs(change)) / jnp.where(largest > 0, largest, 1.0)
+    return update, relative(change, update)

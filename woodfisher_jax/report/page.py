@@ -117,6 +117,9 @@ def _head(record: RunRecord) -> list[Html]:
     dense, final = results["dense"] or {}, results["final"] or {}
     macs = results["macs"]
     parts = [paragraph(_summary(record))]
+    for number, stage in enumerate(results["stages"], 1):
+        for text in stage.get("warnings") or ():
+            parts.append(paragraph(f"Step {number}: {text}.", kind="warning"))
     if not record.finished:
         parts.append(paragraph(_state(record), kind="warning"))
     end, left = "final" if record.finished else "so far", ""
@@ -228,7 +231,28 @@ def _course(record: RunRecord, drawn: dict[str, Picture]) -> Html:
                 *tables.steps(one.results["stages"]), caption=f"{caption}."
             )
             parts.append(steps if one is record else details(caption, steps))
+    if found := _findings(record.results["stages"]):
+        parts.append(found)
     return html.joined(parts)
+
+
+def _findings(stages: Sequence[Nested]) -> Html | None:
+    """Weights without a gradient and outputs without weights, by the last step."""
+    last = stages[-1] if stages else {}
+    shares, outputs = last.get("untouched") or {}, last.get("empty_outputs") or {}
+    rows = [
+        [layer_name(path), percent(shares.get(path)), str(outputs.get(path, 0))]
+        for path in {**shares, **outputs}
+        if shares.get(path) or outputs.get(path)
+    ]
+    if not rows:
+        return None
+    headers = ["", "weights without a gradient", "outputs without a weight"]
+    caption = "Before and after the last pruning step."
+    return details(
+        "Layers without gradients or weights",
+        html.table(headers, rows, caption=caption),
+    )
 
 
 def _accuracy(record: RunRecord) -> Picture:

@@ -60,12 +60,13 @@ def num_active(active: np.ndarray, order: FlatOrder, scope: str) -> list[int]:
     return [int(np.count_nonzero(active[start:stop])) for start, stop in ranges]
 
 
-@partial(jax.jit, static_argnames="bounds")
+@partial(jax.jit, static_argnames=("bounds", "tensors"))
 def keep(
     scores: jax.Array,
     active: jax.Array,
     kept: tuple[jax.Array | int, ...],
     bounds: tuple[int, ...],
+    tensors: tuple[int, ...],
 ) -> jax.Array:
     """The mask of the highest scores, a number of them in each range.
 
@@ -74,12 +75,18 @@ def keep(
         active: Weights that may stay [d], bool.
         kept: How many stay in each range.
         bounds: Where the ranges start, and last d.
+        tensors: Where the tensors start, which share out equal scores, and last d.
 
     Returns:
         The new mask [d], nested in ``active``.
     """
     parts = [
-        masks_.keep_highest(scores[start:stop], active[start:stop], jnp.asarray(number))
+        masks_.keep_highest(
+            scores[start:stop],
+            active[start:stop],
+            jnp.asarray(number),
+            tuple(bound - start for bound in tensors if start <= bound <= stop),
+        )
         for (start, stop), number in zip(pairwise(bounds), kept, strict=True)
     ]
     return jnp.concatenate(parts)
@@ -127,7 +134,7 @@ def choose(
         kept = num_kept(np.asarray(active), order, goal)
         if groups is not None:
             return _keep_groups(scores, active, kept, groups)
-        return keep(scores, active, kept, bounds_of(order, goal.scope))
+        return keep(scores, active, kept, bounds_of(order, goal.scope), order.offsets)
     assert costs is not None
     cut = keep_within_macs(
         scores,
@@ -248,10 +255,21 @@ def _cheapest(
     chosen = np.zeros(groups.number, bool)
     each = saliencies / np.maximum(more, 1)
     for mine, most in _in_scope(groups, goal):
-        ranked = mine[np.argsort(each[mine], kind="stable")]
+        ranked = _ranked(mine, each, groups)
         left = active[mine].sum() - np.cumsum(more[ranked])
         chosen[ranked[: np.searchsorted(-left, -most) + 1]] = True
     return chosen
+
+
+def _ranked(mine: np.ndarray, values: np.ndarray, groups: Groups) -> np.ndarray:
+    """Some groups from the lowest value up, equal ones of all tensors by turns."""
+    sizes = np.bincount(groups.tensors)
+    in_order = np.argsort(groups.tensors, kind="stable")
+    place = np.empty(groups.number, int)
+    place[in_order] = np.arange(groups.number) - np.repeat(
+        np.cumsum(sizes) - sizes, sizes
+    )
+    return mine[np.lexsort((place[mine] / sizes[groups.tensors[mine]], values[mine]))]
 
 
 def _in_scope(
@@ -271,7 +289,8 @@ def _keep_groups(
 ) -> jax.Array:
     """Whole groups from the highest score down, as long as all their weights fit.
 
-    In layer scope those of each tensor; of equal scores, groups of lower number stay.
+    In layer scope those of each tensor; equal scores are shared out over tensors, and
+    in a tensor groups of lower number stay.
     """
     may_stay = np.asarray(active)
     number = np.bincount(groups.of, may_stay, groups.number)
@@ -280,7 +299,7 @@ def _keep_groups(
     means = sums / np.maximum(number, 1)
     stays = np.zeros(groups.number, bool)
     for mine, most in _in_scope(groups, kept):
-        ranked = mine[np.argsort(-means[mine], kind="stable")]
+        ranked = _ranked(mine, -means, groups)
         ranked = ranked[number[ranked] > 0]
         stays[ranked[np.cumsum(number[ranked]) <= most]] = True
     return jnp.asarray(stays[groups.of] & may_stay)

@@ -32,7 +32,13 @@ from woodfisher_jax.rows.gradients import LossFn
 from woodfisher_jax.rows.projections import directions, projected
 from woodfisher_jax.schedules import levels
 from woodfisher_jax.tracing.axes import find_axes
-from woodfisher_jax.trees.masks import Masks, Prunable, apply_masks, init_masks
+from woodfisher_jax.trees.masks import (
+    Masks,
+    Prunable,
+    apply_masks,
+    check_masks,
+    init_masks,
+)
 from woodfisher_jax.trees.masks import sparsity as sparsity_of
 from woodfisher_jax.trees.paths import Params
 
@@ -198,8 +204,9 @@ def prune_matched(
         ``(params, masks, infos)`` with the info of each stage.
 
     Raises:
-        ValueError: If stages or repairs is not a whole number, or as for
+        ValueError: If sparsity, stages or repairs is out of range, or as for
             :func:`woodfisher_jax.prune`.
+        TypeError: If stage is no function, or returns no :class:`Stage`.
 
     Example:
         >>> def net(params, x):
@@ -214,13 +221,19 @@ def prune_matched(
         >>> masks["w"].tolist(), len(infos)
         ([[True, False], [False, True]], 2)
     """
-    found = stage(0, params)
+    if not callable(stage):
+        raise TypeError(
+            f"stage is of type {type(stage).__name__}; expected a function (number, "
+            "params) -> wf.matching.Stage(outputs_fn, inputs, wanted)"
+        )
+    found = _checked(stage(0, params), 0)
     axes = find_axes(found.outputs_fn, params, found.inputs)
     masks = init_masks(params, prunable, axes) if masks is None else masks
+    check_masks(params, masks)
     way = _way(sparsity_of(masks), sparsity, stages, repairs)
     key, infos = jax.random.key(seed), []
     for number, level in enumerate(way):
-        found = stage(number, params) if number else found
+        found = _checked(stage(number, params), number) if number else found
         before, labels = params, np.issubdtype(found.wanted.dtype, np.integer)
         if labels:
             rows = label_rows(found, batch_size)
@@ -247,6 +260,15 @@ def prune_matched(
             changed = after(number, params, masks, info)
             params = params if changed is None else changed
     return params, masks, infos
+
+
+def _checked(stage: Any, number: int) -> Stage:
+    if not isinstance(stage, Stage):
+        raise TypeError(
+            f"stage({number}, params) returned {type(stage).__name__}; expected a "
+            "wf.matching.Stage(outputs_fn, inputs, wanted)"
+        )
+    return stage
 
 
 STEP_LENGTHS = (1.0, 0.5, 0.25, 0.125, 0.0)
@@ -289,14 +311,29 @@ def _halved(stage: Stage, directions: np.ndarray, start: Params, end: Params) ->
 def _way(
     start: float, goal: float | Sequence[float], stages: int, repairs: int
 ) -> list[float]:
-    """The sparsity of every stage."""
+    """The sparsity of every stage.
+
+    Raises:
+        ValueError: Naming the argument that is out of range.
+    """
     for name, number, least in (("stages", stages, 1), ("repairs", repairs, 0)):
         if not isinstance(number, int) or number < least:
             raise ValueError(f"{name}={number!r}; expected a whole number from {least}")
-    if isinstance(goal, (int, float)):
-        way = levels(start, goal, stages - 1, None)
-    else:
-        way = [float(level) for level in goal]
+    single = np.ndim(goal) == 0
+    way = [_level(level) for level in ([goal] if single else goal)]  # type: ignore
+    if single:
+        way = levels(start, way[0], stages - 1, None)
     if not way:
         raise ValueError("sparsity is an empty list; expected one for each stage")
     return [*way, *([way[-1]] * repairs)]
+
+
+def _level(sparsity: Any) -> float:
+    # A scalar of NumPy or JAX is a number like any other.
+    number = sparsity.item() if hasattr(sparsity, "item") else sparsity
+    if not isinstance(number, (int, float)) or not 0 <= number < 1:
+        raise ValueError(
+            f"sparsity={number!r}; expected the fraction of weights to be zero, from 0 "
+            "to below 1, or a list with one for each stage"
+        )
+    return float(number)

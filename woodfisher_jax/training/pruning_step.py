@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from woodfisher_jax.data import batches
-from woodfisher_jax.info import PruneInfo
+from woodfisher_jax.info import PruneInfo, PruneWarning
 from woodfisher_jax.masked import mask_state
 from woodfisher_jax.prune import plan_pruning, prune
 from woodfisher_jax.report import metrics
@@ -50,6 +51,10 @@ REPORTED = (
     "magnitude_overlap",
     "magnitude_correlation",
     "fisher_trace",
+    "untouched",
+    "empty_outputs",
+    "revived",
+    "warnings",
     "seconds_gradients",
     "seconds_curvature",
     "seconds_update",
@@ -92,16 +97,19 @@ def prune_state(
             measure=errors,
             damping=options["method"].damping,
         )
-    params, masks, info = step(
-        rows.loss_fn,
-        state.params,
-        rows.samples,
-        targets=rows.targets,
-        mean_samples=_mean_samples(plan, pruner, draw),
-        masks={path: state.masks[path] for path in paths},
-        **goal,
-        **options,
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PruneWarning)  # they go into the log
+        params, masks, info = step(
+            rows.loss_fn,
+            state.params,
+            rows.samples,
+            targets=rows.targets,
+            mean_samples=_mean_samples(plan, pruner, draw),
+            masks={path: state.masks[path] for path in paths},
+            **goal,
+            **options,
+        )
+    _log_findings(info)
     masks = {path: masks.get(path, mask) for path, mask in state.masks.items()}
     record = {
         "pruner": stage.pruner,
@@ -119,6 +127,19 @@ def prune_state(
     opt_state = mask_state(state.opt_state, params, masks)
     state = TrainState(params, batch_stats, masks, opt_state, state.dense)
     return replicate(state, plan.mesh), record
+
+
+def _log_findings(info: PruneInfo) -> None:
+    """What a step was warned of, and weights and outputs of which nothing is known."""
+    for text in info.warnings:
+        logger.warning(text)
+    for path, share in (info.untouched or {}).items():
+        if 0 < share < 1:
+            logger.info("%s: no gradient for %.2g %% of the weights", path, 100 * share)
+    for path, number in (info.empty_outputs or {}).items():
+        logger.info("%s: no weight is left of %d outputs", path, number)
+    if info.revived:
+        logger.info("%d weights that were zero without a mask came back", info.revived)
 
 
 def _macs(plan: Plan, params: Any, masks: Masks) -> float | None:

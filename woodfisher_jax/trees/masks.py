@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from functools import partial
+from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
@@ -168,11 +169,15 @@ def apply_masks(params: Params, masks: Mapping[str, jax.Array]) -> Params:
         params: Any pytree, such as parameters or gradients.
         masks: From path to boolean array.
 
+    Raises:
+        TypeError: If a mask is not boolean, as when the two arguments are swapped.
+
     Example:
         >>> masks = {"w": jnp.array([True, False])}
         >>> wf.apply_masks({"w": jnp.array([1.0, 2.0])}, masks)["w"].tolist()
         [1.0, 0.0]
     """
+    _check_boolean(masks, "apply_masks(params, masks)")
     leaves = leaves_by_path(params)
     # `where`, not a product: 0 * inf is not 0, and -1 * 0 is -0.
     return replace_leaves(
@@ -184,16 +189,36 @@ def apply_masks(params: Params, masks: Mapping[str, jax.Array]) -> Params:
     )
 
 
+def _check_boolean(masks: Mapping[str, jax.Array], call: str) -> None:
+    """Raises unless these are masks: parameters given in their place have no meaning.
+
+    Raises:
+        TypeError: Naming the first array that is not boolean.
+    """
+    pairs = masks.items() if isinstance(masks, Mapping) else [("masks", masks)]
+    for path, mask in pairs:
+        kind = getattr(mask, "dtype", type(mask).__name__)
+        if str(kind) != "bool":
+            raise TypeError(
+                f"{call}: masks[{path!r}] is of type {kind}; expected masks, a dict "
+                "from path to boolean array, as wf.init_masks or wf.prune returns them"
+            )
+
+
 def count(masks: Mapping[str, jax.Array]) -> tuple[int, int]:
     """Counts kept weights and all prunable weights.
 
     Returns:
         ``(kept, prunable)``.
 
+    Raises:
+        TypeError: If an array is not boolean.
+
     Example:
         >>> wf.masks.count({"w": jnp.array([True, False, False, False])})
         (1, 4)
     """
+    _check_boolean(masks, "count(masks)")
     kept = sum(int(n) for n in _kept(dict(masks)).values())
     return kept, sum(mask.size for mask in masks.values())
 
@@ -206,6 +231,9 @@ def _kept(masks: Masks) -> dict[str, jax.Array]:
 def sparsity(masks: Mapping[str, jax.Array]) -> float:
     """Fraction of the prunable weights that are pruned, in [0, 1].
 
+    Raises:
+        TypeError: If an array is not boolean: parameters have no sparsity of their own.
+
     Example:
         >>> wf.sparsity({"w": jnp.array([True, False, False, False])})
         0.75
@@ -217,11 +245,15 @@ def sparsity(masks: Mapping[str, jax.Array]) -> float:
 def sparsity_by_path(masks: Mapping[str, jax.Array]) -> dict[str, float]:
     """Sparsity of each prunable parameter.
 
+    Raises:
+        TypeError: If an array is not boolean.
+
     Example:
         >>> masks = {"v": jnp.array([True, False]), "w": jnp.array([True, True])}
         >>> wf.sparsity_by_path(masks)
         {'v': 0.5, 'w': 0.0}
     """
+    _check_boolean(masks, "sparsity_by_path(masks)")
     # jit sorts dicts by key; the order of the masks is kept.
     kept = _kept(dict(masks))
     return {
@@ -267,17 +299,24 @@ def traced_num_kept(num_weights: int, target_sparsity: jax.Array) -> jax.Array:
     return (jnp.uint32(whole) * left + part).astype(jnp.int32)
 
 
-@jax.jit
-def keep_highest(scores: jax.Array, mask: jax.Array, kept: jax.Array) -> jax.Array:
+@partial(jax.jit, static_argnames="bounds")
+def keep_highest(
+    scores: jax.Array,
+    mask: jax.Array,
+    kept: jax.Array,
+    bounds: tuple[int, ...] | None = None,
+) -> jax.Array:
     """Keeps the weights with the ``kept`` highest scores among those in the mask.
 
-    Exactly ``min(kept, sum(mask))`` weights are kept, and of equal scores those of
-    lower index. The result is nested in ``mask``.
+    Exactly ``min(kept, sum(mask))`` weights are kept. Of equal scores each tensor keeps
+    its share, and in a tensor those of lower index stay. The result is nested in
+    ``mask``.
 
     Args:
         scores: Finite scores, higher = more important [n].
         mask: Weights that may be kept [n], bool.
         kept: How many to keep, in [0, n].
+        bounds: Where tensors start, and last n; default one tensor. Static.
 
     Returns:
         The new mask [n], bool.
@@ -292,5 +331,28 @@ def keep_highest(scores: jax.Array, mask: jax.Array, kept: jax.Array) -> jax.Arr
     kth = jnp.sort(ranked)[scores.shape[0] - kept]
     above = ranked > kth
     tied = ranked == kth
-    room = kept - jnp.sum(above)
-    return (above | (tied & (jnp.cumsum(tied) <= room))) & mask & (kept > 0)
+    room, running = kept - jnp.sum(above), jnp.cumsum(tied)
+    stays = running <= room
+    if bounds is not None and len(bounds) > 2:
+        ends = running[np.asarray(bounds[1:]) - 1]
+        most = jnp.diff(ends, prepend=0)
+        limits = ends - most + _shared_out(room, most)
+        parts = zip(pairwise(bounds), limits, strict=True)
+        stays = jnp.concatenate([running[i:j] <= limit for (i, j), limit in parts])
+    return (above | (tied & stays)) & mask & (kept > 0)
+
+
+def _shared_out(number: jax.Array, most: jax.Array) -> jax.Array:
+    """A number shared out in proportion to ``most`` [k], no part above its own."""
+
+    def one(
+        left: tuple[jax.Array, jax.Array], size: jax.Array
+    ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
+        number, total = left
+        part = jnp.round(number * (size / jnp.maximum(total, 1))).astype(size.dtype)
+        # Float32 rounds above 2²⁴; the rest must be able to take what is left.
+        part = jnp.clip(part, number - (total - size), jnp.minimum(size, number))
+        return (number - part, total - size), part
+
+    start = jnp.asarray(number, most.dtype), jnp.sum(most)
+    return jax.lax.scan(one, start, most)[1]

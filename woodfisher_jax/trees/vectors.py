@@ -41,7 +41,7 @@ def from_vectors(
     """Writes flat weights back into a pytree: the inverse of :func:`to_vectors`.
 
     Args:
-        params: Any pytree.
+        params: Any pytree; a weight that is the same in float32 keeps its bits.
         weights: [d].
         mask: [d], bool; weights are zero where it is False.
         order: The flat order of the masks.
@@ -51,10 +51,11 @@ def from_vectors(
     """
     leaves = leaves_by_path(params)
     masks = blocks.unflatten(order, mask)
-    new = {
-        path: tensor.astype(leaves[path].dtype)
-        for path, tensor in blocks.unflatten(order, weights).items()
-    }
+    new = {}
+    for path, tensor in blocks.unflatten(order, weights).items():
+        leaf = leaves[path]
+        same = tensor == leaf.astype(jnp.float32)
+        new[path] = jnp.where(same, leaf, tensor.astype(leaf.dtype))
     return masks_.apply_masks(replace_leaves(params, new), masks), masks
 
 
