@@ -108,8 +108,9 @@ def prune(
             ``flops_target``. Default that of a pattern N:M.
         method: A name of the table, default "woodfisherblock"; or a method itself, such
             as ``wf.WoodFisher(damping=1e-4)``.
-        masks: What is pruned already, path -> bool; default nothing. It also says what
-            is prunable. Pruned weights never come back.
+        masks: What is pruned already, path -> bool or a pytree of the structure of
+            ``params``; default nothing. It also says what is prunable. Pruned weights
+            never come back.
         prunable: Predicate on (path, array) or regular expression on paths, if no masks
             are given; default arrays of two or more dimensions.
         scope: "global" (one threshold) or "layer" (the sparsity in each tensor);
@@ -280,7 +281,7 @@ def _checked(
             f"prunable={prunable!r} together with masks, which say already what is "
             "prunable; give one of the two"
         )
-    masks_.check_masks(params, masks)
+    masks = masks_.check_masks(params, masks)
     # The tree's own order, whatever jit or a checkpoint has made of the dict's.
     masks = {path: masks[path] for path in leaves_by_path(params) if path in masks}
     order = blocks.flat_order(masks, axis_order)

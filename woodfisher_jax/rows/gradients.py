@@ -8,7 +8,7 @@ new values of them do not compile anew.
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import pairwise
 from typing import NamedTuple
@@ -29,7 +29,7 @@ from woodfisher_jax.rows.sharding import (
     shard_rows,
 )
 from woodfisher_jax.trees.blocks import FlatOrder, flat_order, flatten
-from woodfisher_jax.trees.masks import Masks
+from woodfisher_jax.trees.masks import Masks, MasksLike, paired
 from woodfisher_jax.trees.paths import Params, leaves_by_path, replace_leaves
 from woodfisher_jax.trees.samples import Batch, batch_length, regroup
 
@@ -83,7 +83,7 @@ def masked_gradient(
 def gradient_rows(
     loss_fn: LossFn,
     params: Params,
-    masks: Mapping[str, jax.Array],
+    masks: MasksLike,
     batch: Batch,
     order: FlatOrder | None = None,
 ) -> jax.Array:
@@ -96,7 +96,8 @@ def gradient_rows(
     Args:
         loss_fn: (params, batch) -> mean loss.
         params: Any pytree; pruned weights should be zero.
-        masks: From path to bool: the prunable parameters, and which weights are left.
+        masks: From path to bool, or a pytree of the structure of ``params``: the
+            prunable parameters, and which weights are left.
         batch: N examples, a pytree of arrays with a leading axis.
         order: How the tensors follow one another; default as in ``params``, which is
             the order of :func:`woodfisher_jax.prune`.
@@ -112,11 +113,12 @@ def gradient_rows(
         >>> wf.gradient_rows(loss_fn, {"w": jnp.ones(2)}, masks, x).tolist()
         [[1.0, 0.0], [3.0, 0.0]]
     """
+    masks = paired(params, masks)
     if order is None:
         # Not the dict's own order, for jit sorts dicts.
         order = flat_order({p: masks[p] for p in leaves_by_path(params) if p in masks})
     alone = jax.tree.map(lambda a: a[:, None], batch)
-    return _rows(as_partial(loss_fn), params, dict(masks), alone, order)[1]
+    return _rows(as_partial(loss_fn), params, masks, alone, order)[1]
 
 
 def _rows(

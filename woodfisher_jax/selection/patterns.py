@@ -16,7 +16,7 @@ import numpy as np
 
 from woodfisher_jax.options import OptionError
 from woodfisher_jax.trees.blocks import FlatOrder, flat_order
-from woodfisher_jax.trees.masks import Prunable, init_masks
+from woodfisher_jax.trees.masks import Prunable, by_path, init_masks
 from woodfisher_jax.trees.paths import Params, leaves_by_path
 
 MOST_SUBSETS = 1000
@@ -363,7 +363,7 @@ def check(
         raise ValueError("pattern=None; expected a pattern to check, such as '2:4'")
     leaves = {path: np.asarray(leaf) for path, leaf in leaves_by_path(tensors).items()}
     everything = prunable is None and all(a.dtype == bool for a in leaves.values())
-    chosen = init_masks(tensors, (lambda path, leaf: True) if everything else prunable)
+    chosen = by_path(tensors) if everything else init_masks(tensors, prunable)
     order = flat_order(chosen)
     groups = groups_of(rule, order)
     kept = np.concatenate(
