@@ -31,7 +31,7 @@ from woodfisher_jax.rows.sharding import (
 from woodfisher_jax.trees.blocks import FlatOrder, flat_order, flatten
 from woodfisher_jax.trees.masks import Masks, MasksLike, paired
 from woodfisher_jax.trees.paths import Params, leaves_by_path, replace_leaves
-from woodfisher_jax.trees.samples import Batch, batch_length, regroup
+from woodfisher_jax.trees.samples import Batch, batch_length, regroup, shape_of
 
 LossFn = Callable[[Params, Batch], jax.Array]
 Gradients = dict[str, jax.Array]
@@ -231,10 +231,7 @@ def row_chunks(
         # A short last chunk is filled up by repetition, to compile only once.
         index = np.arange(groups * m) % (wanted * m)
         grouped = jax.tree.map(
-            lambda a, index=index: np.asarray(a)[index].reshape(
-                groups, m, *np.shape(a)[1:]
-            ),
-            batch,
+            lambda a, index=index: a[index].reshape(groups, m, *np.shape(a)[1:]), batch
         )
         if parts > 1:
             found = _accumulated(loss, params, masks, grouped, parts, order, mesh)
@@ -302,10 +299,8 @@ def compile_rows(problem: Problem, microbatch_size: int) -> Program:
     groups = devices * chunk_length(problem.num_samples, m, microbatch_size, devices)
     parts = -(-m // microbatch_size)
     batch = jax.tree.map(
-        lambda a: jax.ShapeDtypeStruct(
-            (groups, -(-m // parts), *np.shape(a)[1:]),
-            jax.dtypes.canonicalize_dtype(np.asarray(a).dtype),
-            sharding=placed(mesh, AXIS),
+        lambda a: shape_of(
+            a, (groups, -(-m // parts), *np.shape(a)[1:]), placed(mesh, AXIS)
         ),
         next(regroup(problem.samples, 1)),
     )
