@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 from flax.training.train_state import TrainState
 
 import woodfisher_jax as wf
@@ -381,3 +382,130 @@ def test_bad_masks_and_states_are_refused() -> None:
     for name in ("masks", "prunable"):
         with pytest.raises(ValueError, match=f"{name}: the masks are those in opt_st"):
             wf.prune_masked(None, params, state, sparsity=0.5, **{name: full})
+
+
+# ---------------------------------------------------- forms of optimizers and of masks
+
+
+class Net(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        self.first = nnx.Linear(3, 4, rngs=rngs)
+        self.last = nnx.Linear(4, 2, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.last(jnp.tanh(self.first(x)))
+
+
+@pytest.mark.parametrize("as_tree", [False, True])
+def test_the_optimizer_of_nnx(as_tree: bool) -> None:
+    """Its init has variables with a ``value``, its update their arrays alone."""
+    net, x = Net(nnx.Rngs(0)), jax.random.normal(jax.random.key(0), (8, 3))
+
+    def loss_of_net(net: Net, x: jax.Array) -> jax.Array:
+        return jnp.mean((net(x) - 1) ** 2)
+
+    def train() -> None:
+        for _ in range(2):
+            optimizer.update(net, nnx.grad(loss_of_net)(net, x))
+
+    params = nnx.state(net, nnx.Param)
+    masks = wf.init_masks(params)
+    masks["first/kernel/value"] = jnp.arange(12).reshape(3, 4) % 2 == 0
+    given = nnx.as_pure(wf.masks_tree(params, masks)) if as_tree else masks
+    optimizer = nnx.Optimizer(net, wf.masked(optax.adam(0.1), given), wrt=nnx.Param)
+    train()
+    np.testing.assert_array_equal(
+        net.first.kernel[...] != 0, masks["first/kernel/value"]
+    )
+    assert net.last.kernel[...].all()
+    params, optimizer.opt_state, info = wf.prune_masked(
+        None,
+        nnx.state(net, nnx.Param),
+        optimizer.opt_state,
+        sparsity=0.6,
+        method="globalmagni",
+    )
+    nnx.update(net, params)
+    train()
+    found = wf.masks_of(optimizer.opt_state)
+    assert found.keys() == masks.keys()
+    assert wf.sparsity(found) == info.sparsity == 0.6
+    for layer, name in ((net.first, "first"), (net.last, "last")):
+        mask = found[f"{name}/kernel/value"]
+        np.testing.assert_array_equal(layer.kernel[...] != 0, mask)
+        moment = nnx.as_pure(optimizer.opt_state).inner_state[0].mu[name]["kernel"]
+        assert not moment[~mask].any()
+        assert moment[mask].all()
+
+
+def test_flattened_moments_of_pruned_weights_are_zero() -> None:
+    params, masks = params_of(), {PATH: jnp.asarray(MASK)}
+    for inner in (optax.adam(0.1), optax.MultiSteps(optax.adam(0.1), 2)):
+        tx = wf.masked(optax.flatten(inner), wf.init_masks(params, PATH))
+        state = tx.init(params)
+        for _ in range(3):
+            _, state = tx.update(params, state, params)
+        _, state = wf.with_masks(params, state, masks)
+        flat = [leaf for leaf in jax.tree.leaves(state.inner_state) if leaf.ndim == 1]
+        assert len(flat) in (2, 3)
+        for leaf in flat:  # 3 of bias, 6 of a/kernel, 6 of kernel
+            np.testing.assert_array_equal(leaf[3:9] != 0, MASK.ravel() * leaf.any())
+            assert leaf.any() == leaf[:3].all() == leaf[9:].all()
+
+
+def test_gradients_of_past_steps_are_zero_for_pruned_weights() -> None:
+    params = {"a": {"kernel": jnp.ones((2, 3))}}
+    tx = wf.masked(optax.scale_by_lbfgs(4), wf.init_masks(params))
+    state = tx.init(params)
+    for scale in (1.0, 2.0, 3.0):
+        gradients = jax.tree.map(lambda leaf, scale=scale: scale * leaf, params)
+        _, state = tx.update(gradients, state, params)
+    _, state = wf.with_masks(params, state, {PATH: jnp.asarray(MASK)})
+    memory = state.inner_state.diff_updates_memory["a"]["kernel"]
+    assert memory.shape == (4, 2, 3)
+    np.testing.assert_array_equal(memory.any(axis=0), MASK)
+
+
+def preconditioned() -> optax.GradientTransformation:
+    """A factor of Shampoo's kind has the shape of a square tensor."""
+
+    def init(params: Any) -> Any:
+        return {"left": jax.tree.map(lambda leaf: jnp.eye(len(leaf)), params)}
+
+    return optax.GradientTransformation(init, lambda g, state, params=None: (g, state))
+
+
+@pytest.mark.parametrize(
+    ("tx", "path"),
+    [
+        (preconditioned(), "left/a"),
+        (
+            optax.partition(
+                {"x": optax.flatten(optax.adam(0.1)), "y": optax.sgd(0.1)},
+                {"a": "x", "b": "x", "c": "y"},
+            ),
+            "mu",
+        ),
+        (optax.masked(optax.flatten(optax.adam(0.1)), {"a": 1, "b": 1, "c": 0}), "mu"),
+    ],
+)
+def test_a_state_that_mixes_weights_is_refused(tx: Any, path: str) -> None:
+    params = {name: jnp.ones((4, 4)) for name in "abc"}
+    with pytest.raises(ValueError, match=f"tx: its state .*{path}.*mixes weights"):
+        wf.masked(tx, wf.init_masks(params)).init(params)
+
+
+@pytest.mark.parametrize(
+    "tx",
+    [
+        optax.adafactor(0.1, min_dim_size_to_factor=2, momentum=0.9),
+        optax.sm3(0.1),
+        optax.contrib.prodigy(),
+        optax.contrib.muon(0.1),
+    ],
+)
+def test_a_state_of_other_shapes_is_taken(tx: Any) -> None:
+    params = params_of()
+    masked = wf.masked(tx, {PATH: jnp.asarray(MASK)})
+    updates, state = masked.update(params, masked.init(params), params)
+    assert_zero(optax.apply_updates(params, updates), state.masks, MASK)

@@ -5,9 +5,11 @@ import inspect
 import math
 from typing import Literal
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import woodfisher_jax as wf
 from woodfisher_jax import METHODS, OptionError, option, prune
 from woodfisher_jax.options import (
     Options,
@@ -119,6 +121,18 @@ def test_values_become_python_s_own() -> None:
     assert (type(found.width), type(found.share)) == (int, float)
     assert Some(share=0).share == 0.0
     assert found.given() == {"width": 3, "share": 0.25}
+
+
+def test_scalars_of_numpy_and_jax_are_numbers() -> None:
+    for array in (np.asarray, jnp.asarray):
+        found = wf.WoodFisher(damping=array(0.5), num_samples=array(3))
+        assert (found.damping, found.num_samples) == (0.5, 3)
+        assert (type(found.damping), type(found.num_samples)) == (float, int)
+        field = EVERY["WoodFisher.num_samples"]
+        for value in (array([3]), array(2.5), array(True)):
+            with pytest.raises(OptionError, match="num_samples="):
+                checked(field, value)
+    assert wf.WoodFisher(damping=jnp.bfloat16(0.5)).damping == 0.5
 
 
 def test_a_replaced_value_is_checked_and_an_unknown_name_gets_the_nearest() -> None:

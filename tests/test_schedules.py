@@ -2,6 +2,7 @@
 
 import itertools
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -143,6 +144,15 @@ def test_arguments_out_of_range_are_named(arguments, parts) -> None:
 
 
 # ------------------------------------------------------------ the way to one target
+
+
+def test_numbers_of_jax_and_numpy_make_the_same_schedule() -> None:
+    expected = gradual(0, 8, 4, 0.25, 0.5, 3.0)
+    for kind in (np.asarray, jnp.asarray):
+        given = map(kind, (0, 8, 4, 0.25, 0.5, 3.0))
+        found = gradual(*given)
+        assert found == expected
+        assert {type(stage.time) for stage in found} == {int}
 
 
 def test_linear_levels_are_evenly_spaced_and_end_at_the_target() -> None:

@@ -47,9 +47,11 @@ from woodfisher_jax.trees.axes import WeightAxes
 from woodfisher_jax.trees.masks import (
     apply_masks,
     init_masks,
+    masks_tree,
     sparsity,
     sparsity_by_path,
 )
+from woodfisher_jax.weights import sparse_files
 
 # The only place, which the build reads too: so it is that of the code that runs, in a
 # checkout that is not installed or beside an installed copy of another version.
@@ -93,6 +95,7 @@ __all__ = [
     "masked",
     "masks",
     "masks_of",
+    "masks_tree",
     "matching",
     "obs",
     "option",
@@ -106,6 +109,7 @@ __all__ = [
     "prune_searched",
     "ready",
     "schedules",
+    "sparse_files",
     "sparsity",
     "sparsity_by_path",
     "step",

@@ -18,13 +18,26 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from woodfisher_jax.info import PruneInfo
 from woodfisher_jax.prune import prune
 from woodfisher_jax.rows.gradients import LossFn
-from woodfisher_jax.trees.masks import Masks, apply_masks, check_masks
-from woodfisher_jax.trees.paths import Params, leaves_by_path, replace_leaves
+from woodfisher_jax.trees.masks import (
+    Masks,
+    MasksLike,
+    apply_masks,
+    by_path,
+    check_masks,
+    paired,
+)
+from woodfisher_jax.trees.paths import (
+    Params,
+    leaves_by_path,
+    replace_leaves,
+    weight_name,
+)
 
 
 class MaskedState(NamedTuple):
@@ -40,7 +53,7 @@ class MaskedState(NamedTuple):
 
 
 def masked(
-    tx: optax.GradientTransformation, masks: Mapping[str, jax.Array]
+    tx: optax.GradientTransformation, masks: MasksLike
 ) -> optax.GradientTransformationExtraArgs:
     """Keeps pruned weights, their gradients and their optimizer state at zero.
 
@@ -52,8 +65,8 @@ def masked(
         tx: Any optimizer, ``optax.MultiSteps`` included. Wrap the whole of it: a
             transformation that is chained after ``masked`` changes pruned weights.
         masks: The initial masks, from path to bool, as :func:`init_masks` or
-            :func:`prune` returns them. :func:`prune_masked` or :func:`with_masks`
-            replaces them.
+            :func:`prune` returns them, or a pytree of the parameters' structure.
+            :func:`prune_masked` or :func:`with_masks` replaces them.
 
     Returns:
         An optimizer whose state is a :class:`MaskedState`. Its masks are copies, so
@@ -61,7 +74,8 @@ def masked(
         weight.
 
     Raises:
-        ValueError: At ``init``, if a mask does not fit the parameters.
+        ValueError: At ``init``, if a mask does not fit the parameters, or the state of
+            ``tx`` mixes weights in a way that their share in it cannot be cleared.
         TypeError: At ``init``, if a mask is not boolean.
 
     Example:
@@ -78,9 +92,10 @@ def masked(
         leaves = leaves_by_path(params)
         # optax.tree_map_params initialises with a tree that has no leaves.
         if not leaves:
-            return MaskedState(inner.init(params), dict(masks))
-        check_masks(params, masks)
-        placed = {path: _placed_as(mask, leaves[path]) for path, mask in masks.items()}
+            return MaskedState(inner.init(params), by_path(masks))
+        found = check_masks(params, masks)
+        placed = {path: _placed_as(mask, leaves[path]) for path, mask in found.items()}
+        _check_separable(inner, params, placed)
         state = inner.init(apply_masks(params, placed))
         return MaskedState(mask_state(state, params, placed), placed)
 
@@ -100,29 +115,111 @@ def masked(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def mask_state(state: Any, params: Params, masks: Mapping[str, jax.Array]) -> Any:
+def mask_state(state: Any, params: Params, masks: MasksLike) -> Any:
     """Sets the optimizer state of pruned weights to zero.
 
     An array of the state belongs to a parameter if its path ends with the parameter's
-    path and it has the parameter's shape: momentum, means of gradients and of their
-    squares. A scalar for a whole tensor is left unchanged.
+    path and it has the parameter's shape, perhaps after an axis of past steps:
+    momentum, means of gradients and of their squares. An array that has one entry for
+    each weight of the network (``optax.flatten``) belongs to all parameters. Sums over
+    weights, such as a scalar for a tensor or factors of its rows and columns, are left
+    unchanged: they do not move a pruned weight.
 
     Args:
         state: The state of any optimizer of Optax.
         params: The parameters, or any pytree with their structure and shapes.
-        masks: From path to bool.
+        masks: From path to bool, or a pytree of the parameters' structure.
     """
-    leaves = leaves_by_path(params)
-    by_length = sorted(leaves, key=len, reverse=True)
+    leaves, masks = leaves_by_path(params), paired(params, masks)
+    size = sum(map(jnp.size, leaves.values()))
     cleared = {}
     for path, value in leaves_by_path(state).items():
-        owner = next((name for name in by_length if _ends_in(path, name)), None)
-        if owner is None or owner not in masks:
+        owner, shape = _owner(path, leaves), jnp.shape(value)
+        if owner is not None and _is_of(shape, jnp.shape(leaves[owner])):
+            mask = masks.get(owner)
+        elif owner is None and shape == (size,):
+            mask = _joined(leaves, masks)
+        else:
             continue
-        if jnp.shape(value) == jnp.shape(leaves[owner]):
+        if mask is not None:
             zero = jnp.zeros((), jnp.result_type(value))
-            cleared[path] = jnp.where(masks[owner], value, zero)
+            cleared[path] = jnp.where(mask, value, zero)
     return replace_leaves(state, cleared)
+
+
+def _owner(path: str, leaves: Mapping[str, Any]) -> str | None:
+    """The parameter whose path an array of the state ends with."""
+    name = weight_name(path)
+    owners = [leaf for leaf in leaves if _ends_in(name, weight_name(leaf))]
+    return max(owners, key=len, default=None)
+
+
+def _is_of(shape: tuple[int, ...], parameter: tuple[int, ...]) -> bool:
+    """Whether a shape is the parameter's, or that with an axis of past steps before."""
+    return shape == parameter or (bool(parameter) and shape[1:] == parameter)
+
+
+def _joined(leaves: Mapping[str, Any], masks: Masks) -> jax.Array:
+    """The mask of all weights in the order of the tree [size]."""
+    flat = [
+        jnp.ravel(masks[path]) if path in masks else np.ones(jnp.size(leaf), bool)
+        for path, leaf in leaves.items()
+    ]
+    return jnp.concatenate(flat)
+
+
+def _check_separable(
+    tx: optax.GradientTransformation, params: Params, masks: Masks
+) -> None:
+    """Raises where :func:`mask_state` would leave moments, or cut what is no moment.
+
+    Names and shapes alone do not say: a square preconditioner has the shape of its
+    square tensor, and a vector may be several tensors in one. So the state of larger
+    parameters is looked at, in which a moment grows as its parameter does.
+
+    Raises:
+        ValueError: With the path of the array, and what to do.
+    """
+    leaves = leaves_by_path(params)
+    larger = {
+        path: jax.ShapeDtypeStruct(_grown(leaf.shape), leaf.dtype)
+        for path, leaf in leaves.items()
+        if path in masks
+    }
+    before = leaves_by_path(jax.eval_shape(tx.init, params))
+    try:
+        state = jax.eval_shape(tx.init, replace_leaves(params, larger))
+        after = leaves_by_path(state)
+    except (TypeError, ValueError):
+        return  # An optimizer made for these shapes alone; names and shapes decide.
+    if before.keys() != after.keys():
+        return  # So does one that sorts parameters by shape.
+    size = sum(map(jnp.size, leaves.values()))
+    most_axes = max(array.ndim for array in larger.values())
+    for path, array in before.items():
+        owner, now = _owner(path, leaves), after[path].shape
+        if owner is None:
+            # Statistics of one axis of a tensor grow by less than a tensor does.
+            grows = array.ndim == 1 and now[0] - array.shape[0] > most_axes
+            mixes = grows and array.shape != (size,)
+        elif array.size == 1:
+            mixes = False
+        else:
+            mixes = _is_of(array.shape, leaves[owner].shape) and not _is_of(
+                now, jnp.shape(larger.get(owner, leaves[owner]))
+            )
+        if mixes:
+            raise ValueError(
+                f"tx: its state {path!r} of shape {array.shape} mixes weights, so that "
+                "those of pruned weights cannot be set to zero; take an optimizer with "
+                "one entry for each weight, and leave out optax.flatten inside of "
+                "optax.masked, optax.partition and the like"
+            )
+
+
+def _grown(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Another number in every axis, and in no two the same."""
+    return tuple(n + 1 + i for i, n in enumerate(shape))
 
 
 def masks_of(opt_state: Any) -> Masks:
@@ -145,18 +242,17 @@ def masks_of(opt_state: Any) -> Masks:
             f"opt_state: expected the state of one wf.masked(tx, masks), found "
             f"{len(found)}; wrap the whole optimizer, once, before tx.init(params)"
         )
-    return dict(found[0].masks)
+    return by_path(found[0].masks)
 
 
-def with_masks(
-    params: Params, opt_state: Any, masks: Mapping[str, jax.Array]
-) -> tuple[Params, Any]:
+def with_masks(params: Params, opt_state: Any, masks: MasksLike) -> tuple[Params, Any]:
     """Replaces the masks and applies them to parameters and optimizer state.
 
     Args:
         params: Any pytree.
         opt_state: State of :func:`masked`.
-        masks: From path to bool, with the paths of the masks in the state.
+        masks: From path to bool, with the paths of the masks in the state, or a pytree
+            of the parameters' structure.
 
     Returns:
         ``(params, opt_state)``, zero for pruned weights.
@@ -174,19 +270,21 @@ def with_masks(
         >>> params["w"].tolist(), wf.masks_of(opt_state)["w"].tolist()
         ([0.0, 2.0], [False, True])
     """
-    old = masks_of(opt_state)
-    check_masks(params, masks)
-    if old.keys() != masks.keys():
+    found, old = check_masks(params, masks), paired(params, masks_of(opt_state))
+    if old.keys() != found.keys():
         raise ValueError(
             f"masks: expected those of {sorted(old)}, as in the optimizer's state, got "
-            f"{sorted(masks)}"
+            f"{sorted(found)}"
         )
-    placed = {path: _placed_as(masks[path], old[path]) for path in old}
-    opt_state = jax.tree.map(
-        lambda state: state._replace(masks=placed) if _has_masks(state) else state,
-        opt_state,
-        is_leaf=_has_masks,
-    )
+    placed = {path: _placed_as(found[path], mask) for path, mask in old.items()}
+
+    def replaced(state: Any) -> Any:
+        if not _has_masks(state):
+            return state
+        paths = leaves_by_path(state.masks)
+        return state._replace(masks=replace_leaves(state.masks, paired(paths, placed)))
+
+    opt_state = jax.tree.map(replaced, opt_state, is_leaf=_has_masks)
     return apply_masks(params, placed), mask_state(opt_state, params, placed)
 
 
@@ -232,11 +330,10 @@ def prune_masked(
     return *with_masks(pruned, opt_state, masks), info
 
 
-def _without_pruned(
-    updates: Params, params: Params, masks: Mapping[str, jax.Array]
-) -> Params:
+def _without_pruned(updates: Params, params: Params, masks: Masks) -> Params:
     """Updates that set pruned weights to exactly zero."""
-    changes, weights = leaves_by_path(updates), leaves_by_path(params)
+    changes, masks = leaves_by_path(updates), paired(updates, masks)
+    weights = dict(zip(changes, jax.tree.leaves(params), strict=True))
     # 0 - w, because -w turns a zero into a negative zero.
     return replace_leaves(
         updates,

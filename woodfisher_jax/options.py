@@ -19,6 +19,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
+import jax
+import numpy as np
+
 LARGEST = 1e30
 """Of any number: within float32, with room for its inverse."""
 
@@ -227,12 +230,28 @@ def _fields_of(section: type) -> dict[str, Field]:
     return found
 
 
+def plain(value: Any) -> Any:
+    """The Python number of a NumPy or JAX scalar; anything else as it is.
+
+    Example:
+        >>> from woodfisher_jax.options import plain
+        >>> plain(jnp.float32(0.5)), plain(np.int64(3)), plain("auto")
+        (0.5, 3, 'auto')
+    """
+    # What jit traces has no value yet; a check of the option then says what came.
+    is_scalar = isinstance(value, (np.generic, np.ndarray, jax.Array))
+    if not is_scalar or value.shape or isinstance(value, jax.core.Tracer):
+        return value
+    return value.item()
+
+
 def checked(field: Field, value: Any) -> Any:
     """The value of an option as a plain Python value.
 
     Raises:
         OptionError: If it is not what the field allows.
     """
+    value = plain(value)
     if value is None and field.optional:
         return None
     if field.words:
@@ -242,7 +261,7 @@ def checked(field: Field, value: Any) -> Any:
     else:
         kinds = list(field.kinds)
     # True is a whole number to Python, but never meant as one.
-    is_bool = type(value).__name__ in ("bool", "bool_")
+    is_bool = isinstance(value, bool)
     for kind in kinds:
         if kind is bool and is_bool:
             return bool(value)
@@ -256,11 +275,13 @@ def checked(field: Field, value: Any) -> Any:
                 return value
         elif typing.get_origin(kind) is tuple:
             item = typing.get_args(kind)[0]
-            if isinstance(value, (list, tuple)) and all(
-                type(one) is item and (item is str or field.range.holds(one))
-                for one in value
-            ):
-                return tuple(value)
+            if isinstance(value, (list, tuple)):
+                items = tuple(map(plain, value))
+                if all(
+                    type(one) is item and (item is str or field.range.holds(one))
+                    for one in items
+                ):
+                    return items
         elif kind is not bool:
             fits = (
                 isinstance(value, kind) if isinstance(kind, type) else callable(value)

@@ -31,6 +31,7 @@ from woodfisher_jax.options import OptionError
 from woodfisher_jax.rows.compute import Compute
 from woodfisher_jax.rows.gradients import LossFn, as_partial, row_chunks
 from woodfisher_jax.rows.inputs import (
+    check_concrete,
     check_loss,
     check_mean_samples,
     check_params,
@@ -107,17 +108,18 @@ def prune(
             ``jax.tree_util.Partial(loss, arrays)`` where it depends on more arrays.
             None will do for methods by magnitude.
         params: Any pytree of floating-point arrays.
-        samples: One batch (array, tuple or dict of arrays with a leading axis of
-            examples), or an iterable of batches, which is kept in memory unless it is
-            :class:`woodfisher_jax.trees.samples.Examples`; or a function of the number
-            of the recomputation (from 0) that returns such samples. Methods by
-            magnitude need none, but with FLOP options one example.
+        samples: One batch (array, tuple, dict or other mapping of arrays with a leading
+            axis of examples), or an iterable of batches such as a list, which is kept
+            in memory unless it is :class:`woodfisher_jax.trees.samples.Examples`; or a
+            function of the number of the recomputation (from 0) that returns such
+            samples. Methods by magnitude need none, but with FLOP options one example.
         sparsity: Fraction of all prunable weights to be zero afterwards, in [0, 1); or
             ``flops_target``. Default that of a pattern N:M.
         method: A name of the table, default "woodfisherblock"; or a method itself, such
             as ``wf.WoodFisher(damping=1e-4)``.
-        masks: What is pruned already, path -> bool; default nothing. It also says what
-            is prunable. Pruned weights never come back.
+        masks: What is pruned already, path -> bool or a pytree of the structure of
+            ``params``; default nothing. It also says what is prunable. Pruned weights
+            never come back.
         prunable: Predicate on (path, array) or regular expression on paths, if no masks
             are given; default the weights of dense layers and convolutions, found by
             tracing the loss; without a loss arrays of two or more dimensions.
@@ -151,7 +153,8 @@ def prune(
     Raises:
         ValueError: If an argument is out of range or makes no sense for the method, a
             network cannot be counted or captured, or samples are too few.
-        TypeError: If params are not floating point or loss_fn does not return a scalar.
+        TypeError: If params are not floating point, loss_fn does not return a scalar,
+            or under ``jit``.
         CurvatureError: If the Fisher is too ill conditioned; nothing is changed then.
         MemoryLimitError: If the step cannot fit in memory; it says what would.
         StoreError: If the disk cannot hold the gradients.
@@ -281,6 +284,7 @@ def _checked(
     diagnostics: bool = False,
     **options: Any,
 ) -> _Job:
+    check_concrete(loss_fn, params, samples, masks, mean_samples, targets, options)
     check_params(params)
     if compute is None:
         compute = Compute()
@@ -297,7 +301,7 @@ def _checked(
             f"prunable={prunable!r} together with masks, which say already what is "
             "prunable; give one of the two"
         )
-    masks_.check_masks(params, masks)
+    masks = masks_.check_masks(params, masks)
     # The tree's own order, whatever jit or a checkpoint has made of the dict's.
     masks = {path: masks[path] for path in leaves_by_path(params) if path in masks}
     order = blocks.flat_order(masks, known)

@@ -1,5 +1,6 @@
 """When to prune and how far: sparsity levels over epochs, steps or recomputations."""
 
+import operator
 from typing import NamedTuple
 
 SPACINGS = ("linear", "poly", "exponential")
@@ -93,6 +94,9 @@ def gradual(
         >>> [(step.time, round(step.sparsity, 2)) for step in steps]
         [(0, 0.5), (2, 0.85), (4, 0.9)]
     """
+    # Of NumPy and JAX as well, whose arrays have no place in a set.
+    start, end, frequency = map(operator.index, (start, end, frequency))
+    initial, target, degree = map(float, (initial, target, degree))
     if frequency < 1:
         raise ValueError(f"frequency={frequency}; expected 1 or more")
     if not 0 <= start <= end:

@@ -1,22 +1,27 @@
 """Masks: which parameters have one, what they do, and exactly how many weights stay."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from woodfisher_jax.trees.masks import (
     apply_masks,
+    by_path,
     check_masks,
     count,
     init_masks,
     keep_highest,
+    masks_tree,
     num_kept,
     sparsity,
     sparsity_by_path,
     traced_num_kept,
 )
+from woodfisher_jax.trees.paths import leaves_by_path
 
 PARAMS = {
     "conv": {"kernel": jnp.ones((3, 3, 1, 2)), "bias": jnp.ones(2)},
@@ -87,6 +92,84 @@ def test_masks_that_do_not_fit_are_errors_that_say_how(masks, error, parts) -> N
         check_masks(PARAMS, masks)
     for part in parts:
         assert part in str(caught.value)
+
+
+# ----------------------------------------------------------- as a tree of the params
+
+
+MASKS = {
+    "fc/kernel": jnp.arange(20).reshape(4, 5) % 3 == 0,
+    "conv/kernel": jnp.ones(PARAMS["conv"]["kernel"].shape, bool),
+}
+
+
+def test_a_tree_of_masks_has_the_structure_of_the_parameters_and_is_taken_back() -> (
+    None
+):
+    tree = masks_tree(PARAMS, MASKS)
+    assert jax.tree.structure(tree) == jax.tree.structure(PARAMS)
+    product = jax.tree.map(jnp.multiply, PARAMS, tree)
+    jax.tree.map(np.testing.assert_array_equal, product, apply_masks(PARAMS, MASKS))
+    assert jax.tree.map(lambda mask: bool(mask.all()), tree)["fc"]["bias"]
+    for masks in (
+        tree,
+        masks_tree(PARAMS, tree),
+        {**tree, "conv": tree["conv"] | {"bias": None}},
+    ):
+        found = check_masks(PARAMS, masks)
+        assert found.keys() == MASKS.keys()
+        np.testing.assert_array_equal(found["fc/kernel"], MASKS["fc/kernel"])
+    assert sparsity(tree) == sparsity(MASKS)
+    assert sparsity_by_path(tree) == sparsity_by_path(MASKS)
+
+
+def test_a_tree_with_none_for_what_is_not_prunable() -> None:
+    tree = {"fc": {"kernel": MASKS["fc/kernel"], "bias": None}, "conv": None}
+    assert list(by_path(tree)) == ["fc/kernel"]
+    applied = apply_masks(PARAMS, tree)
+    assert int(jnp.count_nonzero(applied["fc"]["kernel"])) == 7
+
+
+def test_masks_of_a_list_and_of_a_bare_array() -> None:
+    mask = jnp.array([True, False])
+    assert list(check_masks([jnp.ones(3), jnp.ones(2)], [None, mask])) == ["1"]
+    assert apply_masks(jnp.ones(2), mask).tolist() == [1, 0]
+
+
+def test_optax_masked_takes_a_bool_for_each_parameter() -> None:
+    prunable = jax.tree.map(lambda mask: mask.ndim > 0, masks_tree(PARAMS, MASKS))
+    decay = optax.masked(optax.add_decayed_weights(0.5), prunable)
+    updates, _ = decay.update(
+        jax.tree.map(jnp.zeros_like, PARAMS), decay.init(PARAMS), PARAMS
+    )
+    assert not updates["fc"]["bias"].any()
+    assert updates["fc"]["kernel"].all()
+
+
+@pytest.mark.parametrize("given", ["kernel", "kernel/value"])
+@pytest.mark.parametrize("path", ["kernel", "kernel/value"])
+def test_paths_with_and_without_value_are_the_same_weight(path, given) -> None:
+    """The variables of Flax NNX have both, depending on what the tree is made of."""
+    params = {"kernel": jnp.ones(2), "bias": jnp.ones(2)}
+    if path.endswith("value"):
+        params = {name: {"value": leaf} for name, leaf in params.items()}
+    masks = {given: jnp.array([True, False])}
+    assert list(check_masks(params, masks)) == [path]
+    assert leaves_by_path(apply_masks(params, masks))[path].tolist() == [1, 0]
+
+
+def test_parameters_in_place_of_masks_are_refused() -> None:
+    for call in (
+        lambda: sparsity(PARAMS),
+        lambda: sparsity_by_path(PARAMS),
+        lambda: apply_masks(MASKS, PARAMS),
+    ):
+        with pytest.raises(TypeError, match=r"masks.*float32; expected bool"):
+            call()
+    with pytest.raises(ValueError, match="'x', which is not in params"):
+        apply_masks(PARAMS, {"x": jnp.ones(2, bool)})
+    with pytest.raises(TypeError, match="is of type str; expected a boolean array"):
+        sparsity({"w": "kept"})
 
 
 # --------------------------------------------------------------------- applying

@@ -1,15 +1,23 @@
 """Streams of batches of any sizes, regrouped without losing or moving an example."""
 
+import collections
 import itertools
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from woodfisher_jax.trees.samples import Examples, batch_length, num_examples, regroup
+from woodfisher_jax.trees.samples import (
+    Examples,
+    batch_length,
+    num_examples,
+    regroup,
+    shapes_of,
+)
 
 
 class Pair(NamedTuple):
@@ -68,6 +76,53 @@ def test_any_pytree_of_arrays_is_a_batch(batch) -> None:
     first = next(regroup(batch, 4))
     assert type(first) is (np.ndarray if hasattr(batch, "shape") else type(batch))
     assert batch_length(first) == 4
+
+
+class Encoding(collections.UserDict):
+    """A mapping that JAX does not know, like the batches of Hugging Face."""
+
+
+def test_a_mapping_comes_as_a_dict() -> None:
+    batch = Encoding(x=np.arange(10), nested=Encoding(y=np.ones((10, 2))))
+    for samples in (batch, [batch], iter([batch])):
+        first = next(regroup(samples, 4))
+        assert type(first) is type(first["nested"]) is dict
+        np.testing.assert_array_equal(first["x"], np.arange(4))
+    assert num_examples(batch) == num_examples([batch]) == 10
+    with pytest.raises(TypeError, match="got Encoding of str"):
+        next(regroup(Encoding(text=["a", "b"]), 1))
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_typed_random_keys_are_regrouped(parts: int) -> None:
+    keys = jax.random.split(jax.random.key(0), 6)
+    x = np.arange(6)
+    stream = [(x[i::parts], keys[i::parts]) for i in range(parts)]
+    found = list(regroup(stream, 4))
+    assert [batch_length(batch) for batch in found] == [4, 2]
+    joined = np.concatenate([jax.random.key_data(keys) for _, keys in found])
+    order = np.concatenate([batch[0] for batch in found])
+    np.testing.assert_array_equal(joined, jax.random.key_data(keys)[order])
+    shapes = shapes_of(found[0], 9)
+    assert (shapes[1].shape, shapes[1].dtype) == ((9,), keys.dtype)
+
+
+def test_a_list_of_two_arrays_is_refused_where_it_may_be_one_batch() -> None:
+    x, y = np.ones((6, 3)), np.zeros((6, 3))
+    for call in (num_examples, lambda samples: next(regroup(samples, 2))):
+        with pytest.raises(ValueError, match=r"list of two arrays.*a tuple, for one"):
+            call([x, y])
+    assert num_examples([x, y[:4]]) == 10
+    assert num_examples([x, y, x]) == 18
+    assert num_examples([(x, y), (y, x)]) == 12
+    with pytest.raises(ValueError, match="of whole numbers or of floats"):
+        num_examples([x, y, np.zeros((6, 3), int)])
+
+
+def test_arrays_that_are_no_numbers_are_named() -> None:
+    for array in (np.array(["a", "b"]), np.array([None, None])):
+        with pytest.raises(TypeError, match=f"dtype {array.dtype}, which JAX"):
+            next(regroup((np.ones(2), array), 1))
 
 
 def test_only_reading_tells_how_many_an_iterable_holds() -> None:

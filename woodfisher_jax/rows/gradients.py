@@ -8,7 +8,7 @@ new values of them do not compile anew.
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import pairwise
 from typing import NamedTuple
@@ -29,9 +29,9 @@ from woodfisher_jax.rows.sharding import (
     shard_rows,
 )
 from woodfisher_jax.trees.blocks import FlatOrder, flat_order, flatten
-from woodfisher_jax.trees.masks import Masks
+from woodfisher_jax.trees.masks import Masks, MasksLike, paired
 from woodfisher_jax.trees.paths import Params, leaves_by_path, replace_leaves
-from woodfisher_jax.trees.samples import Batch, batch_length, regroup
+from woodfisher_jax.trees.samples import Batch, batch_length, regroup, shape_of
 
 LossFn = Callable[[Params, Batch], jax.Array]
 Gradients = dict[str, jax.Array]
@@ -83,7 +83,7 @@ def masked_gradient(
 def gradient_rows(
     loss_fn: LossFn,
     params: Params,
-    masks: Mapping[str, jax.Array],
+    masks: MasksLike,
     batch: Batch,
     order: FlatOrder | None = None,
 ) -> jax.Array:
@@ -96,7 +96,8 @@ def gradient_rows(
     Args:
         loss_fn: (params, batch) -> mean loss.
         params: Any pytree; pruned weights should be zero.
-        masks: From path to bool: the prunable parameters, and which weights are left.
+        masks: From path to bool, or a pytree of the structure of ``params``: the
+            prunable parameters, and which weights are left.
         batch: N examples, a pytree of arrays with a leading axis.
         order: How the tensors follow one another; default as in ``params``, which is
             the order of :func:`woodfisher_jax.prune`.
@@ -112,11 +113,12 @@ def gradient_rows(
         >>> wf.gradient_rows(loss_fn, {"w": jnp.ones(2)}, masks, x).tolist()
         [[1.0, 0.0], [3.0, 0.0]]
     """
+    masks = paired(params, masks)
     if order is None:
         # Not the dict's own order, for jit sorts dicts.
         order = flat_order({p: masks[p] for p in leaves_by_path(params) if p in masks})
     alone = jax.tree.map(lambda a: a[:, None], batch)
-    return _rows(as_partial(loss_fn), params, dict(masks), alone, order)[1]
+    return _rows(as_partial(loss_fn), params, masks, alone, order)[1]
 
 
 def _rows(
@@ -229,10 +231,7 @@ def row_chunks(
         # A short last chunk is filled up by repetition, to compile only once.
         index = np.arange(groups * m) % (wanted * m)
         grouped = jax.tree.map(
-            lambda a, index=index: np.asarray(a)[index].reshape(
-                groups, m, *np.shape(a)[1:]
-            ),
-            batch,
+            lambda a, index=index: a[index].reshape(groups, m, *np.shape(a)[1:]), batch
         )
         if parts > 1:
             found = _accumulated(loss, params, masks, grouped, parts, order, mesh)
@@ -300,10 +299,8 @@ def compile_rows(problem: Problem, microbatch_size: int) -> Program:
     groups = devices * chunk_length(problem.num_samples, m, microbatch_size, devices)
     parts = -(-m // microbatch_size)
     batch = jax.tree.map(
-        lambda a: jax.ShapeDtypeStruct(
-            (groups, -(-m // parts), *np.shape(a)[1:]),
-            jax.dtypes.canonicalize_dtype(np.asarray(a).dtype),
-            sharding=placed(mesh, AXIS),
+        lambda a: shape_of(
+            a, (groups, -(-m // parts), *np.shape(a)[1:]), placed(mesh, AXIS)
         ),
         next(regroup(problem.samples, 1)),
     )

@@ -1,5 +1,6 @@
 """What a pruning step is given, checked: parameters, loss, samples, targets."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -7,7 +8,27 @@ import jax.numpy as jnp
 
 from woodfisher_jax.rows.gradients import LossFn
 from woodfisher_jax.trees.paths import Params, leaves_by_path
-from woodfisher_jax.trees.samples import batch_length, num_examples, regroup
+from woodfisher_jax.trees.samples import Examples, batch_length, num_examples, regroup
+
+
+def check_concrete(*trees: Any) -> None:
+    """Raises while JAX traces, since a step takes decisions on the host.
+
+    Args:
+        *trees: Of which no leaf may be traced.
+
+    Raises:
+        TypeError: With what to call instead.
+    """
+    # Not an iterator, which JAX warns of.
+    leaves = jax.tree.leaves(trees, is_leaf=lambda node: isinstance(node, Iterator))
+    # Zeros are traced under jit even where no argument is.
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in (jnp.zeros(()), *leaves)):
+        raise TypeError(
+            "wf.prune cannot run under jit, vmap or grad, since it plans memory and "
+            "checks precision with the values at hand; call it outside, or compose "
+            "wf.gradient_rows and wf.step, which are pure"
+        )
 
 
 def check_params(params: Params) -> None:
@@ -110,7 +131,7 @@ def counted(samples: Any, num_samples: int | None, batch_size: int) -> tuple[Any
             total += batch_length(batch)
             if needed is not None and total >= needed:
                 break
-        samples = taken
+        samples = Examples(total, lambda: iter(taken))
     count = total // batch_size if num_samples is None else int(num_samples)
     if count < 1 or count * batch_size > total:
         raise ValueError(

@@ -78,7 +78,9 @@ def shard_rows(tree: Any, mesh: Mesh | None) -> Any:
     if rows is None:
         return tree
 
-    def spread(array: np.ndarray) -> jax.Array:
+    def spread(array: Any) -> jax.Array:
+        if not isinstance(array, np.ndarray):
+            return jax.device_put(array, rows)  # typed random keys
         return jax.make_array_from_callback(
             np.shape(array), rows, lambda index: array[index]
         )

@@ -17,7 +17,7 @@ import numpy as np
 from woodfisher_jax.options import OptionError
 from woodfisher_jax.trees.axes import Axes, WeightAxes
 from woodfisher_jax.trees.blocks import FlatOrder, as_read, flat_order
-from woodfisher_jax.trees.masks import Prunable, init_masks
+from woodfisher_jax.trees.masks import Prunable, by_path, init_masks
 from woodfisher_jax.trees.paths import Params, leaves_by_path
 
 MOST_SUBSETS = 1000
@@ -389,9 +389,8 @@ def check(
         raise ValueError("pattern=None; expected a pattern to check, such as '2:4'")
     leaves = leaves_by_path(tensors)
     are_masks = prunable is None and all(a.dtype == bool for a in leaves.values())
-    order = flat_order(
-        leaves if are_masks else init_masks(tensors, prunable, axes), axes
-    )
+    chosen = by_path(tensors) if are_masks else init_masks(tensors, prunable, axes)
+    order = flat_order(chosen, axes)
     groups = groups_of(rule, order)
     kept = np.concatenate(
         [

@@ -27,6 +27,7 @@ import optax
 from jax.tree_util import Partial
 
 from woodfisher_jax.info import PruneInfo
+from woodfisher_jax.options import plain
 from woodfisher_jax.prune import prune
 from woodfisher_jax.rows.gradients import LossFn
 from woodfisher_jax.rows.projections import directions, projected
@@ -188,7 +189,8 @@ def prune_matched(
         stages: Number of stages to one sparsity, each of which keeps the same share of
             the remaining weights; default 12.
         repairs: Number of stages that follow and prune nothing; default 0.
-        masks: Masks of the weights that are pruned already; default none are.
+        masks: Masks of the weights that are pruned already, as for
+            :func:`woodfisher_jax.prune`; default none are.
         prunable: As for :func:`woodfisher_jax.prune`, if no masks are given.
         metric: Metric of the distance of the outputs: "identity", or "softmax" for
             the curvature of the cross entropy; default "identity".
@@ -316,6 +318,7 @@ def _way(
     Raises:
         ValueError: Naming the argument that is out of range.
     """
+    goal, stages, repairs = plain(goal), plain(stages), plain(repairs)
     for name, number, least in (("stages", stages, 1), ("repairs", repairs, 0)):
         if not isinstance(number, int) or number < least:
             raise ValueError(f"{name}={number!r}; expected a whole number from {least}")

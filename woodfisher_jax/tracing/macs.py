@@ -9,12 +9,11 @@ and biases, normalisation and activations are not.
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from woodfisher_jax.tracing.axes import Product, Trace, traced
 from woodfisher_jax.trees.blocks import FlatOrder
-from woodfisher_jax.trees.masks import count
+from woodfisher_jax.trees.masks import MasksLike, count, paired
 from woodfisher_jax.trees.paths import Params, leaves_by_path
 from woodfisher_jax.trees.samples import batch_length
 
@@ -105,24 +104,24 @@ def _macs(trace: Trace, path: str) -> int:
 def macs_table(
     per_weight: Mapping[str, float],
     params: Params,
-    masks: Mapping[str, jax.Array] | None = None,
+    masks: MasksLike | None = None,
 ) -> tuple[LayerMacs, ...]:
     """MACs of each layer, dense and masked.
 
     Args:
         per_weight: The result of :func:`macs_per_weight`.
         params: The pytree, for the shapes.
-        masks: From path to bool; a tensor without a mask is dense. Default: none has
-            one.
+        masks: From path to bool, or a pytree of the structure of ``params``; a tensor
+            without a mask is dense. Default: none has one.
 
     Returns:
         One entry for each entry of ``per_weight``, in order.
     """
     leaves, rows = leaves_by_path(params), []
+    masks = {} if masks is None else paired(params, masks)
     for path, cost in per_weight.items():
         size = int(np.prod(leaves[path].shape))
-        pruned = masks is not None and path in masks
-        nonzero = count({path: masks[path]})[0] if masks and pruned else size
+        nonzero = count({path: masks[path]})[0] if path in masks else size
         rows.append(LayerMacs(path, size, nonzero, cost, size * cost, nonzero * cost))
     return tuple(rows)
 
@@ -133,7 +132,7 @@ def dense_macs(per_weight: Mapping[str, float], params: Params) -> float:
 
 
 def sparse_macs(
-    per_weight: Mapping[str, float], params: Params, masks: Mapping[str, jax.Array]
+    per_weight: Mapping[str, float], params: Params, masks: MasksLike
 ) -> float:
     """MACs of one example with masks: ``Σ nonzero · cost``; see :func:`macs_table`."""
     return sum(row.sparse for row in macs_table(per_weight, params, masks))

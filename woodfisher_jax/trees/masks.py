@@ -1,14 +1,18 @@
 """Masks: created, chosen by scores, applied, counted.
 
 Masks are a plain dict from parameter path to a boolean array of the parameter's shape,
-True where the weight is kept. A path that is absent is not prunable.
+True where the weight is kept. A path that is absent is not prunable. Every function
+that takes masks takes a pytree of the parameters' structure as well, with None or the
+scalar True for what is not prunable (:func:`by_path` and :func:`paired` read it);
+:func:`masks_tree` returns one.
 """
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,13 +20,21 @@ import numpy as np
 
 from woodfisher_jax.options import OptionError
 from woodfisher_jax.trees.axes import Axes
-from woodfisher_jax.trees.paths import Params, leaves_by_path, replace_leaves
+from woodfisher_jax.trees.paths import (
+    Params,
+    leaves_by_path,
+    replace_leaves,
+    weight_name,
+)
 
 IS_KERNEL = re.compile(r"(^|/)kernel(/value)?$")
 NO_WEIGHTS = re.compile(r"bias|scale|norm|emb|pos|cls|class|token|table", re.IGNORECASE)
 """Names of what has two or more dimensions and may be no weight of a layer."""
 
 Masks = dict[str, jax.Array]
+MasksLike = Mapping[str, Any] | Any
+"""Masks by path, or as a pytree of the parameters' structure."""
+
 Prunable = Callable[[str, jax.Array], bool] | str | None
 
 
@@ -127,8 +139,90 @@ def _predicate(prunable: Prunable) -> Callable[[str, jax.Array], bool]:
     return lambda path, leaf: pattern.search(path) is not None
 
 
-def check_masks(params: Params, masks: Mapping[str, jax.Array]) -> None:
-    """Raises unless each mask is a boolean array of its parameter's shape.
+def by_path(masks: MasksLike) -> Masks:
+    """Masks as a plain dict from path to array.
+
+    Args:
+        masks: By path, or a pytree of the parameters' structure. None and the scalar
+            True stand for parameters that are not prunable.
+
+    Returns:
+        The dict, in the order of a given dict, else of the tree.
+
+    Raises:
+        TypeError: If a mask is not a boolean array.
+
+    Example:
+        >>> wf.masks.by_path({"layer": {"kernel": jnp.ones(2, bool), "bias": None}})
+        {'layer/kernel': Array([ True,  True], dtype=bool)}
+    """
+    leaves = leaves_by_path(masks)
+    if isinstance(masks, Mapping):
+        # A dict in the state of an optimizer of NNX holds variables, which are nodes.
+        names = {f"{path}/value": path for path in masks if isinstance(path, str)}
+        leaves = {names.get(path, path): leaf for path, leaf in leaves.items()}
+        if leaves.keys() == masks.keys():
+            leaves = {path: leaves[path] for path in masks}  # tree_flatten sorts
+    for path, mask in leaves.items():
+        if not hasattr(mask, "shape") and not isinstance(mask, bool):
+            raise TypeError(
+                f"masks[{path!r}] is of type {type(mask).__name__}; expected a boolean "
+                "array"
+            )
+        dtype = jnp.result_type(mask)
+        if dtype != np.bool_:
+            raise TypeError(
+                f"masks[{path!r}] has dtype {dtype}; expected bool, True = kept"
+            )
+    return {path: mask for path, mask in leaves.items() if not _is_unmasked(mask)}
+
+
+def _is_unmasked(mask: Any) -> bool:
+    return isinstance(mask, (bool, np.bool_)) and bool(mask)
+
+
+def paired(params: Params, masks: MasksLike) -> Masks:
+    """Masks by the paths that their parameters have in a tree.
+
+    Args:
+        params: Any pytree.
+        masks: By path, or a pytree of the parameters' structure. A path with and one
+            without ``value`` at its end (Flax NNX has both) are the same weight.
+
+    Raises:
+        ValueError: If masks name a parameter that does not exist.
+        TypeError: If a mask is not a boolean array.
+
+    Example:
+        >>> masks = {"kernel/value": jnp.ones(2, bool)}
+        >>> list(wf.masks.paired({"kernel": jnp.ones(2)}, masks))
+        ['kernel']
+    """
+    return _paired(leaves_by_path(params), masks)
+
+
+def _paired(paths: Iterable[str], masks: MasksLike) -> Masks:
+    known = {weight_name(path): path for path in paths}
+    found = {}
+    for path, mask in by_path(masks).items():
+        if weight_name(path) not in known:
+            raise ValueError(
+                f"masks names {path!r}, which is not in params; expected some of "
+                f"{list(known.values())}"
+            )
+        found[known[weight_name(path)]] = mask
+    return found
+
+
+def check_masks(params: Params, masks: MasksLike) -> Masks:
+    """Masks by path, each a boolean array of its parameter's shape.
+
+    Args:
+        params: Any pytree of arrays.
+        masks: By path, or a pytree of the parameters' structure.
+
+    Returns:
+        The masks by the paths of ``params``.
 
     Raises:
         ValueError: If masks is empty, names a parameter that does not exist, or a mask
@@ -136,91 +230,94 @@ def check_masks(params: Params, masks: Mapping[str, jax.Array]) -> None:
         TypeError: If a mask is not boolean.
     """
     leaves = leaves_by_path(params)
-    if not masks:
+    found = _paired(leaves, masks)
+    if not found:
         raise ValueError("masks is empty; omit it to make every kernel prunable")
-    for path, mask in masks.items():
-        if path not in leaves:
-            raise ValueError(
-                f"masks names {path!r}, which is not in params; expected some of "
-                f"{list(leaves)}"
-            )
-        if not hasattr(mask, "shape") or not hasattr(mask, "dtype"):
-            raise TypeError(
-                f"masks[{path!r}] is of type {type(mask).__name__}; expected a boolean "
-                "array"
-            )
-        if mask.size == 0:
+    for path, mask in found.items():
+        if jnp.size(mask) == 0:
             raise ValueError(f"masks[{path!r}] has no entries; leave it out of masks")
-        if mask.shape != leaves[path].shape:
+        if jnp.shape(mask) != leaves[path].shape:
             raise ValueError(
-                f"masks[{path!r}] has shape {mask.shape} but the parameter has "
+                f"masks[{path!r}] has shape {jnp.shape(mask)} but the parameter has "
                 f"{leaves[path].shape}"
             )
-        if mask.dtype != bool:
-            raise TypeError(
-                f"masks[{path!r}] has dtype {mask.dtype}; expected bool, True = kept"
-            )
+    return found
 
 
-def apply_masks(params: Params, masks: Mapping[str, jax.Array]) -> Params:
+def masks_tree(params: Params, masks: MasksLike) -> Any:
+    """Masks as a pytree of the parameters' structure, for ``jax.tree.map``.
+
+    A parameter without a mask has the scalar True, which broadcasts as an array of True
+    does; functions that take masks take such a tree back. ``optax.masked`` expects one
+    bool for each parameter: ``jax.tree.map(lambda m: m.ndim > 0, tree)`` selects the
+    prunable ones.
+
+    Args:
+        params: Any pytree of arrays.
+        masks: From path to bool, as :func:`woodfisher_jax.prune` returns them.
+
+    Returns:
+        The tree, with boolean arrays for leaves.
+
+    Raises:
+        ValueError: If a mask does not fit the parameters.
+        TypeError: If a mask is not boolean.
+
+    Example:
+        >>> params = {"w": jnp.array([1.0, 2.0]), "b": jnp.array([3.0])}
+        >>> tree = wf.masks_tree(params, {"w": jnp.array([True, False])})
+        >>> jax.tree.map(lambda p, m: (p * m).tolist(), params, tree)
+        {'b': [3.0], 'w': [1.0, 0.0]}
+    """
+    found = check_masks(params, masks)
+    # NumPy's, which unlike Python's has ndim and all().
+    leaves = {path: found.get(path, np.True_) for path in leaves_by_path(params)}
+    return replace_leaves(params, leaves)
+
+
+def apply_masks(params: Params, masks: MasksLike) -> Params:
     """Sets pruned weights to exactly zero; other parameters are unchanged.
 
     Args:
         params: Any pytree, such as parameters or gradients.
-        masks: From path to boolean array.
+        masks: From path to boolean array, or a pytree of the parameters' structure.
 
     Raises:
-        TypeError: If a mask is not boolean, as when the two arguments are swapped.
+        ValueError: If masks name a parameter that does not exist.
+        TypeError: If a mask is not boolean.
 
     Example:
         >>> masks = {"w": jnp.array([True, False])}
         >>> wf.apply_masks({"w": jnp.array([1.0, 2.0])}, masks)["w"].tolist()
         [1.0, 0.0]
     """
-    _check_boolean(masks, "apply_masks(params, masks)")
     leaves = leaves_by_path(params)
     # `where`, not a product: 0 * inf is not 0, and -1 * 0 is -0.
     return replace_leaves(
         params,
         {
             path: jnp.where(mask, leaves[path], jnp.zeros((), leaves[path].dtype))
-            for path, mask in masks.items()
+            for path, mask in _paired(leaves, masks).items()
         },
     )
 
 
-def _check_boolean(masks: Mapping[str, jax.Array], call: str) -> None:
-    """Raises unless these are masks: parameters given in their place have no meaning.
-
-    Raises:
-        TypeError: Naming the first array that is not boolean.
-    """
-    pairs = masks.items() if isinstance(masks, Mapping) else [("masks", masks)]
-    for path, mask in pairs:
-        kind = getattr(mask, "dtype", type(mask).__name__)
-        if str(kind) != "bool":
-            raise TypeError(
-                f"{call}: masks[{path!r}] is of type {kind}; expected masks, a dict "
-                "from path to boolean array, as wf.init_masks or wf.prune returns them"
-            )
-
-
-def count(masks: Mapping[str, jax.Array]) -> tuple[int, int]:
+def count(masks: MasksLike) -> tuple[int, int]:
     """Counts kept weights and all prunable weights.
 
     Returns:
         ``(kept, prunable)``.
 
     Raises:
-        TypeError: If an array is not boolean.
+        TypeError: If a mask is not boolean.
 
     Example:
         >>> wf.masks.count({"w": jnp.array([True, False, False, False])})
         (1, 4)
     """
-    _check_boolean(masks, "count(masks)")
-    kept = sum(int(n) for n in _kept(dict(masks)).values())
-    return kept, sum(mask.size for mask in masks.values())
+    found = by_path(masks)
+    kept = sum(int(n) for n in _kept(found).values())
+    return kept, sum(mask.size for mask in found.values())
 
 
 @jax.jit
@@ -228,11 +325,11 @@ def _kept(masks: Masks) -> dict[str, jax.Array]:
     return {path: jnp.sum(mask) for path, mask in masks.items()}
 
 
-def sparsity(masks: Mapping[str, jax.Array]) -> float:
+def sparsity(masks: MasksLike) -> float:
     """Fraction of the prunable weights that are pruned, in [0, 1].
 
     Raises:
-        TypeError: If an array is not boolean: parameters have no sparsity of their own.
+        TypeError: If a mask is not boolean.
 
     Example:
         >>> wf.sparsity({"w": jnp.array([True, False, False, False])})
@@ -242,22 +339,22 @@ def sparsity(masks: Mapping[str, jax.Array]) -> float:
     return (prunable - kept) / prunable
 
 
-def sparsity_by_path(masks: Mapping[str, jax.Array]) -> dict[str, float]:
+def sparsity_by_path(masks: MasksLike) -> dict[str, float]:
     """Sparsity of each prunable parameter.
 
     Raises:
-        TypeError: If an array is not boolean.
+        TypeError: If a mask is not boolean.
 
     Example:
         >>> masks = {"v": jnp.array([True, False]), "w": jnp.array([True, True])}
         >>> wf.sparsity_by_path(masks)
         {'v': 0.5, 'w': 0.0}
     """
-    _check_boolean(masks, "sparsity_by_path(masks)")
     # jit sorts dicts by key; the order of the masks is kept.
-    kept = _kept(dict(masks))
+    found = by_path(masks)
+    kept = _kept(found)
     return {
-        path: (mask.size - int(kept[path])) / mask.size for path, mask in masks.items()
+        path: (mask.size - int(kept[path])) / mask.size for path, mask in found.items()
     }
 
 

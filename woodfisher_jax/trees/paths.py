@@ -13,6 +13,22 @@ def _name(path: tuple) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
+def weight_name(path: str) -> str:
+    """The path of a weight without the ``value`` at its end.
+
+    The variables of Flax NNX are nodes with a leaf ``value`` in ``nnx.state``, and the
+    leaf itself in ``nnx.as_pure``; an optimizer of NNX is given both.
+
+    Example:
+        >>> from woodfisher_jax.trees.paths import weight_name
+        >>> weight_name("encode/kernel/value"), weight_name("encode/kernel")
+        ('encode/kernel', 'encode/kernel')
+    """
+    while path.endswith("/value"):
+        path = path.removesuffix("/value")
+    return path
+
+
 def leaves_by_path(params: Params) -> dict[str, jax.Array]:
     """Names every leaf by its path, such as ``layer1/block0/conv1/kernel``.
 

@@ -2,13 +2,14 @@
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from woodfisher_jax.trees.masks import MasksLike, paired
 from woodfisher_jax.trees.paths import Params, leaves_by_path
 from woodfisher_jax.weights.sparse_files import to_bcoo
 
@@ -33,7 +34,7 @@ class Latency(NamedTuple):
 
 def latency(
     params: Params,
-    masks: Mapping[str, jax.Array],
+    masks: MasksLike,
     batch_size: int = 1,
     repeats: int = 20,
 ) -> Latency:
@@ -45,7 +46,8 @@ def latency(
 
     Args:
         params: Any pytree, pruned weights zero.
-        masks: From path to bool; arrays of fewer than two dimensions are left out.
+        masks: From path to bool, or a pytree of the structure of ``params``; arrays of
+            fewer than two dimensions are left out.
         batch_size: Rows; default 1.
         repeats: Timings, of which the median counts; default 20.
 
@@ -59,7 +61,7 @@ def latency(
         raise ValueError(
             f"batch_size={batch_size}, repeats={repeats}; expected 1 or more of each"
         )
-    leaves = leaves_by_path(params)
+    leaves, masks = leaves_by_path(params), paired(params, masks)
     weights = [_matrix(leaves[p]) for p, mask in masks.items() if np.ndim(mask) > 1]
     kept = [_matrix(mask) for mask in masks.values() if np.ndim(mask) > 1]
     if not weights:

@@ -1,7 +1,7 @@
 """Pruned networks in ``.safetensors`` files of the size of the kept weights.
 
 ``docs/formats.md`` has the layouts, with loaders in ten lines of NumPy. Arrays and
-masks are restored bit for bit.
+masks are restored bit for bit, but for the sign of zeros that are pruned.
 """
 
 import os
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import sparse
 
-from woodfisher_jax.trees.masks import check_masks
+from woodfisher_jax.trees.masks import MasksLike, check_masks
 from woodfisher_jax.trees.paths import Params, leaves_by_path
 from woodfisher_jax.weights.files import load_safetensors, save_safetensors
 
@@ -33,7 +33,7 @@ class SparseFileError(ValueError):
 def save_sparse(
     path: str | os.PathLike[str],
     params: Params,
-    masks: Mapping[str, jax.Array],
+    masks: MasksLike,
     format: str = "bitmask",
 ) -> None:
     """Writes a pruned network.
@@ -41,7 +41,8 @@ def save_sparse(
     Args:
         path: The ``.safetensors`` file; an existing one is replaced.
         params: Any pytree of arrays; its paths become the names.
-        masks: From path to bool, True = kept. Other arrays are stored dense.
+        masks: From path to bool, True = kept, or a pytree of the structure of
+            ``params``. Other arrays are stored dense.
         format: One of :data:`FORMATS`; default "bitmask", the smallest.
 
     Raises:
@@ -62,7 +63,7 @@ def save_sparse(
     """
     if format not in FORMATS:
         raise ValueError(f"format={format!r}; expected one of {list(FORMATS)}")
-    check_masks(params, masks)
+    masks = check_masks(params, masks)
     stored: Arrays = {}
     for name, leaf in leaves_by_path(params).items():
         array: np.ndarray = np.array(leaf, order="C")
@@ -72,12 +73,12 @@ def save_sparse(
             stored[name] = array
             continue
         mask = np.asarray(masks[name])
-        # Bytes, since a negative zero is equal to zero and would not be restored.
-        if array[~mask].tobytes().strip(b"\0"):
+        if np.any(array[~mask] != 0):
             raise ValueError(
                 f"params[{name!r}] is not zero where its mask is False; expected "
                 "wf.apply_masks(params, masks)"
             )
+        array[~mask] = 0  # a product with a mask leaves negative zeros
         for part, value in _encode(format, array, mask).items():
             stored[f"{name}:{part}" if part else name] = value
     save_safetensors(
