@@ -29,7 +29,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from woodfisher_jax.weights.files import replace_file
+from woodfisher_jax.written_files import replace_file
 
 # Items beside the arrays: the caller's JSON; dtype and shape of every array; and the
 # metrics, which Orbax writes under this name.
@@ -172,7 +172,7 @@ def save(
         manager.wait_until_finished()
         if saved and jax.process_index() == 0:
             folder = Path(manager.directory) / str(event)
-            replace_file(folder / SUMS, _sums(folder).encode())
+            replace_file(folder / SUMS, _sums(folder))
     if not saved:  # Orbax skips a save without an error.
         raise RuntimeError(
             f"Orbax skipped the save of event {event} in {manager.directory}; check "
