@@ -10,6 +10,32 @@ class WriteError(OSError):
     """A file could not be written; the message has its path and the bytes it needs."""
 
 
+ROOM = 10_000_000
+"""Bytes that a run needs besides its saves: for its log, its metrics and its report."""
+
+
+def check_room(folder: str | os.PathLike[str], need: int = 0) -> None:
+    """Raises unless the disk of a folder has room.
+
+    Called before a run starts and before each save, so that the libraries which write
+    their own files, some of them in other threads, do not meet a full disk.
+
+    Args:
+        folder: It exists.
+        need: Bytes to write there, besides `ROOM`; default 0.
+
+    Raises:
+        WriteError: If there is less.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < need + ROOM:
+        raise WriteError(
+            f"the disk of {folder} is full: {(need + ROOM) / 1e6:.4g} MB are needed, "
+            f"and {free / 1e6:.4g} MB are free; make room and repeat the command, "
+            "which resumes a run from its last save"
+        )
+
+
 def replace_file(
     path: str | os.PathLike[str], content: str | bytes | bytearray
 ) -> None:

@@ -17,6 +17,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from woodfisher_jax.training import checkpoint
+from woodfisher_jax.written_files import WriteError
 
 
 def make_arrays(seed: int = 0, shape: tuple[int, ...] = (5, 4)) -> dict[str, Any]:
@@ -336,7 +337,7 @@ def test_a_full_disk_names_the_folder_and_the_need(
     with checkpoint.open_manager(tmp_path) as manager:
         monkeypatch.setattr(manager, "save", full)
         with pytest.raises(
-            checkpoint.SaveError, match=rf"{tmp_path}/1 .*No space left.*0\.004 MB"
+            WriteError, match=rf"{tmp_path}/1 .*No space left.*0\.004 MB"
         ) as caught:
             save(manager, 1, {"x": jnp.zeros(1000)})
     assert "\n" not in str(caught.value)
@@ -347,6 +348,7 @@ import sys
 import jax.numpy as jnp
 import numpy as np
 from woodfisher_jax.training import checkpoint
+from woodfisher_jax.written_files import WriteError
 
 metrics = {"stage": 0, "top1": 1.0}
 with checkpoint.open_manager(sys.argv[1]) as manager:

@@ -24,12 +24,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import absl.logging
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from woodfisher_jax.written_files import replace_file
+from woodfisher_jax.written_files import WriteError, check_room, replace_file
 
 # Items beside the arrays: the caller's JSON; dtype and shape of every array; and the
 # metrics, which Orbax writes under this name.
@@ -40,10 +41,6 @@ SUMS = "SHA256SUMS"
 
 DAMAGED = ".damaged"
 """Suffix of the folder of a save that was set aside."""
-
-
-class SaveError(OSError):
-    """A save could not be written; the message has the folder and the bytes."""
 
 
 def open_manager(directory: str | os.PathLike[str]) -> ocp.CheckpointManager:
@@ -133,7 +130,7 @@ def save(
         ValueError: the event is not new, a name is taken, two leaves share a path, or
             a metric is missing or not finite.
         TypeError: a leaf is not an array, or ``meta`` not JSON.
-        SaveError: The disk does not take it.
+        WriteError: The disk does not take it.
     """
     latest = manager.latest_step()
     if latest is not None and event <= latest:
@@ -163,7 +160,9 @@ def save(
         if leaves  # Orbax refuses an empty item; `layout` remembers it.
     }
     items |= {META: ocp.args.JsonSave(meta), LAYOUT: ocp.args.JsonSave(layout)}
-    with _explained(manager.directory / str(event), flat):
+    need = sum(leaf.nbytes for leaves in flat.values() for leaf in leaves.values())
+    folder = Path(manager.directory) / str(event)
+    with _explained(folder, need):
         saved = manager.save(
             event,
             args=ocp.args.Composite(**items),
@@ -171,7 +170,6 @@ def save(
         )
         manager.wait_until_finished()
         if saved and jax.process_index() == 0:
-            folder = Path(manager.directory) / str(event)
             replace_file(folder / SUMS, _sums(folder))
     if not saved:  # Orbax skips a save without an error.
         raise RuntimeError(
@@ -325,18 +323,30 @@ def _damage(folder: Path) -> str:
 
 
 @contextlib.contextmanager
-def _explained(folder: Any, flat: dict[str, dict[str, Any]]) -> Iterator[None]:
-    """Turns an error of writing into one that says where, and how much is needed."""
+def _explained(folder: Path, need: int) -> Iterator[None]:
+    """Turns an error of writing into one that says where, and how much is needed.
+
+    Args:
+        folder: Of the save.
+        need: Bytes of its arrays.
+    """
+    if jax.process_index() == 0:
+        check_room(folder.parent, need)
+    before = absl.logging.get_verbosity()
+    # Orbax logs a traceback for each of its threads.
+    absl.logging.set_verbosity(absl.logging.FATAL)
     try:
         yield
+    except WriteError:
+        raise
     except Exception as error:  # What Orbax raises depends on which file it was.
-        need = sum(leaf.nbytes for leaves in flat.values() for leaf in leaves.values())
-        free = shutil.disk_usage(Path(folder).parent).free
-        raise SaveError(
+        raise WriteError(
             f"the save {folder} cannot be written ({_first_line(error)}). It needs "
-            f"{need / 1e6:.3g} MB, and {free / 1e6:.3g} MB are free; make room and "
-            "start the run again, which resumes from the save before"
+            f"{need / 1e6:.4g} MB; make room and repeat the command, which resumes the "
+            "run from the save before"
         ) from error
+    finally:
+        absl.logging.set_verbosity(before)
 
 
 def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:

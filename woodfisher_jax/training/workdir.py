@@ -15,7 +15,7 @@ from typing import Any
 from woodfisher_jax.training import config as config_
 from woodfisher_jax.training.config import Config, ConfigError
 from woodfisher_jax.training.preemption import Stopped
-from woodfisher_jax.written_files import replace_file
+from woodfisher_jax.written_files import check_room, replace_file
 
 MACHINE = (
     "distributed",
@@ -78,8 +78,7 @@ def held(workdir: Path) -> Iterator[None]:
         # For people alone: without it, a full disk is the checkpoint's to report.
         with contextlib.suppress(OSError):
             file.truncate(0)
-            file.write(json.dumps(holder) + "\n")
-            file.flush()
+            os.write(file.fileno(), f"{json.dumps(holder)}\n".encode())
         yield
 
 
@@ -108,6 +107,7 @@ def claim_workdir(workdir: Path, config: Config) -> None:
     differing = []
     try:
         workdir.mkdir(parents=True, exist_ok=True)
+        check_room(workdir)
         found = _found(workdir)
         if found is not None:
             # What did not exist when it was written has its default.
@@ -185,13 +185,25 @@ def differences(found: Any, expected: Any, where: str) -> list[str]:
     return [f"{where} is {found!r} there, {expected!r} here"]
 
 
+class _LogFile(logging.FileHandler):
+    """A log that a full disk cuts short, without a traceback for each message."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        """Does nothing: the console has the message too."""
+
+    def close(self) -> None:
+        """Closes the file."""
+        with contextlib.suppress(OSError):
+            super().close()
+
+
 @contextlib.contextmanager
 def log_file(workdir: Path) -> Iterator[None]:
     """Copies this package's log messages to ``log.txt`` while the context is open.
 
     The traceback of an error that ends the context is written there too.
     """
-    handler = logging.FileHandler(workdir / "log.txt")
+    handler = _LogFile(workdir / "log.txt")
     handler.setFormatter(LOG_FORMAT)
     logger = logging.getLogger("woodfisher_jax")
     logger.setLevel(logging.INFO)
