@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator, Mapping
 
 from woodfisher_jax.extras import MissingExtraError
+from woodfisher_jax.written_files import WriteError
 
 FAILED = 1
 """The work was started and could not be finished; also of an unexpected error."""
@@ -24,7 +25,7 @@ def exits(codes: Mapping[type[Exception], int]) -> Iterator[None]:
         codes: From error class to exit code; the first that fits applies. Other errors
             are unexpected and propagate with their traceback.
     """
-    codes = {MissingExtraError: USAGE, **codes}
+    codes = {MissingExtraError: USAGE, WriteError: FAILED, **codes}
     try:
         yield
     except KeyboardInterrupt:

@@ -129,7 +129,7 @@ def cli(arguments: Sequence[str] | None = None) -> None:
 examples:
   python -m woodfisher_jax.export runs/digits --format=bitmask --out=d.safetensors
   python -m woodfisher_jax.export runs/digits --format=stablehlo --out=d.stablehlo
-exit codes: 0 done, 2 the command has to be changed""",
+exit codes: 0 done, 1 the disk is full, 2 the command has to be changed""",
     )
     add = parser.add_argument
     add("run", type=Path, help="folder of a run, or one of its checkpoints/NUMBER")

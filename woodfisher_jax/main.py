@@ -30,7 +30,7 @@ from woodfisher_jax.rows.memory_plan import MemoryLimitError
 from woodfisher_jax.training import config as config_
 from woodfisher_jax.training import distributed
 from woodfisher_jax.training.config import Config, ConfigError, files
-from woodfisher_jax.training.loop import DivergedError, run
+from woodfisher_jax.training.loop import DivergedError, RunFailedError, run
 from woodfisher_jax.training.plan import prepare
 from woodfisher_jax.training.preemption import Stopped
 from woodfisher_jax.training.pruning_step import forecast
@@ -80,8 +80,8 @@ examples:
   {program} --config=resnet50:smoke --workdir=runs/smoke
   {program} --config=my_config.py --plan
 
-exit codes: 0 done, or stopped by SIGTERM and saved; 1 the run failed; 2 nothing was
-run, for the command has to be changed; 130 stopped by Ctrl-C and saved
+exit codes: 0 done, or stopped by SIGTERM or SIGHUP and saved; 1 the run failed; 2
+nothing was run, for the command has to be changed; 130 stopped by Ctrl-C and saved
 """
 
 ERRORS: dict[type[Exception], int] = {
@@ -91,6 +91,7 @@ ERRORS: dict[type[Exception], int] = {
     MemoryLimitError: USAGE,
     CurvatureError: FAILED,
     DivergedError: FAILED,
+    RunFailedError: FAILED,
     ValueError: FAILED,
     OSError: FAILED,
 }

@@ -119,7 +119,7 @@ examples:
   python -m woodfisher_jax.torch_weights runs/digits --out=digits.safetensors
   python -m woodfisher_jax.torch_weights resnet50.pth --model=resnet50 \\
       --out=resnet50.safetensors
-exit codes: 0 done, 2 the command has to be changed""",
+exit codes: 0 done, 1 the disk is full, 2 the command has to be changed""",
     )
     add = parser.add_argument
     add(

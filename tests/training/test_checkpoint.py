@@ -17,6 +17,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from woodfisher_jax.training import checkpoint
+from woodfisher_jax.written_files import WriteError
 
 
 def make_arrays(seed: int = 0, shape: tuple[int, ...] = (5, 4)) -> dict[str, Any]:
@@ -116,20 +117,20 @@ def test_parts_can_be_restored_alone(saved: Path) -> None:
 def test_latest_and_best_survive(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The best save is the best of the highest stage, dense accuracy aside."""
+    """Two latest; the best save is of the highest stage, dense accuracy aside."""
     monkeypatch.chdir(tmp_path)
-    history = [(0, 99.0), (1, 50.0), (1, 60.0), (2, 30.0), (2, 40.0), (2, 35.0)]
-    kept = [[0], [1], [2], [3], [4], [4, 5]]
+    history = [(0, 99.0), (1, 50.0), (1, 60.0), (2, 40.0), (2, 30.0), (2, 35.0)]
+    kept = [[0], [0, 1], [1, 2], [2, 3], [3, 4], [3, 4, 5]]
     for event, (stage, top1) in enumerate(history):
         with checkpoint.open_manager("saves") as manager:
             save(manager, event, {"x": jnp.ones(2) * event}, stage, top1)
             assert sorted(manager.all_steps()) == kept[event]
     with checkpoint.open_manager("saves") as manager:
         assert checkpoint.latest_event(manager) == 5
-        assert checkpoint.best_event(manager) == 4
-        best, _ = checkpoint.restore(manager, 4, {"x": jnp.zeros(2)})
+        assert checkpoint.best_event(manager) == 3
+        best, _ = checkpoint.restore(manager, 3, {"x": jnp.zeros(2)})
         latest, _ = checkpoint.restore(manager, None, {"x": jnp.zeros(2)})
-    assert best["x"][0] == 4
+    assert best["x"][0] == 3
     assert latest["x"][0] == 5
 
 
@@ -267,7 +268,7 @@ def flip_a_bit(path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [truncate, flip_a_bit, Path.unlink])
-def test_damaged_arrays_name_the_folder_and_the_way_out(
+def test_damage_is_named_and_the_save_before_is_taken(
     tmp_path: Path, damage: Callable[[Path], None]
 ) -> None:
     arrays = {"x": jax.random.normal(jax.random.key(0), (100, 100))}
@@ -275,26 +276,71 @@ def test_damaged_arrays_name_the_folder_and_the_way_out(
         save(manager, 1, arrays, stage=1)
         save(manager, 2, arrays)
     damage(largest_file(tmp_path / "2" / "x"))
-    with checkpoint.open_manager(tmp_path) as manager:
-        with pytest.raises(ValueError, match=r"2 is damaged.*delete that folder"):
-            checkpoint.restore(manager, None, arrays)
-        restored, _ = checkpoint.restore(manager, 1, arrays)
-    assert_same(restored, arrays)
-
-
-def test_damaged_meta_names_the_folder(saved: Path) -> None:
-    truncate(saved / "3" / "meta" / "metadata")
     with (
-        checkpoint.open_manager(saved) as manager,
-        pytest.raises(ValueError, match=r"3 is damaged.*delete that folder"),
+        checkpoint.open_manager(tmp_path) as manager,
+        pytest.raises(ValueError, match=r"2 is damaged.*falls back on an earlier save"),
     ):
-        checkpoint.restore(manager, None, {})
+        checkpoint.restore(manager, None, arrays)
+    (line,) = checkpoint.set_damaged_aside(tmp_path)
+    assert f"{tmp_path / '2'} is damaged" in line
+    assert line.endswith("2.damaged")
+    with checkpoint.open_manager(tmp_path) as manager:
+        restored, _ = checkpoint.restore(manager, None, arrays)
+        save(manager, 2, arrays)
+    assert_same(restored, arrays)
+    assert checkpoint.set_damaged_aside(tmp_path) == []
 
 
-def test_damaged_metrics_name_the_folder(saved: Path) -> None:
+def test_one_flipped_bit_in_any_file_is_found(saved: Path) -> None:
+    files = [path for path in (saved / "3").rglob("*") if path.stat().st_size]
+    files = [path for path in files if path.is_file()]
+    assert {"metadata", "metrics", checkpoint.SUMS} <= {path.name for path in files}
+    with checkpoint.open_manager(saved) as manager:
+        for path in files:
+            flip_a_bit(path)
+            with pytest.raises(ValueError, match=r"3 is damaged"):
+                checkpoint.restore(manager, None, {})
+            flip_a_bit(path)
+        assert checkpoint.restore(manager, None, {})[1] == {"epoch": 1}
+
+
+def test_a_save_under_another_number_is_damaged(saved: Path) -> None:
+    (saved / "3").rename(saved / "4")
+    assert "SHA256SUMS does not match 3/" in checkpoint.set_damaged_aside(saved)[0]
+
+
+def test_a_save_without_its_checksums_is_incomplete(saved: Path) -> None:
+    (saved / "3" / checkpoint.SUMS).unlink()
+    assert "killed while it wrote" in checkpoint.set_damaged_aside(saved)[0]
+
+
+def test_checksums_are_read_by_the_usual_command(saved: Path) -> None:
+    command = ["sha256sum", "--check", "--strict", f"3/{checkpoint.SUMS}"]
+    subprocess.run(command, cwd=saved, check=True, capture_output=True)
+
+
+def test_damaged_metrics_do_not_stop_a_run(saved: Path) -> None:
     truncate(saved / "3" / "metrics" / "metrics")
     with pytest.raises(ValueError, match=r"cannot open the saves in .*saves"):
         checkpoint.open_manager(saved)
+    checkpoint.set_damaged_aside(saved)
+    with checkpoint.open_manager(saved) as manager:
+        assert checkpoint.latest_event(manager) is None
+
+
+def test_a_full_disk_names_the_folder_and_the_need(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: object, **settings: object) -> None:
+        raise ValueError("RESOURCE_EXHAUSTED: No space left on device\nand a page")
+
+    with checkpoint.open_manager(tmp_path) as manager:
+        monkeypatch.setattr(manager, "save", full)
+        with pytest.raises(
+            WriteError, match=rf"{tmp_path}/1 .*No space left.*0\.004 MB"
+        ) as caught:
+            save(manager, 1, {"x": jnp.zeros(1000)})
+    assert "\n" not in str(caught.value)
 
 
 INTERRUPTED = """
@@ -302,6 +348,7 @@ import sys
 import jax.numpy as jnp
 import numpy as np
 from woodfisher_jax.training import checkpoint
+from woodfisher_jax.written_files import WriteError
 
 metrics = {"stage": 0, "top1": 1.0}
 with checkpoint.open_manager(sys.argv[1]) as manager:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -281,6 +282,25 @@ def test_a_finished_run_started_again_changes_nothing(
     again = run(small(), workdir)
     assert again["final"] == results["final"]
     assert (workdir / "metrics.csv").read_text() == before
+
+
+def test_a_damaged_save_and_lost_metrics_are_made_again(
+    finished: tuple[Path, dict], tmp_path: Path
+) -> None:
+    workdir = tmp_path / "run"
+    shutil.copytree(finished[0], workdir)
+    expected = (workdir / "metrics.csv").read_text()
+    (workdir / "metrics.csv").unlink()
+    run(small(), workdir)
+    assert (workdir / "metrics.csv").read_text() == expected
+    latest = workdir / "checkpoints" / str(checkpoint_events(workdir)[-1])
+    meta = latest / "meta" / "metadata"
+    meta.write_text(meta.read_text().replace('"step": ', '"step": 1', 1))
+    run(small(), workdir)
+    same_bits(saved(workdir, small())[0], saved(finished[0], small())[0])
+    said = (workdir / "log.txt").read_text()
+    assert f"the save {latest} is damaged (SHA256SUMS does not match" in said
+    assert latest.with_suffix(".damaged").is_dir()
 
 
 def test_a_workdir_of_another_config_is_refused(finished: tuple[Path, dict]) -> None:

@@ -20,6 +20,16 @@ def test_a_signal_is_noted_and_nothing_else_happens(number: int) -> None:
     assert signal.getsignal(number) == before
 
 
+def test_a_run_that_was_started_with_nohup_goes_on() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stop_requests() as request:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert request.signal == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_the_second_signal_is_that_of_a_process_that_does_not_listen(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -65,6 +75,6 @@ def test_a_thread_that_cannot_listen_hears_nothing() -> None:
 
 
 def test_preemption_is_no_failure_and_an_interrupt_has_its_own_code() -> None:
-    assert EXIT_CODES[signal.SIGTERM] == 0
+    assert EXIT_CODES[signal.SIGTERM] == EXIT_CODES[signal.SIGHUP] == 0
     assert EXIT_CODES[signal.SIGINT] == 130
     assert Stopped("saved", 130).exit_code == 130

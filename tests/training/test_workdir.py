@@ -1,14 +1,26 @@
 """A folder belongs to one run, once that run has left something in it."""
 
+import errno
+import fcntl
 import json
 import logging
+import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from small_runs import small
 
-from woodfisher_jax.training.config import ConfigError, from_dict
-from woodfisher_jax.training.workdir import check_shared, claim_workdir, log_file
+from woodfisher_jax.training.config import ConfigError, from_dict, to_dict
+from woodfisher_jax.training.workdir import (
+    LOCK,
+    check_shared,
+    claim_workdir,
+    held,
+    log_file,
+)
 
 
 def test_the_config_is_written_and_can_be_read_back(tmp_path: Path) -> None:
@@ -70,8 +82,60 @@ def test_a_workdir_that_is_not_shared_is_refused(tmp_path: Path) -> None:
 def test_a_damaged_config_is_named(tmp_path: Path) -> None:
     (tmp_path / "checkpoints" / "46").mkdir(parents=True)
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(ConfigError, match="cannot be used"):
+    with pytest.raises(ConfigError, match=r"config.json is damaged.*delete it"):
         claim_workdir(tmp_path, small())
+
+
+def test_without_its_config_the_saves_say_which_run_it_is(tmp_path: Path) -> None:
+    meta = tmp_path / "checkpoints" / "46" / "meta" / "metadata"
+    meta.parent.mkdir(parents=True)
+    meta.write_text(json.dumps({"config": to_dict(small())}))
+    with pytest.raises(ConfigError, match=r"config\.seed is 0 there, 1 here"):
+        claim_workdir(tmp_path, small(seed=1))
+    assert not (tmp_path / "config.json").exists()
+    claim_workdir(tmp_path, small())
+    assert (tmp_path / "config.json").exists()
+
+
+HOLDS = """
+import sys, time
+from pathlib import Path
+from woodfisher_jax.training.workdir import held
+with held(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_folder_in_use_is_left_alone_until_its_process_is_dead(
+    tmp_path: Path,
+) -> None:
+    child = subprocess.Popen(
+        [sys.executable, "-c", HOLDS, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "held\n"
+        words = rf"in use by process {child.pid} on {socket.gethostname()} since 20"
+        for _ in range(2):  # The holder's line stays.
+            with pytest.raises(ConfigError, match=words), held(tmp_path):
+                pass
+    finally:
+        child.kill()
+        child.communicate()
+    with held(tmp_path):
+        assert json.loads((tmp_path / LOCK).read_text())["pid"] == os.getpid()
+
+
+def test_a_disk_without_locks_does_not_stop_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refused(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refused)
+    with held(tmp_path):
+        assert "nothing keeps a second run out" in caplog.text
 
 
 def test_an_unwritable_folder_is_refused(tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path, monkeypatch) -
     def fail(*_: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr(Path, "replace", fail)
+    monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(OSError, match="disk full"):
         save_safetensors(path, {"a": np.zeros(3)}, {})
     assert path.read_bytes() == before

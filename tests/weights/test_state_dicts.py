@@ -243,6 +243,13 @@ def test_a_missing_bias_is_missing_where_the_layer_is_dense():
         to_variables(state_dict, shapes_of("logistic_regression"))
 
 
+@pytest.mark.parametrize("dtype", [np.int8, np.bool_])
+def test_whole_numbers_are_no_weights(dtype):
+    variables = {"params": {"fc": {"kernel": np.zeros((2, 3), np.float32)}}}
+    with pytest.raises(ValueError, match=rf"fc.weight has dtype {np.dtype(dtype)}"):
+        to_variables({"fc.weight": np.ones((3, 2), dtype)}, variables)
+
+
 def test_masks_are_zeros_and_ones():
     state_dict = to_state_dict(random_like(shapes_of("mlp")))
     masks = {key: np.ones(array.shape) for key, array in state_dict.items()}

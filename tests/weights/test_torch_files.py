@@ -260,6 +260,60 @@ def test_a_huge_memo_index_is_refused_before_memory_is_asked_for(read):
         read(zip_file({}, **{"data.pkl": hostile}))
 
 
+def nested(levels):
+    """A tuple that holds the one before twice, and so on: 5 bytes a level."""
+    pickled = b"\x80\x02)"
+    for level in range(levels):
+        index = level.to_bytes(4, "little")
+        pickled += b"r" + index + b"j" + index + b"\x86"
+    return pickled
+
+
+@pytest.mark.parametrize("end", [b"q\xfe0}h\xfeK\x01s.", b"Q.", b"."])
+def test_nested_tuples_do_not_hang(end, read):
+    # As a key of a dictionary, as the reference of a storage, and as the whole.
+    with pytest.raises(TorchFileError, match="tuple of more than 1000 items"):
+        read(zip_file({}, **{"data.pkl": nested(60) + end}))
+
+
+def test_a_builder_hands_no_tuple_on(read):
+    hidden = nested(8)[2:] + b"\x85R"
+    for _ in range(8):
+        hidden = b"ctorch._utils\n_rebuild_parameter\n" + hidden
+    with pytest.raises(TorchFileError, match="expected a parameter's tensor"):
+        read(zip_file({}, **{"data.pkl": b"\x80\x02" + hidden + b"."}))
+
+
+def test_small_files_do_not_fill_the_memory(read, tmp_path):
+    one = Storage(np.zeros(1, np.float32))
+    with pytest.raises(TorchFileError, match=r"repeats the 1 elements.*contiguous"):
+        read(zip_file({"w": tensor(one, 0, (2**30,), (0,))}))
+    shared = Storage(np.zeros(100, np.float32))
+    views = {f"w{i}": tensor(shared, 0, (100 - i,), (1,)) for i in range(50)}
+    with pytest.raises(TorchFileError, match=r"storages that they share 400;"):
+        read(zip_file(views))
+    with zipfile.ZipFile(tmp_path / "bomb", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("w.npy", bytes(2**27))
+    with pytest.raises(TorchFileError, match=r"134,217,728 bytes, more than 100 times"):
+        read((tmp_path / "bomb").read_bytes())
+
+
+def test_tied_weights_are_one_array(read):
+    shared = Storage(np.arange(6, dtype=np.float32))
+    arrays = read(
+        zip_file({f"w{i}": tensor(shared, 0, (2, 3), (3, 1)) for i in range(9)})
+    )
+    assert all(array is arrays["w0"] for array in arrays.values())
+
+
+@pytest.mark.parametrize("key", ["w" * 501, "w\x1b[2J"])
+def test_names_that_cannot_be_printed_are_refused(key, read):
+    with pytest.raises(TorchFileError, match="expected at most 500 printable") as found:
+        read(zip_file({key: tensor_of(np.ones(3, np.float32))}))
+    assert len(str(found.value)) < 300
+    assert "\x1b" not in str(found.value)
+
+
 def test_compressed_members_are_refused(read, tmp_path):
     with zipfile.ZipFile(tmp_path / "bomb", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", b"\x80\x02}." + b"0" * 10_000)

@@ -12,7 +12,6 @@ from pathlib import Path
 from woodfisher_jax.exit_codes import FAILED, USAGE, exits
 from woodfisher_jax.report.comparison import compare, comparison_csv, comparison_page
 from woodfisher_jax.report.environment import processor
-from woodfisher_jax.report.metrics import replace_file
 from woodfisher_jax.report.page import write_page
 from woodfisher_jax.report.record import find_runs, is_run, read_record, write_latency
 
@@ -21,6 +20,7 @@ from woodfisher_jax.training.config import Config, to_dict
 from woodfisher_jax.training.saved_run import read_run
 from woodfisher_jax.trees.masks import sparsity
 from woodfisher_jax.weights.latency import latency
+from woodfisher_jax.written_files import replace_file
 
 BATCH_SIZES = (1, 64)
 """Rows that products are timed with: what is slow for one may be fast for many."""

@@ -22,6 +22,7 @@ import numpy as np
 
 from woodfisher_jax.rows.needs import Needs
 from woodfisher_jax.tracing.macs import LayerMacs, macs_table
+from woodfisher_jax.written_files import replace_file
 
 PathLike = str | os.PathLike[str]
 Row = Mapping[str, Any]
@@ -181,17 +182,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
-
-
-def replace_file(path: Path, text: str) -> None:
-    """Writes a file so that at any moment the old or the new one is there whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".tmp")
-    try:
-        with partial.open("w", encoding="utf-8", newline="") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())  # Else a power cut can leave the new name empty.
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

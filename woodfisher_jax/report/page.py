@@ -19,7 +19,6 @@ from woodfisher_jax.report.figures import (
     Series,
 )
 from woodfisher_jax.report.markup import Html, details, paragraph
-from woodfisher_jax.report.metrics import replace_file
 from woodfisher_jax.report.quantities import (
     NONE,
     counted,
@@ -32,6 +31,7 @@ from woodfisher_jax.report.quantities import (
 )
 from woodfisher_jax.report.record import Nested, RunRecord, read_record
 from woodfisher_jax.report.tables import layer_name
+from woodfisher_jax.written_files import replace_file
 
 NAME = "report.html"
 

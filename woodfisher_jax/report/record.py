@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from woodfisher_jax.report import metrics
+from woodfisher_jax.written_files import replace_file
 
 COMPARED = "compare-"
 """How the folders of the runs begin that a run is compared with."""
@@ -122,12 +123,12 @@ def read_record(folder: Path, defaults: Nested) -> RunRecord:
 def write_command(folder: Path, command: str) -> None:
     """Writes down the command that a run was started with, if there was one."""
     if command:
-        (folder / COMMAND).write_text(command + "\n")
+        replace_file(folder / COMMAND, command + "\n")
 
 
 def write_latency(folder: Path, latency: Nested) -> None:
     """Writes what was measured of a run's products."""
-    (folder / LATENCY).write_text(json.dumps(latency, indent=2) + "\n")
+    replace_file(folder / LATENCY, json.dumps(latency, indent=2) + "\n")
 
 
 def _json(path: Path) -> Nested | None:

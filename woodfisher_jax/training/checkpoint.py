@@ -8,33 +8,49 @@ Each named tree of arrays (``params``, ``masks``, ...) is one Orbax item, so tha
 of a save can be restored alone. An item is written flat, from path
 (``layer1/conv1/kernel``) to array, and put back into the containers of the target:
 what is on disk does not depend on how optax nests its states.
+
+Orbax keeps no checksums of arrays, nor of its JSON. So a save counts as complete once
+``SHA256SUMS`` lies in its folder: the checksum of every other file, as the command
+``sha256sum -c 46/SHA256SUMS`` reads it in the folder of the saves.
 """
 
+import contextlib
+import hashlib
 import json
 import math
 import os
-import zlib
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import absl.logging
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-# Items beside the arrays: the caller's JSON; dtype, shape and checksum of every array;
-# and the metrics, which Orbax writes under this name.
+from woodfisher_jax.written_files import WriteError, check_room, replace_file
+
+# Items beside the arrays: the caller's JSON; dtype and shape of every array; and the
+# metrics, which Orbax writes under this name.
 META, LAYOUT, METRICS = "meta", "layout", "metrics"
+
+SUMS = "SHA256SUMS"
+"""The file of checksums in the folder of a save."""
+
+DAMAGED = ".damaged"
+"""Suffix of the folder of a save that was set aside."""
 
 
 def open_manager(directory: str | os.PathLike[str]) -> ocp.CheckpointManager:
     """Opens, and creates where absent, the folder that holds a run's saves.
 
-    The latest save and the best one stay, all others are deleted. The best is the one
-    with the highest top-1 among those at the highest pruning stage: a dense network's
-    accuracy says nothing about the pruned one. Saves that a killed process left
-    half-written (``*.orbax-checkpoint-tmp``) are ignored, and overwritten when the run
-    comes to the same event again.
+    The latest two saves and the best one stay, all others are deleted. The best is the
+    one with the highest top-1 among those at the highest pruning stage: a dense
+    network's accuracy says nothing about the pruned one. Saves that a killed process
+    left half-written (``*.orbax-checkpoint-tmp``) are ignored, and overwritten when the
+    run comes to the same event again.
 
     Args:
         directory: the folder; relative paths are taken from the working directory.
@@ -53,7 +69,8 @@ def open_manager(directory: str | os.PathLike[str]) -> ocp.CheckpointManager:
         best_mode="max",
         preservation_policy=preservation_policy.AnyPreservationPolicy(
             [
-                preservation_policy.LatestN(1),
+                # A damaged latest save leaves the one before it.
+                preservation_policy.LatestN(2),
                 preservation_policy.BestN(get_metric_fn=_rank, n=1),
             ]
         ),
@@ -63,10 +80,32 @@ def open_manager(directory: str | os.PathLike[str]) -> ocp.CheckpointManager:
         return ocp.CheckpointManager(directory, options=options)
     except ValueError as error:
         raise ValueError(
-            f"directory: cannot open the saves in {directory} ({error}); a file in one "
-            "of its numbered folders is damaged: delete that folder to fall back on "
-            "an earlier save"
+            f"directory: cannot open the saves in {directory} ({error!s:.200}); a file "
+            "in one of its numbered folders is damaged: start the run again, which "
+            "falls back on an earlier save"
         ) from error
+
+
+def set_damaged_aside(directory: str | os.PathLike[str]) -> list[str]:
+    """Renames the folders of damaged and incomplete saves, so that they do not count.
+
+    Call it before the folder is opened, in one process, to write there.
+
+    Args:
+        directory: The folder of the saves; it may be absent.
+
+    Returns:
+        A line for each folder: its name, what is wrong and the new name.
+    """
+    lines = []
+    folders = [path for path in Path(directory).glob("*") if path.name.isdecimal()]
+    for folder in sorted(folders, key=lambda path: int(path.name)):
+        if reason := _damage(folder):
+            aside = folder.with_name(folder.name + DAMAGED)
+            shutil.rmtree(aside, ignore_errors=True)
+            folder.rename(aside)
+            lines.append(f"the save {folder} is damaged ({reason}); kept as {aside}")
+    return lines
 
 
 def save(
@@ -91,6 +130,7 @@ def save(
         ValueError: the event is not new, a name is taken, two leaves share a path, or
             a metric is missing or not finite.
         TypeError: a leaf is not an array, or ``meta`` not JSON.
+        WriteError: The disk does not take it.
     """
     latest = manager.latest_step()
     if latest is not None and event <= latest:
@@ -111,10 +151,7 @@ def save(
         raise TypeError(f"meta: {error}; make NumPy numbers Python's own") from error
     flat = {name: _flatten(name, tree) for name, tree in arrays.items()}
     layout = {
-        name: {
-            path: {"array": _describe(leaf), "crc32": _checksum(leaf)}
-            for path, leaf in leaves.items()
-        }
+        name: {path: _describe(leaf) for path, leaf in leaves.items()}
         for name, leaves in flat.items()
     }
     items = {
@@ -123,12 +160,17 @@ def save(
         if leaves  # Orbax refuses an empty item; `layout` remembers it.
     }
     items |= {META: ocp.args.JsonSave(meta), LAYOUT: ocp.args.JsonSave(layout)}
-    saved = manager.save(
-        event,
-        args=ocp.args.Composite(**items),
-        metrics={key: float(value) for key, value in metrics.items()},
-    )
-    manager.wait_until_finished()
+    need = sum(leaf.nbytes for leaves in flat.values() for leaf in leaves.values())
+    folder = Path(manager.directory) / str(event)
+    with _explained(folder, need):
+        saved = manager.save(
+            event,
+            args=ocp.args.Composite(**items),
+            metrics={key: float(value) for key, value in metrics.items()},
+        )
+        manager.wait_until_finished()
+        if saved and jax.process_index() == 0:
+            replace_file(folder / SUMS, _sums(folder))
     if not saved:  # Orbax skips a save without an error.
         raise RuntimeError(
             f"Orbax skipped the save of event {event} in {manager.directory}; check "
@@ -156,7 +198,9 @@ def restore(
             in a name, a path, a shape or a dtype.
     """
     event = _existing(manager, event)
-    folder = manager.directory / str(event)
+    folder = Path(manager.directory) / str(event)
+    if reason := _damage(folder):
+        raise _damaged(folder, reason)
     stored = _read(
         manager, event, dict.fromkeys((META, LAYOUT), ocp.args.JsonRestore())
     )
@@ -172,8 +216,6 @@ def restore(
             if leaves
         },
     )
-    for name, leaves in restored.items():
-        _check_content(folder, name, stored[LAYOUT][name], leaves)
     arrays = {
         name: jax.tree.unflatten(
             jax.tree.structure(target[name]),
@@ -195,7 +237,7 @@ def read_shapes(
     event = _existing(manager, event)
     layout = _read(manager, event, {LAYOUT: ocp.args.JsonRestore()})[LAYOUT]
     return {
-        name: {path: _shape_of(entry["array"]) for path, entry in leaves.items()}
+        name: {path: _shape_of(entry) for path, entry in leaves.items()}
         for name, leaves in layout.items()
     }
 
@@ -251,17 +293,60 @@ def _shape_of(description: str) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, jax.numpy.dtype(dtype))
 
 
-def _checksum(leaf: Any) -> int | None:
-    """Computes the CRC-32 of an array; None if this process does not hold it whole.
+def _sums(folder: Path) -> str:
+    """The content of `SUMS` for the files in a folder.
 
-    Orbax keeps checksums of its index but not of the data: without this one, a flipped
-    bit on disk comes back as another weight.
+    Names begin with the folder's own: the number of the save is checked as well.
     """
-    if isinstance(leaf, jax.Array) and not (
-        leaf.is_fully_addressable or leaf.is_fully_replicated
-    ):
-        return None
-    return zlib.crc32(np.asarray(leaf).tobytes())
+    lines = []
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.name != SUMS:
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            lines.append(f"{digest}  {path.relative_to(folder.parent)}\n")
+    return "".join(lines)
+
+
+def _damage(folder: Path) -> str:
+    """What is wrong with the files of a save; empty if nothing is."""
+    try:
+        saved, found = (folder / SUMS).read_bytes(), _sums(folder).encode()
+    except FileNotFoundError:
+        return f"it has no {SUMS}: the process was killed while it wrote"
+    except OSError as error:
+        return f"it cannot be read: {error}"
+    differing = set(saved.split(b"\n")) ^ set(found.split(b"\n"))
+    if saved == found:
+        return ""
+    names = sorted({line[66:].decode(errors="replace") for line in differing})
+    return f"{SUMS} does not match {', '.join(names[:3])}"
+
+
+@contextlib.contextmanager
+def _explained(folder: Path, need: int) -> Iterator[None]:
+    """Turns an error of writing into one that says where, and how much is needed.
+
+    Args:
+        folder: Of the save.
+        need: Bytes of its arrays.
+    """
+    if jax.process_index() == 0:
+        check_room(folder.parent, need)
+    before = absl.logging.get_verbosity()
+    # Orbax logs a traceback for each of its threads.
+    absl.logging.set_verbosity(absl.logging.FATAL)
+    try:
+        yield
+    except WriteError:
+        raise
+    except Exception as error:  # What Orbax raises depends on which file it was.
+        raise WriteError(
+            f"the save {folder} cannot be written ({_first_line(error)}). It needs "
+            f"{need / 1e6:.4g} MB; make room and repeat the command, which resumes the "
+            "run from the save before"
+        ) from error
+    finally:
+        absl.logging.set_verbosity(before)
 
 
 def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
@@ -298,20 +383,23 @@ def _read(
     try:
         return dict(manager.restore(event, args=ocp.args.Composite(**items)).items())
     except Exception as error:  # What Orbax raises depends on which file is damaged.
-        raise _damaged(manager.directory / str(event), str(error)) from error
+        raise _damaged(manager.directory / str(event), _first_line(error)) from error
 
 
 def _damaged(folder: Any, reason: str) -> ValueError:
     """Makes the error for a save that cannot be read back."""
-    first_line = reason.partition("\n")[0]  # TensorStore writes pages.
     return ValueError(
-        f"event: the save in {folder} is damaged or not one of ours "
-        f"({first_line:.200}); delete that folder to fall back on an earlier save"
+        f"event: the save in {folder} is damaged or not one of ours ({reason}); start "
+        "the run again, which falls back on an earlier save, or delete that folder"
     )
 
 
+def _first_line(error: Exception) -> str:
+    return f"{str(error).partition(chr(10))[0]:.200}"  # TensorStore writes pages.
+
+
 def _check_layout(
-    where: str, saved: dict[str, Any] | None, target: dict[str, Any]
+    where: str, saved: dict[str, str] | None, target: dict[str, Any]
 ) -> None:
     """Raises where a save and a target differ in paths, shapes or dtypes.
 
@@ -320,13 +408,12 @@ def _check_layout(
     """
     if saved is None:
         raise ValueError(f"target: {where} was not saved; leave it out of the target")
-    has = {path: entry["array"] for path, entry in saved.items()}
     wants = {path: _describe(leaf) for path, leaf in target.items()}
     differences = [
-        f"{path}: saved {has.get(path, 'nothing')}, expected "
+        f"{path}: saved {saved.get(path, 'nothing')}, expected "
         f"{wants.get(path, 'nothing')}"
-        for path in sorted(has.keys() | wants.keys())
-        if has.get(path) != wants.get(path)
+        for path in sorted(saved.keys() | wants.keys())
+        if saved.get(path) != wants.get(path)
     ]
     if differences:
         more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
@@ -334,13 +421,3 @@ def _check_layout(
             f"target: {where} differs ({'; '.join(differences[:3])}{more}); use the "
             "model, the optimizer and the dtypes it was saved with, then cast"
         )
-
-
-def _check_content(
-    folder: Any, name: str, saved: dict[str, Any], restored: dict[str, Any]
-) -> None:
-    """Raises where an array is not the one that was saved."""
-    for path, leaf in restored.items():
-        expected, got = saved[path]["crc32"], _checksum(leaf)
-        if None not in (expected, got) and expected != got:
-            raise _damaged(folder, f"checksum of {name}/{path} does not match")

@@ -19,10 +19,11 @@ from woodfisher_jax.data import batches
 from woodfisher_jax.progress import progress_bar
 from woodfisher_jax.report import tables
 from woodfisher_jax.report.record import write_command
+from woodfisher_jax.rows.memory_plan import MemoryLimitError
 from woodfisher_jax.rows.sharding import replicate
 from woodfisher_jax.training import checkpoint, distributed
 from woodfisher_jax.training import config as config_
-from woodfisher_jax.training.config import Config
+from woodfisher_jax.training.config import Config, ConfigError
 from woodfisher_jax.training.evaluate import evaluate
 from woodfisher_jax.training.history import Log
 from woodfisher_jax.training.plan import Phase, Plan, Stage, prepare
@@ -41,7 +42,7 @@ from woodfisher_jax.training.train_step import (
     averaging,
     train_step,
 )
-from woodfisher_jax.training.workdir import check_shared, claim_workdir, log_file
+from woodfisher_jax.training.workdir import check_shared, claim_workdir, held, log_file
 from woodfisher_jax.trees import masks as masks_
 from woodfisher_jax.trees.masks import Masks
 
@@ -50,6 +51,10 @@ logger = logging.getLogger(__name__)
 
 class DivergedError(ArithmeticError):
     """The training loss is not finite."""
+
+
+class RunFailedError(RuntimeError):
+    """What is refused at the start has come up in the middle of a run."""
 
 
 def run(
@@ -73,22 +78,25 @@ def run(
         ConfigError: If the config does not fit the data, the devices or the workdir.
         DivergedError: If the loss is not finite; the last checkpoint stays.
         MemoryLimitError: If a pruning step does not fit; before anything has started.
-        Stopped: After SIGTERM or Ctrl-C, once the run is saved.
+        RunFailedError: If one does not fit any more, later.
+        OSError: If the disk is full.
+        Stopped: After SIGTERM, SIGHUP or Ctrl-C, once the run is saved.
     """
     started = time.perf_counter()
     distributed.initialize(config.distributed)
     distributed.check_config(config)
     if config.compile_cache_dir is not None:
         jax.config.update("jax_compilation_cache_dir", config.compile_cache_dir)
-    distributed.first_only(claim_workdir, workdir, config)
-    distributed.together(check_shared, workdir)
-    distributed.first_only(write_command, workdir, command)
-    first = distributed.is_first()
-    with (
-        log_file(workdir) if first else contextlib.nullcontext(),
-        progress_bar(quiet=quiet or not first) as progress,
-        stop_requests() as request,
-    ):
+    with contextlib.ExitStack() as stack:
+        distributed.first_only(stack.enter_context, held(workdir))
+        distributed.first_only(claim_workdir, workdir, config)
+        distributed.together(check_shared, workdir)
+        distributed.first_only(write_command, workdir, command)
+        first = distributed.is_first()
+        if first:
+            stack.enter_context(log_file(workdir))
+        progress = stack.enter_context(progress_bar(quiet=quiet or not first))
+        request = stack.enter_context(stop_requests())
         logger.info("workdir %s", workdir)
         plan, given = distributed.together(prepare, config, progress)
         distributed.check_equal(
@@ -97,9 +105,12 @@ def run(
         )
         for name, needs in forecast(plan, *given).items() if plan.stages else ():
             logger.info("%s: %s", name, tables.needs_line(needs))
+        distributed.first_only(set_damaged_aside, workdir / "checkpoints")
         with checkpoint.open_manager(workdir / "checkpoints") as manager:
-            results = loop(plan, given, workdir, manager, request, started)
-    return results
+            try:
+                return loop(plan, given, workdir, manager, request, started)
+            except (ConfigError, MemoryLimitError) as error:
+                raise RunFailedError(str(error)) from error
 
 
 def loop(
@@ -154,6 +165,12 @@ def loop(
 
 
 # ------------------------------------------------------------------------- the start
+
+
+def set_damaged_aside(saves: Path) -> None:
+    """Sets damaged saves aside, and says so."""
+    for line in checkpoint.set_damaged_aside(saves):
+        logger.warning("%s; the run goes on from the save before", line)
 
 
 def start_or_resume(

@@ -1,4 +1,4 @@
-"""Stopping a run by a signal: of a scheduler (SIGTERM) or a user (Ctrl-C)."""
+"""Stopping a run by a signal: of a scheduler, a user (Ctrl-C) or a lost terminal."""
 
 import contextlib
 import logging
@@ -10,10 +10,15 @@ from types import FrameType
 
 logger = logging.getLogger(__name__)
 
-EXIT_CODES: dict[int, int] = {signal.SIGTERM: 0, signal.SIGINT: 130}
+EXIT_CODES: dict[int, int] = {
+    signal.SIGTERM: 0,
+    signal.SIGHUP: 0,
+    signal.SIGINT: 130,
+}
 """From signals to the exit code of a run that has saved itself.
 
-A scheduler that takes a machine away sends SIGTERM, and that is no failure.
+A scheduler that takes a machine away sends SIGTERM, a terminal that is closed SIGHUP,
+and neither is a failure.
 """
 
 
@@ -69,6 +74,8 @@ def stop_requests() -> Iterator[StopRequest]:
     before = {}
     try:
         for number in EXIT_CODES:
+            if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+                continue  # Started with nohup.
             # None is a handler that was not set from Python, such as that of
             # jax.distributed for SIGTERM.
             before[number] = signal.getsignal(number) or signal.SIG_DFL

@@ -35,6 +35,8 @@ def open_events(workdir: Path, log: Log) -> Iterator[Callable[[list], None]]:
         metrics.write_metrics(workdir, rows)
 
     events = metrics.EventWriter(workdir / "tensorboard", log.rows)
+    # A run that was killed may have left them behind its last save, or ahead of it.
+    metrics.write_metrics(workdir, log.rows)
     with contextlib.closing(events):
         yield write
 

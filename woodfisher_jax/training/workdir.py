@@ -1,9 +1,13 @@
 """The folder of a run: the config that it belongs to, and its log."""
 
 import contextlib
+import fcntl
 import json
 import logging
+import os
+import socket
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +15,7 @@ from typing import Any
 from woodfisher_jax.training import config as config_
 from woodfisher_jax.training.config import Config, ConfigError
 from woodfisher_jax.training.preemption import Stopped
+from woodfisher_jax.written_files import check_room, replace_file
 
 MACHINE = (
     "distributed",
@@ -20,6 +25,11 @@ MACHINE = (
     "data.prefetch",
 )
 """Fields of the config that may differ when a run is resumed."""
+
+LOCK = "lock.json"
+"""File that the process of a run holds locked; it says which process that is."""
+
+logger = logging.getLogger(__name__)
 
 LOG_FORMAT = logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S")
 
@@ -33,6 +43,60 @@ def identity(config: Config) -> dict[str, Any]:
     return values
 
 
+@contextlib.contextmanager
+def held(workdir: Path) -> Iterator[None]:
+    """Keeps other processes out of the folder of a run while the context is open.
+
+    The kernel releases the lock however a process ends, so that the file of a dead one
+    holds nobody up.
+
+    Raises:
+        ConfigError: If another process holds the folder, or it cannot be made.
+    """
+    path = workdir / LOCK
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+")  # Not "w": the holder's line stays.
+    except OSError as error:
+        raise _unusable(workdir, error) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(
+                f"workdir={workdir} is in use by {_holder(path)}; wait for it, stop "
+                "it, or choose another --workdir"
+            ) from None
+        except OSError as error:
+            logger.warning(
+                "%s: its disk has no locks (%s); nothing keeps a second run out",
+                workdir,
+                error.strerror,
+            )
+        since = time.strftime("%Y-%m-%d %H:%M:%S")
+        holder = {"host": socket.gethostname(), "pid": os.getpid(), "since": since}
+        # For people alone: without it, a full disk is the checkpoint's to report.
+        with contextlib.suppress(OSError):
+            file.truncate(0)
+            os.write(file.fileno(), f"{json.dumps(holder)}\n".encode())
+        yield
+
+
+def _holder(path: Path) -> str:
+    """Who holds a folder, by the file that it has locked."""
+    try:
+        found = json.loads(path.read_text())
+        return f"process {found['pid']} on {found['host']} since {found['since']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return f"another process ({path} does not say which)"
+
+
+def _unusable(workdir: Path, error: Exception) -> ConfigError:
+    return ConfigError(
+        f"workdir={workdir} cannot be used ({error}); choose another --workdir"
+    )
+
+
 def claim_workdir(workdir: Path, config: Config) -> None:
     """Writes the config to the workdir, or compares it with the one there.
 
@@ -43,23 +107,49 @@ def claim_workdir(workdir: Path, config: Config) -> None:
     differing = []
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        # A run that stopped before its first checkpoint has left nothing to protect.
-        if path.exists() and any(workdir.glob("checkpoints/*")):
+        check_room(workdir)
+        found = _found(workdir)
+        if found is not None:
             # What did not exist when it was written has its default.
-            found = config_.from_dict(json.loads(path.read_text()))
-            differing = differences(identity(found), identity(config), "config")
-        else:
-            path.write_text(json.dumps(config_.to_dict(config), indent=2) + "\n")
+            was = config_.from_dict(found)
+            differing = differences(identity(was), identity(config), "config")
+        if not differing and (found is None or not path.exists()):
+            content = json.dumps(config_.to_dict(config), indent=2) + "\n"
+            replace_file(path, content)
+    except ConfigError:
+        raise
     except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"workdir={workdir} cannot be used ({error}); choose another --workdir"
-        ) from error
+        raise _unusable(workdir, error) from error
     if differing:
         raise ConfigError(
             f"workdir={workdir} holds the run of another config: "
             f"{'; '.join(differing[:5])}. Choose another --workdir, or repeat the "
             "overrides of that run to resume it"
         )
+
+
+def _found(workdir: Path) -> dict[str, Any] | None:
+    """The config of the run in a folder; None before its first save.
+
+    Raises:
+        ConfigError: If it is damaged.
+    """
+    saves = list(workdir.glob("checkpoints/*"))
+    path = workdir / "config.json"
+    # A run that stopped before its first checkpoint has left nothing to protect.
+    if saves and path.exists():
+        try:
+            return dict(json.loads(path.read_text()))
+        except (ValueError, TypeError) as error:
+            raise ConfigError(
+                f"{path} is damaged ({error}); delete it and repeat the command: the "
+                "saves beside it hold the config too, and the run resumes from them"
+            ) from error
+    numbered = [save for save in saves if save.name.isdecimal()]
+    for save in sorted(numbered, key=lambda save: int(save.name), reverse=True):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            return dict(json.loads((save / "meta" / "metadata").read_text())["config"])
+    return None
 
 
 def check_shared(workdir: Path) -> None:
@@ -95,13 +185,25 @@ def differences(found: Any, expected: Any, where: str) -> list[str]:
     return [f"{where} is {found!r} there, {expected!r} here"]
 
 
+class _LogFile(logging.FileHandler):
+    """A log that a full disk cuts short, without a traceback for each message."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        """Does nothing: the console has the message too."""
+
+    def close(self) -> None:
+        """Closes the file."""
+        with contextlib.suppress(OSError):
+            super().close()
+
+
 @contextlib.contextmanager
 def log_file(workdir: Path) -> Iterator[None]:
     """Copies this package's log messages to ``log.txt`` while the context is open.
 
     The traceback of an error that ends the context is written there too.
     """
-    handler = logging.FileHandler(workdir / "log.txt")
+    handler = _LogFile(workdir / "log.txt")
     handler.setFormatter(LOG_FORMAT)
     logger = logging.getLogger("woodfisher_jax")
     logger.setLevel(logging.INFO)

@@ -1,10 +1,12 @@
-"""Files written whole or not at all, and the safetensors format."""
+"""Names of files to write, and the safetensors format."""
 
 import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+
+from woodfisher_jax.written_files import replace_file
 
 
 def check_output(
@@ -33,14 +35,6 @@ def check_output(
     if not path.parent.is_dir():
         raise FileNotFoundError(f"out={path}: there is no folder {path.parent}")
     return path
-
-
-def replace_file(path: str | os.PathLike[str], content: bytes | bytearray) -> None:
-    """Writes a file so that a failure leaves the old one, or none."""
-    path = Path(path)
-    unfinished = path.with_name(path.name + ".tmp")
-    unfinished.write_bytes(content)
-    unfinished.replace(path)
 
 
 def save_safetensors(

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from woodfisher_jax.weights.files import replace_file
+from woodfisher_jax.written_files import replace_file
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 """Where the program runs."""

@@ -128,7 +128,8 @@ def to_variables(
 
     Raises:
         StateDictMismatchError: If a key is missing, unexpected or of another shape.
-        ValueError: If a mask has values other than 0 and 1.
+        ValueError: If a mask has values other than 0 and 1, or a weight is of whole
+            numbers.
 
     Note:
         The dense checkpoints of STR, from which the paper prunes, end in a 1 x 1
@@ -140,6 +141,11 @@ def to_variables(
     kept = {path: (mask == 1).copy("C") for path, mask in masks.items()}
     leaves = {}
     for path, array in weights.items():
+        if array.dtype.kind in "biu" and targets[path].dtype.kind not in "biu":
+            raise ValueError(
+                f"{torch_name(path)} has dtype {array.dtype}; expected floating-point "
+                "weights: multiply a quantized tensor by its scale before saving it"
+            )
         leaves[path] = array.astype(targets[path].dtype, order="C")
         if path in kept:
             leaves[path][~kept[path]] = 0

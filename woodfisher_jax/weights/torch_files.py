@@ -6,6 +6,7 @@ is executed (see `torch_pickle`).
 """
 
 import io
+import math
 import os
 import struct
 import zipfile
@@ -21,6 +22,14 @@ from woodfisher_jax.weights.files import load_safetensors
 from woodfisher_jax.weights.torch_pickle import TensorRef, UnsafePickleError
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+_MOST_EXPANSION = 100
+_LEAST_EXPANDED = 1 << 26
+"""Bytes that compressed arrays of any file may take, and how many times its own."""
+
+_MOST_SHARING = 4
+"""How many times the bytes of their storages tensors may take together."""
+
+_LONGEST_KEY = 500
 _STATE_DICT_KEYS = ("state_dict", "model_state_dict", "model")
 
 
@@ -40,12 +49,12 @@ def read_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
 
     Returns:
         Key to array, in the file's order, layout and dtype (bfloat16 as
-        ``ml_dtypes.bfloat16``).
+        ``ml_dtypes.bfloat16``). Tied weights are one array.
 
     Raises:
         FileNotFoundError: If there is no such file.
         TorchFileError: If the file is cut short, corrupt, of another format, or without
-            tensors.
+            tensors; or takes much more memory than its own size.
         UnsafePickleError: If the file's pickle refers to more than data.
     """
     path = Path(path)
@@ -64,9 +73,9 @@ def read_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
     except Exception as error:
         raise TorchFileError(
             f"{path}: looks like {name}, but cannot be read: {type(error).__name__}: "
-            f"{error}. If it is cut short or corrupt, fetch or save it again"
+            f"{error!s:.300}. If it is cut short or corrupt, fetch or save it again"
         ) from error
-    _check_dtypes(path, state_dict)
+    _check_entries(path, state_dict)
     if not state_dict:
         raise TorchFileError(
             f"{path}: holds no tensors, neither by itself nor under "
@@ -99,7 +108,7 @@ def _read_zip(path: Path) -> dict[str, np.ndarray]:
             return _read_npz(path)
         folder = pickles[0].removesuffix("data.pkl")
         if folder + "byteorder" in names:
-            _check_byte_order(archive.read(folder + "byteorder") == b"little")
+            _check_byte_order(_read_member(archive, folder + "byteorder") == b"little")
         pickled = io.BytesIO(_read_member(archive, pickles[0]))
         root, _ = torch_pickle.load(pickled)
         tensors = _tensors_of(root)
@@ -107,7 +116,7 @@ def _read_zip(path: Path) -> dict[str, np.ndarray]:
             key: _read_member(archive, f"{folder}data/{key}")
             for key in {tensor.storage.key for tensor in tensors.values()}
         }
-    return {key: ref.read(buffers[ref.storage.key]) for key, ref in tensors.items()}
+    return _arrays(tensors, buffers)
 
 
 def _read_member(archive: zipfile.ZipFile, name: str) -> bytes:
@@ -118,6 +127,14 @@ def _read_member(archive: zipfile.ZipFile, name: str) -> bytes:
 
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
+    with zipfile.ZipFile(path) as members:
+        expanded = sum(member.file_size for member in members.infolist())
+    most = max(_LEAST_EXPANDED, _MOST_EXPANSION * path.stat().st_size)
+    if expanded > most:
+        raise ValueError(
+            f"its arrays take {expanded:,} bytes, more than {_MOST_EXPANSION} times "
+            "its size; if they are right, write them with np.savez, not compressed"
+        )
     with np.load(path, allow_pickle=False) as archive:
         entries = {key: archive[key] for key in archive}
     # Members that are no .npy files come as bytes.
@@ -129,7 +146,7 @@ def _read_legacy(path: Path) -> dict[str, np.ndarray]:
     stream = io.BytesIO(path.read_bytes())
     magic, _ = torch_pickle.load(stream)
     if magic != _LEGACY_MAGIC:
-        raise ValueError(f"expected the magic number {_LEGACY_MAGIC:#x}, got {magic!r}")
+        raise ValueError(f"expected the magic number {_LEGACY_MAGIC:#x}")
     torch_pickle.load(stream)
     machine, _ = torch_pickle.load(stream)
     _check_byte_order(machine["little_endian"])
@@ -142,12 +159,26 @@ def _read_legacy(path: Path) -> dict[str, np.ndarray]:
         (numel,) = struct.unpack_from("<q", data, begin)
         begin, end = begin + 8, begin + 8 + numel * storages[key].dtype.itemsize
         if numel != storages[key].numel or end > len(data):
-            raise ValueError(f"storage {key!r} is shorter than the pickle says")
+            raise ValueError(f"storage {key!r:.80} is shorter than the pickle says")
         buffers[key] = data[begin:end]
         begin = end
-    return {
-        k: ref.read(buffers[ref.storage.key]) for k, ref in _tensors_of(root).items()
-    }
+    return _arrays(_tensors_of(root), buffers)
+
+
+def _arrays(
+    tensors: Mapping[str, TensorRef], buffers: Mapping[str, bytes | memoryview]
+) -> dict[str, np.ndarray]:
+    """Reads tensors out of the bytes of their storages."""
+    refs = set(tensors.values())
+    total = sum(math.prod(ref.shape) * ref.storage.dtype.itemsize for ref in refs)
+    stored = sum(len(buffer) for buffer in buffers.values())
+    if total > _MOST_SHARING * stored:
+        raise ValueError(
+            f"its tensors take {total:,} bytes, the storages that they share "
+            f"{stored:,}; save tensor.clone() of each"
+        )
+    arrays = {ref: ref.read(buffers[ref.storage.key]) for ref in refs}
+    return {key: arrays[ref] for key, ref in tensors.items()}
 
 
 def _check_byte_order(is_little_endian: bool) -> None:
@@ -168,8 +199,13 @@ def _tensors_of(root: Any) -> dict[str, TensorRef]:
     return {}
 
 
-def _check_dtypes(path: Path, state_dict: Mapping[str, np.ndarray]) -> None:
+def _check_entries(path: Path, state_dict: Mapping[str, np.ndarray]) -> None:
     for key, array in state_dict.items():
+        if len(key) > _LONGEST_KEY or not key.isprintable():
+            raise TorchFileError(
+                f"{path}: an array has the name {key!r:.80}; expected at most "
+                f"{_LONGEST_KEY} printable characters"
+            )
         if array.dtype.kind not in "biuf" and array.dtype != ml_dtypes.bfloat16:
             raise TorchFileError(
                 f"{path}: {key!r} has dtype {array.dtype}, expected floats, integers "

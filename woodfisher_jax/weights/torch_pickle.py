@@ -88,13 +88,60 @@ def load(stream: io.BytesIO) -> tuple[Any, dict[str, StorageRef]]:
     # The C unpickler allocates a memo as long as the largest index it meets, so that
     # one flipped byte could ask for all memory.
     limit = stream.getbuffer().nbytes
+    sizes = _TupleSizes()
     for opcode, argument, _ in pickletools.genops(stream):
         if opcode.name.endswith("PUT") and argument is not None and argument > limit:
             raise ValueError(f"the pickle's memo index {argument} is too large")
+        sizes.follow(opcode, argument)
     end = stream.tell()
     pickled = stream.getvalue()[begin:end]
     unpickler = _Unpickler(io.BytesIO(pickled))
     return unpickler.load(), unpickler.storages
+
+
+class _TupleSizes:
+    """The number of items in each tuple of a pickle, nested ones unfolded.
+
+    A tuple that holds another one twice, and so on forty times, is a hundred bytes of a
+    pickle, and takes hours to hash or to print. Nothing else that is built here has a
+    hash of its contents.
+    """
+
+    MOST = 1000
+    BUILT = ("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "FROZENSET")
+
+    def __init__(self) -> None:
+        self._stack: list[int | None] = []  # None is a mark.
+        self._memo: dict[Any, int | None] = {}
+
+    def follow(self, opcode: pickletools.OpcodeInfo, argument: Any) -> None:
+        """Does what an opcode does, with sizes in place of objects."""
+        name, stack = opcode.name, self._stack
+        if name == "MARK":
+            stack.append(None)
+            return
+        if name.endswith("PUT") or name == "MEMOIZE":
+            index = len(self._memo) if argument is None else argument
+            self._memo[index] = stack[-1]
+            return
+        if name.endswith("GET"):
+            stack.append(self._memo[argument])
+            return
+        if name == "DUP":
+            stack.append(stack[-1])
+            return
+        taken = []
+        before = opcode.stack_before
+        if pickletools.markobject in before:
+            while (top := stack.pop()) is not None:
+                taken.append(top)
+            before = before[: before.index(pickletools.markobject)]
+        # POP takes a mark, where it meets one.
+        taken += [stack.pop() or 0 for _ in before]
+        size = 1 + sum(taken) if name in self.BUILT else 1
+        if size > self.MOST:
+            raise ValueError(f"the pickle has a tuple of more than {self.MOST} items")
+        stack += [size for _ in opcode.stack_after]
 
 
 class _Unpickler(pickle.Unpickler):
@@ -113,14 +160,15 @@ class _Unpickler(pickle.Unpickler):
         if name in inert or module.startswith("torch.optim."):
             return _StandIn
         raise UnsafePickleError(
-            f"the pickle refers to {module}.{name}, which a file of weights does not "
-            "need; it was not executed. If you trust the file, load it with PyTorch "
-            "and save only its state_dict(), or convert it to .npz or .safetensors"
+            f"the pickle refers to {module:.80}.{name:.80}, which a file of weights "
+            "does not need; it was not executed. If you trust the file, load it with "
+            "PyTorch and save only its state_dict(), or convert it to .npz or "
+            ".safetensors"
         )
 
     def persistent_load(self, pid: Any) -> StorageRef:
         kind, storage_type, key, _, numel, *view = pid
-        if kind != "storage" or storage_type not in _STORAGE_DTYPES:
+        if kind != "storage" or storage_type not in tuple(_STORAGE_DTYPES):
             raise ValueError(
                 f"expected the reference of a typed storage, got {pid!r:.80}"
             )
@@ -128,7 +176,7 @@ class _Unpickler(pickle.Unpickler):
             raise ValueError("views of storages were written before PyTorch 0.4 only")
         if not isinstance(key, str) or not _are_sizes((numel,)):
             raise ValueError(
-                f"expected a storage's key and size, got {key!r}, {numel!r}"
+                f"expected a storage's key and size, got {key!r:.80}, {numel!r:.80}"
             )
         ref = StorageRef(key, np.dtype(_STORAGE_DTYPES[storage_type]), numel)
         if self.storages.setdefault(key, ref) != ref:
@@ -171,10 +219,29 @@ def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> Ten
     last = offset + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
     if math.prod(shape) and last >= storage.numel:
         raise ValueError(
-            f"a tensor of shape {shape}, strides {strides} and offset {offset} "
-            f"leaves its storage of {storage.numel} elements"
+            f"a tensor of shape {shape!s:.80}, strides {strides!s:.80} and offset "
+            f"{offset} leaves its storage of {storage.numel} elements"
+        )
+    if math.prod(shape) > storage.numel:
+        raise ValueError(
+            f"a tensor of shape {shape!s:.80} repeats the {storage.numel} elements of "
+            "its storage; save tensor.contiguous()"
         )
     return TensorRef(storage, offset, shape, strides)
+
+
+def _parameter(tensor: Any, *_: Any) -> TensorRef:
+    """Replaces ``_rebuild_parameter``."""
+    if not isinstance(tensor, TensorRef):
+        raise ValueError(f"expected a parameter's tensor, got {tensor!r:.80}")
+    return tensor
+
+
+def _size(sizes: Any = ()) -> tuple[int, ...]:
+    """Replaces ``torch.Size``."""
+    if not _are_sizes(tuple(sizes)):
+        raise ValueError(f"expected a shape, got {sizes!r:.80}")
+    return tuple(sizes)
 
 
 def _are_sizes(values: tuple) -> bool:
@@ -197,9 +264,9 @@ _STORAGE_DTYPES: dict[str, Any] = {
 _BUILDERS: dict[tuple[str, str], Callable[..., Any]] = {
     ("torch._utils", "_rebuild_tensor"): _tensor,
     ("torch._utils", "_rebuild_tensor_v2"): _tensor,
-    ("torch._utils", "_rebuild_parameter"): lambda tensor, *_: tensor,
-    ("torch._utils", "_rebuild_parameter_with_state"): lambda tensor, *_: tensor,
-    ("torch", "Size"): tuple,
+    ("torch._utils", "_rebuild_parameter"): _parameter,
+    ("torch._utils", "_rebuild_parameter_with_state"): _parameter,
+    ("torch", "Size"): _size,
     ("collections", "OrderedDict"): OrderedDict,
     # Without its factory.
     ("collections", "defaultdict"): lambda *_: {},
