@@ -62,7 +62,7 @@ from woodfisher_jax.step import (
     saliency_sum,
     undamped,
 )
-from woodfisher_jax.tracing.axes import find_axes
+from woodfisher_jax.tracing.axes import Trace, traced
 from woodfisher_jax.trees import blocks
 from woodfisher_jax.trees import masks as masks_
 from woodfisher_jax.trees.axes import WeightAxes, given_axes
@@ -254,6 +254,7 @@ class _Job(NamedTuple):
         mean_samples: For the mean gradient alone, or None.
         targets: By which the rows are to change [N], or on average [], or None.
         diagnostics: Whether to compute what is only of interest.
+        unused: Tensors that would be prunable by default, if the loss read them.
     """
 
     loss_fn: LossFn | None
@@ -267,6 +268,7 @@ class _Job(NamedTuple):
     mean_samples: Any
     targets: jax.Array | None
     diagnostics: bool
+    unused: tuple[str, ...] = ()
 
 
 def _checked(
@@ -293,7 +295,15 @@ def _checked(
     row, goal, compute = resolve(method, compute, options)
     check_together(method, row, goal, mean_samples, targets)
     kept, number = _counted(_drawn(samples, 0), row, goal)
-    known = _axes(loss_fn, params, samples if kept is None else kept, row, axes)
+    axes = {} if axes is None else axes
+    known: dict[str, WeightAxes] | None = given_axes(axes, params) or None
+    unused: tuple[str, ...] = ()
+    # Axes that were found before need not be found again.
+    if not any(isinstance(own, WeightAxes) for own in axes.values()):
+        trace = _traced(loss_fn, params, samples if kept is None else kept, row)
+        if trace is not None:
+            known, unused = trace.axes() | (known or {}), trace.unused()
+    chosen = masks is not None or prunable is not None
     if masks is None:
         masks = masks_.init_masks(params, prunable, known)
     elif prunable is not None:
@@ -320,28 +330,21 @@ def _checked(
         mean_samples=None if means is None else check_mean_samples(means),
         targets=None if targets is None else check_targets(targets, number),
         diagnostics=diagnostics,
+        unused=() if chosen else tuple(p for p in unused if p not in masks),
     )
 
 
-def _axes(
-    loss_fn: LossFn | None,
-    params: Params,
-    samples: Any,
-    row: Method,
-    given: Mapping[str, str | WeightAxes] | None,
-) -> dict[str, WeightAxes] | None:
-    """What the axes of all tensors are: from the loss, and where a user says so.
+def _traced(
+    loss_fn: LossFn | None, params: Params, samples: Any, row: Method
+) -> Trace | None:
+    """The program of the loss; None where it or its samples are not there.
 
-    None where nothing is known: then conventions tell.
+    Conventions then tell what the axes of tensors are.
     """
-    shapes = {path: tuple(leaf.shape) for path, leaf in leaves_by_path(params).items()}
-    stated = {} if given is None else given_axes(given, shapes)
-    traced = any(isinstance(own, WeightAxes) for own in (given or {}).values())
-    if traced or loss_fn is None or samples is None or callable(samples):
-        return stated or None
+    if loss_fn is None or samples is None or callable(samples):
+        return None
     batch_size = row.batch_size if isinstance(row, Sampled) else 1
-    found = find_axes(loss_fn, params, next(regroup(samples, batch_size)))
-    return found | stated
+    return traced(loss_fn, params, next(regroup(samples, batch_size)))
 
 
 def _drawn(samples: Any, number: int) -> Any:
@@ -777,17 +780,13 @@ def _looked_at(
     before: _Weights, done: _Outcome, job: _Job, masks: Masks
 ) -> dict[str, Any]:
     """What is left of tensors and outputs, and what has come back."""
-    old, new = (
-        {path: np.asarray(given[path]) for path in job.order.paths}
-        for given in (job.masks, masks)
-    )
-    texts = findings.messages(
-        done.report.get("untouched", {}), findings.emptied(old, new)
-    )
+    new = blocks.flat_mask(job.order, masks)
+    gone = findings.emptied(np.asarray(before.active), new, job.order)
+    texts = findings.messages(done.report.get("untouched", {}), gone, job.unused)
     was_zero = (np.asarray(before.values) == 0) & np.asarray(before.active)
     is_not = (np.asarray(done.weights) != 0) & np.asarray(done.kept)
     return {
-        "empty_outputs": findings.outputs_without_inputs(new),
+        "empty_outputs": findings.outputs_without_inputs(new, job.order),
         "revived": int(np.count_nonzero(was_zero & is_not)),
         "warnings": tuple(texts),
     }

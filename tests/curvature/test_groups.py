@@ -115,7 +115,7 @@ def test_the_pruned_groups_raise_the_loss_least(pattern, options) -> None:
         axes={"b/kernel": "kio"},
         **options,
     )
-    axes = given_axes({"b/kernel": "kio"}, {p: m.shape for p, m in masks.items()})
+    axes = given_axes({"b/kernel": "kio"}, masks)
     order = flat_order(masks, axes)
     gradients, weights = (np.float64(flatten(order, a)) for a in (SAMPLES, PARAMS))
     inverse = inverse_of(order, gradients, options)

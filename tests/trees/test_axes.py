@@ -1,11 +1,16 @@
 """Axes: letters, conventions, sizes and the order of entries."""
 
+import numpy as np
 import pytest
 
 from woodfisher_jax.options import OptionError
 from woodfisher_jax.trees.axes import WeightAxes, conventional, given_axes
 
-SHAPES = {"conv/w": (8, 4, 3, 3), "dense/w": (5, 8), "bias": (5,)}
+PARAMS = {
+    "conv/w": np.ones((8, 4, 3, 3)),
+    "dense/w": np.ones((5, 8)),
+    "bias": np.ones(5),
+}
 
 
 def test_entries_are_read_layer_by_layer_output_by_output() -> None:
@@ -39,7 +44,7 @@ def test_conventions_are_certain_of_dense_layers_and_images(
 
 
 def test_letters_are_given_by_expression_and_the_last_one_counts() -> None:
-    found = given_axes({"^conv": "iokk", "dense": "oi", "v.w": "oikk"}, SHAPES)
+    found = given_axes({"^conv": "iokk", "dense": "oi", "v.w": "oikk"}, PARAMS)
     assert found == {
         "conv/w": WeightAxes((8, 4, 3, 3), "oikk"),
         "dense/w": WeightAxes((5, 8), "oi"),
@@ -58,4 +63,4 @@ def test_letters_are_given_by_expression_and_the_last_one_counts() -> None:
 )
 def test_axes_that_do_not_fit_are_named(axes: dict, message: str) -> None:
     with pytest.raises(OptionError, match=message):
-        given_axes(axes, SHAPES)
+        given_axes(axes, PARAMS)

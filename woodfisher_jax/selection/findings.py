@@ -1,6 +1,6 @@
 """What a step should be looked at for: no gradient before it, nothing left after it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -44,52 +44,70 @@ def untouched(
     }
 
 
-def emptied(
-    before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray]
-) -> list[str]:
-    """The tensors whose last weights a step has removed.
+def emptied(before: np.ndarray, after: np.ndarray, order: FlatOrder) -> list[str]:
+    """The layers whose last weights a step has removed.
 
     Args:
-        before: Masks before the step.
-        after: Masks after it.
+        before: The mask before the step [d], bool.
+        after: The mask after it [d], bool.
+        order: The flat order.
+
+    Returns:
+        The path of each; of a tensor of stacked layers with the layer's number.
     """
-    return [p for p, mask in after.items() if not mask.any() and before[p].any()]
+    layers = list(pairwise(order.layers))
+    names = [
+        path if axes.sizes[0] == 1 else f"{path}[{number}]"
+        for path, axes in zip(order.paths, order.axes, strict=True)
+        for number in range(axes.sizes[0])
+    ]
+    return [
+        name
+        for name, (start, stop) in zip(names, layers, strict=True)
+        if before[start:stop].any() and not after[start:stop].any()
+    ]
 
 
-def outputs_without_inputs(
-    masks: Mapping[str, np.ndarray], output_axes: Mapping[str, int] | None = None
-) -> dict[str, int]:
+def outputs_without_inputs(mask: np.ndarray, order: FlatOrder) -> dict[str, int]:
     """How many outputs of each tensor have no weight left, where there are any.
 
     Args:
-        masks: From path to bool.
-        output_axes: The axis of a tensor's outputs; default the last of tensors of two
-            or more axes, as in kernels (..., in, out). A tensor without one is left
-            out.
+        mask: What is left [d], bool.
+        order: The flat order; tensors of unknown axes are left out.
 
     Example:
-        >>> kernel = jnp.array([[True, False], [True, False]])
-        >>> wf.selection.findings.outputs_without_inputs({"kernel": kernel})
+        >>> order = wf.blocks.flat_order({"kernel": jnp.ones((2, 2))})
+        >>> mask = np.array([True, True, False, False])
+        >>> wf.selection.findings.outputs_without_inputs(mask, order)
         {'kernel': 1}
     """
-    if output_axes is None:
-        output_axes = {path: -1 for path, mask in masks.items() if mask.ndim > 1}
     found = {}
-    for path, axis in output_axes.items():
-        outputs = np.moveaxis(masks[path], axis, 0).reshape(masks[path].shape[axis], -1)
-        if gone := int(np.sum(~outputs.any(axis=1))):
-            found[path] = gone
+    ranges = pairwise(order.offsets)
+    for path, axes, (start, stop) in zip(order.paths, order.axes, ranges, strict=True):
+        if axes.roles and stop > start:
+            layers, outputs, _, _ = axes.sizes
+            left = mask[start:stop].reshape(layers * outputs, -1).any(axis=1)
+            if gone := int(np.sum(~left)):
+                found[path] = gone
     return found
 
 
-def messages(unknown: Mapping[str, float], gone: list[str]) -> list[str]:
+def messages(
+    unknown: Mapping[str, float], gone: Sequence[str], unused: Sequence[str]
+) -> list[str]:
     """What is said of a step, one sentence each.
 
     Args:
         unknown: Of :func:`untouched`.
         gone: Of :func:`emptied`.
+        unused: Tensors that would be prunable by default, if the loss read them.
     """
     found = []
+    if unused:
+        found.append(
+            f"loss_fn does not use {_names(unused)}, which stay as they are; say what "
+            "is prunable if that is meant"
+        )
     if silent := [path for path, share in unknown.items() if share == 1]:
         found.append(
             f"no sample has a gradient for {_names(silent)}: their weights are ranked "
@@ -104,6 +122,6 @@ def messages(unknown: Mapping[str, float], gone: list[str]) -> list[str]:
     return found
 
 
-def _names(paths: list[str]) -> str:
+def _names(paths: Sequence[str]) -> str:
     shown = ", ".join(map(repr, paths[:SHOWN]))
     return shown + (f" and {len(paths) - SHOWN} more" if len(paths) > SHOWN else "")

@@ -118,9 +118,7 @@ def find_axes(
         >>> list(axes), axes["w"].roles
         (['w'], 'oi')
     """
-    trace = traced(f, params, batch)
-    found = {path: trace.axes_of(path) for path in trace.raw}
-    return {path: axes for path, axes in found.items() if axes is not None}
+    return traced(f, params, batch).axes()
 
 
 def traced(f: Callable[[Params, Any], Any], params: Params, batch: Any) -> "Trace":
@@ -143,6 +141,7 @@ class Trace:
     Attributes:
         raw: The axes of each tensor, in dimensions of its own.
         uses: Products, and tensors in products that cannot be followed, in order.
+        read: The tensors that some equation reads.
     """
 
     def __init__(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -158,6 +157,7 @@ class Trace:
             for path, shape in shapes.items()
         }
         self.uses: list[Product | Hidden] = []
+        self.read: set[str] = set()
         # Dimensions that products of two activations keep apart: heads, among others.
         self._kept_apart: list[int] = []
         # Of an axis that is part of a longer one, or has others as its parts: the
@@ -177,6 +177,19 @@ class Trace:
         """Why a product of a tensor cannot be followed; "" where all are."""
         own = (u for u in self.uses if isinstance(u, Hidden) and u.path == path)
         return next((use.reason for use in own), "")
+
+    def axes(self) -> dict[str, WeightAxes]:
+        """The axes of all tensors that are in some product."""
+        found = {path: self.axes_of(path) for path in self.raw}
+        return {path: axes for path, axes in found.items() if axes is not None}
+
+    def unused(self) -> tuple[str, ...]:
+        """Tensors of two or more dimensions that no equation reads."""
+        return tuple(
+            path
+            for path, shape in self.shapes.items()
+            if len(shape) > 1 and path not in self.read
+        )
 
     def axes_of(self, path: str) -> WeightAxes | None:
         """The axes of a tensor; None if it is in no product."""
@@ -304,6 +317,7 @@ class Trace:
             return self._while(equation, inputs)
         if name == "cond":
             return self._cond(equation, inputs, rounds)
+        self.read.update(*(array.touched for array in inputs))
         if name == "dot_general":
             return [self._dot(equation, inputs, rounds)]
         if name in ("ragged_dot", "ragged_dot_general"):

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from woodfisher_jax.options import OptionError
+from woodfisher_jax.trees.paths import Params, leaves_by_path
 
 ROLES = "soik"
 """Roles by letter, in the order in which the entries of a tensor are read: stacked
@@ -95,14 +96,14 @@ def conventional(path: str, shape: tuple[int, ...]) -> WeightAxes:
 
 
 def given_axes(
-    axes: Mapping[str, str | WeightAxes], shapes: Mapping[str, tuple[int, ...]]
+    axes: Mapping[str, str | WeightAxes], params: Params
 ) -> dict[str, WeightAxes]:
     """The axes that a user writes as one letter each.
 
     Args:
         axes: From a regular expression, searched in the path, to letters of
             :data:`ROLES`, such as ``{"conv": "oikk"}``; or from a path to axes.
-        shapes: The shape of each tensor by path.
+        params: Any pytree of arrays.
 
     Returns:
         From the path of each tensor that an expression matches; of several, the last.
@@ -111,9 +112,11 @@ def given_axes(
         OptionError: If an expression matches no tensor, or letters do not fit.
 
     Example:
-        >>> wf.axes.given_axes({"dense": "oi"}, {"dense/w": (3, 2)})["dense/w"].sizes
+        >>> params = {"dense": jnp.ones((3, 2))}
+        >>> wf.axes.given_axes({"den": "oi"}, params)["dense"].sizes
         (1, 3, 2, 1)
     """
+    shapes = {path: tuple(leaf.shape) for path, leaf in leaves_by_path(params).items()}
     found: dict[str, WeightAxes] = {}
     for name, letters in axes.items():
         exact = isinstance(letters, WeightAxes)
