@@ -18,6 +18,7 @@ from woodfisher_jax import (
     CurvatureError,
     DiagonalFisher,
     Magnitude,
+    PruneWarning,
     WoodFisher,
     prune,
 )
@@ -254,6 +255,7 @@ def test_every_solver_does_the_same(solver) -> None:
     assert_step(found, expected_step("woodfisher", "global", 0.6))
 
 
+@pytest.mark.filterwarnings("ignore:no weight is left")  # of so few
 @pytest.mark.parametrize("sparsity", [0.0, 0.02, 0.96])
 def test_every_sparsity_from_none_to_nearly_all(sparsity) -> None:
     found = run(sparsity=sparsity)
@@ -299,11 +301,76 @@ def test_the_gradients_are_those_at_the_masked_weights() -> None:
 # -------------------------------------------------------------- known special cases
 
 
-@pytest.mark.parametrize("method", ["woodfisher", "woodfisherblock"])
-def test_without_gradients_it_is_magnitude_pruning(method) -> None:
-    zeros = {path: 0 * given for path, given in SAMPLES.items()}
-    found = run(samples=zeros, method=method)
-    assert_step(found, expected_step("globalmagni", "global", 0.6), rtol=0)
+def two_layers(params, batch):
+    """Each tensor's gradient is zero where its own examples are."""
+    a, b = (jnp.mean((batch[name] @ params[name] - 1) ** 2) for name in "ab")
+    return a + b
+
+
+def two_layers_pruned(a: float, b: float, **options):
+    params = {"a": jnp.asarray(WEIGHTS["fc1/kernel"]), "b": jnp.ones((5, 3))}
+    x = np.random.default_rng(6).standard_normal((6, 5)).astype(np.float32)
+    return prune(two_layers, params, {"a": a * x, "b": b * x}, sparsity=0.2, **options)
+
+
+NO_GRADIENT = [
+    {"method": "woodfisherblock"},
+    {"method": "woodfisher", "store": "recompute"},
+    {"method": "kfac"},
+    {"method": "diagfisher"},
+    {"method": "naivehess"},
+]
+
+
+@pytest.mark.parametrize("options", NO_GRADIENT)
+def test_a_tensor_without_a_gradient_is_named(options) -> None:
+    with pytest.warns(PruneWarning, match="no sample has a gradient for 'b'"):
+        info = two_layers_pruned(1.0, 0.0, **options)[2]
+    assert info.untouched == {"a": 0.0, "b": 1.0}
+    assert "'b'" in info.warnings[0]
+
+
+@pytest.mark.parametrize("options", NO_GRADIENT)
+def test_no_gradient_at_all_is_refused(options) -> None:
+    with pytest.raises(ValueError, match="no weight has a gradient"):
+        two_layers_pruned(0.0, 0.0, **options)
+
+
+def test_the_share_of_weights_that_no_sample_has_touched() -> None:
+    samples = SAMPLES | {"out": SAMPLES["out"] * np.array([0, 1, 1])}
+    info = run(samples=samples)[2]
+    assert info.untouched == {
+        "fc1/kernel": 0.0,
+        "fc2/w": 0.0,
+        "out": pytest.approx(1 / 3),
+    }
+    assert info.warnings == ()
+
+
+def test_a_tensor_of_which_nothing_is_left_is_named() -> None:
+    params = {"a": jnp.ones((4, 3)), "b": 1e-3 * jnp.ones((2, 3))}
+    with pytest.warns(PruneWarning, match="no weight is left of 'b'; lower sparsity"):
+        _, masks, info = prune(None, params, sparsity=0.4, method="globalmagni")
+    assert info.empty_outputs == {"b": 3}
+    # What was empty before is said no more.
+    again = prune(None, params, sparsity=0.5, method="globalmagni", masks=masks)[2]
+    assert again.warnings == ()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"scope": "layer"}, {"pattern": "2x1"}, {"method": "woodtaylor"}],
+)
+def test_zeros_that_no_mask_names_may_come_back_and_are_counted(options) -> None:
+    weights = WEIGHTS | {"out": np.where(OLD_MASKS["out"], WEIGHTS["out"], 0)}
+    params, masks, info = run(params_of(weights), **options)
+    came_back = (weights["out"] == 0) & (np.asarray(params["out"]) != 0)
+    assert info.revived == came_back.sum()
+    named = np.asarray(masks["out"]) & OLD_MASKS["out"]
+    masks = {**masks, "out": jnp.asarray(named)}
+    stays, _, info = run(params_of(weights), masks=masks, sparsity=0.75)
+    assert info.revived == 0
+    assert not np.asarray(stays["out"])[~named].any()
 
 
 def test_blocks_over_the_same_weights_are_the_same_method() -> None:
@@ -316,6 +383,7 @@ def test_blocks_over_the_same_weights_are_the_same_method() -> None:
     np.testing.assert_array_equal(flat(full[1]), flat(block[1]))
 
 
+@pytest.mark.filterwarnings("ignore:no weight is left")  # of so few
 @pytest.mark.parametrize("method", KINDS)
 def test_masks_are_nested_and_the_same_sparsity_again_changes_nothing(method) -> None:
     once_params, once_masks, info = done(method)

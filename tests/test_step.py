@@ -194,6 +194,7 @@ def driven(params, samples, store, monkeypatch, **options):
     return found, "pruning step" in seen
 
 
+@pytest.mark.filterwarnings("ignore:no weight is left")  # of so few
 @pytest.mark.parametrize(
     ("method", "scope", "update", "scale", "damping"),
     [

@@ -201,3 +201,22 @@ def test_samples_may_be_any_stream() -> None:
     expected = exact_diagonal(mlp, MLP, MASKS, BATCH, num_samples=10)
     for path, diagonal in leaves_by_path(expected).items():
         np.testing.assert_allclose(found[path], diagonal, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_a_loss_that_is_not_finite_is_refused(estimator) -> None:
+    """Its derivatives are finite, so that nothing else would show it."""
+
+    def loss_fn(params, x):
+        return jnp.mean(x @ params["w"] ** 2) + jnp.mean(jnp.where(x > 5, jnp.nan, 0))
+
+    x = np.ones((6, 2), np.float32)
+    x[4] = 9
+    params = {"w": jnp.ones(2)}
+    masks = {"w": jnp.ones(2, bool)}
+    with pytest.raises(
+        ValueError, match="loss_fn returned nan at example 1 of a batch"
+    ):
+        ESTIMATORS[estimator](
+            loss_fn, params, masks, x, num_samples=6, microbatch_size=3
+        )

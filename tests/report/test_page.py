@@ -96,6 +96,13 @@ def test_the_line_a_pruning_step(tmp_path: Path) -> None:
     )
 
 
+def test_what_a_step_found_is_said(tmp_path: Path) -> None:
+    found = {"warnings": ["no weight is left of 'fc/kernel'"], "untouched": {"a": 0.25}}
+    page = seen(write_run(tmp_path, stages=[STAGE, STAGE | found]))
+    assert "Step 2: no weight is left of 'fc/kernel'." in page.text
+    assert page.row("a") == ["a", "25.00 %", "0"]
+
+
 def test_a_constant_accuracy_of_all_is_drawn_below_100(tmp_path: Path) -> None:
     rows = [row | {"top1": 100.0, "loss": 0.0} for row in rows_of(100.0, [STAGE])]
     picture = pictures(record_of(write_run(tmp_path, rows=rows)))["accuracy"]

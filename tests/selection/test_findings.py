@@ -21,8 +21,13 @@ def test_the_share_of_each_tensor_that_no_sample_touched() -> None:
 
 def test_no_information_at_all_is_refused() -> None:
     active = np.arange(14) < 4
-    with pytest.raises(ValueError, match="no weight has a gradient.*running averages"):
+    with pytest.raises(ValueError, match=r"no weight has a gradient.*running averages"):
         findings.untouched(np.arange(14) > 8, active, ORDER)
+
+
+def test_a_tensor_without_weights_lacks_no_gradient() -> None:
+    none = np.zeros(14, bool)
+    assert findings.untouched(none, none, ORDER) == {"fc/kernel": 0.0, "stack": 0.0}
 
 
 def test_a_layer_without_weights_is_named_also_in_a_stack() -> None:

@@ -190,6 +190,9 @@ def test_statistics_pass_through_without_compiling_again(params: Any) -> None:
         ({"sparsity": 0.5, "stages": 0}, "stages=0; expected a whole number from 1"),
         ({"sparsity": 0.5, "repairs": -1}, "repairs=-1"),
         ({"sparsity": []}, "sparsity is an empty list"),
+        ({"sparsity": 90}, "sparsity=90; expected the fraction of weights"),
+        ({"sparsity": [0.5, 1.5]}, "sparsity=1.5; expected"),
+        ({"sparsity": "90%"}, "sparsity='90%'; expected"),
         ({"sparsity": 0.5, "metric": "cosine"}, "metric='cosine'"),
         ({"sparsity": 0.5, "method": "woodfisher"}, "targets.*woodtaylor"),
         ({"sparsity": [0.5, 0.3]}, "sparsity=0.3 is below"),
@@ -200,6 +203,18 @@ def test_statistics_pass_through_without_compiling_again(params: Any) -> None:
 def test_bad_input(params: Any, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         prune_matched(partial(stage_of, params), params, **options)
+
+
+@pytest.mark.parametrize(
+    ("stage", "message"),
+    [
+        (np.ones((20, 8)), "stage is of type ndarray; expected a function"),
+        (lambda i, p: (p, i), r"stage\(0, params\) returned tuple; expected a wf.mat"),
+    ],
+)
+def test_what_is_no_stage_is_refused(params: Any, stage: Any, message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        prune_matched(stage, params, sparsity=0.5)
 
 
 def test_what_after_returns_is_where_the_next_stage_starts(params: Any) -> None:

@@ -1,5 +1,8 @@
 """Masks: which parameters have one, what they do, and exactly how many weights stay."""
 
+from functools import partial
+from itertools import pairwise
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -312,3 +315,40 @@ def test_a_score_below_every_other_still_beats_a_pruned_weight() -> None:
     scores = np.asarray([-3e38, 5.0], np.float32)
     found = select(scores, np.asarray([True, False]), 1)
     np.testing.assert_array_equal(found, [True, False])
+
+
+@settings(derandomize=True, deadline=None, max_examples=60)
+@given(selections())
+def test_tensors_share_out_equal_scores(case) -> None:
+    scores, mask, kept = case
+    size = len(scores)
+    bounds = tuple(sorted({0, size // 4, size // 2, size}))
+    scores = np.round(np.clip(scores, -2, 2))  # so that many are equal
+    given = jnp.asarray(scores), jnp.asarray(mask), jnp.int32(kept)
+    found = np.asarray(keep_highest(*given, bounds))
+    assert found.sum() == min(kept, mask.sum())
+    assert not (found & ~mask).any()
+    lowest = scores[found].min() if found.any() else np.inf
+    assert not (mask & ~found & (scores > lowest)).any()
+    tied = mask & (scores == lowest)
+    share = found[tied].mean() if tied.any() else 0
+    for start, stop in pairwise(bounds):
+        own, stays = tied[start:stop], (found & tied)[start:stop]
+        assert abs(stays.sum() - share * own.sum()) <= 1
+        where = stays[own]
+        assert (np.diff(where.astype(int)) <= 0).all()  # those of lower index
+
+
+def test_three_equal_tensors_lose_as_much_each() -> None:
+    equal = jnp.full(300, 0.1)
+    found = keep_highest(equal, jnp.ones(300, bool), jnp.int32(150), (0, 100, 200, 300))
+    np.testing.assert_array_equal(found, np.tile(np.arange(100) < 50, 3))
+
+
+@pytest.mark.parametrize(
+    "call",
+    [sparsity, sparsity_by_path, partial(apply_masks, {"w": jnp.ones((2, 3), bool)})],
+)
+def test_parameters_in_place_of_masks_are_refused(call) -> None:
+    with pytest.raises(TypeError, match=r"masks\['w'\] is of type float32; expec"):
+        call({"w": jnp.ones((2, 3))})

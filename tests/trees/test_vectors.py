@@ -1,5 +1,6 @@
 """Pytrees as flat vectors and back, and errors that name the tensor."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -32,6 +33,19 @@ def test_vectors_are_the_masked_weights_and_go_back_in_their_dtype() -> None:
     assert new["w"].dtype == jnp.bfloat16
     np.testing.assert_array_equal(new["b"], PARAMS["b"])
     np.testing.assert_array_equal(masks["w"], [[0, 0, 1], [1, 1, 0]])
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16", "float16"])
+def test_a_weight_that_nothing_moves_keeps_its_bits(dtype: str) -> None:
+    with jax.enable_x64(True):
+        w = jnp.asarray([[1 / 3, 1e-3, -1e-5], [np.pi, -0.0, 2e4]], dtype)
+        params, weights, active, _ = to_vectors({"w": w}, MASKS, ORDER)
+        new, _ = from_vectors(params, weights.at[0].add(1.0), active, ORDER)
+        assert new["w"].dtype == w.dtype
+        stays = np.array([[False, False, True], [True, True, False]])
+        bits = [np.asarray(a)[stays].tobytes() for a in (new["w"], w)]
+        assert bits[0] == bits[1]
+        assert float(new["w"][0, 0]) == pytest.approx(4 / 3, rel=1e-2)
 
 
 def test_what_is_not_finite_is_named() -> None:
