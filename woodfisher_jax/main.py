@@ -7,6 +7,7 @@ Any field of the config is overridden by ``--config.<field>=<value>``.
 
 import contextlib
 import logging
+import os
 import re
 import shlex
 import sys
@@ -30,7 +31,11 @@ from woodfisher_jax.rows.memory_plan import MemoryLimitError
 from woodfisher_jax.training import config as config_
 from woodfisher_jax.training import distributed
 from woodfisher_jax.training.config import Config, ConfigError, files
-from woodfisher_jax.training.loop import DivergedError, RunFailedError, run
+from woodfisher_jax.training.loop import (
+    DivergedError,
+    RunFailedError,
+    run,
+)
 from woodfisher_jax.training.plan import prepare
 from woodfisher_jax.training.preemption import Stopped
 from woodfisher_jax.training.pruning_step import forecast
@@ -240,6 +245,10 @@ def run_all(config: Config, workdir: Path) -> None:
             if distributed.is_first():
                 print(f"{stopped}; to resume:\n  {resume_command(workdir)}")
             raise SystemExit(stopped.exit_code) from None
+        except distributed.PeerLostError as error:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+            # On the usual way out JAX waits for that process, and aborts.
+            os._exit(FAILED)
         if distributed.is_first() and not QUIET.value:
             tables.print_table(results[method])
     if not distributed.is_first():

@@ -72,7 +72,7 @@ class Range:
     def __str__(self) -> str:
         """The range in words, such as ``from 0 and below 1``."""
         bounds = [
-            f"{word} {bound:g}"
+            f"{word} {bound}" if isinstance(bound, int) else f"{word} {bound:g}"
             for word, bound in (
                 ("from", self.least),
                 ("above", self.above),

@@ -29,6 +29,10 @@ class BadImagesError(OSError):
     """More images cannot be read than a run is willing to do without."""
 
 
+MOST_PIXELS = 65_535
+"""Of a side of an image: the most that JPEG has."""
+
+
 @dataclasses.dataclass(frozen=True)
 class ImageOptions(Options):
     """How images are read from files."""
@@ -38,21 +42,29 @@ class ImageOptions(Options):
         "Side of the square that the model sees, in pixels; this and all that follow "
         "are of data sets in files.",
         least=1,
+        most=MOST_PIXELS,
     )
     resize: int = option(
         256,
         "Shorter side of a test image before its middle is cut out, in pixels; at "
         "least image_size.",
         least=1,
+        most=MOST_PIXELS,
     )
     autoaugment: bool = option(
         False, "AutoAugment of training images, besides crops and flips."
     )
     workers: int = option(
-        0, "Processes that decode images; 0 for threads, one a core.", least=0
+        0,
+        "Processes that decode images; 0 for threads, one a core.",
+        least=0,
+        most=1024,
     )
     prefetch: int = option(
-        2, "Batches made ready ahead, by each process if there are any.", least=1
+        2,
+        "Batches made ready ahead, by each process if there are any.",
+        least=1,
+        most=1024,
     )
     max_bad_images: int = option(
         10, "Files of a split that may be unreadable and are left out.", least=0

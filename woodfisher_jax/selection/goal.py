@@ -60,6 +60,7 @@ class Goal(Options):
         0,
         "How often the curvature is computed again on the way to the target.",
         least=0,
+        most=1000,
     )
     recompute_schedule: str = option(
         "linear",

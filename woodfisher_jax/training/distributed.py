@@ -5,9 +5,11 @@ parameters, masks and optimizer state are on each of them. On one device nothing
 spread at all.
 """
 
+import contextlib
 import json
 import logging
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -55,6 +57,33 @@ def initialize(settings: DistributedConfig) -> None:
             f"config.distributed.coordinator={settings.coordinator!r}: {error}; give "
             "host:port of process 0, num_processes and process_id; 'auto' is for TPU "
             "pods, Slurm and Open MPI"
+        ) from error
+
+
+class PeerLostError(RuntimeError):
+    """Another process of the run has ended; what is left cannot go on."""
+
+
+LOST = re.compile(r"Gloo|NCCL|heartbeat|Connection (closed|reset)|Socket closed")
+"""What communication says where a process at the other end is gone."""
+
+
+@contextlib.contextmanager
+def lost_peers_named() -> Iterator[None]:
+    """Turns an error of communication in the body into one that says what to do.
+
+    Raises:
+        PeerLostError: If the error is one.
+    """
+    try:
+        yield
+    except (RuntimeError, ValueError, OSError) as error:
+        line = str(error).partition("\n")[0]
+        if jax.process_count() == 1 or not LOST.search(line):
+            raise
+        raise PeerLostError(
+            f"another process of the run has ended ({line:.200}); start all of them "
+            "again: they resume from the last save"
         ) from error
 
 

@@ -31,8 +31,8 @@ def evaluate(
         params: Its parameters.
         batch_stats: Its running statistics, or an empty dict.
         dataset: Its test split is used.
-        batch_size: Examples a step; it does not change the result. Over devices it is
-            rounded up to a multiple of their number.
+        batch_size: Examples a step, at most those that there are; it does not change
+            the result. Over devices it is rounded up to a multiple of their number.
         mesh: The devices to spread the examples over, which all have the parameters;
             default one.
 
@@ -41,7 +41,7 @@ def evaluate(
     """
     variables = variables_of(params, batch_stats)
     devices = num_devices(mesh)
-    size = -(-batch_size // devices) * devices
+    size = -(-min(batch_size, dataset.test.size) // devices) * devices
     sums: list[dict[str, jax.Array]] = []
     for batch in test_batches(dataset, size, distributed.shard()):
         sums.append(_sums(model, variables, distributed.spread(batch, mesh)))

@@ -79,6 +79,7 @@ def run(
         DivergedError: If the loss is not finite; the last checkpoint stays.
         MemoryLimitError: If a pruning step does not fit; before anything has started.
         RunFailedError: If one does not fit any more, later.
+        PeerLostError: If another process has ended.
         OSError: If the disk is full.
         Stopped: After SIGTERM, SIGHUP or Ctrl-C, once the run is saved.
     """
@@ -87,7 +88,7 @@ def run(
     distributed.check_config(config)
     if config.compile_cache_dir is not None:
         jax.config.update("jax_compilation_cache_dir", config.compile_cache_dir)
-    with contextlib.ExitStack() as stack:
+    with distributed.lost_peers_named(), contextlib.ExitStack() as stack:
         distributed.first_only(stack.enter_context, held(workdir))
         distributed.first_only(claim_workdir, workdir, config)
         distributed.together(check_shared, workdir)

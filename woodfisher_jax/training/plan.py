@@ -115,7 +115,7 @@ def prepare(config: Config, progress: Progress) -> tuple[Plan, tuple[Any, Masks]
     Returns:
         The plan, and the variables and masks to start from.
     """
-    with _refused_as("config.model"):
+    with _refused_as("config.model", Exception):
         model = models.build_model(config.model.name, **config.model.settings)
     with _refused_as("config.init_from"):
         state_dict = read_weights(config.init_from) if config.init_from else None
@@ -127,7 +127,7 @@ def prepare(config: Config, progress: Progress) -> tuple[Plan, tuple[Any, Masks]
             options=config.data,
         )
     image = np.zeros((1, *dataset.image_shape), np.float32)
-    with _refused_as("config.model"):
+    with _refused_as("config.model", Exception):  # Any, of any settings.
         variables = jax.jit(model.init)(jax.random.key(config.seed), image)
     _check_classes(config, dataset, model, variables)
     saved: dict[str, np.ndarray] = {}
@@ -154,14 +154,28 @@ def prepare(config: Config, progress: Progress) -> tuple[Plan, tuple[Any, Masks]
 
 
 @contextlib.contextmanager
-def _refused_as(field: str) -> Iterator[None]:
-    """Errors get the name of the field that they come from."""
+def _refused_as(field: str, *others: type[Exception]) -> Iterator[None]:
+    """Errors get the name of the field that they come from.
+
+    Args:
+        field: Its name.
+        *others: Further kinds of errors than a wrong value, type or file.
+    """
+    kinds: tuple[type[Exception], ...] = (ValueError, TypeError, OSError, *others)
     try:
         yield
     except data.DataMissingError:
         raise  # It says where to get the data; the config is right.
-    except (ValueError, TypeError, OSError) as error:
-        raise ConfigError(f"{field}: {error}") from error
+    except kinds as error:
+        raise ConfigError(f"{field}: {_line(error)}") from error
+
+
+def _line(error: Exception) -> str:
+    """An error as one line, with its kind where that says more than its words."""
+    line = str(error).partition("\n")[0]
+    if isinstance(error, (ValueError, TypeError, OSError)) and line:
+        return line
+    return f"{type(error).__name__}: {line:.300}"
 
 
 def _check_classes(

@@ -134,6 +134,9 @@ def _check_train(train: TrainConfig, where: str) -> None:
 # ---------------------------------------------------------------------------- pruning
 
 
+MOST_STEPS = 10_000
+"""Pruning steps of a schedule."""
+
 FIELDS = {
     "memory_limit": "memory_limit_gb",
     "sparsity": "target_sparsity",
@@ -175,7 +178,7 @@ def step_options(config: Config, pruner: PruneConfig) -> StepOptions:
     if pruner.damping_plus_weight_decay:
         given["weight_decay"] = config.train.weight_decay
     if given.get("hessian", getattr(row, "hessian", None)) == "hutchinson":
-        given["probe_seed"] = config.seed % 2**32  # All that a key of JAX takes.
+        given["probe_seed"] = config.seed
     if not row.needs_samples:
         # They are compared with other methods under one set of options.
         given = applicable(pruner.method, given)
@@ -247,6 +250,12 @@ def _check_schedule(config: Config, pruner: PruneConfig, where: str) -> None:
         f"at least initial_sparsity={pruner.initial_sparsity}",
     )
     require(pruner.start <= pruner.end, "end", f"at least start={pruner.start}")
+    # Before the steps are listed.
+    require(
+        pruner.one_shot or pruner.end - pruner.start <= MOST_STEPS * pruner.frequency,
+        "end",
+        f"at most {MOST_STEPS} times frequency={pruner.frequency} after start",
+    )
     require(
         pruner.unit == "steps"
         or pruner.one_shot

@@ -20,6 +20,9 @@ from woodfisher_jax.training.optimizer import LR_SCHEDULES, OPTIMIZERS
 DTYPES = ("float32", "bfloat16")
 """Precisions of training."""
 
+LONGEST = 1_000_000
+"""Of durations in epochs or seconds."""
+
 MATCHES = ("none", "outputs", "labels")
 """The targets of a run's steps: none, the dense network's outputs, or the labels."""
 
@@ -78,7 +81,7 @@ class TrainConfig(Options):
         optimizer: See :class:`OptimizerConfig`.
     """
 
-    epochs: int = option(0, "Passes over the training set.", least=0)
+    epochs: int = option(0, "Passes over the training set.", least=0, most=LONGEST)
     batch_size: int = option(64, "Examples a step.", least=1)
     optimizer: OptimizerConfig = OptimizerConfig()
     learning_rate: float = option(
@@ -104,16 +107,20 @@ class TrainConfig(Options):
         0.1, "Factor of step, multistep and exponential.", above=0
     )
     decay_start_epoch: int = option(
-        1, "First epoch at the lower rate (step), or where it starts.", least=0
+        1,
+        "First epoch at the lower rate (step), or where it starts.",
+        least=0,
+        most=LONGEST,
     )
     decay_every_epochs: int = option(
-        1, "Epochs between two factors, or of a period.", least=1
+        1, "Epochs between two factors, or of a period.", least=1, most=LONGEST
     )
     decay_end_epoch: int | None = option(
         None,
         "Last epoch that may begin with a factor (step), or where the decay ends "
         "(exponential); default none.",
         least=0,
+        most=LONGEST,
     )
     decay_at_epochs: tuple[int, ...] = option(
         (), "Epochs that begin with a factor, of multistep.", least=0
@@ -126,6 +133,7 @@ class TrainConfig(Options):
         "Over these the schedule's rate is multiplied by a factor that grows to 1 in "
         "equal steps.",
         least=0,
+        most=LONGEST,
     )
     label_smoothing: float = option(
         0.0, "Share of the target that is spread over all classes.", least=0, below=1
@@ -281,6 +289,7 @@ class PruneConfig(Options):
         "Steps from the old weights to the new ones at which the loss is measured and "
         "plotted, beside its quadratic model; 0 for no plot.",
         least=0,
+        most=1000,
     )
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -358,12 +367,13 @@ class DistributedConfig(Options):
         least=0,
     )
     start_timeout_seconds: int = option(
-        300, "How long to wait for the others at the start.", least=1
+        300, "How long to wait for the others at the start.", least=1, most=LONGEST
     )
     heartbeat_timeout_seconds: int = option(
         100,
         "After how long a silent process is taken for dead, which ends the others.",
         least=1,
+        most=LONGEST,
     )
 
 
@@ -387,6 +397,7 @@ class Config(Options):
         0,
         "Of the initial weights, the order of examples and the Fisher samples.",
         least=0,
+        most=2**32 - 1,
     )
     init_from: str | None = option(
         None,
@@ -399,7 +410,7 @@ class Config(Options):
         "as far as they have them.",
     )
     checkpoint_every_epochs: int = option(
-        1, "Besides a checkpoint after every pruning step.", least=1
+        1, "Besides a checkpoint after every pruning step.", least=1, most=LONGEST
     )
     eval_batch_size: int = option(1000, "Examples a step of evaluation.", least=1)
     compile_cache_dir: str | None = option(
