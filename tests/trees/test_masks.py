@@ -161,20 +161,6 @@ def test_paths_with_and_without_value_are_the_same_weight(path, given) -> None:
     assert leaves_by_path(apply_masks(params, masks))[path].tolist() == [1, 0]
 
 
-def test_parameters_in_place_of_masks_are_refused() -> None:
-    for call in (
-        lambda: sparsity(PARAMS),
-        lambda: sparsity_by_path(PARAMS),
-        lambda: apply_masks(MASKS, PARAMS),
-    ):
-        with pytest.raises(TypeError, match=r"masks.*float32; expected bool"):
-            call()
-    with pytest.raises(ValueError, match="'x', which is not in params"):
-        apply_masks(PARAMS, {"x": jnp.ones(2, bool)})
-    with pytest.raises(TypeError, match="is of type str; expected a boolean array"):
-        sparsity({"w": "kept"})
-
-
 # --------------------------------------------------------------------- applying
 
 
