@@ -392,8 +392,7 @@ def moved(
         assert isinstance(curvature, Inverse)
         assert model.diagonal is not None
         newly = active & ~kept
-        point = model.unit * point_of(weights, model.slope)
-        b = obs.obs_direction(point, model.diagonal.value, newly)
+        b = _direction(weights, model.slope, model.diagonal.value, newly, model.unit)
         found = curvature.product(b, model.diagonal.factors)
         value = found.value / model.unit
         if model.slope is not None:
@@ -405,6 +404,18 @@ def moved(
         most, unit = method.normalize_update, model.unit
         change = _shortened(unit * change, unit * weights, bounds, most) / unit
     return found._replace(value=change)
+
+
+@jax.jit
+def _direction(
+    weights: jax.Array,
+    slope: Slope | None,
+    diagonal: jax.Array,
+    newly: jax.Array,
+    unit: jax.Array | float,
+) -> jax.Array:
+    """B with ``δw = F⁻¹b``, the sum of single-weight updates, in units of weight."""
+    return obs.obs_direction(unit * point_of(weights, slope), diagonal, newly)
 
 
 @partial(jax.jit, static_argnames=("bounds", "most"))

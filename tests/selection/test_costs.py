@@ -127,3 +127,10 @@ class TestTarget:
         assert 10e6 - 1e5 <= found.macs <= 10e6
         masks = unflatten(order, jnp.asarray(found.mask))
         assert sparse_macs(costs, params, masks) == found.macs
+
+
+def test_equal_scores_are_shared_out_over_tensors() -> None:
+    cut = keep_within_macs(
+        np.ones(12), np.arange(12) > 1, np.ones(12), 5.0, tolerance=1, bounds=(0, 6, 12)
+    )
+    np.testing.assert_array_equal(np.flatnonzero(cut.mask), [2, 3, 6, 7, 8])

@@ -378,3 +378,18 @@ def test_what_does_not_go_with_matching_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         small(**changes)
+
+
+def test_what_a_step_found_is_in_log_and_record(caplog) -> None:
+    changes = {"method": "globalmagni", "one_shot": True, "loss_samples": 0}
+    plan, state = start(prune={**changes, "target_sparsity": 0.5})
+    shrunk = {"kernel": 1e-6 * state.params["fc2"]["kernel"]}
+    params = {**state.params, "fc2": {**state.params["fc2"], **shrunk}}
+    state = state._replace(params=params)
+    with caplog.at_level("INFO"):
+        _, record = prune_state(plan, state, Stage(0, 0.5, "prune"), [])
+    (text,) = record["warnings"]
+    assert "no weight is left of 'fc2/kernel'" in text
+    assert text in caplog.messages
+    outputs = record["empty_outputs"]["fc2/kernel"]
+    assert f"fc2/kernel: no weight is left of {outputs} outputs" in caplog.messages

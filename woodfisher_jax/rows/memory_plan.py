@@ -29,9 +29,9 @@ from woodfisher_jax.trees.blocks import Layout
 MICROBATCH_SIZE = 64
 """Examples at once, where they fit; more is no faster."""
 
-VECTOR_BYTES = 44
+VECTOR_BYTES = 46
 """For each prunable weight: weights, diagonal, scores and direction, what sorting the
-scores takes, masks, indices."""
+scores takes, masks, indices, which weights a sample has touched."""
 
 SLOPE_BYTES = 16
 """More of the same for first-order methods: ḡ as it is accumulated and flat, h, and

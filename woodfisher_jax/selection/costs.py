@@ -170,13 +170,14 @@ def keep_within_macs(
     *,
     other_macs: float = 0.0,
     tolerance: float = 1e5,
+    bounds: tuple[int, ...] | None = None,
 ) -> MacsCut:
     """Keeps as many of the highest scores as a number of MACs allows.
 
     The mask of the global threshold at the lowest sparsity at which
     ``other_macs + Σ_kept cost <= target``, found at once from the running sum over
-    sorted scores. Of equal scores those of lower index stay, and the result is nested
-    in ``mask``.
+    sorted scores. Of equal scores each tensor keeps its share, and in a tensor those of
+    lower index stay. The result is nested in ``mask``.
 
     Note: the original bisects the sparsity, and each trial moves the weights again by
     the update between two trial masks. Masks alone are searched here; the one update
@@ -190,6 +191,7 @@ def keep_within_macs(
         other_macs: MACs of layers that are not prunable; default 0.
         tolerance: How far below ``target`` the result may be, in MACs; default 0.1
             million.
+        bounds: Where tensors start, and last d; default one tensor.
 
     Returns:
         A :class:`MacsCut`.
@@ -213,8 +215,16 @@ def keep_within_macs(
             "of layers that are not prunable; raise it or make more layers prunable"
         )
     ranked = active[np.argsort(-scores[active], kind="stable")]
-    running = other_macs + np.cumsum(costs[ranked], dtype=np.float64)
-    kept = int(np.searchsorted(running, target, side="right"))
+
+    def cut() -> tuple[np.ndarray, int]:
+        running = other_macs + np.cumsum(costs[ranked], dtype=np.float64)
+        return running, int(np.searchsorted(running, target, side="right"))
+
+    running, kept = cut()
+    if bounds is not None and kept < len(ranked):
+        equal = scores[ranked] == scores[ranked[kept]]
+        ranked[equal] = _by_turns(ranked[equal], bounds)
+        running, kept = cut()
     macs = float(running[kept - 1]) if kept else float(other_macs)
     if target - macs > tolerance:
         raise ValueError(
@@ -225,3 +235,11 @@ def keep_within_macs(
     chosen = np.zeros(mask.shape, bool)
     chosen[ranked[:kept]] = True
     return MacsCut(chosen, macs, kept)
+
+
+def _by_turns(entries: np.ndarray, bounds: tuple[int, ...]) -> np.ndarray:
+    """Sorted entries of several tensors, of which any first few are shared out."""
+    tensors = np.searchsorted(bounds, entries, side="right") - 1
+    sizes = np.bincount(tensors)
+    place = np.arange(len(entries)) - (np.cumsum(sizes) - sizes)[tensors]
+    return entries[np.argsort(place / sizes[tensors], kind="stable")]

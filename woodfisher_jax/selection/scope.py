@@ -142,6 +142,7 @@ def choose(
         flat_costs(order, costs.per_weight),
         goal.flops_target * MILLION,
         other_macs=costs.other,
+        bounds=order.offsets,
     )
     return jnp.asarray(cut.mask)
 
