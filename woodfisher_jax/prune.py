@@ -39,7 +39,14 @@ from woodfisher_jax.rows.memory_plan import MICROBATCH_SIZE, plan_rows
 from woodfisher_jax.rows.moments import Moments, moments
 from woodfisher_jax.rows.needs import Needs
 from woodfisher_jax.rows.problem import Problem
-from woodfisher_jax.rows.sharding import one_axis, replicate
+from woodfisher_jax.rows.sharding import (
+    auto_axes,
+    mesh_of,
+    one_axis,
+    outside_mesh,
+    placed_as,
+    replicate,
+)
 from woodfisher_jax.schedules import levels
 from woodfisher_jax.selection import diagnostics as diagnostics_
 from woodfisher_jax.selection import scope as scopes
@@ -69,6 +76,7 @@ from woodfisher_jax.trees.vectors import (
 )
 
 
+@outside_mesh()
 def prune(
     loss_fn: LossFn | None,
     params: Params,
@@ -136,7 +144,8 @@ def prune(
             tables are in ``docs/methods.md``.
 
     Returns:
-        ``(params, masks, info)``: pruned weights are exactly zero in ``params``.
+        ``(params, masks, info)``: pruned weights are exactly zero in ``params``, which
+        have the sharding that they came with, as have their masks.
 
     Raises:
         ValueError: If an argument is out of range or makes no sense for the method, a
@@ -159,6 +168,8 @@ def prune(
         (2, ['w'], 0.5)
     """
     goal = {"sparsity": sparsity, "scope": scope, "pattern": pattern}
+    given = params
+    loss_fn, params, masks = auto_axes((loss_fn, params, masks))
     job = _checked(
         loss_fn,
         params,
@@ -183,9 +194,13 @@ def prune(
             again = _drawn_again(again, samples, mean_samples, number)
         params, masks, info = _prune_once(params, again)
         infos.append(info)
+    params = jax.tree.map(placed_as, params, given)
+    leaves = leaves_by_path(params)
+    masks = {path: placed_as(mask, leaves[path]) for path, mask in masks.items()}
     return params, masks, joined(infos)
 
 
+@outside_mesh()
 def plan_pruning(
     loss_fn: LossFn | None, params: Params, samples: Any = None, **options: Any
 ) -> Needs | None:
@@ -214,6 +229,7 @@ def plan_pruning(
         >>> needs.num_weights, needs.num_samples, needs.blocks
         (6, 2, ((6, 1, 'sample_space'),))
     """
+    loss_fn, params = auto_axes((loss_fn, params))
     job = _checked(loss_fn, params, samples, **options)
     if not isinstance(job.method, Sampled):
         return None
@@ -296,7 +312,7 @@ def _checked(
         loss_fn=loss_fn,
         method=row,
         goal=goal,
-        compute=compute.replace(mesh=one_axis(compute.mesh)),
+        compute=compute.replace(mesh=one_axis(compute.mesh or mesh_of(params))),
         masks=masks,
         order=order,
         samples=kept,

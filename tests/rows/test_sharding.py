@@ -201,6 +201,33 @@ def mesh_of_one() -> Mesh:
     return mesh
 
 
+@pytest.mark.parametrize(
+    "method", ["magni", pytest.param("woodfisherblock", marks=pytest.mark.slow)]
+)
+def test_parameters_that_are_spread_stay_so_and_are_pruned_alike(
+    method: str,
+) -> None:
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": os.environ.get("XLA_FLAGS", "")
+        + " --xla_force_host_platform_device_count=8",
+        "PYTHONPATH": str(HERE.parent),
+    }
+    done = subprocess.run(
+        [sys.executable, str(HERE / "sharded_parameters.py"), method],
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        f"{mesh} {kind} {compute}"
+        for mesh in ("one axis", "two axes")
+        for kind in ("Auto", "Explicit")
+        for compute in (False, True)
+    ]
+
+
 def test_without_a_mesh_nothing_is_spread() -> None:
     assert one_axis(None) is None
     assert num_devices(None) == 1

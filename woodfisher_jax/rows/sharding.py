@@ -4,10 +4,12 @@ A mesh has one axis here, over all devices. Parameters, masks and scores, which 
 need, are replicated. Gradients never are.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -19,6 +21,59 @@ def one_axis(mesh: Mesh | None) -> Mesh | None:
     if mesh is None:
         return None
     return Mesh(mesh.devices.reshape(-1), (AXIS,), axis_types=(AxisType.Auto,))
+
+
+def mesh_of(tree: Any) -> Mesh | None:
+    """The devices that a tree is spread over; None if no array is spread."""
+    for leaf in jax.tree.leaves(tree):
+        sharding = getattr(leaf, "sharding", None)
+        if isinstance(sharding, NamedSharding) and not sharding.is_fully_replicated:
+            mesh = sharding.mesh
+            return mesh if isinstance(mesh, Mesh) else None
+    return None
+
+
+def auto_axes(tree: Any) -> Any:
+    """The same arrays on the same devices, with axes that the compiler may reshard.
+
+    With Explicit axes the shardings are part of the types, and few formulas of a step
+    say which of them their results have.
+    """
+
+    def auto(leaf: Any) -> Any:
+        sharding = getattr(leaf, "sharding", None)
+        if not isinstance(sharding, NamedSharding):
+            return leaf
+        mesh = sharding.mesh
+        if AxisType.Explicit not in mesh.axis_types or not isinstance(mesh, Mesh):
+            return leaf
+        types = (AxisType.Auto,) * len(mesh.axis_names)
+        mesh = Mesh(mesh.devices, mesh.axis_names, axis_types=types)
+        return jax.device_put(leaf, NamedSharding(mesh, sharding.spec))
+
+    return jax.tree.map(auto, tree)
+
+
+@contextmanager
+def outside_mesh() -> Iterator[None]:
+    """Leaves the mesh of ``jax.set_mesh``, to which the arrays of a step do not belong.
+
+    While JAX traces it does nothing, since a mesh cannot be left there.
+    """
+    empty = jax.sharding.get_abstract_mesh().empty
+    if empty or isinstance(jnp.zeros(()), jax.core.Tracer):
+        yield
+        return
+    with jax.set_mesh(Mesh(np.empty((), object), ())):
+        yield
+
+
+def placed_as(array: Any, other: Any) -> Any:
+    """An array with the sharding of another that is on several devices."""
+    sharding = getattr(other, "sharding", None)
+    if sharding is None or sharding.num_devices == 1 or array.sharding == sharding:
+        return array
+    return jax.device_put(array, sharding)
 
 
 def num_devices(mesh: Mesh | None) -> int:

@@ -127,7 +127,7 @@ def by_path(masks: MasksLike) -> Masks:
                 f"masks[{path!r}] is of type {type(mask).__name__}; expected a boolean "
                 "array"
             )
-        dtype = jnp.result_type(mask)
+        dtype = getattr(mask, "dtype", np.dtype(bool))
         if dtype != np.bool_:
             raise TypeError(
                 f"masks[{path!r}] has dtype {dtype}; expected bool, True = kept"
