@@ -34,6 +34,7 @@ from woodfisher_jax.rows.inputs import (
     check_params,
     check_targets,
     counted,
+    counted_alike,
 )
 from woodfisher_jax.rows.memory_plan import MICROBATCH_SIZE, plan_rows
 from woodfisher_jax.rows.moments import Moments, moments
@@ -306,18 +307,21 @@ def _checked(
     order = blocks.flat_order(masks, axis_order)
     if isinstance(goal.pattern, Pattern):
         groups_of(goal.pattern, order)  # refuses tensors that it does not fit
-    kept, number = _counted(_drawn(samples, 0), row, goal)
+    compute = compute.replace(mesh=one_axis(compute.mesh or mesh_of(params)))
+    kept, number = counted_alike(
+        lambda: _counted(_drawn(samples, 0), row, goal), compute.mesh, "samples"
+    )
     means = _drawn(mean_samples, 0)
     return _Job(
         loss_fn=loss_fn,
         method=row,
         goal=goal,
-        compute=compute.replace(mesh=one_axis(compute.mesh or mesh_of(params))),
+        compute=compute,
         masks=masks,
         order=order,
         samples=kept,
         num_samples=number,
-        mean_samples=None if means is None else check_mean_samples(means),
+        mean_samples=None if means is None else check_mean_samples(means, compute.mesh),
         targets=None if targets is None else check_targets(targets, number),
         diagnostics=diagnostics,
     )
@@ -346,9 +350,15 @@ def _counted(samples: Any, row: Method, goal: Goal) -> tuple[Any, int]:
 def _drawn_again(job: _Job, samples: Any, mean_samples: Any, number: int) -> _Job:
     """The same step with samples of their own for a recomputation."""
     if callable(samples):
-        job = job._replace(samples=_counted(samples(number), job.method, job.goal)[0])
+        counted_again = counted_alike(
+            lambda: _counted(samples(number), job.method, job.goal),
+            job.compute.mesh,
+            "samples",
+        )
+        job = job._replace(samples=counted_again[0])
     if callable(mean_samples):
-        job = job._replace(mean_samples=check_mean_samples(mean_samples(number)))
+        means = check_mean_samples(mean_samples(number), job.compute.mesh)
+        job = job._replace(mean_samples=means)
     return job
 
 

@@ -228,6 +228,61 @@ def test_parameters_that_are_spread_stay_so_and_are_pruned_alike(
     ]
 
 
+UNEQUAL = """
+import sys
+import jax, jax.numpy as jnp, numpy as np
+import woodfisher_jax as wf
+port, rank = sys.argv[1:]
+jax.distributed.initialize(f"127.0.0.1:{port}", 2, int(rank))
+mesh = jax.sharding.Mesh(np.asarray(jax.devices()), ("x",))
+few, many = np.ones((3 + int(rank), 2)), np.ones((9, 2))
+
+def message(samples, **options):
+    options = {"sparsity": 0.5, "mesh": mesh, "prunable": "w"} | options
+    loss = lambda params, x: jnp.mean(x @ params["w"])
+    try:
+        wf.prune(loss, {"w": np.arange(2.0, dtype=np.float32)}, samples, **options)
+    except ValueError as error:
+        return str(error)
+
+print(message(few))
+print(message(iter([few])))
+print(message(few, num_samples=4))
+print(message(many, method="woodtaylor", mean_samples=few))
+"""
+
+
+def test_processes_with_different_numbers_of_samples_all_say_so() -> None:
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(HERE.parent)}
+    port = free_port()
+    children = [
+        subprocess.Popen(
+            [sys.executable, "-c", UNEQUAL, port, str(rank)],
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        for rank in range(2)
+    ]
+    try:
+        said = [child.communicate(timeout=100)[0].splitlines() for child in children]
+    finally:
+        for child in children:
+            child.kill()
+            child.wait()
+    differ = "found gradients for 3 in process 0, 4 in process 1."
+    for lines in said:
+        assert len(lines) == 4
+        for line in (0, 1, 3):
+            assert differ in lines[line]
+        assert lines[0].startswith(
+            "samples: expected the same samples in every process"
+        )
+        assert lines[3].startswith("mean_samples: ")
+    assert said[0][2].startswith("samples hold 3 examples, but num_samples=4")
+    assert "for none in process 0, 4 in process 1." in said[1][2]
+
+
 def test_without_a_mesh_nothing_is_spread() -> None:
     assert one_axis(None) is None
     assert num_devices(None) == 1

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXIS = "devices"
@@ -85,6 +86,21 @@ def local_devices(mesh: Mesh | None) -> list[jax.Device]:
     """This process's devices of the mesh, in its order; empty without a mesh."""
     here = jax.process_index()
     return [d for d in mesh.devices.flat if d.process_index == here] if mesh else []
+
+
+def gathered(value: int) -> np.ndarray:
+    """A whole number of each process [processes]."""
+    if jax.process_count() == 1:
+        return np.asarray([value])
+    return np.asarray(multihost_utils.process_allgather(np.int32(value)))
+
+
+def spans_processes(mesh: Mesh | None) -> bool:
+    """Whether every process has devices of the mesh, and there are several."""
+    number = jax.process_count()
+    if mesh is None or number == 1:
+        return False
+    return len({device.process_index for device in mesh.devices.flat}) == number
 
 
 def placed(mesh: Mesh | None, *spec: str | None) -> NamedSharding | None:
