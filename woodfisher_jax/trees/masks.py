@@ -47,7 +47,8 @@ def init_masks(params: Params, prunable: Prunable = None) -> Masks:
     Args:
         params: Any pytree of arrays.
         prunable: A predicate on (path, array), or a regular expression searched in the
-            path; default :func:`is_kernel`.
+            path, with and without the ``value`` of Flax NNX at its end; default
+            :func:`is_kernel`.
 
     Returns:
         Masks with every weight kept.
@@ -94,7 +95,9 @@ def _predicate(prunable: Prunable) -> Callable[[str, jax.Array], bool]:
         raise ValueError(
             f"prunable={prunable!r} is not a regular expression: {error}"
         ) from error
-    return lambda path, leaf: pattern.search(path) is not None
+    return lambda path, leaf: bool(
+        pattern.search(path) or pattern.search(weight_name(path))
+    )
 
 
 def by_path(masks: MasksLike) -> Masks:
