@@ -412,7 +412,8 @@ def test_the_optimizer_of_nnx(as_tree: bool) -> None:
     masks = wf.init_masks(params)
     masks["first/kernel/value"] = jnp.arange(12).reshape(3, 4) % 2 == 0
     given = nnx.as_pure(wf.masks_tree(params, masks)) if as_tree else masks
-    optimizer = nnx.Optimizer(net, wf.masked(optax.adam(0.1), given), wrt=nnx.Param)
+    tx = optax.sgd(0.1, momentum=0.9)
+    optimizer = nnx.Optimizer(net, wf.masked(tx, given), wrt=nnx.Param)
     train()
     np.testing.assert_array_equal(
         net.first.kernel[...] != 0, masks["first/kernel/value"]
@@ -433,7 +434,7 @@ def test_the_optimizer_of_nnx(as_tree: bool) -> None:
     for layer, name in ((net.first, "first"), (net.last, "last")):
         mask = found[f"{name}/kernel/value"]
         np.testing.assert_array_equal(layer.kernel[...] != 0, mask)
-        moment = nnx.as_pure(optimizer.opt_state).inner_state[0].mu[name]["kernel"]
+        moment = nnx.as_pure(optimizer.opt_state).inner_state[0].trace[name]["kernel"]
         assert not moment[~mask].any()
         assert moment[mask].all()
 

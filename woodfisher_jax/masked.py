@@ -281,8 +281,7 @@ def with_masks(params: Params, opt_state: Any, masks: MasksLike) -> tuple[Params
     def replaced(state: Any) -> Any:
         if not _has_masks(state):
             return state
-        paths = leaves_by_path(state.masks)
-        return state._replace(masks=replace_leaves(state.masks, paired(paths, placed)))
+        return state._replace(masks=replace_leaves(state.masks, placed))
 
     opt_state = jax.tree.map(replaced, opt_state, is_leaf=_has_masks)
     return apply_masks(params, placed), mask_state(opt_state, params, placed)

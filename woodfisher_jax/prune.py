@@ -37,12 +37,20 @@ from woodfisher_jax.rows.inputs import (
     check_params,
     check_targets,
     counted,
+    counted_alike,
 )
 from woodfisher_jax.rows.memory_plan import MICROBATCH_SIZE, plan_rows
 from woodfisher_jax.rows.moments import Moments, moments
 from woodfisher_jax.rows.needs import Needs
 from woodfisher_jax.rows.problem import Problem
-from woodfisher_jax.rows.sharding import one_axis, replicate
+from woodfisher_jax.rows.sharding import (
+    auto_axes,
+    mesh_of,
+    one_axis,
+    outside_mesh,
+    placed_as,
+    replicate,
+)
 from woodfisher_jax.schedules import levels
 from woodfisher_jax.selection import diagnostics as diagnostics_
 from woodfisher_jax.selection import findings
@@ -77,6 +85,7 @@ from woodfisher_jax.trees.vectors import (
 )
 
 
+@outside_mesh()
 def prune(
     loss_fn: LossFn | None,
     params: Params,
@@ -148,7 +157,8 @@ def prune(
             tables are in ``docs/methods.md``.
 
     Returns:
-        ``(params, masks, info)``: pruned weights are exactly zero in ``params``.
+        ``(params, masks, info)``: pruned weights are exactly zero in ``params``, which
+        have the sharding that they came with, as have their masks.
 
     Raises:
         ValueError: If an argument is out of range or makes no sense for the method, a
@@ -171,6 +181,8 @@ def prune(
         (2, ['w'], 0.5)
     """
     goal = {"sparsity": sparsity, "scope": scope, "pattern": pattern}
+    given = params
+    loss_fn, params, masks = auto_axes((loss_fn, params, masks))
     job = _checked(
         loss_fn,
         params,
@@ -195,12 +207,16 @@ def prune(
             again = _drawn_again(again, samples, mean_samples, number)
         params, masks, info = _prune_once(params, again)
         infos.append(info)
+    params = jax.tree.map(placed_as, params, given)
+    leaves = leaves_by_path(params)
+    masks = {path: placed_as(mask, leaves[path]) for path, mask in masks.items()}
     info = joined(infos)
     for text in info.warnings:
         warnings.warn(text, PruneWarning, stacklevel=2)
     return params, masks, info
 
 
+@outside_mesh()
 def plan_pruning(
     loss_fn: LossFn | None, params: Params, samples: Any = None, **options: Any
 ) -> Needs | None:
@@ -229,6 +245,7 @@ def plan_pruning(
         >>> needs.num_weights, needs.num_samples, needs.blocks
         (6, 2, ((6, 1, 'sample_space'),))
     """
+    loss_fn, params = auto_axes((loss_fn, params))
     job = _checked(loss_fn, params, samples, **options)
     if not isinstance(job.method, Sampled):
         return None
@@ -294,7 +311,10 @@ def _checked(
         raise OptionError("compute", f"compute={compute!r}; expected a wf.Compute")
     row, goal, compute = resolve(method, compute, options)
     check_together(method, row, goal, mean_samples, targets)
-    kept, number = _counted(_drawn(samples, 0), row, goal)
+    compute = compute.replace(mesh=one_axis(compute.mesh or mesh_of(params)))
+    kept, number = counted_alike(
+        lambda: _counted(_drawn(samples, 0), row, goal), compute.mesh, "samples"
+    )
     axes = {} if axes is None else axes
     known: dict[str, WeightAxes] | None = given_axes(axes, params) or None
     unused: tuple[str, ...] = ()
@@ -322,12 +342,12 @@ def _checked(
         loss_fn=loss_fn,
         method=row,
         goal=goal,
-        compute=compute.replace(mesh=one_axis(compute.mesh)),
+        compute=compute,
         masks=masks,
         order=order,
         samples=kept,
         num_samples=number,
-        mean_samples=None if means is None else check_mean_samples(means),
+        mean_samples=None if means is None else check_mean_samples(means, compute.mesh),
         targets=None if targets is None else check_targets(targets, number),
         diagnostics=diagnostics,
         unused=() if chosen else tuple(p for p in unused if p not in masks),
@@ -370,9 +390,15 @@ def _counted(samples: Any, row: Method, goal: Goal) -> tuple[Any, int]:
 def _drawn_again(job: _Job, samples: Any, mean_samples: Any, number: int) -> _Job:
     """The same step with samples of their own for a recomputation."""
     if callable(samples):
-        job = job._replace(samples=_counted(samples(number), job.method, job.goal)[0])
+        counted_again = counted_alike(
+            lambda: _counted(samples(number), job.method, job.goal),
+            job.compute.mesh,
+            "samples",
+        )
+        job = job._replace(samples=counted_again[0])
     if callable(mean_samples):
-        job = job._replace(mean_samples=check_mean_samples(mean_samples(number)))
+        means = check_mean_samples(mean_samples(number), job.compute.mesh)
+        job = job._replace(mean_samples=means)
     return job
 
 

@@ -201,6 +201,89 @@ def mesh_of_one() -> Mesh:
     return mesh
 
 
+@pytest.mark.parametrize(
+    "method", ["magni", pytest.param("woodfisherblock", marks=pytest.mark.slow)]
+)
+def test_parameters_that_are_spread_stay_so_and_are_pruned_alike(
+    method: str,
+) -> None:
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": os.environ.get("XLA_FLAGS", "")
+        + " --xla_force_host_platform_device_count=8",
+        "PYTHONPATH": str(HERE.parent),
+    }
+    done = subprocess.run(
+        [sys.executable, str(HERE / "sharded_parameters.py"), method],
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        f"{mesh} {kind} {compute}"
+        for mesh in ("one axis", "two axes")
+        for kind in ("Auto", "Explicit")
+        for compute in (False, True)
+    ]
+
+
+UNEQUAL = """
+import sys
+import jax, jax.numpy as jnp, numpy as np
+import woodfisher_jax as wf
+port, rank = sys.argv[1:]
+jax.distributed.initialize(f"127.0.0.1:{port}", 2, int(rank))
+mesh = jax.sharding.Mesh(np.asarray(jax.devices()), ("x",))
+few, many = np.ones((3 + int(rank), 2)), np.ones((9, 2))
+
+def message(samples, **options):
+    options = {"sparsity": 0.5, "mesh": mesh, "prunable": "w"} | options
+    loss = lambda params, x: jnp.mean(x @ params["w"])
+    try:
+        wf.prune(loss, {"w": np.arange(2.0, dtype=np.float32)}, samples, **options)
+    except ValueError as error:
+        return str(error)
+
+print(message(few))
+print(message(iter([few])))
+print(message(few, num_samples=4))
+print(message(many, method="woodtaylor", mean_samples=few))
+"""
+
+
+def test_processes_with_different_numbers_of_samples_all_say_so() -> None:
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(HERE.parent)}
+    port = free_port()
+    children = [
+        subprocess.Popen(
+            [sys.executable, "-c", UNEQUAL, port, str(rank)],
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        for rank in range(2)
+    ]
+    try:
+        outputs = [child.communicate(timeout=100)[0] for child in children]
+    finally:
+        for child in children:
+            child.kill()
+            child.wait()
+    said = [[x for x in out.splitlines() if "[Gloo]" not in x] for out in outputs]
+    differ = "found gradients for 3 in process 0, 4 in process 1."
+    for lines in said:
+        assert len(lines) == 4
+        for line in (0, 1, 3):
+            assert differ in lines[line]
+        assert lines[0].startswith(
+            "samples: expected the same samples in every process"
+        )
+        assert lines[3].startswith("mean_samples: ")
+    assert said[0][2].startswith("samples hold 3 examples, but num_samples=4")
+    assert "for none in process 0, 4 in process 1." in said[1][2]
+
+
 def test_without_a_mesh_nothing_is_spread() -> None:
     assert one_axis(None) is None
     assert num_devices(None) == 1

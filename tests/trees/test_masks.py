@@ -159,6 +159,7 @@ def test_paths_with_and_without_value_are_the_same_weight(path, given) -> None:
     masks = {given: jnp.array([True, False])}
     assert list(check_masks(params, masks)) == [path]
     assert leaves_by_path(apply_masks(params, masks))[path].tolist() == [1, 0]
+    assert list(init_masks(params, "kernel$")) == [path]
 
 
 # --------------------------------------------------------------------- applying

@@ -55,6 +55,11 @@ def test_leaves_not_named_are_the_same_objects() -> None:
     assert replace_leaves(tree, {"b": jnp.zeros(3)})["a"] is tree["a"]
 
 
+def test_a_path_with_and_one_without_value_are_the_same_leaf() -> None:
+    for tree, path in (({"w": {"value": 1}}, "w"), ({"w": 1}, "w/value")):
+        assert jax.tree.leaves(replace_leaves(tree, {path: 2})) == [2]
+
+
 def test_an_unknown_path_is_an_error_that_lists_the_known_ones() -> None:
     with pytest.raises(KeyError) as caught:
         replace_leaves({"fc1": 1.0, "fc2": 2.0}, {"fc3": 0.0})

@@ -275,6 +275,61 @@ def test_mismatch_names_all_three_kinds():
     assert "fc3._weight_mask (state dict (20, 10), model (10, 20))" in message
 
 
+@pytest.mark.parametrize(
+    "renamed",
+    [
+        "_orig_mod.{}",
+        "module._orig_mod.{}",
+        "_orig_mod.module.{}",
+        "model.{}",
+        "net.{}",
+        "model._orig_mod.{}",
+        "lightning.model.module.{}",
+        "_fsdp_wrapped_module._orig_mod.{}",
+        "fc.{}",
+    ],
+)
+def test_wrappers_and_a_prefix_are_left_out(renamed):
+    shapes = shapes_of("mlp")
+    variables = random_like(shapes)
+    stored = to_state_dict(variables)
+    masks = {mask_name(key): np.ones(array.shape) for key, array in stored.items()}
+    both = {renamed.format(key): array for key, array in (stored | masks).items()}
+    # As torch.optim.swa_utils.AveragedModel adds it.
+    back, found = to_variables(both | {"n_averaged": np.array(3)}, shapes)
+    assert_bits_equal(back, variables)
+    assert len(found) == len(masks)
+
+
+def test_wrappers_of_single_modules_are_left_out():
+    """Of DataParallel around the features, or torch.compile of a block."""
+    shapes = shapes_of("mobilenet_v1")
+    stored = to_state_dict(random_like(shapes))
+    inner = {k.replace("model.3.", "model.3._orig_mod."): v for k, v in stored.items()}
+    assert inner.keys() != stored.keys()
+    for prefix in ("", "model."):
+        given = {prefix + key: array for key, array in inner.items()}
+        back, _ = to_variables(given, shapes)
+        assert_bits_equal(back, to_variables(stored, shapes)[0])
+
+
+def test_a_model_and_its_average_in_one_file_are_named():
+    stored = to_state_dict(random_like(shapes_of("mlp")))
+    both = {
+        prefix + key: array
+        for prefix in ("online_model.", "ema_model.module.")
+        for key, array in stored.items()
+    }
+    message = r"several times, under the prefixes 'online_model.', 'ema_model.'"
+    with pytest.raises(StateDictMismatchError, match=message):
+        to_variables(both, shapes_of("mlp"))
+    # With a part of the model beside it the rest is not taken for it.
+    part = {"model." + key: array for key, array in stored.items()}
+    part["criterion.fc1.weight"] = stored["fc1.weight"]
+    with pytest.raises(StateDictMismatchError, match=r"unexpected \(1\): criterion"):
+        to_variables(part, shapes_of("mlp"))
+
+
 def test_mismatch_lists_ten_keys_and_counts_the_rest():
     deeper = to_state_dict(random_like(shapes_of("resnet32")))
     with pytest.raises(StateDictMismatchError, match=r"unexpected \(60\): .* 50 more"):

@@ -104,7 +104,20 @@ def test_views_scalars_and_shared_storages(write, protocol, read):
 
 
 @both_formats
-@pytest.mark.parametrize("key", ["state_dict", "model_state_dict", "model"])
+@pytest.mark.parametrize(
+    "key",
+    [
+        "state_dict",
+        "model_state_dict",
+        "model",
+        "net",
+        "module",
+        "state_dict_ema",
+        "model_ema",
+        "ema_state_dict",
+        "generator",
+    ],
+)
 def test_weights_are_found_among_other_entries(write, key, read):
     weight = np.ones((2, 2), np.float32)
     scalar = Call(
@@ -133,6 +146,18 @@ def test_weights_are_found_among_other_entries(write, key, read):
     state_dict = read(write(checkpoint))
     assert list(state_dict) == ["w"]
     assert_same(state_dict["w"], weight)
+
+
+def test_the_network_comes_before_its_average_and_two_networks_are_named(read):
+    weights, average = np.ones((2, 2), np.float32), np.zeros((2, 2), np.float32)
+    both = {
+        "state_dict_ema": {"w": tensor_of(average)},
+        "state_dict": {"w": tensor_of(weights)},
+    }
+    assert_same(read(zip_file(both))["w"], weights)
+    two = {name: {"w": tensor_of(weights)} for name in ("generator", "critic")}
+    with pytest.raises(TorchFileError, match=r"each of.*'critic'.*'generator'"):
+        read(zip_file(two))
 
 
 def test_npz_and_safetensors_whatever_their_names(read, tmp_path):

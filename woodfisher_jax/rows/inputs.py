@@ -1,12 +1,14 @@
 """What a pruning step is given, checked: parameters, loss, samples, targets."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from woodfisher_jax.rows.gradients import LossFn
+from woodfisher_jax.rows.sharding import gathered, spans_processes
 from woodfisher_jax.trees.paths import Params, leaves_by_path
 from woodfisher_jax.trees.samples import Examples, batch_length, num_examples, regroup
 
@@ -91,16 +93,56 @@ def check_targets(targets: Any, num_samples: int) -> jax.Array:
     return found
 
 
-def check_mean_samples(samples: Any) -> Any:
+def check_mean_samples(samples: Any, mesh: Mesh | None) -> Any:
     """Samples for the mean gradient, in a form that can be read more than once.
 
     Raises:
-        ValueError: If there are none.
+        ValueError: If there are none, or another number in another process.
     """
+
+    def count() -> tuple[Any, int]:
+        return counted(samples, None, 1)
+
     try:
-        return counted(samples, None, 1)[0]
+        return counted_alike(count, mesh, "samples")[0]
     except ValueError as error:
         raise ValueError(f"mean_samples: {error}") from error
+
+
+def counted_alike(
+    count: Callable[[], tuple[Any, int]], mesh: Mesh | None, what: str
+) -> tuple[Any, int]:
+    """Samples and their number, after all processes of a mesh have counted alike.
+
+    Otherwise some wait for gradients that others do not form, until JAX ends them.
+
+    Args:
+        count: Returns samples and their number.
+        mesh: The devices of the step.
+        what: The argument that was counted, for the message.
+
+    Raises:
+        ValueError: In all processes if the numbers differ, and where counting failed
+            elsewhere. Where it failed, its own exception.
+    """
+    if not spans_processes(mesh):
+        return count()
+    try:
+        found = count()
+    except Exception:
+        gathered(-1)  # the others wait for a number
+        raise
+    numbers = gathered(found[1])
+    if (numbers != numbers[0]).any():
+        parts = ", ".join(
+            f"{number} in process {i}" if number >= 0 else f"none in process {i}"
+            for i, number in enumerate(numbers)
+        )
+        raise ValueError(
+            f"{what}: expected the same samples in every process; found gradients for "
+            f"{parts}. Give every process all of them; prune spreads them itself"
+        )
+    return found
 
 
 def counted(samples: Any, num_samples: int | None, batch_size: int) -> tuple[Any, int]:

@@ -4,11 +4,14 @@ A mesh has one axis here, over all devices. Parameters, masks and scores, which 
 need, are replicated. Gradients never are.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXIS = "devices"
@@ -21,6 +24,59 @@ def one_axis(mesh: Mesh | None) -> Mesh | None:
     return Mesh(mesh.devices.reshape(-1), (AXIS,), axis_types=(AxisType.Auto,))
 
 
+def mesh_of(tree: Any) -> Mesh | None:
+    """The devices that a tree is spread over; None if no array is spread."""
+    for leaf in jax.tree.leaves(tree):
+        sharding = getattr(leaf, "sharding", None)
+        if isinstance(sharding, NamedSharding) and not sharding.is_fully_replicated:
+            mesh = sharding.mesh
+            return mesh if isinstance(mesh, Mesh) else None
+    return None
+
+
+def auto_axes(tree: Any) -> Any:
+    """The same arrays on the same devices, with axes that the compiler may reshard.
+
+    With Explicit axes the shardings are part of the types, and few formulas of a step
+    say which of them their results have.
+    """
+
+    def auto(leaf: Any) -> Any:
+        sharding = getattr(leaf, "sharding", None)
+        if not isinstance(sharding, NamedSharding):
+            return leaf
+        mesh = sharding.mesh
+        if AxisType.Explicit not in mesh.axis_types or not isinstance(mesh, Mesh):
+            return leaf
+        types = (AxisType.Auto,) * len(mesh.axis_names)
+        mesh = Mesh(mesh.devices, mesh.axis_names, axis_types=types)
+        return jax.device_put(leaf, NamedSharding(mesh, sharding.spec))
+
+    return jax.tree.map(auto, tree)
+
+
+@contextmanager
+def outside_mesh() -> Iterator[None]:
+    """Leaves the mesh of ``jax.set_mesh``, to which the arrays of a step do not belong.
+
+    While JAX traces it does nothing, since a mesh cannot be left there.
+    """
+    empty = jax.sharding.get_abstract_mesh().empty
+    if empty or isinstance(jnp.zeros(()), jax.core.Tracer):
+        yield
+        return
+    with jax.set_mesh(Mesh(np.empty((), object), ())):
+        yield
+
+
+def placed_as(array: Any, other: Any) -> Any:
+    """An array with the sharding of another that is on several devices."""
+    sharding = getattr(other, "sharding", None)
+    if sharding is None or sharding.num_devices == 1 or array.sharding == sharding:
+        return array
+    return jax.device_put(array, sharding)
+
+
 def num_devices(mesh: Mesh | None) -> int:
     """How many devices share the work."""
     return 1 if mesh is None else mesh.size
@@ -30,6 +86,21 @@ def local_devices(mesh: Mesh | None) -> list[jax.Device]:
     """This process's devices of the mesh, in its order; empty without a mesh."""
     here = jax.process_index()
     return [d for d in mesh.devices.flat if d.process_index == here] if mesh else []
+
+
+def gathered(value: int) -> np.ndarray:
+    """A whole number of each process [processes]."""
+    if jax.process_count() == 1:
+        return np.asarray([value])
+    return np.asarray(multihost_utils.process_allgather(np.int32(value)))
+
+
+def spans_processes(mesh: Mesh | None) -> bool:
+    """Whether every process has devices of the mesh, and there are several."""
+    number = jax.process_count()
+    if mesh is None or number == 1:
+        return False
+    return len({device.process_index for device in mesh.devices.flat}) == number
 
 
 def placed(mesh: Mesh | None, *spec: str | None) -> NamedSharding | None:

@@ -17,7 +17,13 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from woodfisher_jax.rows.sharding import AXIS, num_devices, one_axis, placed
+from woodfisher_jax.rows.sharding import (
+    AXIS,
+    gathered,
+    num_devices,
+    one_axis,
+    placed,
+)
 from woodfisher_jax.training.config import Config, ConfigError, DistributedConfig
 from woodfisher_jax.training.workdir import differences, identity
 
@@ -163,13 +169,6 @@ def together(function: Callable[..., Any], *arguments: Any) -> Any:
 def first_only(function: Callable[..., Any], *arguments: Any) -> None:
     """Calls a function in the first process; the others wait for it."""
     together(function if is_first() else lambda *_: None, *arguments)
-
-
-def gathered(value: int) -> np.ndarray:
-    """A whole number of each process [processes]."""
-    if jax.process_count() == 1:
-        return np.asarray([value])
-    return np.asarray(multihost_utils.process_allgather(np.int32(value)))
 
 
 def check_config(config: Config) -> None:

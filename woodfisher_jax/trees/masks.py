@@ -57,8 +57,9 @@ def init_masks(
     Args:
         params: Any pytree of arrays.
         prunable: A predicate on (path, array), or a regular expression searched in the
-            path; default the weights of dense layers and convolutions that ``axes``
-            has, else :func:`is_kernel`.
+            path, with and without the ``value`` of Flax NNX at its end; default the
+            weights of dense layers and convolutions that ``axes`` has, else
+            :func:`is_kernel`.
         axes: From :func:`woodfisher_jax.find_axes`; by default, and where no layer was
             found, shapes tell.
 
@@ -136,7 +137,9 @@ def _predicate(prunable: Prunable) -> Callable[[str, jax.Array], bool]:
         raise ValueError(
             f"prunable={prunable!r} is not a regular expression: {error}"
         ) from error
-    return lambda path, leaf: pattern.search(path) is not None
+    return lambda path, leaf: bool(
+        pattern.search(path) or pattern.search(weight_name(path))
+    )
 
 
 def by_path(masks: MasksLike) -> Masks:
@@ -169,7 +172,7 @@ def by_path(masks: MasksLike) -> Masks:
                 f"masks[{path!r}] is of type {type(mask).__name__}; expected a boolean "
                 "array"
             )
-        dtype = jnp.result_type(mask)
+        dtype = getattr(mask, "dtype", np.dtype(bool))
         if dtype != np.bool_:
             raise TypeError(
                 f"masks[{path!r}] has dtype {dtype}; expected bool, True = kept"

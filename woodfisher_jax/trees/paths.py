@@ -63,7 +63,8 @@ def replace_leaves(params: Params, leaves: Mapping[str, Any]) -> Params:
 
     Args:
         params: Any pytree.
-        leaves: From path to the new leaf; each path must exist in ``params``.
+        leaves: From path to the new leaf; each path must exist in ``params``, with or
+            without ``value`` at its end (:func:`weight_name`).
 
     Raises:
         KeyError: If a path is not in the tree.
@@ -74,12 +75,14 @@ def replace_leaves(params: Params, leaves: Mapping[str, Any]) -> Params:
         {'layer': {'bias': 0.0, 'kernel': 1.0}}
     """
     known = leaves_by_path(params)
-    unknown = [path for path in leaves if path not in known]
+    names = {weight_name(path) for path in known}
+    unknown = [path for path in leaves if weight_name(path) not in names]
     if unknown:
         raise KeyError(
             f"no leaf of params is called {unknown[0]!r}; expected some of "
             f"{list(known)}"
         )
+    new = {weight_name(path): leaf for path, leaf in leaves.items()}
     return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: leaves.get(_name(path), leaf), params
+        lambda path, leaf: new.get(weight_name(_name(path)), leaf), params
     )

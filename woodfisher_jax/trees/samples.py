@@ -50,9 +50,15 @@ def on_host(leaf: Any) -> Any:
 
     Raises:
         TypeError: If its entries are no numbers.
+        ValueError: If other processes have parts of it.
     """
     if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return leaf
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+        raise ValueError(
+            "samples: an array is spread over several processes; expected all samples "
+            "in every process, such as NumPy arrays"
+        )
     array = np.asarray(leaf)
     if array.dtype.kind in "OSUMm":
         raise TypeError(

@@ -12,7 +12,7 @@ Kernels are stored as [..., in, out] here and as [out, in, ...] there.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -41,6 +41,16 @@ _SEGMENTS = (
 
 _MASK = re.compile(r"(^|\.)_(weight|bias|cls_token|pos_embed)_mask$")
 _COUNT = "num_batches_tracked"
+_COUNTS = (_COUNT, "n_averaged")
+"""Of batches, and of the averages of ``AveragedModel``; neither is a weight."""
+
+_WRAPPERS = (
+    "module",  # DataParallel, DistributedDataParallel, AveragedModel
+    "_orig_mod",  # torch.compile
+    "_fsdp_wrapped_module",
+    "_checkpoint_wrapped_module",
+    "_layer",  # the original's masked layers
+)
 _MOST_KEYS_LISTED = 10
 
 
@@ -114,10 +124,12 @@ def to_variables(
     """Fills a model's variables from a PyTorch state dict.
 
     Args:
-        state_dict: Key to array. A leading ``module.`` and the original's wrapped names
-            (``fc1._layer.weight``, ``fc1._weight_mask``) are understood;
-            ``num_batches_tracked`` is ignored. A dense layer may be stored as a
-            1 x 1 convolution; if that has no bias, the bias is zero.
+        state_dict: Key to array. Names of wrappers at any place (``module.``,
+            ``_orig_mod.``, the original's ``fc1._layer.weight``) and a prefix of all
+            names (``model.``, ``net.``, ``ema_model.``) are left out; masks
+            (``fc1._weight_mask``) are read; ``num_batches_tracked`` and ``n_averaged``
+            are ignored. A dense layer may be stored as a 1 x 1 convolution; if that has
+            no bias, the bias is zero.
         variables: The model's ``{"params": ..., "batch_stats": ...}``, arrays or
             shapes: what ``model.init`` returns, or ``jax.eval_shape`` of it.
 
@@ -127,7 +139,8 @@ def to_variables(
         when the state dict has none.
 
     Raises:
-        StateDictMismatchError: If a key is missing, unexpected or of another shape.
+        StateDictMismatchError: If a key is missing, unexpected or of another shape, or
+            several prefixes have the whole model.
         ValueError: If a mask has values other than 0 and 1, or a weight is of whole
             numbers.
 
@@ -164,13 +177,16 @@ def _match(
     masks: dict[str, np.ndarray] = {}
     zero_biases: dict[str, np.ndarray] = {}
     unexpected, misshaped = [], []
+    names = {key: _unwrapped(key) for key in state_dict}
+    prefix = _prefix(names.values(), paths)
     for key, array in state_dict.items():
-        name = re.sub(r"^(module\.)+", "", key).replace("._layer.", ".")
-        if name.split(".")[-1] == _COUNT:
+        name = names[key]
+        if name.split(".")[-1] in _COUNTS:
             continue
         weight_name = _MASK.sub(r"\1\2", name)
         found = weights if weight_name == name else masks
-        path = paths.get(weight_name)
+        inside = weight_name.startswith(prefix)
+        path = paths.get(weight_name.removeprefix(prefix)) if inside else None
         # A path that is filled already: the file has the weight twice, once prefixed.
         if path is None or path in found:
             unexpected.append(key)
@@ -194,6 +210,38 @@ def _match(
     missing = [name for name, path in paths.items() if path not in weights]
     _refuse_mismatch(missing, unexpected, misshaped)
     return weights, masks
+
+
+def _unwrapped(key: str) -> str:
+    return ".".join(part for part in key.split(".") if part not in _WRAPPERS)
+
+
+def _prefix(names: Iterable[str], wanted: Collection[str]) -> str:
+    """What comes before the names of the model: the prefix that most of them have.
+
+    Args:
+        names: Of a state dict.
+        wanted: Of the model.
+
+    Raises:
+        StateDictMismatchError: If several prefixes have all names, as in a file with a
+            network and its average.
+    """
+    found: dict[str, set[str]] = {"": set()}
+    for name in names:
+        parts = name.split(".")
+        for i in range(len(parts)):
+            rest = ".".join(parts[i:])
+            if rest in wanted:
+                found.setdefault(name.removesuffix(rest), set()).add(rest)
+    whole = [prefix for prefix, rest in found.items() if len(rest) == len(wanted)]
+    if len(whole) > 1:
+        raise StateDictMismatchError(
+            "state_dict: it has the whole model several times, under the prefixes "
+            f"{', '.join(map(repr, whole))}; save the keys of one of them to a file of "
+            "its own"
+        )
+    return max(found, key=lambda prefix: len(found[prefix]))
 
 
 def _torch_segment(segment: str) -> str:

@@ -30,7 +30,17 @@ _MOST_SHARING = 4
 """How many times the bytes of their storages tensors may take together."""
 
 _LONGEST_KEY = 500
-_STATE_DICT_KEYS = ("state_dict", "model_state_dict", "model")
+_STATE_DICT_KEYS = (
+    "state_dict",
+    "model_state_dict",
+    "model",
+    "net",
+    "module",
+    # Averages, where a file has nothing else.
+    "state_dict_ema",
+    "model_ema",
+    "ema_state_dict",
+)
 
 
 class TorchFileError(ValueError):
@@ -41,7 +51,9 @@ def read_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """Reads the arrays of a model from a file.
 
     Of a checkpoint with an optimizer and the like the weights are those under
-    ``state_dict``, ``model_state_dict`` or ``model``, else those of the file itself.
+    ``state_dict``, ``model_state_dict``, ``model``, ``net`` or ``module``, else the
+    averages under ``state_dict_ema``, ``model_ema`` or ``ema_state_dict``, else those
+    of the file itself, else those under its only key that has any.
 
     Args:
         path: A ``.pth``, ``.pt``, ``.ckpt``, ``.npz`` or ``.safetensors`` file. Its
@@ -191,12 +203,26 @@ def _tensors_of(root: Any) -> dict[str, TensorRef]:
     if not isinstance(root, Mapping):
         return {}
     for candidate in (*(root.get(key) for key in _STATE_DICT_KEYS), root):
-        if isinstance(candidate, Mapping):
-            named = {k: v for k, v in candidate.items() if isinstance(k, str)}
-            tensors = {k: v for k, v in named.items() if isinstance(v, TensorRef)}
-            if tensors:
-                return tensors
-    return {}
+        if tensors := _own_tensors(candidate):
+            return tensors
+    others = {key: _own_tensors(value) for key, value in root.items()}
+    others = {key: tensors for key, tensors in others.items() if tensors}
+    if len(others) > 1:
+        raise ValueError(
+            f"it has tensors under each of {sorted(map(repr, others))[:10]}; save the "
+            "one that you mean to a file of its own"
+        )
+    return next(iter(others.values()), {})
+
+
+def _own_tensors(candidate: Any) -> dict[str, TensorRef]:
+    if not isinstance(candidate, Mapping):
+        return {}
+    return {
+        key: value
+        for key, value in candidate.items()
+        if isinstance(key, str) and isinstance(value, TensorRef)
+    }
 
 
 def _check_entries(path: Path, state_dict: Mapping[str, np.ndarray]) -> None:
