@@ -288,10 +288,24 @@ def checked(field: Field, value: Any) -> Any:
             )
             if fits:
                 return value
-    close = difflib.get_close_matches(str(value), field.words, n=1)
+    word = value if isinstance(value, str) else ""
+    close = difflib.get_close_matches(word[:LONGEST_SHOWN], field.words, n=1)
     hint = f"; did you mean {close[0]!r}?" if close else ""
-    message = f"{field.name}={value!r}; expected {field.expected}{hint}"
+    message = f"{field.name}={shown(value)}; expected {field.expected}{hint}"
     raise OptionError(field.name, message)
+
+
+LONGEST_SHOWN = 100
+"""Characters of a value in a message."""
+
+
+def shown(value: Any) -> str:
+    """A value for a message: one line, not too long."""
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:  # Any, of any class; of an integer with thousands of digits too.
+        text = f"a value of type {type(value).__name__}"
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
 
 
 def check_known(name: str, known: Iterable[str], where: str) -> None:
@@ -306,7 +320,7 @@ def check_known(name: str, known: Iterable[str], where: str) -> None:
     close = difflib.get_close_matches(name, names, n=1)
     hint = f"; did you mean {close[0]!r}?" if close else ""
     raise OptionError(
-        name, f"{where} has no option {name!r}{hint} (it has {', '.join(names)})"
+        name, f"{where} has no option {shown(name)}{hint} (it has {', '.join(names)})"
     )
 
 

@@ -1,8 +1,12 @@
 """A signal is noted, once; the second one ends the process."""
 
 import os
+import pty
 import signal
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -28,6 +32,38 @@ def test_a_run_that_was_started_with_nohup_goes_on() -> None:
             assert request.signal == 0
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+LOSES_ITS_TERMINAL = """
+import os, signal, sys
+os.open(os.ttyname(1), os.O_RDWR)  # The session's terminal.
+from woodfisher_jax.training.preemption import stop_requests
+with stop_requests() as request:
+    print("ready", flush=True)
+    while not request.signal:
+        signal.pause()
+    print("lost", flush=True)
+    sys.stderr.write("lost")
+with open(sys.argv[1], "w") as file:
+    file.write(signal.Signals(request.signal).name)
+"""
+
+
+def test_a_terminal_that_is_closed_stops_no_saving(tmp_path: Path) -> None:
+    end = tmp_path / "end"
+    terminal, inner = pty.openpty()
+    child = subprocess.Popen(
+        [sys.executable, "-c", LOSES_ITS_TERMINAL, str(end)],
+        stdin=inner,
+        stdout=inner,
+        stderr=inner,
+        start_new_session=True,
+    )
+    os.close(inner)
+    assert os.read(terminal, 5) == b"ready"
+    os.close(terminal)
+    assert child.wait(60) == 0
+    assert end.read_text() == "SIGHUP"
 
 
 def test_the_second_signal_is_that_of_a_process_that_does_not_listen(

@@ -22,6 +22,7 @@ from woodfisher_jax.models.mobilenet import MobileNetV1, MobileNetV2
 from woodfisher_jax.models.resnet import CifarResNet, ResNet
 from woodfisher_jax.models.vgg import VGG
 from woodfisher_jax.models.vit import VisionTransformer
+from woodfisher_jax.options import shown
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "mlp": MLP,
@@ -55,25 +56,51 @@ def build_model(name: str, **settings: Any) -> nn.Module:
     """
     if name not in MODELS:
         raise ValueError(
-            f"model: expected one of {', '.join(MODELS)}; got {name!r}."
+            f"name: expected one of {', '.join(MODELS)}; got {name!r}."
             f"{_did_you_mean(name, list(MODELS))}"
         )
     build = MODELS[name]
     # The settings that the name fixes and Linen's own are not the caller's.
     fixed = {*getattr(build, "keywords", {}), "parent", "name"}
-    allowed = [p for p in inspect.signature(build).parameters if p not in fixed]
-    for setting in settings:
+    parameters = inspect.signature(build).parameters
+    allowed = [p for p in parameters if p not in fixed]
+    for setting, value in settings.items():
         if setting not in allowed:
             raise ValueError(
                 f"model {name!r}: expected settings among {', '.join(allowed)}; "
                 f"got {setting!r}.{_did_you_mean(setting, allowed)}"
             )
+        _check_setting(setting, value, parameters[setting].default)
     return build(**settings)
 
 
 def num_parameters(params: Any) -> int:
     """Counts the parameters of a tree of arrays (or of their shapes)."""
     return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def _check_setting(name: str, value: Any, default: Any) -> None:
+    """Raises unless a setting is of the kind of its default.
+
+    Linen takes any value, and fails where it is used first, without its name.
+    """
+
+    def is_width(one: Any) -> bool:
+        return isinstance(one, int) and not isinstance(one, bool) and 0 < one <= 2**20
+
+    fits, expected = True, ""
+    if isinstance(default, bool):
+        fits, expected = isinstance(value, bool), "True or False"
+    elif isinstance(default, int):
+        fits, expected = is_width(value), "a whole number from 1 to 2**20"
+    elif isinstance(default, float):
+        fits = isinstance(value, (int, float)) and 0 <= value < 1
+        expected = "a number from 0 and below 1"
+    elif isinstance(default, tuple):
+        fits = isinstance(value, (tuple, list)) and all(map(is_width, value))
+        expected = f"whole numbers from 1 to 2**20 in brackets, such as {default}"
+    if not fits:
+        raise ValueError(f"{name}={shown(value)}; expected {expected}")
 
 
 def _did_you_mean(word: str, known: list[str]) -> str:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from woodfisher_jax.options import OptionError, check_known
+from woodfisher_jax.options import LARGEST, OptionError, check_known, shown
 from woodfisher_jax.trees.paths import Params
 
 OPTIMIZERS = (
@@ -173,15 +173,28 @@ def check_settings(name: str, settings: Mapping[str, Any]) -> None:
         OptionError: Naming the setting, and those that there are.
     """
     known = optimizer_settings(name)
+    parameters = inspect.signature(getattr(optax, name)).parameters
     for key, value in settings.items():
         check_known(key, known, name)
-        is_number = isinstance(value, (bool, int, float))
-        if key in SHARES and value is not None and not (is_number and 0 <= value < 1):
-            message = f"{key}={value!r}; expected a number in [0, 1)"
-            raise OptionError(key, message)
-        if not (is_number or value is None or isinstance(value, str)):
-            message = f"{key}={value!r}; expected a number, True, False or None"
-            raise OptionError(key, message)
+        default = parameters[key].default
+        if isinstance(default, bool):
+            fits, expected = isinstance(value, bool), "True or False"
+        elif key.endswith("dtype"):
+            fits = value is None or value in ("float32", "bfloat16", "float16")
+            expected = "'float32', 'bfloat16', 'float16' or None"
+        elif key in SHARES:
+            fits = value is None or (_is_finite(value) and 0 <= value < 1)
+            expected = "a number in [0, 1)"
+        else:
+            fits = value is None or _is_finite(value)
+            expected = "a finite number or None"
+        if not fits:
+            raise OptionError(key, f"{key}={shown(value)}; expected {expected}")
+
+
+def _is_finite(value: Any) -> bool:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return is_number and abs(value) <= LARGEST
 
 
 def make_optimizer(

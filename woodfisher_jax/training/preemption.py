@@ -43,6 +43,8 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signal = 0
+        # Asked now: of a terminal that is lost, the system says that it is none.
+        self._terminals = [number for number in (1, 2) if os.isatty(number)]
 
     def receive(self, number: int, frame: FrameType | None = None) -> None:
         """Records a signal; the second one has its usual effect."""
@@ -54,11 +56,20 @@ class StopRequest:
             os.kill(os.getpid(), number)
             return
         self.signal = number
+        if number == signal.SIGHUP:
+            self._leave_terminals()
         logger.info(
             "%s: the step is finished and saved, then the run stops; once more stops "
             "it at once",
             signal.Signals(number).name,
         )
+
+    def _leave_terminals(self) -> None:
+        """Sends output nowhere that would fail, before the run has saved itself."""
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for number in self._terminals:
+            os.dup2(nowhere, number)
+        os.close(nowhere)
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from woodfisher_jax.curvature.fisher import AUTO, WoodFisher
 from woodfisher_jax.curvature.method import Method, Sampled
 from woodfisher_jax.methods import applicable, check_together, method_named, resolve
-from woodfisher_jax.options import OptionError, fields_of
+from woodfisher_jax.options import OptionError, fields_of, shown
 from woodfisher_jax.rows.compute import Compute
 from woodfisher_jax.selection.goal import Goal
 from woodfisher_jax.selection.patterns import Pattern
@@ -50,8 +50,8 @@ def _requirements(section: Any, where: str) -> Require:
 
     def require(condition: bool, field: str, expected: str) -> None:
         if not condition:
-            value = getattr(section, field)
-            message = f"{where}.{field}={value!r}; expected {expected}"
+            value = shown(getattr(section, field))
+            message = f"{where}.{field}={value}; expected {expected}"
             raise ConfigError(message)
 
     return require

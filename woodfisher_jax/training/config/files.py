@@ -15,7 +15,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from woodfisher_jax.options import Field
+from woodfisher_jax.options import Field, shown
 from woodfisher_jax.training.config.sections import Config, PruneConfig
 from woodfisher_jax.training.config.values import (
     NAMED,
@@ -92,25 +92,30 @@ def load_config(config: str) -> dict[str, Any]:
     sys.path.append(str(path.parent.resolve()))
     try:
         get_config = runpy.run_path(str(path)).get("get_config")
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _in_file(path, error) from error
     if get_config is None:
         raise ConfigError(f"--config={config}: the file must define get_config()")
     try:
         stated = get_config(word) if word else get_config()
     except ValueError as error:
-        raise ConfigError(f"--config={config}: {error}") from error
-    except Exception as error:
+        raise ConfigError(f"--config={config}: {_line(error)}") from error
+    except (Exception, SystemExit) as error:
         raise _in_file(path, error) from error
     if not isinstance(stated, (ConfigDict, dict)):
         raise ConfigError(
-            f"{path}: expected a ConfigDict of get_config(), got {stated}"
+            f"{path}: expected a ConfigDict of get_config(), got {shown(stated)}"
         )
     values: dict[str, Any] = ConfigDict(stated).to_dict()
     return values
 
 
-def _in_file(path: Path, error: Exception) -> ConfigError:
+def _line(error: BaseException) -> str:
+    """The words of an error as one line, not too long."""
+    return f"{' '.join(str(error).split()):.300}"
+
+
+def _in_file(path: Path, error: BaseException) -> ConfigError:
     """An error in a config file, with the line where it was raised."""
     lines = [
         frame.lineno
@@ -118,7 +123,7 @@ def _in_file(path: Path, error: Exception) -> ConfigError:
         if frame.filename == str(path)
     ]
     where = f", line {lines[-1]}" if lines else ""
-    return ConfigError(f"{path}{where}: {type(error).__name__}: {error}")
+    return ConfigError(f"{path}{where}: {type(error).__name__}: {_line(error)}")
 
 
 # -------------------------------------------------------------------------- overrides
@@ -148,7 +153,7 @@ def override(values: dict[str, Any], argument: str) -> None:
         section = _inner(section, level, group, where)
         level, where = level.setdefault(group, {}), f"{where}.{group}"
         if not isinstance(level, dict):
-            raise ConfigError(f"{where}={level!r}; expected a group of fields")
+            raise ConfigError(f"{where}={shown(level)}; expected a group of fields")
     fields = section_fields(section, level)
     if section in NAMED and key not in fields:
         level[key] = _setting(text, level.get(key))

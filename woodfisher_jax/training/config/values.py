@@ -8,7 +8,13 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from woodfisher_jax.methods import METHODS
-from woodfisher_jax.options import Field, OptionError, fields_of
+from woodfisher_jax.options import (
+    LONGEST_SHOWN,
+    Field,
+    OptionError,
+    fields_of,
+    shown,
+)
 from woodfisher_jax.training.config.sections import (
     Config,
     ModelConfig,
@@ -63,6 +69,7 @@ def check_key(key: str, known: Iterable[str], where: str) -> None:
     known = list(known)
     if key in known:
         return
+    key = key if len(key) <= LONGEST_SHOWN else f"{key[:LONGEST_SHOWN]}..."
     close = difflib.get_close_matches(key, known, n=1)
     hint = f"; did you mean {where}.{close[0]}?" if close else f"; there are {known}"
     raise ConfigError(f"{where}.{key} does not exist{hint}")
@@ -102,6 +109,7 @@ def build(values: Mapping[str, Any]) -> Config:
         ConfigError: If a key is unknown (with the nearest known one), or a value has
             the wrong type or is out of range.
     """
+    _check_keys(values, "config")
     further = sorted((k for k in values if is_pruner(k)), key=lambda k: int(k[6:]))
     for number, key in enumerate(further, start=2):
         if key != f"prune_{number}":
@@ -115,10 +123,18 @@ def build(values: Mapping[str, Any]) -> Config:
     return dataclasses.replace(config, also_prune=tuple(others))
 
 
+def _check_keys(values: Mapping[Any, Any], where: str) -> None:
+    """Raises unless all keys are names."""
+    for key in values:
+        if not isinstance(key, str):
+            raise ConfigError(f"{where} has the key {shown(key)}; expected names")
+
+
 def _section(defaults: Any, values: Mapping[str, Any], where: str) -> Any:
     """A section from its values; what is absent is as in ``defaults``."""
     if not isinstance(values, Mapping):
-        raise ConfigError(f"{where}={values!r}; expected a group of fields")
+        raise ConfigError(f"{where}={shown(values)}; expected a group of fields")
+    _check_keys(values, where)
     section = type(defaults)
     inner, known = subsections(section), section_fields(section, values)
     changes: dict[str, Any] = {}
