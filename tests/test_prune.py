@@ -348,10 +348,11 @@ def test_the_share_of_weights_that_no_sample_has_touched() -> None:
 
 
 def test_a_tensor_of_which_nothing_is_left_is_named() -> None:
-    params = {"a": jnp.ones((4, 3)), "b": 1e-3 * jnp.ones((2, 3))}
-    with pytest.warns(PruneWarning, match="no weight is left of 'b'; lower sparsity"):
+    params = {"a": jnp.ones((4, 3)), "kernel": 1e-3 * jnp.ones((2, 3))}
+    message = "no weight is left of 'kernel'; lower sparsity"
+    with pytest.warns(PruneWarning, match=message):
         _, masks, info = prune(None, params, sparsity=0.4, method="globalmagni")
-    assert info.empty_outputs == {"b": 3}
+    assert info.empty_outputs == {"kernel": 3}
     # What was empty before is said no more.
     again = prune(None, params, sparsity=0.5, method="globalmagni", masks=masks)[2]
     assert again.warnings == ()
@@ -359,7 +360,11 @@ def test_a_tensor_of_which_nothing_is_left_is_named() -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"scope": "layer"}, {"pattern": "2x1"}, {"method": "woodtaylor"}],
+    [
+        {"scope": "layer"},
+        {"pattern": "2x1", "axes": {"fc2/w": "oi", "out": "koi"}},
+        {"method": "woodtaylor"},
+    ],
 )
 def test_zeros_that_no_mask_names_may_come_back_and_are_counted(options) -> None:
     weights = WEIGHTS | {"out": np.where(OLD_MASKS["out"], WEIGHTS["out"], 0)}

@@ -272,6 +272,7 @@ def test_a_tensor_that_is_all_pruned_already_has_no_part(store) -> None:
     assert_same(run(store=store, masks=masks, samples=other), found)
 
 
+@pytest.mark.filterwarnings("ignore:no weight is left")  # of one
 @pytest.mark.parametrize("store", ["device", "recompute"])
 def test_one_weight_and_one_sample(store) -> None:
     params, samples = {"w": jnp.ones((1, 1))}, {"w": np.ones((1, 1, 1), np.float32)}

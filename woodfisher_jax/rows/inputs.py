@@ -25,7 +25,9 @@ def check_concrete(*trees: Any) -> None:
     # Not an iterator, which JAX warns of.
     leaves = jax.tree.leaves(trees, is_leaf=lambda node: isinstance(node, Iterator))
     # Zeros are traced under jit even where no argument is.
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in (jnp.zeros(()), *leaves)):
+    if any(
+        isinstance(leaf, jax.core.Tracer) for leaf in (jax.device_put(0.0), *leaves)
+    ):
         raise TypeError(
             "wf.prune cannot run under jit, vmap or grad, since it plans memory and "
             "checks precision with the values at hand; call it outside, or compose "
