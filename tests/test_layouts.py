@@ -1,0 +1,241 @@
+"""Every kind of layer in every framework: right, or refused by name.
+
+What is found in a network's own layout is compared with what convention says of its
+twin, whose layers are unstacked kernels (..., inputs, outputs).
+"""
+
+import re
+from functools import cache
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from layer_zoo import FRAMEWORKS, KINDS, Network
+
+import woodfisher_jax as wf
+from woodfisher_jax.selection.patterns import groups_of, parse
+from woodfisher_jax.tracing.macs import macs_per_weight
+from woodfisher_jax.trees.blocks import FlatOrder, flat_order, within_tensors
+from woodfisher_jax.weights.sparse_files import load_sparse, save_sparse
+
+PATTERNS = {"N:M": "1:2", "AxB": "2x3", "filters": "filters", "heads": "heads"}
+COLUMNS = (*PATTERNS, "blocks", "scope", "kfac", "MACs", "export")
+
+NO_HEADS = {kind for kind in KINDS if kind not in ("attention", "fused qkv")}
+REFUSED: dict[str, set[str]] = {
+    "N:M": {"depthwise convolution"},  # one input, no two
+    "heads": NO_HEADS,
+    "kfac": set(),
+}
+"""The kinds of layers that a column refuses, whatever the framework."""
+
+ALL = [
+    pytest.param(framework, kind, id=f"{framework}-{kind.replace(' ', '_')}")
+    for framework in FRAMEWORKS
+    for kind in KINDS
+]
+
+
+@cache
+def network(framework: str, kind: str) -> Network:
+    return KINDS[kind](framework)
+
+
+def loss_of(apply):
+    return lambda params, x: jnp.mean((apply(params, x) - 1) ** 2)
+
+
+def axes_of(net: Network) -> dict[str, wf.WeightAxes]:
+    return wf.find_axes(loss_of(net.apply), net.params, net.inputs)
+
+
+def orders(net: Network) -> tuple[FlatOrder, FlatOrder]:
+    """The flat order of the network by tracing, and of its twin by convention."""
+    masks = wf.init_masks(net.params, axes=axes_of(net))
+    return flat_order(masks, axes_of(net)), flat_order(net.twin())
+
+
+def on_twin(net: Network, order: FlatOrder, numbers: np.ndarray) -> np.ndarray:
+    """Numbers of the network's weights, in the flat order of the twin."""
+    arrays = wf.blocks.unflatten(order, jnp.asarray(numbers))
+    kernels = {
+        name: np.asarray(arrays[path]).reshape(-1)[places]
+        for name, (path, places) in net.entries().items()
+    }
+    return np.asarray(wf.blocks.flatten(flat_order(net.twin()), kernels))
+
+
+def assert_same_parts(found: np.ndarray, expected: np.ndarray) -> None:
+    """The same weights are together, whatever the numbers are."""
+    pairs = {*zip(found.tolist(), expected.tolist(), strict=True)}
+    assert len(pairs) == len({*found.tolist()}) == len({*expected.tolist()})
+
+
+def blocks_of(order: FlatOrder, size: int | None) -> np.ndarray:
+    """The block of each weight, with the place in it as digits."""
+    numbers, first = np.zeros(order.size, int), 0
+    for group in within_tensors(order, size):
+        for row in group:
+            real = row[row < order.size]
+            numbers[real] = first
+            first += 1
+    return numbers
+
+
+@pytest.mark.parametrize(("framework", "kind"), ALL)
+def test_weights_are_found_and_nothing_else(framework: str, kind: str) -> None:
+    net = network(framework, kind)
+    masks = wf.init_masks(net.params, axes=axes_of(net))
+    assert {*masks} == {path for path, _ in net.kernels.values()}
+    assert not any(axes.doubt for axes in axes_of(net).values())
+
+
+@pytest.mark.parametrize(("framework", "kind"), ALL)
+@pytest.mark.parametrize("column", ["N:M", "AxB", "filters"])
+def test_patterns_lie_along_inputs_and_outputs(framework, kind, column) -> None:
+    net, pattern = network(framework, kind), parse(PATTERNS[column])
+    order, twin = orders(net)
+    if kind in REFUSED.get(column, ()):
+        with pytest.raises(ValueError, match=rf"{order.paths[0]}.*leave it out"):
+            groups_of(pattern, order)
+        return
+    found, expected = groups_of(pattern, order), groups_of(pattern, twin)
+    assert_same_parts(on_twin(net, order, found.of), expected.of)
+
+
+@pytest.mark.parametrize(("framework", "kind"), ALL)
+def test_heads_are_found_by_what_the_network_does(framework, kind) -> None:
+    net = network(framework, kind)
+    order, _ = orders(net)
+    if kind in REFUSED["heads"]:
+        with pytest.raises(ValueError, match=rf"{order.paths[0]}.*no heads in the"):
+            groups_of(parse("heads"), order)
+        return
+    of = wf.blocks.unflatten(order, jnp.asarray(groups_of(parse("heads"), order).of))
+    found, expected = [], []
+    for path, heads in net.heads.items():
+        found.append(np.asarray(of[path]).reshape(-1))
+        expected.append(np.broadcast_to(heads, of[path].shape).reshape(-1))
+    assert_same_parts(np.concatenate(found), np.concatenate(expected))
+
+
+@pytest.mark.parametrize(("framework", "kind"), ALL)
+def test_blocks_and_budgets_are_those_of_single_layers(framework, kind) -> None:
+    net = network(framework, kind)
+    order, twin = orders(net)
+    for size in (4, None):
+        found = on_twin(net, order, blocks_of(order, size))
+        assert_same_parts(found, blocks_of(twin, size))
+    layers = [
+        np.repeat(np.arange(len(one.layers) - 1), np.diff(one.layers))
+        for one in (order, twin)
+    ]
+    assert_same_parts(on_twin(net, order, layers[0]), layers[1])
+
+
+@pytest.mark.parametrize(("framework", "kind"), ALL)
+def test_macs_are_those_counted_by_hand(framework, kind) -> None:
+    net = network(framework, kind)
+    inputs = jax.tree.map(lambda a: a[:1], net.inputs)
+    assert macs_per_weight(loss_of(net.apply), net.params, inputs) == net.macs
+
+
+@pytest.mark.parametrize(("framework", "kind"), ALL)
+def test_a_saved_network_obeys_its_pattern(framework, kind, tmp_path: Path) -> None:
+    net, axes = network(framework, kind), axes_of(network(framework, kind))
+    pattern = "filters" if kind in REFUSED["N:M"] else "1:2"
+    params, masks, _ = magnitude(net, pattern)
+    save_sparse(tmp_path / "net.safetensors", params, masks)
+    arrays, kept = load_sparse(tmp_path / "net.safetensors")
+    tensors = {path: jnp.asarray(arrays[path]) for path in kept}
+    everything = lambda path, leaf: True  # noqa: E731
+    wf.patterns.check(tensors, pattern, everything, axes=axes)
+    path = next(iter(masks))
+    entry = np.unravel_index(
+        np.flatnonzero(~np.asarray(masks[path]))[0], masks[path].shape
+    )
+    broken = tensors | {path: tensors[path].at[entry].set(1.0)}
+    with pytest.raises(wf.patterns.PatternError, match=re.escape(path)):
+        wf.patterns.check(broken, pattern, everything, axes=axes)
+
+
+@pytest.mark.filterwarnings("ignore:no weight is left")
+def magnitude(net: Network, pattern: str):
+    return wf.prune(
+        loss_of(net.apply),
+        net.params,
+        net.inputs,
+        method="globalmagni",
+        pattern=pattern,
+        sparsity=0.5,
+    )
+
+
+# ---------------------------------------------------------------------- whole steps
+
+
+def masks_on_twin(net: Network, masks) -> dict[str, np.ndarray]:
+    return {
+        name: np.asarray(masks[path]).reshape(-1)[places]
+        for name, (path, places) in net.entries().items()
+    }
+
+
+def assert_pruned_as_its_twin(net: Network, **options) -> None:
+    loss = loss_of(net.apply)
+    _, masks, _ = wf.prune(loss, net.params, net.inputs, **options)
+    letters = {
+        name: "kkio" if kernel.ndim == 4 else "io"
+        for name, kernel in net.twin().items()
+    }
+    _, expected, _ = wf.prune(
+        lambda kernels, x: loss(net.joined(kernels), x),
+        net.twin(),
+        net.inputs,
+        axes=letters,
+        prunable=".",
+        **options,
+    )
+    for name, mask in masks_on_twin(net, masks).items():
+        np.testing.assert_array_equal(mask, expected[name], err_msg=name)
+
+
+STEPS = [
+    {"block_size": 5, "scope": "layer"},
+    {"block_size": None, "scope": "global"},
+    {"pattern": "2x3", "block_size": 7},
+    {"pattern": "filters", "method": "diagfisher"},
+]
+
+
+def test_a_stacked_network_is_pruned_as_its_layers() -> None:
+    assert_pruned_as_its_twin(
+        network("plain", "stacked by scan"), sparsity=0.5, **STEPS[0]
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::woodfisher_jax.info.PruneWarning")
+@pytest.mark.parametrize(("framework", "kind"), ALL)
+@pytest.mark.parametrize("options", STEPS, ids=str)
+def test_a_network_is_pruned_as_its_twin(framework, kind, options) -> None:
+    assert_pruned_as_its_twin(network(framework, kind), sparsity=0.5, **options)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::woodfisher_jax.info.PruneWarning")
+@pytest.mark.parametrize(("framework", "kind"), ALL)
+def test_kronecker_factors_of_a_network_or_a_refusal(framework, kind) -> None:
+    net = network(framework, kind)
+    run = lambda: wf.prune(  # noqa: E731
+        loss_of(net.apply), net.params, net.inputs, sparsity=0.5, method="kfac"
+    )
+    if kind in REFUSED["kfac"]:
+        path = next(iter(net.kernels.values()))[0]
+        with pytest.raises(ValueError, match=re.escape(path)):
+            run()
+        return
+    masks = run()[1]
+    assert wf.sparsity(masks) == pytest.approx(0.5, abs=0.02)
