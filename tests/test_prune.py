@@ -359,7 +359,11 @@ def test_a_tensor_of_which_nothing_is_left_is_named() -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"scope": "layer"}, {"pattern": "2x1"}, {"method": "woodtaylor"}],
+    [
+        {"scope": "layer"},
+        {"pattern": "1x2", "scope": "layer"},
+        {"method": "woodtaylor"},
+    ],
 )
 def test_zeros_that_no_mask_names_may_come_back_and_are_counted(options) -> None:
     weights = WEIGHTS | {"out": np.where(OLD_MASKS["out"], WEIGHTS["out"], 0)}
