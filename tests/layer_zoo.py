@@ -318,7 +318,7 @@ def stacked(framework: str) -> Network:
 
     read = same
     if framework == "linen":
-        params, apply, end = of_linen(Linen(), x)
+        params, apply, _ = of_linen(Linen(), x)
         path = "stack/kernel"
     elif framework == "nnx":
 
@@ -331,7 +331,7 @@ def stacked(framework: str) -> Network:
         def run(x, layer):
             return jnp.tanh(layer(x))
 
-        params, apply, end = of_nnx(many(nnx.Rngs(0)), lambda m, x: run(x, m))
+        params, apply, _ = of_nnx(many(nnx.Rngs(0)), lambda m, x: run(x, m))
         path = "kernel/value"
     elif framework == "equinox":
         keys = jax.random.split(KEY, LAYERS)

@@ -12,7 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from layer_zoo import FRAMEWORKS, KINDS, Network
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from layer_zoo import FRAMEWORKS, KINDS, READ, Network, attended, normal
 
 import woodfisher_jax as wf
 from woodfisher_jax.selection.patterns import groups_of, parse
@@ -27,7 +29,7 @@ NO_HEADS = {kind for kind in KINDS if kind not in ("attention", "fused qkv")}
 REFUSED: dict[str, set[str]] = {
     "N:M": {"depthwise convolution"},  # one input, no two
     "heads": NO_HEADS,
-    "kfac": set(),
+    "kfac": {"stacked by scan", "tied embedding"},  # no single product
 }
 """The kinds of layers that a column refuses, whatever the framework."""
 
@@ -51,10 +53,18 @@ def axes_of(net: Network) -> dict[str, wf.WeightAxes]:
     return wf.find_axes(loss_of(net.apply), net.params, net.inputs)
 
 
+def letters_of(net: Network) -> dict[str, wf.WeightAxes]:
+    """The axes of the twin's kernels."""
+    return {
+        name: wf.WeightAxes(kernel.shape, "kkio"[-kernel.ndim :])
+        for name, kernel in net.twin().items()
+    }
+
+
 def orders(net: Network) -> tuple[FlatOrder, FlatOrder]:
-    """The flat order of the network by tracing, and of its twin by convention."""
+    """The flat order of the network by tracing, and of its twin by hand."""
     masks = wf.init_masks(net.params, axes=axes_of(net))
-    return flat_order(masks, axes_of(net)), flat_order(net.twin())
+    return flat_order(masks, axes_of(net)), flat_order(net.twin(), letters_of(net))
 
 
 def on_twin(net: Network, order: FlatOrder, numbers: np.ndarray) -> np.ndarray:
@@ -64,7 +74,7 @@ def on_twin(net: Network, order: FlatOrder, numbers: np.ndarray) -> np.ndarray:
         name: np.asarray(arrays[path]).reshape(-1)[places]
         for name, (path, places) in net.entries().items()
     }
-    return np.asarray(wf.blocks.flatten(flat_order(net.twin()), kernels))
+    return np.asarray(wf.blocks.flatten(orders(net)[1], kernels))
 
 
 def assert_same_parts(found: np.ndarray, expected: np.ndarray) -> None:
@@ -186,15 +196,11 @@ def masks_on_twin(net: Network, masks) -> dict[str, np.ndarray]:
 def assert_pruned_as_its_twin(net: Network, **options) -> None:
     loss = loss_of(net.apply)
     _, masks, _ = wf.prune(loss, net.params, net.inputs, **options)
-    letters = {
-        name: "kkio" if kernel.ndim == 4 else "io"
-        for name, kernel in net.twin().items()
-    }
     _, expected, _ = wf.prune(
         lambda kernels, x: loss(net.joined(kernels), x),
         net.twin(),
         net.inputs,
-        axes=letters,
+        axes=letters_of(net),
         prunable=".",
         **options,
     )
@@ -205,7 +211,7 @@ def assert_pruned_as_its_twin(net: Network, **options) -> None:
 STEPS = [
     {"block_size": 5, "scope": "layer"},
     {"block_size": None, "scope": "global"},
-    {"pattern": "2x3", "block_size": 7},
+    {"pattern": "2x3", "block_size": 7, "scope": "layer"},
     {"pattern": "filters", "method": "diagfisher"},
 ]
 
@@ -232,10 +238,121 @@ def test_kronecker_factors_of_a_network_or_a_refusal(framework, kind) -> None:
     run = lambda: wf.prune(  # noqa: E731
         loss_of(net.apply), net.params, net.inputs, sparsity=0.5, method="kfac"
     )
-    if kind in REFUSED["kfac"]:
+    # The plain one multiplies three slices of one weight.
+    if kind in REFUSED["kfac"] or (framework, kind) == ("plain", "fused qkv"):
         path = next(iter(net.kernels.values()))[0]
-        with pytest.raises(ValueError, match=re.escape(path)):
+        with pytest.raises(ValueError, match=f"kfac: {path!r}.*leave it out"):
             run()
         return
     masks = run()[1]
     assert wf.sparsity(masks) == pytest.approx(0.5, abs=0.02)
+
+
+# ------------------------------------------------------------------- the table, a fuzz
+
+
+def test_the_table_of_the_docs_is_what_these_tests_find() -> None:
+    page = (Path(__file__).parents[1] / "docs/own_models.md").read_text()
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in page.split("<!-- layouts -->")[1].strip().splitlines()
+    ]
+    assert rows[0] == ["", *COLUMNS]
+    assert rows[2:] == [
+        [kind] + ["refused" if kind in REFUSED.get(c, ()) else "right" for c in COLUMNS]
+        for kind in KINDS
+    ]
+
+
+@st.composite
+def stored(draw, shape: tuple[int, ...]) -> tuple[tuple[int, ...], READ]:
+    """A layout for a tensor: its axes in some order, two of them perhaps one."""
+    order = draw(st.permutations(range(len(shape))))
+    moved = tuple(shape[axis] for axis in order)
+    back = tuple(int(i) for i in np.argsort(order))
+    joined = draw(st.integers(0, len(shape) - 1))
+    kept = moved
+    if joined and len(shape) > 2:
+        both = moved[joined - 1] * moved[joined]
+        kept = (*moved[: joined - 1], both, *moved[joined + 1 :])
+    return kept, lambda array: array.reshape(moved).transpose(back)
+
+
+@st.composite
+def networks(draw) -> Network:
+    """One to three layers of all kinds in any layout, most axes of one length."""
+    width, heads = 4, 2
+    scales = jnp.arange(1.0, 4.0)[:, None, None]
+    layers = {
+        "dense": ((width, width), lambda x, w: jnp.tanh(x @ w)),
+        "experts": (
+            (3, width, width),
+            lambda x, w: jnp.einsum("neti,eio->neto", x[:, None] * scales, w).sum(1),
+        ),
+        "scan": (
+            (3, width, width),
+            lambda x, w: jax.lax.scan(lambda h, a: (jnp.tanh(h @ a), None), x, w)[0],
+        ),
+        "loop": (
+            (3, width, width),
+            lambda x, w: jax.lax.fori_loop(0, 3, lambda i, h: jnp.tanh(h @ w[i]), x),
+        ),
+        "convolution": (
+            (3, width, width),
+            lambda x, w: jax.lax.conv_general_dilated(
+                x, w, (1,), "SAME", dimension_numbers=("NWC", "WIO", "NWC")
+            ),
+        ),
+        "gated": (
+            (width, 2 * width),
+            lambda x, w: jnp.prod(jnp.stack(jnp.split(x @ w, 2, axis=-1)), axis=0),
+        ),
+        "attention": ((width, 3 * heads * width), None),
+    }
+    params, reads, kernels = {}, {}, {}
+    chosen = draw(st.lists(st.sampled_from(sorted(layers)), min_size=1, max_size=3))
+    for number, kind in enumerate(chosen):
+        kept, read = draw(stored(layers[kind][0]))
+        path = f"layer{number}"
+        params[path], reads[path] = normal(number, *kept), read
+        if kind in ("scan", "loop", "experts"):
+            for i in range(3):
+                kernels[f"{path}_{i}/kernel"] = (path, lambda a, r=read, i=i: r(a)[i])
+        else:
+            kernels[f"{path}/kernel"] = (path, read)
+
+    def apply(params, x):
+        for number, kind in enumerate(chosen):
+            w = reads[f"layer{number}"](params[f"layer{number}"])
+            if kind == "attention":
+                parts = (x @ w).reshape(*x.shape[:2], 3, heads, width)
+                q, k, v = (parts[:, :, i] for i in range(3))
+                x = attended(q, k, v).sum(2)
+            else:
+                x = layers[kind][1](x, w)
+        return x
+
+    return Network(params, apply, normal(9, 2, width, width), kernels, {})
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::woodfisher_jax.info.PruneWarning")
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(
+    networks(),
+    st.sampled_from([None, "1:2", "2x3", "filters"]),
+    st.sampled_from(["global", "layer"]),
+    st.sampled_from([3, 8, None]),
+    st.sampled_from(["magnitude"] * 8 + ["woodfisherblock", "diagfisher"]),
+)
+def test_any_layout_is_pruned_as_its_twin(net, pattern, scope, size, method) -> None:
+    order, twin = orders(net)
+    assert_same_parts(
+        on_twin(net, order, blocks_of(order, size)), blocks_of(twin, size)
+    )
+    options = {"block_size": size} if method == "woodfisherblock" else {}
+    if method == "magnitude":
+        method = {"global": "globalmagni", "layer": "magni"}[scope]
+    assert_pruned_as_its_twin(
+        net, sparsity=0.5, pattern=pattern, scope=scope, method=method, **options
+    )

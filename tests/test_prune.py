@@ -362,7 +362,11 @@ def test_a_tensor_of_which_nothing_is_left_is_named() -> None:
     "options",
     [
         {"scope": "layer"},
-        {"pattern": "2x1", "axes": {"fc2/w": "oi", "out": "koi"}},
+        {
+            "pattern": "1x2",
+            "scope": "layer",
+            "axes": {"fc2/w": "oi", "out": "koi"},
+        },
         {"method": "woodtaylor"},
     ],
 )

@@ -143,7 +143,7 @@ def test_groups_are_numbered_by_their_first_weight():
     firsts = [int(np.argmax(found.of == number)) for number in range(found.number)]
     assert firsts == sorted(firsts)
     edge = flat_order(KERNELS).offsets[1]
-    np.testing.assert_array_equal(found.tensors, np.array(firsts) >= edge)
+    np.testing.assert_array_equal(found.layers, np.array(firsts) >= edge)
     for number in range(found.number):
         slots = found.slots[found.of == number]
         np.testing.assert_array_equal(slots, np.arange(len(slots)))

@@ -242,7 +242,7 @@ def test_short_of_the_pattern_the_cheapest_groups_come_first() -> None:
         np.testing.assert_array_equal(kept, left)
     kept, _ = choose_of_each(values, scores, active, groups, (14, 13))
     for tensor, most in enumerate((14, 13)):
-        mine = (groups.tensors == tensor)[groups.of]
+        mine = (groups.layers == tensor)[groups.of]
         assert most - 2 < np.sum(np.asarray(kept) & mine) <= most
 
 
@@ -293,7 +293,7 @@ def test_whole_groups_stay_as_long_as_they_fit(pattern: str, scope: str) -> None
     expected = np.zeros(groups.number, bool)
     tensors = [(0, 1)] if scope == "global" else [(0,), (1,)]
     for mine in tensors:
-        members = np.isin(groups.tensors, mine)
+        members = np.isin(groups.layers, mine)
         room = sizes[members].sum() // 2
         for number in sorted(np.flatnonzero(members), key=lambda n: -means[n]):
             if sizes[number] > room:

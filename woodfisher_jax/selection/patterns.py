@@ -66,7 +66,7 @@ class Groups(NamedTuple):
         of: The group of each weight of the flat vector, int32 [d].
         slots: The weight's place within its group, in the flat order, int32 [d].
         number: How many groups there are.
-        tensors: The tensor that each lies in, or starts in, int32 [number].
+        layers: The layer that each lies in, or starts in, int32 [number].
         removals: Slots that may go together, int32 [num_choices, M - N], for N:M; None
             where a group goes as a whole.
     """
@@ -74,7 +74,7 @@ class Groups(NamedTuple):
     of: np.ndarray
     slots: np.ndarray
     number: int
-    tensors: np.ndarray
+    layers: np.ndarray
     removals: np.ndarray | None
 
 
@@ -341,12 +341,12 @@ def groups_of(pattern: Pattern, order: FlatOrder) -> Groups:
     starts = np.concatenate([[0], np.cumsum(np.bincount(of))[:-1]])
     slots = np.empty(order.size, np.int32)
     slots[by_group] = np.arange(order.size) - starts[of[by_group]]
-    tensors = np.searchsorted(order.offsets, np.sort(first), side="right") - 1
+    layers = np.searchsorted(order.layers, np.sort(first), side="right") - 1
     return Groups(
         of.astype(np.int32),
         slots,
         len(first),
-        tensors.astype(np.int32),
+        layers.astype(np.int32),
         _removals(pattern),
     )
 

@@ -264,13 +264,13 @@ def _cheapest(
 
 def _ranked(mine: np.ndarray, values: np.ndarray, groups: Groups) -> np.ndarray:
     """Some groups from the lowest value up, equal ones of all tensors by turns."""
-    sizes = np.bincount(groups.tensors)
-    in_order = np.argsort(groups.tensors, kind="stable")
+    sizes = np.bincount(groups.layers)
+    in_order = np.argsort(groups.layers, kind="stable")
     place = np.empty(groups.number, int)
     place[in_order] = np.arange(groups.number) - np.repeat(
         np.cumsum(sizes) - sizes, sizes
     )
-    return mine[np.lexsort((place[mine] / sizes[groups.tensors[mine]], values[mine]))]
+    return mine[np.lexsort((place[mine] / sizes[groups.layers[mine]], values[mine]))]
 
 
 def _in_scope(
@@ -278,7 +278,7 @@ def _in_scope(
 ) -> Iterator[tuple[np.ndarray, int]]:
     """All groups with one number, or those of each tensor with its own."""
     for tensor, most in enumerate(kept):
-        mine = (groups.tensors == tensor) | (len(kept) == 1)
+        mine = (groups.layers == tensor) | (len(kept) == 1)
         yield np.flatnonzero(mine), most
 
 
