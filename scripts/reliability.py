@@ -135,9 +135,12 @@ def try_kills(number: int, whole: Path, cache: Path, draw: random.Random) -> lis
     finish(folder, cache)
     length = time.perf_counter() - started
     found: collections.Counter = collections.Counter()
-    for trial in range(number):
-        workdir = whole.parent / f"killed-{trial}"
-        where = killed(workdir, cache, draw.uniform(0, 0.6 * length))
+    while found.total() < number:
+        workdir = whole.parent / "killed"
+        where = killed(workdir, cache, draw.uniform(0, 0.4 * length))
+        if where == "after its end":
+            shutil.rmtree(workdir)
+            continue
         done = finish(workdir, cache)
         same = done.returncode == 0 and outcome(workdir) == expected
         happened = "resumed; the same bits and the same metrics" if same else "LOST"
