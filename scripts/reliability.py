@@ -237,7 +237,7 @@ def try_configs(number: int) -> list[str]:
         message = refused(override) or "NOT REFUSED"
         short = message if len(message) <= 110 else f"{message[:110]} ..."
         short = short.replace("|", r"\|").replace("<", "&lt;")
-        lines.append(f"| `--config.{override}` | {short} |")
+        lines.append(f"| `{override}` | {short} |")
     return lines
 
 
@@ -268,7 +268,7 @@ def tables(kills: int, saves: int, configs: int, seed: int) -> str:
             lines += try_saves(saves, whole, cache, draw) if saves else []
             lines += [""]
     lines += [f"{min(configs, len(WRONG))} wrong values, each exit code 2:", ""]
-    lines += ["| override | message |", "|---|---|", *try_configs(configs)]
+    lines += ["| field=value | message |", "|---|---|", *try_configs(configs)]
     return "\n".join(lines)
 
 
