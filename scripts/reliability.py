@@ -135,9 +135,12 @@ def try_kills(number: int, whole: Path, cache: Path, draw: random.Random) -> lis
     finish(folder, cache)
     length = time.perf_counter() - started
     found: collections.Counter = collections.Counter()
-    for trial in range(number):
-        workdir = whole.parent / f"killed-{trial}"
-        where = killed(workdir, cache, draw.uniform(0, 0.6 * length))
+    while found.total() < number:
+        workdir = whole.parent / "killed"
+        where = killed(workdir, cache, draw.uniform(0, 0.4 * length))
+        if where == "after its end":
+            shutil.rmtree(workdir)
+            continue
         done = finish(workdir, cache)
         same = done.returncode == 0 and outcome(workdir) == expected
         happened = "resumed; the same bits and the same metrics" if same else "LOST"
@@ -234,7 +237,7 @@ def try_configs(number: int) -> list[str]:
         message = refused(override) or "NOT REFUSED"
         short = message if len(message) <= 110 else f"{message[:110]} ..."
         short = short.replace("|", r"\|").replace("<", "&lt;")
-        lines.append(f"| `--config.{override}` | {short} |")
+        lines.append(f"| `{override}` | {short} |")
     return lines
 
 
@@ -265,7 +268,7 @@ def tables(kills: int, saves: int, configs: int, seed: int) -> str:
             lines += try_saves(saves, whole, cache, draw) if saves else []
             lines += [""]
     lines += [f"{min(configs, len(WRONG))} wrong values, each exit code 2:", ""]
-    lines += ["| override | message |", "|---|---|", *try_configs(configs)]
+    lines += ["| field=value | message |", "|---|---|", *try_configs(configs)]
     return "\n".join(lines)
 
 

@@ -186,7 +186,10 @@ def test_settings_are_optaxs() -> None:
         ("adamw", {"weight_decay": 0.1}, "no option 'weight_decay'.*has b1, b2"),
         ("sgd", {"momentum": 1.0}, r"momentum=1.0; expected a number in \[0, 1\)"),
         ("sgd", {"momentum": "x"}, r"momentum='x'; expected a number in \[0, 1\)"),
-        ("adam", {"eps": (1,)}, r"eps=\(1,\); expected a number"),
+        ("adam", {"eps": (1,)}, r"eps=\(1,\); expected a finite number"),
+        ("adam", {"eps": float("nan")}, "eps=nan; expected a finite number"),
+        ("sgd", {"nesterov": "x"}, "nesterov='x'; expected True or False"),
+        ("adam", {"mu_dtype": "x"}, "mu_dtype='x'; expected 'float32'"),
     ],
 )
 def test_what_optax_lacks_is_refused(name: str, settings: dict, words: str) -> None:

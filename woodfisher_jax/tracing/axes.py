@@ -188,7 +188,7 @@ class Trace:
         return tuple(
             path
             for path, shape in self.shapes.items()
-            if len(shape) > 1 and math.prod(shape) and path not in self.read
+            if len(shape) > 1 and 0 not in shape and path not in self.read
         )
 
     def axes_of(self, path: str) -> WeightAxes | None:
