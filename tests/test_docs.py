@@ -350,10 +350,12 @@ def test_the_snippet_of_the_readme_runs_as_it_stands() -> None:
 
 
 def test_the_page_on_your_own_models_runs() -> None:
-    which, loop = (b.text for b in PYTHON if b.page == OWN_MODELS)
+    which, tree, loop = (b.text for b in PYTHON if b.page == OWN_MODELS)
     names = network()
     exec(which, names)
     assert list(names["masks"]) == ["hidden"]
+    exec(tree, names)
+    assert names["products"].keys() == names["params"].keys()
     exec(loop, names)
     kept = sum(np.count_nonzero(leaf) for leaf in names["params"].values())
     assert kept == names["info"].nonzero == 592 // 10

@@ -193,7 +193,7 @@ def _check_separable(
     except (TypeError, ValueError):
         return  # An optimizer made for these shapes alone; names and shapes decide.
     if before.keys() != after.keys():
-        return  # So does one that sorts parameters by shape.
+        return  # The same for an optimizer that sorts parameters by shape.
     size = sum(map(jnp.size, leaves.values()))
     most_axes = max(array.ndim for array in larger.values())
     for path, array in before.items():
