@@ -350,12 +350,18 @@ def test_the_snippet_of_the_readme_runs_as_it_stands() -> None:
 
 
 def test_the_page_on_your_own_models_runs() -> None:
-    which, tree, loop = (b.text for b in PYTHON if b.page == OWN_MODELS)
+    *which, loop = (b.text for b in PYTHON if b.page == OWN_MODELS)
+    traced, given, chosen, trees = which
     names = network()
-    exec(which, names)
+    exec(traced, names)
+    assert list(names["masks"]) == ["hidden", "out"]
+    assert names["axes"]["hidden"].roles == "io"
+    exec(given, names)
+    assert wf.patterns.check(names["masks"], "2:4", axes=names["axes"])
+    exec(chosen, names)
     assert list(names["masks"]) == ["hidden"]
-    exec(tree, names)
-    assert names["products"].keys() == names["params"].keys()
+    exec(trees, names)
+    assert jax.tree.structure(names["products"]) == jax.tree.structure(names["params"])
     exec(loop, names)
     kept = sum(np.count_nonzero(leaf) for leaf in names["params"].values())
     assert kept == names["info"].nonzero == 592 // 10
