@@ -515,6 +515,51 @@ PROGRAMS: dict[str, tuple[Any, Any, Any, Roles]] = {
         X,
         {"w": "?"},
     ),
+    "selected by the batch": (
+        lambda p, x: x @ jnp.where(jnp.sum(x) > 0, p["a"], p["b"].T),
+        {"a": DENSE, "b": DENSE.T},
+        X,
+        {"a": "io", "b": "oi"},
+    ),
+    "branches that give weights": (
+        lambda p, x: x @ jax.lax.cond(jnp.sum(x) > 0, lambda: p["a"], lambda: p["b"].T),
+        {"a": DENSE, "b": DENSE.T},
+        X,
+        {"a": "io", "b": "oi"},
+    ),
+    "chosen inputs": (
+        lambda p, x: x[..., :3] @ p["w"][jnp.array([0, 2, 4])],
+        {"w": ones(6, 7)},
+        X,
+        {"w": "io"},
+    ),
+    "chosen outputs": (
+        lambda p, x: x @ p["w"][:, jnp.array([0, 2, 4])],
+        {"w": ones(C, 6)},
+        X,
+        {"w": "io"},
+    ),
+    "positions by difference": (
+        lambda p, x: jnp.einsum(
+            "bja,ijac->bic", x, p["w"][jnp.arange(S)[:, None] - jnp.arange(S)]
+        ),
+        {"w": ones(11, C, 4)},
+        X,
+        {"w": "kio"},
+    ),
+    "symmetric": (lambda p, x: x @ (p["w"] + p["w"].T), {"w": SQUARE}, X, {"w": "?"}),
+    "beside itself transposed": (
+        lambda p, x: x @ jnp.concatenate([p["w"], p["w"].T], 1),
+        {"w": SQUARE},
+        X,
+        {"w": "?"},
+    ),
+    "factors of a weight": (
+        lambda p, x: x @ (p["w"] * p["in"] * p["out"]),
+        {"w": DENSE, "in": ones(C, 1), "out": ones(1, 5)},
+        X,
+        {"w": "io"},
+    ),
     "sorted": (lambda p, x: x @ jnp.sort(p["w"]), {"w": DENSE}, X, {"w": "?"}),
 }
 
