@@ -1,6 +1,7 @@
 """Roles of axes found in the jaxpr of small functions; nothing is executed."""
 
 from collections.abc import Callable
+from functools import partial
 from itertools import permutations
 from typing import Any
 
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
+import woodfisher_jax as wf
 from woodfisher_jax.tracing.axes import find_axes
 from woodfisher_jax.trees.axes import WeightAxes
 
@@ -612,3 +614,18 @@ def test_permuted_heads_stay_heads(order: tuple[int, ...]) -> None:
     for name in "qkv":
         assert found[name].roles == "".join("ioo"[i] for i in order)
         assert found[name].heads == (order.index(1),)
+
+
+def test_a_name_that_the_loss_does_not_confirm_is_in_doubt_for_patterns() -> None:
+    def loss_fn(p: Any, x: jax.Array) -> jax.Array:
+        hidden = x @ p["kernel"]
+        return jnp.mean(hidden * p["scale"]["kernel"])
+
+    params = {"kernel": ones(4, 8), "scale": {"kernel": ones(2, 8)}}
+    prune = partial(
+        wf.prune, loss_fn, params, ones(2, 2, 4), pattern="2:4", method="globalmagni"
+    )
+    _, masks, _ = prune()
+    assert set(masks) == {"kernel"}
+    with pytest.raises(wf.OptionError, match=r"'scale/kernel'.* is in no product"):
+        prune(prunable="kernel")
