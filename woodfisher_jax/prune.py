@@ -317,11 +317,13 @@ def _checked(
     )
     axes = {} if axes is None else axes
     known: dict[str, WeightAxes] | None = given_axes(axes, params) or None
+    all_known: dict[str, WeightAxes] = {}
     unused: tuple[str, ...] = ()
     # Axes that were found before need not be found again.
     if not any(isinstance(own, WeightAxes) for own in axes.values()):
         trace = _traced(loss_fn, params, samples if kept is None else kept, row)
         if trace is not None:
+            all_known = trace.all_axes() | (known or {})
             known, unused = trace.axes() | (known or {}), trace.unused()
     chosen = masks is not None or prunable is not None
     if masks is None:
@@ -334,7 +336,7 @@ def _checked(
     masks = masks_.check_masks(params, masks)
     # The tree's own order, whatever jit or a checkpoint has made of the dict's.
     masks = {path: masks[path] for path in leaves_by_path(params) if path in masks}
-    order = blocks.flat_order(masks, known)
+    order = blocks.flat_order(masks, all_known or known)
     if isinstance(goal.pattern, Pattern):
         groups_of(goal.pattern, order)  # refuses tensors that it does not fit
     means = _drawn(mean_samples, 0)

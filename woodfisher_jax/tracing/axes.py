@@ -30,11 +30,13 @@ class Product(NamedTuple):
             :data:`~woodfisher_jax.trees.axes.ROLES`.
         macs: Multiply-accumulates on the traced batch; None where the number of rounds
             of a loop is not known.
+        factor: Whether the tensor is a scale of inputs or outputs of another one.
     """
 
     path: str
     roles: dict[int, str]
     macs: int | None
+    factor: bool = False
 
 
 class Hidden(NamedTuple):
@@ -56,10 +58,12 @@ class _Source(NamedTuple):
         axes: Of the array, in dimensions of the tensor; other dimensions where an axis
             is not the tensor's.
         stacked: Dimensions of which the array holds one entry, each in its turn.
+        mixed: Whether the array holds sums of the tensor's entries in several orders.
     """
 
     axes: tuple[Axis, ...]
     stacked: frozenset[int] = frozenset()
+    mixed: bool = False
 
 
 class _Array(NamedTuple):
@@ -183,6 +187,15 @@ class Trace:
         found = {path: self.axes_of(path) for path in self.raw}
         return {path: axes for path, axes in found.items() if axes is not None}
 
+    def all_axes(self) -> dict[str, WeightAxes]:
+        """The same, and in doubt those of other tensors that are read."""
+        other = "is in no product with activations that can be followed"
+        return {
+            path: conventional(path, self.shapes[path])._replace(doubt=other)
+            for path in self.raw
+            if path in self.read
+        } | self.axes()
+
     def unused(self) -> tuple[str, ...]:
         """Tensors of two or more dimensions that no equation reads."""
         return tuple(
@@ -194,7 +207,8 @@ class Trace:
     def axes_of(self, path: str) -> WeightAxes | None:
         """The axes of a tensor; None if it is in no product."""
         shape, hidden = self.shapes[path], self.hidden(path)
-        found = [self._layout(path, product.roles) for product in self.products(path)]
+        own = [product for product in self.products(path) if not product.factor]
+        found = [self._layout(path, product.roles) for product in own]
         if hidden:
             return conventional(path, shape)._replace(doubt=hidden, multiplied=False)
         if not found:
@@ -348,6 +362,10 @@ class Trace:
         name = equation.primitive.name
         if contains_product(equation):
             self._hide(inputs, f"enters {name!r}, which is not followed")
+        if name == "select_n" and shapes[0]:
+            # Which operand is taken may depend on the batch; what it is does not.
+            taken = self._joined(inputs[1:], shapes[0])
+            return [taken._replace(active=taken.active or inputs[0].active)]
         lengths = [tuple(map(self._length, a.axes)) for a in inputs if a.axes]
         results = []
         for shape in shapes:
@@ -395,15 +413,21 @@ class Trace:
         found: dict[str, _Source] = {}
         for array in arrays:
             for path, source in array.sources.items():
-                if path not in found or self._known(path, source) > self._known(
-                    path, found[path]
-                ):
+                mine = self._places(path, source)
+                other = self._places(path, found[path]) if path in found else []
+                if path not in found or sum(map(len, mine)) > sum(map(len, other)):
                     found[path] = source
+                elif sum(map(len, mine)) == sum(map(len, other)) and mine != other:
+                    found[path] = found[path]._replace(mixed=True)
         return found
 
-    def _known(self, path: str, source: _Source) -> int:
+    def _places(self, path: str, source: _Source) -> list[set[int]]:
+        """The tensor's own dimensions in each axis."""
         own = self._dims_of(path)
-        return sum(leaf in own for axis in source.axes for leaf in self._leaves(axis))
+        return [
+            {d for leaf in self._leaves(axis) for d in self._all_meant(leaf)} & own
+            for axis in source.axes
+        ]
 
     def _dims_of(self, path: str) -> set[int]:
         return {dim for _, chain in self._own_leaves(path) for dim in chain}
@@ -498,9 +522,10 @@ class Trace:
             for other in options[1:]:
                 for a, b in zip(options[0].axes, other.axes, strict=True):
                     self.dims.unify(a, b)
-            active = inputs[0].active or any(a.active for a in options)
+            active = any(a.active for a in options)
             sources = {} if active else self._merged(list(options))
-            results.append(_Array(options[0].axes, active, sources, _touched(options)))
+            result = _Array(options[0].axes, active, sources, _touched(options))
+            results.append(result._replace(active=active or inputs[0].active))
         return results
 
     # --------------------------------------------------------------------------- views
@@ -595,14 +620,24 @@ class Trace:
             for axis, place in zip(left, numbers.offset_dims, strict=True)
             if sizes[axis] == shape[axis]
         }
+        active = any(a.active for a in inputs)
         more = [self.dims.axis(n) for n in out]
-        result = _moved(
-            _stacked(inputs[0], sorted(gone)),
-            lambda axes: tuple(
-                axes[kept[i]] if i in kept else axis for i, axis in enumerate(more)
-            ),
-        )
-        return result._replace(active=any(a.active for a in inputs))
+
+        def taken(axes: tuple[Axis, ...]) -> tuple[Axis, ...]:
+            # Entries whose places do not depend on the batch are a choice of inputs or
+            # outputs; others are looked up, one at a time.
+            chosen = tuple(dim for i in sorted(gone) for dim in axes[i])
+            return tuple(
+                axes[kept[i]]
+                if i in kept
+                else axis
+                if active or i in numbers.offset_dims
+                else self._alias(out[i], chosen)
+                for i, axis in enumerate(more)
+            )
+
+        result = _moved(_stacked(inputs[0], sorted(gone)), taken)
+        return result._replace(active=active)
 
     def _partly(
         self, name: str, inputs: list[_Array], shape: tuple[int, ...]
@@ -624,14 +659,17 @@ class Trace:
         for array in arrays[1:]:
             for mine, other in zip(axes, array.axes, strict=True):
                 self.dims.unify(mine, other)
-        sources: dict[str, _Source] = {}
-        for array in () if active else arrays:
-            for path, source in array.sources.items():
-                own = tuple(
+        whole = [
+            _moved(
+                array,
+                lambda own: tuple(
                     self._alias(n, axis) if longer[i] else axis
-                    for i, (n, axis) in enumerate(zip(shape, source.axes, strict=True))
-                )
-                sources[path] = source._replace(axes=own)
+                    for i, (n, axis) in enumerate(zip(shape, own, strict=True))
+                ),
+            )
+            for array in arrays
+        ]
+        sources = {} if active else self._merged(whole)
         touched = frozenset() if active else _touched(inputs)
         return _Array(tuple(axes), active, sources, touched)
 
@@ -774,19 +812,47 @@ class Trace:
                     if not array.active:
                         self.uses.append(Hidden(path, f"is the image of a {name!r}"))
                     continue
-                roles = dict.fromkeys(source.stacked, "s")
+                if source.mixed:
+                    self.uses.append(Product(path, {}, macs))
+                    continue
+                roles: dict[int, str] = {}
                 for axis, letter in zip(source.axes, own, strict=True):
                     for dim in axis:
                         role = "s" if dim in stacked else letter
                         for other in self._all_meant(dim):
-                            roles[other] = role
+                            # Both input and output: a position, as of a kernel.
+                            if roles.setdefault(other, role) != role:
+                                roles[other] = (
+                                    "s" if "s" in (role, roles[other]) else "k"
+                                )
+                roles = dict.fromkeys(source.stacked, "s") | roles
                 # What is looked up and then multiplied is a weight if it has both
                 # inputs and outputs: experts, not embeddings.
                 mine = {roles[d] for d in self._dims_of(path) & roles.keys()}
                 if not array.active or {"i", "o"} <= mine:
-                    self.uses.append(Product(path, roles, macs))
+                    factor = self._is_factor(path, source, own, roles)
+                    factor = factor and not array.active
+                    self.uses.append(Product(path, roles, macs, factor))
             if not array.active and not array.sources:
                 self._hide([self.fresh((), True), array], f"is changed before {name!r}")
+
+    def _is_factor(
+        self, path: str, source: _Source, letters: Sequence[str], roles: dict[int, str]
+    ) -> bool:
+        """Whether the tensor scales inputs or outputs of another one, which is known.
+
+        It is repeated along an axis that is none of its own.
+        """
+        repeated = any(
+            letter in "io" and not place and self._length(axis) > 1
+            for place, axis, letter in zip(
+                self._places(path, source), source.axes, letters, strict=True
+            )
+        )
+        return repeated and all(
+            self.dims.sizes[leaf] == 1 or any(d in roles for d in above)
+            for leaf, above in self._own_leaves(path)
+        )
 
     def _all_meant(self, dim: int) -> list[int]:
         """A dimension and those whose role is its own."""
