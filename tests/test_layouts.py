@@ -33,6 +33,7 @@ REFUSED: dict[str, set[str]] = {
 }
 """The kinds of layers that a column refuses, whatever the framework."""
 
+SLOW = pytest.mark.slow
 ALL = [
     pytest.param(framework, kind, id=f"{framework}-{kind.replace(' ', '_')}")
     for framework in FRAMEWORKS
@@ -152,7 +153,13 @@ def test_macs_are_those_counted_by_hand(framework, kind) -> None:
     assert macs_per_weight(loss_of(net.apply), net.params, inputs) == net.macs
 
 
-@pytest.mark.parametrize(("framework", "kind"), ALL)
+@pytest.mark.parametrize(
+    ("framework", "kind"),
+    [
+        pytest.param(*case.values, id=case.id, marks=[] if "plain" in case.id else SLOW)
+        for case in ALL
+    ],
+)
 def test_a_saved_network_obeys_its_pattern(framework, kind, tmp_path: Path) -> None:
     net, axes = network(framework, kind), axes_of(network(framework, kind))
     pattern = "filters" if kind in REFUSED["N:M"] else "1:2"
@@ -337,7 +344,7 @@ def networks(draw) -> Network:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::woodfisher_jax.info.PruneWarning")
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=300, deadline=None, derandomize=True)
 @given(
     networks(),
     st.sampled_from([None, "1:2", "2x3", "filters"]),

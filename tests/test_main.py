@@ -84,7 +84,7 @@ def test_full_help_has_every_field_and_flag(command: Command) -> None:
         ([DIGITS, "--config.train.schedule=cosin"], ["did you mean 'cosine'?"]),
         ([DIGITS, "--config.seed=None"], ["config.seed=None", "a whole number"]),
         ([DIGITS, "--config.model.hidde=3"], ["config.model", "'hidde'", "'hidden'?"]),
-        ([DIGITS, "--config.model.hidden=abc"], ["config.model", "(64, 'abc')"]),
+        ([DIGITS, "--config.model.hidden=abc"], ["config.model", "hidden=('abc',)"]),
         ([DIGITS, "--config.train.optimizer.b1=1"], ["optimizer.b1", "momentum"]),
         ([DIGITS, "--config.seed.x=3"], ["config.seed"]),
         ([DIGITS, "--config.prune.target_sparsity=2"], ["target_sparsity=2.0"]),

@@ -194,12 +194,16 @@ def surgeon(damping, mean=None, targets=-1.0, centered=False):
     ("options", "oracle"),
     [
         ({}, {}),
-        ({"store": "recompute"}, {}),
-        ({"solver": "dense"}, {}),
-        ({"solver": "recursion"}, {}),
+        pytest.param({"store": "recompute"}, {}, marks=pytest.mark.slow),
+        pytest.param({"solver": "dense"}, {}, marks=pytest.mark.slow),
+        pytest.param({"solver": "recursion"}, {}, marks=pytest.mark.slow),
         ({"targets": CHANGES}, {"targets": CHANGES}),
-        ({"mean_samples": OTHERS}, {"mean": np.float64(OTHERS).mean(0)}),
-        ({"centered": True}, {"centered": True}),
+        pytest.param(
+            {"mean_samples": OTHERS},
+            {"mean": np.float64(OTHERS).mean(0)},
+            marks=pytest.mark.slow,
+        ),
+        pytest.param({"centered": True}, {"centered": True}, marks=pytest.mark.slow),
     ],
 )
 def test_the_newton_step_is_right_at_small_damping(options, oracle) -> None:

@@ -8,16 +8,18 @@ import os
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import sparse
 
 from woodfisher_jax.trees.masks import MasksLike, check_masks
 from woodfisher_jax.trees.paths import Params, leaves_by_path
 from woodfisher_jax.weights.files import load_safetensors, save_safetensors
+
+if TYPE_CHECKING:
+    from jax.experimental import sparse
 
 Arrays = dict[str, np.ndarray]
 
@@ -130,7 +132,9 @@ def load_sparse(path: str | os.PathLike[str]) -> tuple[Arrays, Arrays]:
     return arrays, masks
 
 
-def to_bcoo(array: jax.Array | np.ndarray, mask: jax.Array | np.ndarray) -> sparse.BCOO:
+def to_bcoo(
+    array: jax.Array | np.ndarray, mask: jax.Array | np.ndarray
+) -> "sparse.BCOO":
     """The kept weights as a sparse array of JAX.
 
     Args:
@@ -146,6 +150,9 @@ def to_bcoo(array: jax.Array | np.ndarray, mask: jax.Array | np.ndarray) -> spar
         >>> w.nse, (jnp.arange(3.0) @ w).tolist()
         (3, [0.0, 1.0, 2.0])
     """
+    # It imports SciPy, which `import woodfisher_jax` does without.
+    from jax.experimental import sparse
+
     mask = np.asarray(mask)
     return sparse.BCOO(
         (jnp.asarray(np.asarray(array)[mask]), jnp.asarray(np.argwhere(mask))),
