@@ -83,7 +83,8 @@ def outcome(workdir: Path) -> tuple[dict[str, bytes], list[dict]]:
         jax.tree_util.keystr(path): np.asarray(leaf).tobytes()
         for path, leaf in jax.tree_util.tree_leaves_with_path(arrays)
     }
-    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").open()]
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
     for row in rows:
         for timed in ("seconds", "starved"):
             row.pop(timed, None)
