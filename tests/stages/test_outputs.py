@@ -66,6 +66,7 @@ def test_a_pattern_says_how_far() -> None:
     [
         ((3, PARAMS, INPUTS), {"sparsity": 0.5}, "net_fn is of type int"),
         ((net, PARAMS, INPUTS), {}, "sparsity is missing"),
+        ((net, PARAMS, INPUTS * np.nan), {"sparsity": 0.5}, "are not finite for some"),
         ((net, PARAMS, iter([INPUTS])), {"sparsity": 0.5}, "inputs hold no examples"),
     ],
 )

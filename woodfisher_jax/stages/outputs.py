@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from woodfisher_jax.info import PruneInfo, joined
@@ -86,6 +87,12 @@ def prune_outputs(
         )
     (images,) = regroup(inputs, _number(inputs))
     wanted = outputs_of(net_fn, params, images)
+    if not jnp.all(jnp.isfinite(wanted)):
+        raise OptionError(
+            "net_fn",
+            "net_fn gives outputs that are not finite for some of the inputs; expected "
+            "finite logits, look for NaN in params and inputs",
+        )
     drawn = _draws(len(wanted), num_samples, seed)
 
     def stage(number: int, params: Params) -> Stage:
