@@ -35,8 +35,14 @@ REFUSED: dict[str, set[str]] = {
 """The kinds of layers that a column refuses, whatever the framework."""
 
 SLOW = pytest.mark.slow
+QUICK = ("linen", "plain")
 ALL = [
-    pytest.param(framework, kind, id=f"{framework}-{kind.replace(' ', '_')}")
+    pytest.param(
+        framework,
+        kind,
+        id=f"{framework}-{kind.replace(' ', '_')}",
+        marks=[] if framework in QUICK else SLOW,
+    )
     for framework in FRAMEWORKS
     for kind in KINDS
 ]

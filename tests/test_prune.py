@@ -313,12 +313,13 @@ def two_layers_pruned(a: float, b: float, **options):
     return prune(two_layers, params, {"a": a * x, "b": b * x}, sparsity=0.2, **options)
 
 
+SLOW = pytest.mark.slow
 NO_GRADIENT = [
     {"method": "woodfisherblock"},
-    {"method": "woodfisher", "store": "recompute"},
+    pytest.param({"method": "woodfisher", "store": "recompute"}, marks=SLOW),
     {"method": "kfac"},
     {"method": "diagfisher"},
-    {"method": "naivehess"},
+    pytest.param({"method": "naivehess"}, marks=SLOW),
 ]
 
 
@@ -361,13 +362,13 @@ def test_a_tensor_of_which_nothing_is_left_is_named() -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        {"scope": "layer"},
+        pytest.param({"scope": "layer"}, marks=SLOW),
         {
             "pattern": "1x2",
             "scope": "layer",
             "axes": {"fc2/w": "oi", "out": "koi"},
         },
-        {"method": "woodtaylor"},
+        pytest.param({"method": "woodtaylor"}, marks=SLOW),
     ],
 )
 def test_zeros_that_no_mask_names_may_come_back_and_are_counted(options) -> None:
