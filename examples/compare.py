@@ -31,20 +31,23 @@ def main() -> None:
         "--seeds", type=int, default=3, help="number of seeds (default: 3)"
     )
     seeds = range(parser.parse_args().seeds)
-    print("| model | dense | WoodFisher, 90 % | global magnitude, 90 % | s a seed |")
-    print("|---|---|---|---|---|")
+    print(
+        "| model | dense | WoodFisher, 90 % | global magnitude, 90 % "
+        "| prune_outputs after training, 90 % | s a seed |"
+    )
+    print("|---|---|---|---|---|---|")
     for name, title in EXAMPLES.items():
         try:
             example = importlib.import_module(name)
         except ImportError as error:
-            print(f"| {title} | not run: {error} | | | |", flush=True)
+            print(f"| {title} | not run: {error} | | | | |", flush=True)
             continue
         started = time.perf_counter()
         found = [example.run(seed) for seed in seeds]
         seconds = (time.perf_counter() - started) / len(seeds)
         columns = [
             shown([one[key] for one in found])
-            for key in ("dense", "woodfisher", "magnitude")
+            for key in ("dense", "woodfisher", "magnitude", "outputs")
         ]
         print(f"| {title} | {' | '.join(columns)} | {seconds:.0f} |", flush=True)
 

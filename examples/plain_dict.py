@@ -2,8 +2,9 @@
 
     python examples/plain_dict.py
 
-Three statements in the training loop prune (marked 1, 2 and 3). The data are the digits
-of scikit-learn; top-1 in percent on 360 held-out images.
+Three statements in the training loop prune (marked 1, 2 and 3); one call prunes a
+trained network from inputs alone. The data are the digits of scikit-learn; top-1 in
+percent on 360 held-out images.
 """
 
 import jax
@@ -30,7 +31,7 @@ def logits_of(params, x):
 
 
 def train(method: str | None, seed: int, epochs: int, sparsity: float) -> float:
-    """Top-1 of a network that is trained, and pruned during training."""
+    """Top-1 of a network that is trained, and pruned during or after that."""
     x, y = load_digits(return_X_y=True)
     train_x, test_x, train_y, test_y = train_test_split(
         (x / 16).astype("float32"), y, test_size=360, random_state=0
@@ -59,7 +60,7 @@ def train(method: str | None, seed: int, epochs: int, sparsity: float) -> float:
         return 100 * jnp.mean(logits_of(params, test_x).argmax(-1) == test_y)
 
     for step in range(last):
-        if method and step in levels:
+        if method in wf.METHODS and step in levels:
             params, opt_state, _ = wf.prune_masked(  # 3
                 loss_fn,
                 params,
@@ -72,12 +73,21 @@ def train(method: str | None, seed: int, epochs: int, sparsity: float) -> float:
         batch = jax.random.randint(key, (64,), 0, len(train_x))
         batch = train_x[batch], train_y[batch]
         params, opt_state = train_step(params, opt_state, batch)
+    if method == "outputs":  # in one call, after training
+        params, _, _ = wf.prune_outputs(
+            logits_of, params, train_x, sparsity=sparsity, prunable="w[123]"
+        )
     return float(top1(params))
 
 
 def run(seed: int = 0, epochs: int = 20, sparsity: float = 0.9) -> dict[str, float]:
-    """Top-1 of the dense and both pruned networks, after the same number of steps."""
-    methods = {"dense": None, "woodfisher": "woodfisher", "magnitude": "globalmagni"}
+    """Top-1 of the dense and the pruned networks, after the same number of steps."""
+    methods = {
+        "dense": None,
+        "woodfisher": "woodfisher",
+        "magnitude": "globalmagni",
+        "outputs": "outputs",
+    }
     return {
         name: train(method, seed, epochs, sparsity) for name, method in methods.items()
     }

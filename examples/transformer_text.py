@@ -87,7 +87,7 @@ def loss_fn(params: dict, tokens: jax.Array) -> jax.Array:
 def train(
     method: str | None, seed: int, steps: int, sparsity: float, num_samples: int
 ) -> float:
-    """Perplexity of a network that is trained, and pruned during training."""
+    """Perplexity of a network that is trained, and pruned during or after that."""
     training, held_out = texts()
     rng = np.random.default_rng(seed)
     samples = windows(training, num_samples, rng)
@@ -111,7 +111,7 @@ def train(
         return jnp.exp(loss_fn(params, test))
 
     for step in range(steps):
-        if method and step in levels:
+        if method in wf.METHODS and step in levels:
             params, opt_state, _ = wf.prune_masked(  # 3
                 loss_fn,
                 params,
@@ -122,17 +122,26 @@ def train(
             )
         tokens = windows(training, 16, rng)
         params, opt_state = train_step(params, opt_state, tokens)
+    if method == "outputs":  # in one call, after training
+        params, _, _ = wf.prune_outputs(
+            logits_of,
+            params,
+            samples[:, :-1],
+            sparsity=sparsity,
+            prunable="blocks|head",
+        )
     return float(perplexity(params))
 
 
 def run(
     seed: int = 0, steps: int = 600, sparsity: float = 0.9, num_samples: int = 200
 ) -> dict[str, float]:
-    """Perplexity of the dense and both pruned networks, after the same steps."""
+    """Perplexity of the dense and the pruned networks, after the same steps."""
     methods = {
         "dense": None,
         "woodfisher": "woodfisherblock",
         "magnitude": "globalmagni",
+        "outputs": "outputs",
     }
     return {
         name: train(method, seed, steps, sparsity, num_samples)

@@ -105,6 +105,26 @@ print(f"dense: {top1(dense):.2f} % of the test images, {kernels:,} weights")
 assert top1(dense) > 93
 
 # %% [markdown]
+# ## Pruned in one call
+#
+# `wf.prune_outputs` takes the network as a function, its parameters and some inputs. It
+# needs no labels and trains nothing: in twelve steps it prunes the weights that the
+# outputs need least, and moves the others so that the outputs stay.
+
+# %%
+params, masks, info = wf.prune_outputs(logits_of, dense, train_x, sparsity=0.8)
+print(f"{info.nonzero} of {info.prunable} weights remain; top-1 {top1(params):.2f} %")
+print({path: f"{level:.0%}" for path, level in info.sparsity_by_path.items()})
+
+# Pruned weights are exactly zero, and their number is exactly that of the target.
+left = {path: np.count_nonzero(params[path.split("/")[0]]["kernel"]) for path in masks}
+assert left == {path: int(mask.sum()) for path, mask in masks.items()}
+assert sum(left.values()) == info.nonzero == kernels // 5
+assert top1(params) > top1(dense) - 2
+
+# %% [markdown]
+# The rest of this notebook shows what such a step is made of.
+#
 # ## Saliency
 #
 # Around the trained weights $w$ the loss is approximately quadratic, with the *Fisher*
@@ -124,7 +144,7 @@ assert top1(dense) > 93
 # The weights with the lowest saliency are pruned. A small weight is kept if the loss is
 # steep in it, and a large one is pruned if other weights can compensate.
 #
-# `wf.prune` does this in one call: gradients, curvature, saliencies, masks and update.
+# `wf.prune` takes one such step: gradients, curvature, saliencies, masks and update.
 # A few hundred examples are enough for $F$; here they are 400 training images.
 
 # %%
@@ -133,12 +153,6 @@ params, masks, info = wf.prune(
     loss_fn, dense, samples, sparsity=0.8, method="woodfisher"
 )
 print(f"{info.nonzero} of {info.prunable} weights remain; top-1 {top1(params):.2f} %")
-print({path: f"{level:.0%}" for path, level in info.sparsity_by_path.items()})
-
-# Pruned weights are exactly zero, and their number is exactly that of the target.
-left = {path: np.count_nonzero(params[path.split("/")[0]]["kernel"]) for path in masks}
-assert left == {path: int(mask.sum()) for path, mask in masks.items()}
-assert sum(left.values()) == info.nonzero == kernels // 5
 
 # %% [markdown]
 # ## Comparison with magnitude
@@ -150,7 +164,9 @@ assert sum(left.values()) == info.nonzero == kernels // 5
 # of the single updates $\delta w$ treats each weight as if it were removed alone.
 #
 # The networks are not trained after pruning, because that would hide the difference.
-# Three networks from three random starts are each pruned from dense to each sparsity.
+# `wf.prune_outputs` takes twelve steps in place of one, each the joint update with the
+# gradients of outputs in place of those of the loss. Three networks from three random
+# starts are each pruned from dense to each sparsity.
 
 # %%
 ways = {
@@ -167,10 +183,17 @@ def pruned_top1(net, sparsity, **how):
     return top1(wf.prune(loss_fn, net, samples, sparsity=sparsity, **how)[0])
 
 
+def matched_top1(net, sparsity):
+    return top1(wf.prune_outputs(logits_of, net, train_x, sparsity=sparsity)[0])
+
+
 accuracy = {
     name: np.array([[pruned_top1(net, s, **how) for s in levels] for net in networks])
     for name, how in ways.items()
 }
+accuracy["prune_outputs, no labels"] = np.array(
+    [[matched_top1(net, s) for s in levels] for net in networks]
+)
 print(" " * 26 + "".join(f"{s:>8.0%}" for s in levels))
 for name, found in accuracy.items():
     print(f"{name:26}" + "".join(f"{mean:8.2f}" for mean in found.mean(0)))
@@ -181,6 +204,7 @@ styles = {
     "WoodFisher, masks alone": {"color": "#56B4E9", "linestyle": ":", "marker": "v"},
     "WoodFisher": {"color": "#0072B2", "linestyle": "-", "marker": "o"},
     "WoodFisher, joint update": {"color": "#D55E00", "linestyle": "-", "marker": "D"},
+    "prune_outputs, no labels": {"color": "#009E73", "linestyle": "-", "marker": "^"},
 }
 figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
 percent = 100 * np.array(levels)

@@ -92,6 +92,11 @@ def test_a_scope_the_method_has_is_taken_and_any_other_refused(name) -> None:
             check(name, scope=scope)
 
 
+def test_a_scope_that_another_method_has_is_said_with_its_name() -> None:
+    with pytest.raises(OptionError, match=r"expected one of .*, or method='magni'"):
+        check("globalmagni", scope="layer")
+
+
 NUMBERS = np.ones(3)
 FIRST_ORDER = {"method": "woodtaylorblock"}
 JOINT = {"update": "joint"}

@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from woodfisher_jax.curvature.diagonal import DiagonalFisher, DiagonalHessian
@@ -93,14 +94,21 @@ def scope_of(method: str | Method, scope: str | None) -> str:
     Raises:
         OptionError: If the method does not have that scope.
     """
-    scopes = method_named(method).scopes
+    row = method_named(method)
     if scope is None:
-        return scopes[0]
-    if scope not in scopes:
+        return row.scopes[0]
+    if scope not in row.scopes:
+        same = (
+            name
+            for name, other in METHODS.items()
+            if scope in other.scopes
+            and row == replace(other, summary=row.summary, scopes=row.scopes)
+        )
+        other = next((f", or method={name!r}" for name in same), "")
         raise OptionError(
             "scope",
             f"scope={scope!r} with method={name_of(method)!r}; expected one of "
-            f"{list(scopes)}",
+            f"{list(row.scopes)}{other}",
         )
     return scope
 

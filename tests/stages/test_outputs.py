@@ -68,6 +68,22 @@ def test_a_pattern_says_how_far() -> None:
         ((net, PARAMS, INPUTS), {}, "sparsity is missing"),
         ((net, PARAMS, INPUTS * np.nan), {"sparsity": 0.5}, "are not finite for some"),
         ((net, PARAMS, iter([INPUTS])), {"sparsity": 0.5}, "inputs hold no examples"),
+        ((net, PARAMS, INPUTS[:1]), {"sparsity": 0.5}, "inputs hold one example"),
+        (
+            (lambda p, x: (net(p, x), x), PARAMS, INPUTS),
+            {"sparsity": 0.5},
+            "net_fn returns a tuple; expected one floating-point array",
+        ),
+        (
+            (lambda p, x: net(p, x).argmax(-1), PARAMS, INPUTS),
+            {"sparsity": 0.5},
+            "net_fn returns an array of int32",
+        ),
+        (
+            (lambda p, x: net(p, x).sum(), PARAMS, INPUTS),
+            {"sparsity": 0.5},
+            r"net_fn returns an array of shape \(\) for 2 inputs",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused(arguments, options, message) -> None:

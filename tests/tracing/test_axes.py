@@ -274,6 +274,38 @@ def test_queries_that_share_keys_go_together(name: str) -> None:
     assert found["o"][:3] == ((2, 16, C), "iio", (0,))
 
 
+@pytest.mark.parametrize("before", [True, False])
+def test_heads_that_are_mixed_count_nothing(before: bool) -> None:
+    """Scores of one head are sums over all: a head of the queries is no head of v."""
+
+    def net(p: Any, x: jax.Array) -> jax.Array:
+        q, k, v = (jnp.einsum("bti,ihd->bhtd", x, p[n]) for n in "qkv")
+        scores = q @ k.swapaxes(-1, -2)
+        if before:
+            scores = jax.nn.softmax(jnp.einsum("bhqk,hg->bgqk", scores, p["mix"]))
+        else:
+            scores = jnp.einsum("bhqk,hg->bgqk", jax.nn.softmax(scores), p["mix"])
+        return jnp.einsum("bgqd,gdo->bqo", scores @ v, p["o"])
+
+    params = {n: ones(C, H, D) for n in "qkv"}
+    params |= {"mix": ones(H, H), "o": ones(H, D, C)}
+    found = find_axes(net, params, X)
+    assert {axes.roles for axes in found.values()} == {"ioo", "iio", "io"}
+    assert not any(axes.heads for axes in found.values())
+
+
+def test_experts_that_gates_keep_apart_are_no_heads() -> None:
+    def net(p: Any, x: jax.Array) -> jax.Array:
+        gates = jax.nn.softmax(x @ p["gate"])
+        hidden = jnp.einsum("btd,edo->bteo", x, p["up"])
+        return jnp.einsum("bteo,eod,bte->btd", hidden, p["down"], gates)
+
+    params = {"gate": ones(C, 4), "up": ones(4, C, 5), "down": ones(4, 5, C)}
+    found = find_axes(net, params, X)
+    assert len(found) == 3
+    assert not any(axes.heads for axes in found.values())
+
+
 @pytest.mark.parametrize(("width", "heads"), [(8, 2), (4, 4)])
 def test_a_fused_projection_of_unequal_parts_has_no_heads(
     width: int, heads: int

@@ -86,6 +86,7 @@ def prune_outputs(
             "sparsity", "sparsity is missing; expected a fraction, such as 0.9"
         )
     (images,) = regroup(inputs, _number(inputs))
+    _check_outputs(net_fn, params, images)
     wanted = outputs_of(net_fn, params, images)
     if not jnp.all(jnp.isfinite(wanted)):
         raise OptionError(
@@ -125,7 +126,34 @@ def _number(inputs: Any) -> int:
             "inputs hold no examples that can be counted; expected one batch (array, "
             "tuple or dict of arrays) or a list of batches",
         )
+    if number == 1:
+        raise OptionError(
+            "inputs",
+            "inputs hold one example; expected at least 2, better 1,000: they are what "
+            "tells which weights the outputs need",
+        )
     return number
+
+
+def _check_outputs(net_fn: OutputsFn, params: Params, inputs: Any) -> None:
+    """Raises an error that names net_fn, unless it gives numbers for each example."""
+    few = jax.tree.map(lambda a: a[:2], inputs)
+    outputs = jax.eval_shape(net_fn, params, few)
+    what_to_do = ""
+    if not hasattr(outputs, "shape"):
+        found = f"a {type(outputs).__name__}"
+        what_to_do = "; of several outputs take one, such as net(params, inputs)[0]"
+    elif outputs.shape[:1] != (2,):
+        found = f"an array of shape {outputs.shape} for 2 inputs"
+    elif not jnp.issubdtype(outputs.dtype, jnp.floating):
+        found = f"an array of {outputs.dtype}"
+    else:
+        return
+    raise OptionError(
+        "net_fn",
+        f"net_fn returns {found}; expected one floating-point array with the outputs "
+        f"of each input, such as logits [n, k]{what_to_do}",
+    )
 
 
 def _draws(available: int, number: int, seed: int) -> Callable[[int], np.ndarray]:

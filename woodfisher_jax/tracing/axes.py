@@ -74,12 +74,15 @@ class _Array(NamedTuple):
         active: Whether it depends on the batch.
         sources: The tensors whose entries it holds, moved, scaled or combined.
         touched: All tensors that it depends on, if it does not depend on the batch.
+        apart: The dimensions that the products of two activations which it comes from,
+            without a weight between, keep apart.
     """
 
     axes: tuple[Axis, ...]
     active: bool = False
     sources: Mapping[str, _Source] = {}
     touched: frozenset[str] = frozenset()
+    apart: frozenset[int] = frozenset()
 
 
 _REDUCTIONS = (
@@ -91,6 +94,17 @@ _REDUCTIONS = (
     "reduce_or",
     "reduce_prod",
     "reduce_sum",
+)
+# After these nothing is apart but what they say themselves.
+_OWN_APART = (
+    *CALLS,
+    "cond",
+    "conv_general_dilated",
+    "dot_general",
+    "ragged_dot",
+    "ragged_dot_general",
+    "scan",
+    "while",
 )
 _MIXING = ("cumsum", "cumprod", "cummax", "cummin", "sort", "fft", "cumlogsumexp")
 
@@ -162,8 +176,9 @@ class Trace:
         }
         self.uses: list[Product | Hidden] = []
         self.read: set[str] = set()
-        # Dimensions that products of two activations keep apart: heads, among others.
-        self._kept_apart: list[int] = []
+        # What a product of two activations keeps apart, and what the one before it did:
+        # heads, among others, are in both.
+        self._chains: list[tuple[frozenset[int], frozenset[int]]] = []
         # Of an axis that is part of a longer one, or has others as its parts: the
         # dimensions whose role is its own.
         self._stands_for: dict[int, Axis] = {}
@@ -257,8 +272,9 @@ class Trace:
     def _heads(self, path: str, roles: str) -> tuple[tuple[int, ...], str]:
         """Which axes count heads, and the name of the attention layer.
 
-        Products of queries and keys, and of their softmax and values, keep heads apart.
-        Queries that share keys have more than the keys have: what all share counts.
+        Products of queries and keys, and then of what comes from them and values, keep
+        heads apart. Queries that share keys have more than the keys have: what all
+        share counts.
         """
         apart = self._apart()
         found: dict[int, tuple[int, ...]] = {}
@@ -275,8 +291,13 @@ class Trace:
         return axes, shared[classes[0]][0]
 
     def _apart(self) -> set[int]:
-        leaves = (leaf for d in self._kept_apart for leaf in self.dims.leaves(d))
-        return {self.dims.class_of(leaf) for leaf in leaves}
+        """The classes that two products of activations, one after another, keep."""
+
+        def classes(dims: frozenset[int]) -> set[int]:
+            leaves = (leaf for dim in dims for leaf in self.dims.leaves(dim))
+            return {self.dims.class_of(leaf) for leaf in leaves}
+
+        return set().union(*(classes(a) & classes(b) for a, b in self._chains))
 
     def _sharers(self, class_: int) -> list[str]:
         """The tensors that have a dimension of a class."""
@@ -315,6 +336,9 @@ class Trace:
         for equation in jaxpr.eqns:
             inputs = [read(atom) for atom in equation.invars]
             outputs = self._step(equation, inputs, rounds)
+            if equation.primitive.name not in _OWN_APART:
+                apart = frozenset().union(*(a.apart for a in inputs))
+                outputs = [a._replace(apart=apart) for a in outputs]
             known.update(zip(equation.outvars, outputs, strict=True))
         return [read(atom) for atom in jaxpr.outvars]
 
@@ -493,8 +517,10 @@ class Trace:
         inside = [
             array
             if same
-            else _Array(
-                array.axes, active, {}, frozenset() if active else array.touched
+            else array._replace(
+                active=active,
+                sources={},
+                touched=frozenset() if active else array.touched,
             )
             for array, same in zip(state, passed, strict=True)
         ]
@@ -684,9 +710,6 @@ class Trace:
         for mine, others in (summed, shared):
             for a, b in zip(mine, others, strict=True):
                 self.dims.unify(left.axes[a], right.axes[b])
-        if left.active and right.active:
-            for axis in shared[0]:
-                self._kept_apart.extend(left.axes[axis])
         sizes = [equation.invars[0].aval.shape[axis] for axis in summed[0]]
         macs = math.prod((*equation.outvars[0].aval.shape, *sizes))
         letters = [
@@ -704,6 +727,10 @@ class Trace:
             *(right.axes[i] for i in free[1]),
         )
         result = _Array(axes, left.active or right.active)
+        if left.active and right.active and summed[0]:
+            apart = frozenset(dim for i in shared[0] for dim in left.axes[i])
+            self._chains += [(apart, array.apart) for array in inputs]
+            result = result._replace(apart=apart)
         if result.active:
             return result
         sources = {}
