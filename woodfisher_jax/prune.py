@@ -724,7 +724,7 @@ def _within_reach(
     fisher, method = model.curvature, job.method
     assert isinstance(fisher, InverseFisher)
     assert isinstance(method, WoodFisher)
-    y = job.targets if method.first_order else None
+    y = np.asarray(targets)
     start = row_values(problem, before.params, MICROBATCH_SIZE)
 
     def reached(length: float) -> float:

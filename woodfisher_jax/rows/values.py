@@ -2,7 +2,6 @@
 
 import math
 from functools import partial
-from typing import Any
 
 import jax
 import numpy as np
@@ -63,28 +62,23 @@ def missed(
     problem: Problem,
     start: np.ndarray,
     params: Params,
-    targets: Any,
+    targets: np.ndarray,
     microbatch_size: int,
 ) -> float:
     """How far a step is from what it was to do, on the samples of its rows.
 
-    ``mean (ℓ_n(w') - ℓ_n(w) - y_n)²`` with a target for each row; else the mean loss,
-    or its negative where the losses are to rise.
+    ``mean (ℓ_n(w') - ℓ_n(w) - y_n)²``, whose linear model the joint update minimizes.
 
     Args:
         problem: The losses ℓ and their samples.
         start: ℓ(w), [N].
         params: w'.
-        targets: y, [N]; a number by which the losses are to change; or None.
+        targets: y, [N]; zero where the losses are to stay.
         microbatch_size: Most examples at once on a device.
 
     Returns:
         A number that is lower after a better step; infinite if a loss is not finite.
     """
     values = row_values(problem, params, microbatch_size)
-    if targets is not None and np.ndim(targets):
-        found = float(np.mean(np.square(values - start - np.asarray(targets))))
-    else:
-        rises = targets is not None and float(targets) > 0
-        found = float(np.mean(-values if rises else values))
+    found = float(np.mean(np.square(values - start - targets)))
     return found if math.isfinite(found) else math.inf
