@@ -7,10 +7,9 @@ Every stage is one damped Gauss-Newton step of
 from the weights of the previous stage. The rows are ``g_n = ∇_w (r_n · f(w, x_n))``
 with random r, the targets are ``y_n = r_n · (f(w₀, x_n) - f(w, x_n))``; saliencies
 include that first-order term, the update is the joint one, and the damping is chosen by
-leave-one-out over the rows; a step is halved as long as that brings the outputs of the
-stage's examples nearer to their targets. Where a network fits its data, the curvature
-of the loss vanishes and that of the outputs does not. A step also corrects the errors
-of the previous ones.
+leave-one-out over the rows, and raised where a step leads beyond its linear model.
+Where a network fits its data, the curvature of the loss vanishes and that of the
+outputs does not. A step also corrects the errors of the previous ones.
 
 With labels as targets, the rows are gradients of the cross entropy of a few examples
 each, and the first-order term is that of the loss: each stage also trains.
@@ -36,7 +35,6 @@ from woodfisher_jax.tracing.axes import find_axes
 from woodfisher_jax.trees.masks import (
     Masks,
     Prunable,
-    apply_masks,
     check_masks,
     init_masks,
 )
@@ -236,8 +234,7 @@ def prune_matched(
     key, infos = jax.random.key(seed), []
     for number, level in enumerate(way):
         found = _checked(stage(number, params), number) if number else found
-        before, labels = params, np.issubdtype(found.wanted.dtype, np.integer)
-        if labels:
+        if np.issubdtype(found.wanted.dtype, np.integer):
             rows = label_rows(found, batch_size)
             damping: float | str = LABEL_DAMPING
         else:
@@ -254,9 +251,6 @@ def prune_matched(
             masks=masks,
             **{"axes": axes, **given, **options},
         )
-        if not labels:
-            start = apply_masks(before, masks)
-            params = _halved(found, rows.samples["direction"], start, params)
         infos.append(info)
         if after is not None:
             changed = after(number, params, masks, info)
@@ -271,43 +265,6 @@ def _checked(stage: Any, number: int) -> Stage:
             "wf.matching.Stage(outputs_fn, inputs, wanted)"
         )
     return stage
-
-
-STEP_LENGTHS = (1.0, 0.5, 0.25, 0.125, 0.0)
-"""Shares of a stage's update that are tried, from the longest down."""
-
-
-def _halved(stage: Stage, directions: np.ndarray, start: Params, end: Params) -> Params:
-    """As much of the update as brings the outputs nearest to their targets.
-
-    The step is that of a linear model. Where few rows meet many weights it may lead
-    beyond where that model holds, and later stages would not recover.
-
-    Args:
-        stage: f, x and f*.
-        directions: r, along which the distance counts [n, k].
-        start: Parameters after the mask, before the update.
-        end: Parameters after the update.
-    """
-
-    def distance(params: Params) -> float:
-        outputs = outputs_of(stage.outputs_fn, params, stage.inputs)
-        return float(
-            jnp.mean(_along(directions, jnp.asarray(stage.wanted) - outputs) ** 2)
-        )
-
-    best, lowest = end, np.inf
-    for length in STEP_LENGTHS:
-        params = jax.tree.map(
-            lambda a, b, t=length: (a + t * (b - a)).astype(b.dtype), start, end
-        )
-        # Not by the formula, which rounds.
-        params = end if length == 1.0 else params
-        reached = distance(params)
-        if not reached < lowest:
-            break
-        best, lowest = params, reached
-    return best
 
 
 def _way(
