@@ -60,6 +60,11 @@ METHODS: dict[str, Method] = {
 }
 """Every method by name. A method of your own is added as ``METHODS[name] = ...``."""
 
+DEFAULT = METHODS["woodfisherblock"].replace(update="joint", damping="auto")
+"""The method where none is named: better than the paper's in one step, at any size.
+
+The names of methods keep the paper's update (``sum``) and damping (1e-5).
+"""
 
 RECOMPUTATION = ("recompute", "recompute_schedule", "recompute_degree")
 """Options of the goal that need a curvature."""
@@ -195,7 +200,11 @@ def resolve(
 
 
 def check_together(
-    method: str | Method, row: Method, goal: Goal, mean_samples: Any, targets: Any
+    method: str | Method,
+    row: Method,
+    goal: Goal,
+    mean_samples: Any,
+    targets: Any,
 ) -> None:
     """Raises if options of different dataclasses contradict one another.
 

@@ -25,6 +25,7 @@ from woodfisher_jax.curvature.swaps import improve
 from woodfisher_jax.equations.damping import MULTIPLES, ChosenDamping
 from woodfisher_jax.info import Clock, PruneInfo, PruneWarning, joined
 from woodfisher_jax.methods import (
+    DEFAULT,
     check_together,
     resolve,
 )
@@ -94,7 +95,7 @@ def prune(
     samples: Any = None,
     *,
     sparsity: float | None = None,
-    method: str | Method = "woodfisherblock",
+    method: str | Method | None = None,
     masks: Masks | None = None,
     prunable: Prunable = None,
     scope: str | None = None,
@@ -126,8 +127,10 @@ def prune(
             samples. Methods by magnitude need none, but with FLOP options one example.
         sparsity: Fraction of all prunable weights to be zero afterwards, in [0, 1); or
             ``flops_target``. Default that of a pattern N:M.
-        method: A name of the table, default "woodfisherblock"; or a method itself, such
-            as ``wf.WoodFisher(damping=1e-4)``.
+        method: A name of the table, such as the paper's "woodfisherblock"; or a method
+            itself, such as ``wf.WoodFisher(damping=1e-4)``. Default
+            :data:`~woodfisher_jax.methods.DEFAULT`: the paper's blocks with the joint
+            update and ``damping="auto"``.
         masks: What is pruned already, path -> bool or a pytree of the structure of
             ``params``; default nothing. It also says what is prunable. Pruned weights
             never come back.
@@ -295,7 +298,7 @@ def _checked(
     params: Params,
     samples: Any,
     *,
-    method: str | Method = "woodfisherblock",
+    method: str | Method | None = None,
     masks: Masks | None = None,
     prunable: Prunable = None,
     mean_samples: Any = None,
@@ -311,6 +314,7 @@ def _checked(
         compute = Compute()
     elif not isinstance(compute, Compute):
         raise OptionError("compute", f"compute={compute!r}; expected a wf.Compute")
+    method = DEFAULT if method is None else method
     row, goal, compute = resolve(method, compute, options)
     check_together(method, row, goal, mean_samples, targets)
     compute = compute.replace(mesh=one_axis(compute.mesh or mesh_of(params)))

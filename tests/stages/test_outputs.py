@@ -25,7 +25,7 @@ def distance(params) -> float:
 
 
 def test_outputs_stay_nearer_than_after_one_step_or_magnitude() -> None:
-    """Without halving, a step beyond its linear model took the distance to 4.9."""
+    """With leave-one-out alone, one step took the distance to 4.9."""
     params, masks, info = wf.prune_outputs(net, PARAMS, INPUTS, sparsity=0.6)
     once, _, _ = wf.prune_outputs(net, PARAMS, INPUTS, sparsity=0.6, stages=1)
     magnitude, _, _ = wf.prune(None, PARAMS, method="globalmagni", sparsity=0.6)
