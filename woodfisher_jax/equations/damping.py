@@ -90,22 +90,23 @@ def choose_damping(
     Args:
         gram: G Gᵀ, [N, N], N at least 2; where N exceeds MOST_ROWS, evenly spaced rows
             are used.
-        right: b, [N], the right-hand side, not all zero.
+        right: b, [N], the right-hand side. Where it is zero, any damping predicts it.
         least: Smallest multiple to choose; default no limit.
 
     Raises:
-        ValueError: If N is below 2, or gradients or b are all zero or not finite.
+        ValueError: If N is below 2, gradients are all zero, or they or b not finite.
     """
     mean, errors, square = _errors(gram, right, jnp.asarray(MULTIPLES, jnp.float32))
-    if len(right) < 2 or not (0 < float(mean) < np.inf and 0 < float(square) < np.inf):
+    if len(right) < 2 or not (0 < float(mean) < np.inf and float(square) < np.inf):
         raise ValueError(
             "damping='auto' needs at least 2 gradients that are not all zero, and a "
-            f"finite right-hand side that is not zero; got N={len(right)}, mean "
-            f"squared norm {float(mean):.3g}, root mean square of the right-hand side "
+            f"finite right-hand side; got N={len(right)}, mean squared norm "
+            f"{float(mean):.3g}, root mean square of the right-hand side "
             f"{float(square) ** 0.5:.3g}; give a number, such as damping=1e-5"
         )
     allowed = np.isfinite(errors) & (np.asarray(MULTIPLES) >= least)
     best = int(np.argmin(np.where(allowed, errors, np.inf)))
     multiple = MULTIPLES[best]
     damping = float(mean) * multiple / len(right)
-    return ChosenDamping(damping, multiple, float(errors[best]) / float(square))
+    error = float(errors[best]) / float(square) if float(square) else 0.0
+    return ChosenDamping(damping, multiple, error)
