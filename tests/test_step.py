@@ -89,8 +89,9 @@ def program(params, batch, sparsity, method="woodfisherblock", scope="global"):
 
 
 def is_that_of_prune(found: wf.Step, params, samples, sparsity, **options) -> None:
+    options = {"method": "woodfisherblock", "damping": DAMPING} | options
     pruned, masks, info = wf.prune(
-        loss_fn, params, samples, sparsity=sparsity, damping=DAMPING, **options
+        loss_fn, params, samples, sparsity=sparsity, **options
     )
     np.testing.assert_array_equal(found.mask, flatten(ORDER, masks))
     np.testing.assert_allclose(found.weights, flat(pruned), atol=1e-6)
@@ -338,7 +339,9 @@ jax.monitoring.register_event_duration_secs_listener(
 import woodfisher_jax as wf
 loss = lambda p, x: jnp.mean((jnp.tanh(x @ p["v"]) @ p["w"]) ** 2)
 params = {"v": np.ones((3, 4), np.float32), "w": np.ones((4, 2), np.float32)}
-wf.prune(loss, params, np.eye(3, dtype=np.float32), sparsity=0.5)
+wf.prune(
+    loss, params, np.eye(3, dtype=np.float32), sparsity=0.5, method="woodfisherblock"
+)
 print(len(compiled))
 """
 
