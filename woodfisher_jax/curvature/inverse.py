@@ -121,12 +121,14 @@ class InverseFisher:
         damping: λ > 0.
         centered: Whether F is the covariance of the rows, F - ḡḡᵀ.
         known: Factor of the only block, where it is known already [1, N, N].
+        gram: G Gᵀ of the only block that ``known`` is of [N, N].
     """
 
     source: Source
     damping: float | jax.Array
     centered: bool = False
     known: jax.Array | None = None
+    gram: jax.Array | None = None
 
     # ------------------------------------------------------------ formulas of F⁻¹
 
@@ -331,12 +333,19 @@ class InverseFisher:
             tiles += len(tile.gradients)
             solver = self.source.compute.solver_for(number, tile.gradients.shape[-1])
         chosen = choose_damping(gram, right, least)
+        alone = (
+            tiles == 1 and solver == "sample_space" and self.source.compute.mesh is None
+        )
+        found = dataclasses.replace(self, gram=gram if alone else None)
+        return found.with_damping(chosen.damping), chosen
+
+    def with_damping(self, damping: float) -> "InverseFisher":
+        """The same with another λ."""
         known = None
-        if tiles == 1 and solver == "sample_space" and self.source.compute.mesh is None:
+        if self.gram is not None:
             # The factor takes N³ operations from here; from the gradients N²c.
-            known = shifted_factor(gram, number * chosen.damping)[None]
-        found = dataclasses.replace(self, damping=chosen.damping, known=known)
-        return found, chosen
+            known = shifted_factor(self.gram, len(self.gram) * damping)[None]
+        return dataclasses.replace(self, damping=damping, known=known)
 
     # --------------------------------------------- between tiles and flat vectors
 
