@@ -24,7 +24,7 @@ from woodfisher_jax.curvature.checked import CurvatureError
 from woodfisher_jax.data import DataMissingError
 from woodfisher_jax.exit_codes import FAILED, USAGE, exits
 from woodfisher_jax.extras import MissingExtraError
-from woodfisher_jax.progress import progress_bar
+from woodfisher_jax.progress import lines, live
 from woodfisher_jax.report import tables
 from woodfisher_jax.report.page import write_page
 from woodfisher_jax.rows.memory_plan import MemoryLimitError
@@ -255,7 +255,7 @@ def run_all(config: Config, workdir: Path) -> None:
         return
     if len(results) > 1:
         # Where matplotlib is missing, each run has said so.
-        with contextlib.suppress(MissingExtraError):
+        with contextlib.suppress(MissingExtraError), live("report", quiet=QUIET.value):
             write_page(workdir, config_.to_dict(Config()))
     if QUIET.value:
         for method, folder in folders.items():
@@ -288,7 +288,8 @@ def resume_command(workdir: Path) -> str:
 
 def print_plan(config: Config) -> None:
     """Prints the memory plan of a pruning step; nothing is run or written."""
-    with progress_bar(quiet=QUIET.value) as progress:
+    quiet = QUIET.value or not distributed.is_first()
+    with live("memory plan", lines(), quiet) as progress:
         plan, given = prepare(config, progress)
         needs = forecast(plan, *given)
     if not distributed.is_first():

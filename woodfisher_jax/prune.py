@@ -28,7 +28,7 @@ from woodfisher_jax.methods import (
     resolve,
 )
 from woodfisher_jax.options import OptionError
-from woodfisher_jax.rows.compute import Compute
+from woodfisher_jax.rows.compute import Compute, watched
 from woodfisher_jax.rows.gradients import LossFn, as_partial, row_chunks
 from woodfisher_jax.rows.inputs import (
     check_concrete,
@@ -85,6 +85,7 @@ from woodfisher_jax.trees.vectors import (
 )
 
 
+@watched
 @outside_mesh()
 def prune(
     loss_fn: LossFn | None,
@@ -212,7 +213,8 @@ def prune(
     masks = {path: placed_as(mask, leaves[path]) for path, mask in masks.items()}
     info = joined(infos)
     for text in info.warnings:
-        warnings.warn(text, PruneWarning, stacklevel=2)
+        # The caller's line: two decorators are in between.
+        warnings.warn(text, PruneWarning, stacklevel=4)
     return params, masks, info
 
 

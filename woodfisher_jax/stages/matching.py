@@ -29,6 +29,7 @@ from jax.tree_util import Partial
 from woodfisher_jax.info import PruneInfo
 from woodfisher_jax.options import plain
 from woodfisher_jax.prune import prune
+from woodfisher_jax.rows.compute import watched
 from woodfisher_jax.rows.gradients import LossFn
 from woodfisher_jax.rows.projections import directions, projected
 from woodfisher_jax.schedules import levels
@@ -162,6 +163,7 @@ def _scaled_cross_entropy(outputs_fn: Callable[..., jax.Array], scale: float) ->
     return loss
 
 
+@watched
 def prune_matched(
     stage: Callable[[int, Params], Stage],
     params: Params,
@@ -234,7 +236,9 @@ def prune_matched(
     check_masks(params, masks)
     way = _way(sparsity_of(masks), sparsity, stages, repairs)
     key, infos = jax.random.key(seed), []
+    progress = options["progress"]
     for number, level in enumerate(way):
+        progress("stages", number, len(way))
         found = _checked(stage(number, params), number) if number else found
         before, labels = params, np.issubdtype(found.wanted.dtype, np.integer)
         if labels:
@@ -261,6 +265,7 @@ def prune_matched(
         if after is not None:
             changed = after(number, params, masks, info)
             params = params if changed is None else changed
+    progress("stages", len(way), len(way))
     return params, masks, infos
 
 

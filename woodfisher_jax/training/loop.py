@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from woodfisher_jax.data import batches
-from woodfisher_jax.progress import progress_bar
+from woodfisher_jax.progress import lines, live
 from woodfisher_jax.report import tables
 from woodfisher_jax.report.record import write_command
 from woodfisher_jax.rows.memory_plan import MemoryLimitError
@@ -96,7 +96,8 @@ def run(
         first = distributed.is_first()
         if first:
             stack.enter_context(log_file(workdir))
-        progress = stack.enter_context(progress_bar(quiet=quiet or not first))
+        display = live(str(workdir), lines(), quiet=quiet or not first)
+        progress = stack.enter_context(display)
         request = stack.enter_context(stop_requests())
         logger.info("workdir %s", workdir)
         plan, given = distributed.together(prepare, config, progress)
@@ -269,6 +270,7 @@ def train_segment(
     decaying = stage is not None or settings.weight_decay_after_pruning
     label = f"epoch {phase.first_epoch + epoch + 1}, steps"
     running: tuple[int, Metrics] | None = None
+    plan.progress(label, 0, end - begun)
     for batch in batches.epoch_batches(
         plan.dataset,
         seed=plan.config.seed,
