@@ -196,18 +196,19 @@ def test_an_error_comes_through_and_ends_the_display(start: Start) -> None:
 def test_a_notebook_has_bars_in_the_output_of_the_cell(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    shown: list[str] = []
-    handle = types.SimpleNamespace(update=shown.append)
+    shown: list[dict[str, str]] = []
+    handle = types.SimpleNamespace(update=lambda data, raw: shown.append(data))
     shell = types.SimpleNamespace(get_ipython=lambda: types.SimpleNamespace(kernel=1))
-    display = types.SimpleNamespace(HTML=str, display=lambda *_, display_id: handle)
+    display = types.SimpleNamespace(display=lambda *_, raw, display_id: handle)
     monkeypatch.setitem(sys.modules, "IPython", shell)
     monkeypatch.setitem(sys.modules, "IPython.display", display)
     monkeypatch.setattr(progress, "DELAY", 0.0)
     with live("pruning") as callback:
         callback("a<b", 3, 12)
-        until(lambda: shown and "a&lt;b" in shown[-1])
-        assert '<progress value="3" max="12"></progress> 3/12, 0 s' in shown[-1]
-    assert shown[-1] == ""
+        until(lambda: shown and "a&lt;b" in shown[-1]["text/html"])
+        assert '<progress value="3" max="12"></progress> 3/12 0 s' in str(shown[-1])
+        assert "; a<b 3/12 0 s" in shown[-1]["text/plain"]
+    assert shown[-1] == {"text/plain": "", "text/html": ""}
 
 
 # ------------------------------------------------------------------------------ a log

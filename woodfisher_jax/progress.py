@@ -212,21 +212,20 @@ def _on_terminal() -> Iterator[Show]:
 @contextmanager
 def _in_notebook() -> Iterator[Show]:
     """A bar a row in the output of the cell, in its colours."""
-    from IPython.display import HTML, display
+    from IPython.display import display
 
-    handle = display(HTML(""), display_id=True)
+    def data(rows: list[Row]) -> dict[str, str]:
+        texts = [f"{row.label} {row.pieces} {row.time}" for row in rows]
+        bars = "<br>".join(map(_html, rows))
+        return {"text/plain": "; ".join(texts), "text/html": bars}
 
-    def show(rows: list[Row]) -> None:
-        handle.update(HTML("<br>".join(map(_html, rows))))
-
-    yield show
-    handle.update(HTML(""))
+    handle = display(data([]), raw=True, display_id=True)
+    yield lambda rows: handle.update(data(rows), raw=True)
+    handle.update(data([]), raw=True)
 
 
 def _html(row: Row) -> str:
     bar = ""
     if row.total > 1:
-        bar = (
-            f'<progress value="{row.done}" max="{row.total}"></progress> {row.pieces}, '
-        )
-    return f"{html.escape(row.label)} {bar}{row.time}"
+        bar = f'<progress value="{row.done}" max="{row.total}"></progress> '
+    return f"{html.escape(row.label)} {bar}{row.pieces} {row.time}"
