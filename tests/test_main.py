@@ -113,6 +113,7 @@ def test_an_error_is_told_without_a_traceback_and_exit_2(
 ) -> None:
     code, told, errors = command(*arguments, f"--workdir={tmp_path / 'run'}")
     assert code == 2
+    assert not (tmp_path / "run").exists()
     assert told == ""
     assert "Traceback" not in errors
     *_, error = errors.split("error: ")

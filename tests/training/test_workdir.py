@@ -20,6 +20,7 @@ from woodfisher_jax.training.workdir import (
     claim_workdir,
     held,
     log_file,
+    removed_after_errors,
 )
 
 
@@ -149,3 +150,19 @@ def test_the_log_is_kept(tmp_path: Path) -> None:
         logging.getLogger("woodfisher_jax.train").info("pruned to %.2f", 0.5)
     logging.getLogger("woodfisher_jax.train").info("later")
     assert (tmp_path / "log.txt").read_text().endswith(" pruned to 0.50\n")
+
+
+def test_nothing_is_left_of_a_folder_after_an_error(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+
+    def start(error: BaseException | None) -> None:
+        with held(folder), removed_after_errors(folder):
+            if error:
+                raise error
+
+    for error in (KeyboardInterrupt(), ConfigError("no")):
+        with pytest.raises(type(error)):
+            start(error)
+        assert not folder.exists()
+    start(None)
+    assert folder.exists()

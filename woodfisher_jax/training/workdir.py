@@ -5,6 +5,7 @@ import fcntl
 import json
 import logging
 import os
+import shutil
 import socket
 import sys
 import time
@@ -95,6 +96,16 @@ def _unusable(workdir: Path, error: Exception) -> ConfigError:
     return ConfigError(
         f"workdir={workdir} cannot be used ({error}); choose another --workdir"
     )
+
+
+@contextlib.contextmanager
+def removed_after_errors(workdir: Path) -> Iterator[None]:
+    """Removes the folder of a run if an error ends the context."""
+    try:
+        yield
+    except BaseException:
+        shutil.rmtree(workdir, ignore_errors=True)
+        raise
 
 
 def claim_workdir(workdir: Path, config: Config) -> None:
