@@ -11,10 +11,12 @@ from typing import Any
 from woodfisher_jax import data, models
 from woodfisher_jax.exit_codes import FAILED, USAGE, exits
 from woodfisher_jax.report import metrics, tables
+from woodfisher_jax.report.quantities import scaled
 from woodfisher_jax.rows.sharding import replicate
 from woodfisher_jax.selection import patterns
 from woodfisher_jax.training import distributed
 from woodfisher_jax.training.evaluate import evaluate
+from woodfisher_jax.training.history import Log
 from woodfisher_jax.training.objective import axes_of, macs_per_weight
 from woodfisher_jax.training.saved_run import WHICH, read_run
 from woodfisher_jax.trees import masks as masks_
@@ -37,14 +39,16 @@ def evaluate_run(
 
     Returns:
         ``top1``, ``top5``, ``loss``, and ``sparsity``, ``nonzero``, ``prunable`` of the
-        masks; ``step`` of the checkpoint; ``macs`` and ``layers``, as in the results of
-        a run; ``groups``, how many obey the pattern, if one is given.
+        masks; ``checkpoint``, its number, ``step``, and ``moment``, where the run was,
+        in words; ``macs`` and ``layers``, as in the results of a run; ``groups``, how
+        many obey the pattern, if one is given.
 
     Raises:
         ValueError: If the folder holds no run or no checkpoint.
         PatternError: If the weights do not obey the pattern.
     """
     config, variables, masks, meta = read_run(workdir, which)
+    log = Log(**meta["log"])
     model = models.build_model(config.model.name, **config.model.settings)
     dataset = data.load(
         config.data.name,
@@ -72,7 +76,9 @@ def evaluate_run(
         "sparsity": (prunable - kept) / prunable,
         "nonzero": kept,
         "prunable": prunable,
-        "step": meta["log"]["step"],
+        "checkpoint": log.event,
+        "step": log.step,
+        "moment": log.moment,
         **metrics.macs_record(costs, params, masks),
         **groups,
     }
@@ -123,18 +129,18 @@ changed""",
             given.run or given.workdir, given.which, given.data_dir, given.pattern
         )
     print(
-        f"step      {results['step']}\n"
-        f"top-1     {results['top1']:.2f} %\n"
-        f"top-5     {results['top5']:.2f} %\n"
-        f"loss      {results['loss']:.4f} nats an image\n"
-        f"sparsity  {100 * results['sparsity']:.2f} % "
+        f"checkpoint  {results['checkpoint']}: {results['moment']}\n"
+        f"top-1       {results['top1']:.2f} %\n"
+        f"top-5       {results['top5']:.2f} %\n"
+        f"loss        {results['loss']:.4f} nats an image\n"
+        f"sparsity    {100 * results['sparsity']:.2f} % "
         f"({results['nonzero']:,} of {results['prunable']:,} prunable weights left)"
     )
     if results["macs"]:
-        sparse, dense = (results["macs"][kind] / 1e6 for kind in ("sparse", "dense"))
-        print(f"MACs      {sparse:.4g} of {dense:.4g} million an image")
+        sparse, dense = (scaled(results["macs"][kind]) for kind in ("sparse", "dense"))
+        print(f"MACs        {sparse} of {dense} an image")
     if given.pattern:
-        print(f"pattern   {given.pattern} in all {results['groups']:,} groups")
+        print(f"pattern     {given.pattern} in all {results['groups']:,} groups")
     if given.layers:
         tables.print_layers(results["layers"])
 

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from woodfisher_jax.report.quantities import (
+    counted,
     duration,
     fixed,
     percent,
@@ -153,9 +154,9 @@ def needs_line(needs: Needs) -> str:
     return "; ".join(
         [
             f"a pruning step: {needs.num_samples} gradients of {needs.num_weights:,} "
-            f"weights {where} ({_giga(needs.store_bytes)} GB {needs.store_dtype})",
-            *(f"{number:,} blocks by {solver}" for solver, number in counts.items()),
-            f"peak {_giga(needs.peak_bytes)} of {_giga(needs.limit_bytes)} GB",
+            f"weights {where} ({storage(needs.store_bytes)}, {needs.store_dtype})",
+            *(f"{counted(n, 'block')} by {solver}" for solver, n in counts.items()),
+            f"peak {storage(needs.peak_bytes)} of {storage(needs.limit_bytes)}",
         ]
     )
 

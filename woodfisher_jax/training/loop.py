@@ -152,8 +152,7 @@ def loop(
                     state = train_segment(plan, state, log, request)
                 except DivergedError as error:
                     raise DivergedError(
-                        f"{error}. The last checkpoint, event "
-                        f"{checkpoint.latest_event(manager)}, is in {workdir}"
+                        f"{error}. {last_checkpoint(workdir, manager)}"
                     ) from None
 
             # ------------------------------------------------ checkpoint and report
@@ -206,7 +205,7 @@ def start_or_resume(
         return fresh, Log()
     arrays, meta = checkpoint.restore(manager, event, fresh._asdict())
     log = Log(**meta["log"])
-    logger.info("resumed at step %d (event %d)", log.step, event)
+    logger.info("resumed from checkpoint %d: %s", event, log.moment)
     return TrainState(**arrays), log
 
 
@@ -406,6 +405,16 @@ def is_due(plan: Plan, log: Log) -> bool:
     if stage is not None and stage.time <= log.step:
         return True  # A pruning step may take longer than a scheduler waits.
     return round(row["epoch"]) % plan.config.checkpoint_every_epochs == 0
+
+
+def last_checkpoint(workdir: Path, manager: Any) -> str:
+    """A sentence on where a run can be taken up again."""
+    event = checkpoint.latest_event(manager)
+    if event is None:
+        return "There is no checkpoint yet"
+    _, meta = checkpoint.restore(manager, event, {})
+    folder = workdir / "checkpoints" / str(event)
+    return f"The last checkpoint is {folder} ({Log(**meta['log']).moment})"
 
 
 def save(plan: Plan, state: TrainState, log: Log, manager: Any) -> None:
