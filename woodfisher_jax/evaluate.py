@@ -10,6 +10,7 @@ from typing import Any
 
 from woodfisher_jax import data, models
 from woodfisher_jax.exit_codes import FAILED, USAGE, exits
+from woodfisher_jax.progress import live
 from woodfisher_jax.report import metrics, tables
 from woodfisher_jax.report.quantities import scaled
 from woodfisher_jax.rows.sharding import replicate
@@ -98,14 +99,14 @@ exit codes: 0 done, 1 weights do not obey the pattern, 2 the command has to be
 changed""",
     )
     add = parser.add_argument
-    run = parser.add_mutually_exclusive_group(required=True)
-    run.add_argument(
+    which_run = parser.add_mutually_exclusive_group(required=True)
+    which_run.add_argument(
         "run",
         type=Path,
         nargs="?",
         help="folder of a run, or one of its checkpoints/NUMBER",
     )
-    run.add_argument("--workdir", type=Path, help="the same by name")
+    which_run.add_argument("--workdir", type=Path, help="the same by name")
     add(
         "--which",
         choices=list(WHICH),
@@ -124,10 +125,9 @@ changed""",
     )
     given = parser.parse_args(arguments)
     codes = {patterns.PatternError: FAILED, ValueError: USAGE, OSError: USAGE}
-    with exits(codes):
-        results = evaluate_run(
-            given.run or given.workdir, given.which, given.data_dir, given.pattern
-        )
+    run = given.run or given.workdir
+    with exits(codes), live(f"evaluating {run}"):
+        results = evaluate_run(run, given.which, given.data_dir, given.pattern)
     print(
         f"checkpoint  {results['checkpoint']}: {results['moment']}\n"
         f"top-1       {results['top1']:.2f} %\n"

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 Callback = Callable[[str, int, int], None]
 """Called with (label, done, total) after every piece of some work."""
 
-DELAY = 0.5
+DELAY = 0.25
 """Seconds before anything is drawn; work that is over by then shows nothing."""
 
 REFRESH = 0.2

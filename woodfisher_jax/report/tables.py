@@ -129,14 +129,14 @@ def print_needs(needs: Needs) -> None:
     rows = [
         [
             phase.name,
-            f"{phase.flops / 1e12:.3g}",
-            _giga(phase.bytes_moved),
-            _giga(phase.peak_bytes),
+            scaled(phase.flops),
+            storage(phase.bytes_moved),
+            storage(phase.peak_bytes),
         ]
         for phase in needs.phases
     ]
     print("one pruning step")
-    _print(["phase", "TFLOP", "gradients moved, GB", "peak memory, GB"], rows)
+    _print(["phase", "FLOP", "gradients moved", "peak memory"], rows)
     print(f"{needs_line(needs)}; microbatches of {needs.microbatch_size}")
 
 
@@ -174,7 +174,3 @@ def _print(
             for column, (cell, width) in enumerate(zip(line, widths, strict=True))
         ]
         print("  ".join(cells).rstrip())
-
-
-def _giga(number: float) -> str:
-    return f"{number / 1e9:.3g}"
