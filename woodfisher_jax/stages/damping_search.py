@@ -97,12 +97,13 @@ def prune_searched(
     def tried(level: float | str) -> tuple[Result, Trial]:
         label = f"damping={level if isinstance(level, str) else f'{level:.3g}'}"
         options["progress"](label, 0, 1)
-        found = prune(loss_fn, params, samples, damping=level, **options)
-        dampings = found[2].dampings or ()
-        used = max(d.damping for d in dampings) if dampings else float(level)
-        trial = Trial(used, float(measured(found[0], held_out)))
-        options["progress"](label, 1, 1)
-        return found, trial
+        try:
+            found = prune(loss_fn, params, samples, damping=level, **options)
+            dampings = found[2].dampings or ()
+            used = max(d.damping for d in dampings) if dampings else float(level)
+            return found, Trial(used, float(measured(found[0], held_out)))
+        finally:
+            options["progress"](label, 1, 1)
 
     best, lowest = tried(damping)
     if not math.isfinite(lowest.measured):
