@@ -20,7 +20,7 @@ from woodfisher_jax.training.workdir import (
     claim_workdir,
     held,
     log_file,
-    removed_after_errors,
+    removed_unless_started,
 )
 
 
@@ -152,17 +152,19 @@ def test_the_log_is_kept(tmp_path: Path) -> None:
     assert (tmp_path / "log.txt").read_text().endswith(" pruned to 0.50\n")
 
 
-def test_nothing_is_left_of_a_folder_after_an_error(tmp_path: Path) -> None:
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ConfigError])
+def test_a_new_folder_is_removed_after_an_error_before_the_start(
+    tmp_path: Path, error: type[BaseException]
+) -> None:
     folder = tmp_path / "run"
 
-    def start(error: BaseException | None) -> None:
-        with held(folder), removed_after_errors(folder):
-            if error:
-                raise error
+    def run(is_new: bool, starts: bool) -> None:
+        with held(folder), removed_unless_started(folder, is_new) as started:
+            if starts:
+                started()
+            raise error
 
-    for error in (KeyboardInterrupt(), ConfigError("no")):
-        with pytest.raises(type(error)):
-            start(error)
-        assert not folder.exists()
-    start(None)
-    assert folder.exists()
+    for is_new, starts in ((True, True), (False, False), (True, False)):
+        with pytest.raises(error):
+            run(is_new, starts)
+        assert folder.exists() == (starts or not is_new)

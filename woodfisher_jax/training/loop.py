@@ -47,7 +47,7 @@ from woodfisher_jax.training.workdir import (
     claim_workdir,
     held,
     log_file,
-    removed_after_errors,
+    removed_unless_started,
 )
 from woodfisher_jax.trees import masks as masks_
 from woodfisher_jax.trees.masks import Masks
@@ -96,27 +96,27 @@ def run(
         jax.config.update("jax_compilation_cache_dir", config.compile_cache_dir)
     with distributed.lost_peers_named(), contextlib.ExitStack() as stack:
         first = distributed.is_first()
+        display = live(str(workdir), lines(), quiet=quiet or not first)
+        progress = stack.enter_context(display)
         is_new = first and not workdir.exists()
-        # Once it is held, so that nobody removes the folder of another process.
         distributed.first_only(stack.enter_context, held(workdir))
-        with removed_after_errors(workdir) if is_new else contextlib.nullcontext():
-            distributed.first_only(claim_workdir, workdir, config)
-            distributed.together(check_shared, workdir)
-            distributed.first_only(write_command, workdir, command)
-            if first:
-                stack.enter_context(log_file(workdir))
-            display = live(str(workdir), lines(), quiet=quiet or not first)
-            progress = stack.enter_context(display)
-            request = stack.enter_context(stop_requests())
-            logger.info("workdir %s", workdir)
-            plan, given = distributed.together(prepare, config, progress)
-            distributed.check_equal(
-                plan.dataset.num_train,
-                f"the training set {plan.dataset.name} must be the same in all "
-                "processes",
-            )
-            for name, needs in forecast(plan, *given).items() if plan.stages else ():
-                logger.info("%s: %s", name, tables.needs_line(needs))
+        # Once it is held, so that nobody removes the folder of another process.
+        keep = stack.enter_context(removed_unless_started(workdir, is_new))
+        distributed.first_only(claim_workdir, workdir, config)
+        distributed.together(check_shared, workdir)
+        distributed.first_only(write_command, workdir, command)
+        if first:
+            stack.enter_context(log_file(workdir))
+        request = stack.enter_context(stop_requests())
+        logger.info("workdir %s", workdir)
+        plan, given = distributed.together(prepare, config, progress)
+        distributed.check_equal(
+            plan.dataset.num_train,
+            f"the training set {plan.dataset.name} must be the same in all processes",
+        )
+        for name, needs in forecast(plan, *given).items() if plan.stages else ():
+            logger.info("%s: %s", name, tables.needs_line(needs))
+        keep()
         distributed.first_only(set_damaged_aside, workdir / "checkpoints")
         with checkpoint.open_manager(workdir / "checkpoints") as manager:
             try:

@@ -8,8 +8,9 @@ import os
 import shutil
 import socket
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -99,12 +100,22 @@ def _unusable(workdir: Path, error: Exception) -> ConfigError:
 
 
 @contextlib.contextmanager
-def removed_after_errors(workdir: Path) -> Iterator[None]:
-    """Removes the folder of a run if an error ends the context."""
+def removed_unless_started(workdir: Path, is_new: bool) -> Iterator[Callable[[], None]]:
+    """Removes a new folder of a run if an error ends the context too early.
+
+    Args:
+        workdir: The folder.
+        is_new: Whether it was made for this run; others stay.
+
+    Yields:
+        What to call once the run has started, from when on the folder stays.
+    """
+    started = threading.Event()
     try:
-        yield
+        yield started.set
     except BaseException:
-        shutil.rmtree(workdir, ignore_errors=True)
+        if is_new and not started.is_set():
+            shutil.rmtree(workdir, ignore_errors=True)
         raise
 
 
