@@ -212,13 +212,14 @@ def _full_help(arguments: Sequence[str]) -> str:
 
 
 def _unknown(error: flags.UnrecognizedFlagError) -> str:
-    """The message for an unknown flag; of a field without its ``config.``, with it."""
-    name = f"config.{error.flagname}"
-    try:
-        files.override({}, f"--{name}=None")
-    except ConfigError:
-        return str(error)
-    return f"there is no flag --{error.flagname}; did you mean --{name}?"
+    """The message for an unknown flag; of a field without its section, with it."""
+    name = error.flagname
+    fields = re.findall(r"^  --(config\.\S+?)=", files.explained(Config()), re.M)
+    close = [field for field in fields if f".{field}".endswith(f".{name}")]
+    hint = " (--help says which there are)"
+    if close:
+        hint = f"; did you mean {' or '.join(f'--{field}' for field in close[:3])}?"
+    return f"there is no flag --{name}{hint}"
 
 
 # ---------------------------------------------------------------------------- the run

@@ -66,10 +66,10 @@ def convert(
         check_output(path, overwrite=overwrite)
     if model is None and settings:
         raise ValueError(f"settings={dict(settings)}: give the model that they are of")
-    if model is None and not Path(source).is_dir():
+    if model is None and Path(source).is_file():
         raise ValueError(
-            f"model: {source} is no folder of a run, so name the model its weights are "
-            f"of, one of {', '.join(models.MODELS)}"
+            f"model: {source} is a file, so name the model its weights are of, one of "
+            f"{', '.join(models.MODELS)}"
         )
     kept: Mapping[str, Any]
     if model is None:

@@ -143,6 +143,9 @@ def test_the_nearest_run_is_suggested(
         (folder / "checkpoints").mkdir(parents=True)
         (folder / "config.json").write_text("{}")
         os.utime(folder / "config.json", (time, time))
+    compared = tmp_path / "runs" / "mnist-20260101-120000" / "compare-magni"
+    (compared / "checkpoints").mkdir(parents=True)
+    (compared / "config.json").write_text("{}")
     # Other programs have files of that name as well.
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "runs" / "cifar10").mkdir()

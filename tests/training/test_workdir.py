@@ -156,15 +156,24 @@ def test_the_log_is_kept(tmp_path: Path) -> None:
 def test_a_new_folder_is_removed_after_an_error_before_the_start(
     tmp_path: Path, error: type[BaseException]
 ) -> None:
-    folder = tmp_path / "run"
+    folder = tmp_path / "runs" / "run"
 
-    def run(is_new: bool, starts: bool) -> None:
-        with held(folder), removed_unless_started(folder, is_new) as started:
+    def run(made: list[Path], starts: bool) -> None:
+        with held(folder), removed_unless_started(made) as started:
             if starts:
                 started()
             raise error
 
-    for is_new, starts in ((True, True), (False, False), (True, False)):
+    for made, starts in (([folder], True), ([], False)):
         with pytest.raises(error):
-            run(is_new, starts)
-        assert folder.exists() == (starts or not is_new)
+            run(made, starts)
+        assert (folder / LOCK).exists()
+    other = tmp_path / "runs" / "other"
+    other.mkdir()
+    for there in (True, False):
+        with pytest.raises(error):
+            run([folder, tmp_path / "runs"], False)
+        assert not folder.exists()
+        assert (tmp_path / "runs").exists() == there
+        if there:
+            other.rmdir()

@@ -79,7 +79,8 @@ def _nearest_run(folder: Path) -> Path | None:
     start = next(path for path in (folder, *folder.parents) if path.is_dir())
     found = [*start.glob("*/config.json"), *start.glob("*/*/config.json")]
     files = [file for file in found if (file.parent / "checkpoints").is_dir()]
-    files.sort(key=lambda file: file.stat().st_mtime, reverse=True)
+    # Those of a comparison, one folder further down, are as new as their run.
+    files.sort(key=lambda file: (len(file.parts), -file.stat().st_mtime))
     names = [str(file.parent.relative_to(start)) for file in files]
     wanted = "" if start == folder else str(folder.relative_to(start))
     close = [name for name in names if name.startswith(wanted)]

@@ -98,10 +98,10 @@ def run(
         first = distributed.is_first()
         display = live(str(workdir), lines(), quiet=quiet or not first)
         progress = stack.enter_context(display)
-        is_new = first and not workdir.exists()
+        made = [path for path in (workdir, *workdir.parents) if not path.exists()]
         distributed.first_only(stack.enter_context, held(workdir))
         # Once it is held, so that nobody removes the folder of another process.
-        keep = stack.enter_context(removed_unless_started(workdir, is_new))
+        keep = stack.enter_context(removed_unless_started(made if first else ()))
         distributed.first_only(claim_workdir, workdir, config)
         distributed.together(check_shared, workdir)
         distributed.first_only(write_command, workdir, command)

@@ -10,7 +10,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -100,12 +100,11 @@ def _unusable(workdir: Path, error: Exception) -> ConfigError:
 
 
 @contextlib.contextmanager
-def removed_unless_started(workdir: Path, is_new: bool) -> Iterator[Callable[[], None]]:
-    """Removes a new folder of a run if an error ends the context too early.
+def removed_unless_started(made: Sequence[Path]) -> Iterator[Callable[[], None]]:
+    """Removes the new folder of a run if an error ends the context too early.
 
     Args:
-        workdir: The folder.
-        is_new: Whether it was made for this run; others stay.
+        made: The folder and those that it is in, as far as they were made for this run.
 
     Yields:
         What to call once the run has started, from when on the folder stays.
@@ -114,8 +113,11 @@ def removed_unless_started(workdir: Path, is_new: bool) -> Iterator[Callable[[],
     try:
         yield started.set
     except BaseException:
-        if is_new and not started.is_set():
-            shutil.rmtree(workdir, ignore_errors=True)
+        if made and not started.is_set():
+            shutil.rmtree(made[0], ignore_errors=True)
+            with contextlib.suppress(OSError):  # Another run is in one of them.
+                for parent in made[1:]:
+                    parent.rmdir()
         raise
 
 
