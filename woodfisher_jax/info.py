@@ -57,6 +57,8 @@ class PruneInfo(NamedTuple):
         predicted_loss_increase: ``ḡᵀδw + δwᵀFδw / 2`` of the step taken, pruned weights
             included, by the method's own curvature; None without diagnostics.
         gradient_term: ``ḡᵀδw`` in it.
+        measured_loss_increase: Mean loss of the curvature's samples after the step,
+            minus that before it; None without diagnostics, or with targets.
         magnitude_overlap: Share of the weights that stay which global magnitude would
             keep as well; None without diagnostics.
         magnitude_correlation: Spearman's rank correlation of the statistic and ``|w|``
@@ -92,6 +94,7 @@ class PruneInfo(NamedTuple):
     saliency_sum: float | None = None
     predicted_loss_increase: float | None = None
     gradient_term: float | None = None
+    measured_loss_increase: float | None = None
     magnitude_overlap: float | None = None
     magnitude_correlation: float | None = None
     fisher_trace: dict[str, float] | None = None
@@ -165,6 +168,9 @@ def _facts(info: PruneInfo) -> list[tuple[str, str]]:
     if info.predicted_loss_increase is not None:
         text = f"loss {info.predicted_loss_increase:+.3g} (the step as a whole)"
         facts.append(("predicted", text))
+    if info.measured_loss_increase is not None:
+        text = f"loss {info.measured_loss_increase:+.3g} on the samples"
+        facts.append(("measured", text))
     if info.trials:
         best = info.trials[-1]
         text = f"{best.measured:.4g} on held_out (damping {best.damping:.3g})"
@@ -204,6 +210,7 @@ SUMS = (
     "saliency_sum",
     "predicted_loss_increase",
     "gradient_term",
+    "measured_loss_increase",
     "revived",
 )
 """Fields that add up over recomputations."""

@@ -51,6 +51,7 @@ from woodfisher_jax.rows.sharding import (
     placed_as,
     replicate,
 )
+from woodfisher_jax.rows.values import row_values
 from woodfisher_jax.schedules import levels
 from woodfisher_jax.selection import diagnostics as diagnostics_
 from woodfisher_jax.selection import findings
@@ -653,6 +654,8 @@ def _in_pieces(
     if job.diagnostics:
         step = jnp.where(kept, weights, 0.0) - before.values
         report |= _predicted(step, model, problem)
+        if job.targets is None:
+            report["measured_loss_increase"] = _measured(weights, kept, before, problem)
     return _Outcome(weights, kept, scores, report)
 
 
@@ -838,6 +841,18 @@ def _predicted(step: jax.Array, model: Model, problem: Problem) -> dict[str, Any
         "predicted_loss_increase": linear + model.curvature.quadratic_form(step) / 2,
         "fisher_trace": found.trace(problem.order),
     }
+
+
+def _measured(
+    weights: jax.Array, kept: jax.Array, before: _Weights, problem: Problem
+) -> float:
+    """By how much the loss of the curvature's samples has risen."""
+    after, _ = from_vectors(before.params, weights, kept, problem.order)
+    losses = [
+        row_values(problem, params, problem.compute.microbatch_size or MICROBATCH_SIZE)
+        for params in (before.params, after)
+    ]
+    return float(np.mean(losses[1] - losses[0], dtype=np.float64))
 
 
 def _moments_of(problem: Problem) -> Moments:

@@ -1,0 +1,84 @@
+"""What a step has made of the functions whose gradients the rows are."""
+
+import math
+from functools import partial
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, PartitionSpec
+from jax.tree_util import Partial
+
+from woodfisher_jax.rows.gradients import chunk_length
+from woodfisher_jax.rows.problem import Problem
+from woodfisher_jax.rows.sharding import (
+    AXIS,
+    num_devices,
+    on_each_device,
+    replicate,
+    shard_rows,
+)
+from woodfisher_jax.trees.paths import Params
+from woodfisher_jax.trees.samples import Batch, batch_length, regroup
+
+
+def row_values(problem: Problem, params: Params, microbatch_size: int) -> np.ndarray:
+    """The loss of each row's m examples at other parameters, [N].
+
+    Args:
+        problem: The loss and its samples.
+        params: Where the loss is evaluated.
+        microbatch_size: Most examples at once on a device.
+    """
+    mesh, m, number = problem.compute.mesh, problem.batch_size, problem.num_samples
+    loss, params = replicate((problem.loss_fn, params), mesh)
+    devices = num_devices(mesh)
+    groups = devices * chunk_length(number, m, microbatch_size, devices)
+    found: list[np.ndarray] = []
+    for batch in regroup(problem.samples, groups * m):
+        wanted = min(batch_length(batch) // m, number - sum(map(len, found)))
+        if wanted == 0:
+            break
+        # A short last chunk is filled up by repetition, to compile only once.
+        index = np.arange(groups * m) % (wanted * m)
+        grouped = jax.tree.map(
+            lambda a, index=index: a[index].reshape(groups, m, *np.shape(a)[1:]), batch
+        )
+        values = _values(loss, params, shard_rows(grouped, mesh), mesh)
+        found.append(np.asarray(replicate(values, mesh))[:wanted])
+    return np.concatenate(found)
+
+
+@partial(jax.jit, static_argnames="mesh")
+def _values(
+    loss_fn: Partial, params: Params, groups: Batch, mesh: Mesh | None
+) -> jax.Array:
+    samples, everywhere = PartitionSpec(AXIS), PartitionSpec()
+    each = jax.vmap(lambda loss, params, group: loss(params, group), (None, None, 0))
+    specs = (everywhere, everywhere, samples)
+    return on_each_device(each, mesh, specs, samples)(loss_fn, params, groups)
+
+
+def missed(
+    problem: Problem,
+    start: np.ndarray,
+    params: Params,
+    targets: np.ndarray,
+    microbatch_size: int,
+) -> float:
+    """How far a step is from what it was to do, on the samples of its rows.
+
+    ``mean (ℓ_n(w') - ℓ_n(w) - y_n)²``, whose linear model the joint update minimizes.
+
+    Args:
+        problem: The losses ℓ and their samples.
+        start: ℓ(w), [N].
+        params: w'.
+        targets: y, [N]; zero where the losses are to stay.
+        microbatch_size: Most examples at once on a device.
+
+    Returns:
+        A number that is lower after a better step; infinite if a loss is not finite.
+    """
+    values = row_values(problem, params, microbatch_size)
+    found = float(np.mean(np.square(values - start - targets)))
+    return found if math.isfinite(found) else math.inf
