@@ -227,6 +227,18 @@ def test_a_log_gets_one_line_a_finished_label(
     assert capsys.readouterr().err == "a [b]: 4 in 0.0 s\nnone: 0 in 0.0 s\n"
 
 
+@pytest.mark.parametrize("stream", [None, io.StringIO()])
+def test_a_log_that_is_gone_ends_no_work(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, stream: Any
+) -> None:
+    monkeypatch.setattr(progress, "LEAST", 0.0)
+    monkeypatch.setattr(sys, "stderr", stream)
+    if stream:
+        stream.close()
+    lines()("gradients", 4, 4)
+    assert capsys.readouterr().out == ""
+
+
 def test_a_log_leaves_out_quick_work(capsys: pytest.CaptureFixture) -> None:
     callback = lines()
     callback("quick", 0, 1)

@@ -82,8 +82,9 @@ def lines() -> Callback:
         if done >= total:
             del started[label]
             seconds = time.monotonic() - start
-            if seconds >= LEAST:
-                print(f"{label}: {total:,} in {seconds:.1f} s", file=sys.stderr)
+            if seconds >= LEAST and sys.stderr:
+                with contextlib.suppress(OSError, ValueError):  # It may be closed.
+                    print(f"{label}: {total:,} in {seconds:.1f} s", file=sys.stderr)
 
     return callback
 
