@@ -24,7 +24,7 @@ from rich.table import Table
 import woodfisher_jax as wf
 from woodfisher_jax import models
 from woodfisher_jax.equations.fisher import matmul
-from woodfisher_jax.progress import progress_bar
+from woodfisher_jax.progress import lines
 from woodfisher_jax.report import environment, metrics, tables
 from woodfisher_jax.training.objective import frozen_loss
 
@@ -115,10 +115,7 @@ def main() -> None:
     tables.print_needs(needs)
     for _ in range(1 + arguments.warm):
         start = time.perf_counter()
-        with progress_bar() as progress:
-            _, _, info = wf.prune(
-                loss_fn, params, samples, progress=progress, **options
-            )
+        _, _, info = wf.prune(loss_fn, params, samples, progress=lines(), **options)
         total = time.perf_counter() - start
     show(arguments, info, rate, total)
 

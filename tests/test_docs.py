@@ -61,7 +61,7 @@ QUICK = (
 MODULE = "python -m woodfisher_jax."
 MAIN = f"{MODULE}main"
 RUN = "runs/digits"
-FIRST = f"{MAIN} --config=digits --workdir={RUN}"
+FIRST = f"{MAIN} digits --workdir={RUN}"
 
 
 class Block(NamedTuple):

@@ -1,5 +1,6 @@
 """The command reports what a run saved."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -24,8 +25,12 @@ def test_a_saved_run_scores_what_its_results_say(
     capsys.readouterr()
     cli([f"--workdir={tmp_path}", "--layers"])
     printed = capsys.readouterr().out
-    assert f"top-1     {results['final']['top1']:.2f} %" in printed
-    assert "sparsity  80.0" in printed
+    assert re.search(
+        r"checkpoint  \d+: epoch 4, step 88, after pruning step 3\n", printed
+    )
+    assert re.search(r"MACs        \d+ of 1.18 k an image\n", printed)
+    assert f"top-1       {results['final']['top1']:.2f} %" in printed
+    assert "sparsity    80.0" in printed
     assert "fc2" in printed
 
 
@@ -49,7 +54,7 @@ def test_a_saved_run_is_checked_against_a_pattern(
         assert caught.value.code == code
         assert pattern in capsys.readouterr().err
     cli([str(tmp_path), "--pattern=2:4"])
-    assert "pattern   2:4 in all 296 groups" in capsys.readouterr().out
+    assert "pattern     2:4 in all 296 groups" in capsys.readouterr().out
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:

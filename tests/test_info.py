@@ -1,8 +1,11 @@
-"""The figures of several steps as those of one."""
+"""The figures of a step as a table, and those of several steps as those of one."""
+
+import re
+from html.parser import HTMLParser
 
 import pytest
 
-from woodfisher_jax.info import SUMS, Clock, PruneInfo, joined
+from woodfisher_jax.info import MOST_TENSORS, SUMS, Clock, PruneInfo, Trial, joined
 
 
 def info(**changed) -> PruneInfo:
@@ -29,3 +32,79 @@ def test_a_phase_that_is_marked_again_ended_later() -> None:
     seconds = clock.seconds()
     assert list(seconds) == ["gradients", "curvature", "update"]
     assert all(value >= 0 for value in seconds.values())
+
+
+FULL = info(
+    sparsity_by_path={"a<b": 0.25, "fc2/kernel": 1.0},
+    saliency_sum=0.0123,
+    predicted_loss_increase=-0.5,
+    measured_loss_increase=0.0625,
+    trials=(Trial(1e-4, 0.25), Trial(1e-3, 0.125)),
+    macs=12.3e6,
+    saliency_histogram={"kept": [0] * 40},
+    warnings=("no weight is left of 'fc2/kernel'",),
+)
+
+
+def test_a_printed_info_is_a_short_table() -> None:
+    assert str(FULL).splitlines() == [
+        "50.00 % sparse: 5 of 10 prunable weights left",
+        "",
+        "a<b          25.00 %",
+        "fc2/kernel  100.00 %",
+        "",
+        "predicted  loss +0.0123 (sum of saliencies)",
+        "predicted  loss -0.5 (the step as a whole)",
+        "measured   loss +0.0625 on the samples",
+        "measured   0.125 on held_out (damping 0.001)",
+        "MACs       12.3 M an example",
+        "seconds    7.00 (gradients 1.00, curvature 2.00, update 4.00)",
+        "samples    3 gradients",
+        "warning    no weight is left of 'fc2/kernel'",
+    ]
+
+
+def test_what_is_not_known_is_not_printed() -> None:
+    found = str(info(num_samples=0))
+    for word in ("predicted", "measured", "MACs", "samples", "warning", "None"):
+        assert word not in found
+
+
+def test_an_info_in_a_list_is_one_line() -> None:
+    assert repr([FULL]) == (
+        "[PruneInfo(sparsity=0.5000, nonzero=5, prunable=10, seconds=7.00, warnings=1)]"
+    )
+
+
+def test_a_deep_network_does_not_fill_the_screen() -> None:
+    levels = {f"conv{i}": i / 100 for i in range(60)}
+    found = info(sparsity_by_path=levels)
+    assert len(str(found).splitlines()) == MOST_TENSORS + 5
+    more = "41 more, 19.00 to 59.00 %: info.sparsity_by_path"
+    assert more in str(found)
+    assert more in found._repr_html_()
+    levels = {f"conv{i}": i / 100 for i in range(MOST_TENSORS)}
+    assert "more" not in str(info(sparsity_by_path=levels))
+
+
+def test_a_notebook_shows_the_same_in_its_own_colours() -> None:
+    found = FULL._repr_html_()
+    opened: list[str] = []
+
+    class Balanced(HTMLParser):
+        def handle_starttag(self, tag, attrs) -> None:
+            if tag != "br":
+                opened.append(tag)
+
+        def handle_endtag(self, tag) -> None:
+            assert opened.pop() == tag
+
+    Balanced().feed(found)
+    assert not opened
+    assert "a&lt;b" in found
+    assert "width:25.0%" in found
+    for line in str(FULL).splitlines()[5:]:
+        name, text = re.split("  +", line)
+        assert f"<b>{name}</b> {text.replace(chr(39), '&#x27;')}" in found
+    # No colour that only one of light and dark can show.
+    assert not re.search(r"#[0-9a-f]{3}\b|black|white", found.replace("&#x27;", ""))

@@ -51,7 +51,7 @@ def test_help_is_a_screen_with_examples_configs_and_exit_codes(
     for flag in ("--help", "-h"):
         code, told, _ = command(flag)
         assert code == 0
-        for word in ("--config=digits", "--workdir", "--quiet", "resnet50 ", "130"):
+        for word in ("main digits\n", "--workdir", "--quiet", "resnet50 ", "130"):
             assert word in told
         lines = told.splitlines()
         assert len(lines) < 45
@@ -63,6 +63,7 @@ def test_full_help_has_every_field_and_flag(command: Command) -> None:
     assert code == 0
     assert "--config.prune.block_size=2000\n" in told
     assert "--workdir" in told
+    assert command("resnet50", "--helpfull")[1] == told
     code, told, _ = command("--helpfull")
     assert "--config.prune.block_size=None\n" in told
 
@@ -73,8 +74,15 @@ def test_full_help_has_every_field_and_flag(command: Command) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], ["no config is given", "  digits ", "--config=digits", "--help"]),
+        ([], ["no config is given", "  digits ", "main digits", "--help"]),
         ([DIGITS, DIGITS], ["--config is given 2 times"]),
+        (["digts"], ["did you mean --config=digits?"]),
+        (["digits", "kfac"], ["unexpected arguments ['kfac']"]),
+        (["digits", DIGITS], ["unexpected arguments ['digits']"]),
+        (
+            ["evaluate", "runs/a b"],
+            ["python -m woodfisher_jax.evaluate 'runs/a b'", "command of its own"],
+        ),
         (["--config=configs/nope.py"], ["configs/nope.py", "no file", "digits"]),
         (["--config=digts"], ["did you mean --config=digits?"]),
         ([DIGITS, "--config.prune.num_sample=3"], ["did you mean", "num_samples?"]),
@@ -94,6 +102,7 @@ def test_full_help_has_every_field_and_flag(command: Command) -> None:
         ([DIGITS, "--config.init_from=nowhere.pth"], ["init_from", "nowhere.pth"]),
         ([DIGITS, "--bogus=1"], ["bogus"]),
         ([DIGITS, "--prune.method=kfac"], ["did you mean --config.prune.method?"]),
+        ([DIGITS, "--epochs=3"], ["--config.dense.epochs or --config.train.epochs?"]),
         ([DIGITS, "--quiet=3"], ["quiet='3'; expected True or False"]),
         (["--config=resnet50", "--config.data.dir=nowhere"], ["imagenet2012", "nowhe"]),
         ([DIGITS, "stray"], ["stray"]),
@@ -105,6 +114,7 @@ def test_an_error_is_told_without_a_traceback_and_exit_2(
 ) -> None:
     code, told, errors = command(*arguments, f"--workdir={tmp_path / 'run'}")
     assert code == 2
+    assert not (tmp_path / "run").exists()
     assert told == ""
     assert "Traceback" not in errors
     *_, error = errors.split("error: ")
@@ -132,6 +142,23 @@ def test_a_value_may_be_an_argument_of_its_own() -> None:
     given = ["m", "--config", "digits", "--config.seed", "-1", "--config.x.y", "--plan"]
     expected = ["m", "--config=digits", "--config.seed=-1", "--config.x.y", "--plan"]
     assert main.joined(given) == expected
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [DIGITS, "--config.seed=3", "--workdir=a"],
+        ["digits", "--config.seed=3", "--workdir", "a"],
+        ["--config.seed", "3", "--workdir", "a", "digits"],
+    ],
+)
+def test_the_config_may_be_named_without_a_flag(
+    command: Command, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
+    runs = []
+    monkeypatch.setattr(main, "run_all", lambda *run: runs.append(run))
+    assert command(*arguments)[0] == 0
+    assert runs == [(main.read_config([DIGITS, "--config.seed=3"])[1], Path("a"))]
 
 
 def test_settings_and_further_pruners_can_be_overridden(

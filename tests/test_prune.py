@@ -325,8 +325,9 @@ NO_GRADIENT = [
 
 @pytest.mark.parametrize("options", NO_GRADIENT)
 def test_a_tensor_without_a_gradient_is_named(options) -> None:
-    with pytest.warns(PruneWarning, match="no sample has a gradient for 'b'"):
+    with pytest.warns(PruneWarning, match="no sample has a gradient for 'b'") as said:
         info = two_layers_pruned(1.0, 0.0, **options)[2]
+    assert said[0].filename == __file__
     assert info.untouched == {"a": 0.0, "b": 1.0}
     assert "'b'" in info.warnings[0]
 

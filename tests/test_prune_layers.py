@@ -476,6 +476,7 @@ def test_a_quadratic_loss_is_predicted_exactly() -> None:
     )
     measured = float(loss(new, batch) - loss(params, batch))
     assert info.predicted_loss_increase == pytest.approx(measured, rel=1e-3)
+    assert info.measured_loss_increase == pytest.approx(measured, rel=1e-4)
 
 
 def test_magnitude_agrees_with_itself() -> None:
@@ -490,7 +491,12 @@ def test_diagnostics_change_nothing_and_cost_nothing_by_default() -> None:
     plain, looked_at = run(), run(diagnostics=True)
     assert_same(looked_at, plain)
     assert plain[2].saliency_sum == pytest.approx(looked_at[2].saliency_sum, rel=1e-5)
-    for field in ("predicted_loss_increase", "magnitude_overlap", "fisher_trace"):
+    for field in (
+        "predicted_loss_increase",
+        "measured_loss_increase",
+        "magnitude_overlap",
+        "fisher_trace",
+    ):
         assert getattr(plain[2], field) is None
         assert getattr(looked_at[2], field) is not None
 

@@ -10,11 +10,14 @@ from typing import Any
 
 from woodfisher_jax import data, models
 from woodfisher_jax.exit_codes import FAILED, USAGE, exits
+from woodfisher_jax.progress import live
 from woodfisher_jax.report import metrics, tables
+from woodfisher_jax.report.quantities import scaled
 from woodfisher_jax.rows.sharding import replicate
 from woodfisher_jax.selection import patterns
 from woodfisher_jax.training import distributed
 from woodfisher_jax.training.evaluate import evaluate
+from woodfisher_jax.training.history import Log
 from woodfisher_jax.training.objective import axes_of, macs_per_weight
 from woodfisher_jax.training.saved_run import WHICH, read_run
 from woodfisher_jax.trees import masks as masks_
@@ -37,14 +40,16 @@ def evaluate_run(
 
     Returns:
         ``top1``, ``top5``, ``loss``, and ``sparsity``, ``nonzero``, ``prunable`` of the
-        masks; ``step`` of the checkpoint; ``macs`` and ``layers``, as in the results of
-        a run; ``groups``, how many obey the pattern, if one is given.
+        masks; ``checkpoint``, its number, ``step``, and ``moment``, where the run was,
+        in words; ``macs`` and ``layers``, as in the results of a run; ``groups``, how
+        many obey the pattern, if one is given.
 
     Raises:
         ValueError: If the folder holds no run or no checkpoint.
         PatternError: If the weights do not obey the pattern.
     """
     config, variables, masks, meta = read_run(workdir, which)
+    log = Log(**meta["log"])
     model = models.build_model(config.model.name, **config.model.settings)
     dataset = data.load(
         config.data.name,
@@ -72,7 +77,9 @@ def evaluate_run(
         "sparsity": (prunable - kept) / prunable,
         "nonzero": kept,
         "prunable": prunable,
-        "step": meta["log"]["step"],
+        "checkpoint": log.event,
+        "step": log.step,
+        "moment": log.moment,
         **metrics.macs_record(costs, params, masks),
         **groups,
     }
@@ -92,14 +99,14 @@ exit codes: 0 done, 1 weights do not obey the pattern, 2 the command has to be
 changed""",
     )
     add = parser.add_argument
-    run = parser.add_mutually_exclusive_group(required=True)
-    run.add_argument(
+    which_run = parser.add_mutually_exclusive_group(required=True)
+    which_run.add_argument(
         "run",
         type=Path,
         nargs="?",
         help="folder of a run, or one of its checkpoints/NUMBER",
     )
-    run.add_argument("--workdir", type=Path, help="the same by name")
+    which_run.add_argument("--workdir", type=Path, help="the same by name")
     add(
         "--which",
         choices=list(WHICH),
@@ -118,23 +125,22 @@ changed""",
     )
     given = parser.parse_args(arguments)
     codes = {patterns.PatternError: FAILED, ValueError: USAGE, OSError: USAGE}
-    with exits(codes):
-        results = evaluate_run(
-            given.run or given.workdir, given.which, given.data_dir, given.pattern
-        )
+    run = given.run or given.workdir
+    with exits(codes), live(f"evaluating {run}"):
+        results = evaluate_run(run, given.which, given.data_dir, given.pattern)
     print(
-        f"step      {results['step']}\n"
-        f"top-1     {results['top1']:.2f} %\n"
-        f"top-5     {results['top5']:.2f} %\n"
-        f"loss      {results['loss']:.4f} nats an image\n"
-        f"sparsity  {100 * results['sparsity']:.2f} % "
+        f"checkpoint  {results['checkpoint']}: {results['moment']}\n"
+        f"top-1       {results['top1']:.2f} %\n"
+        f"top-5       {results['top5']:.2f} %\n"
+        f"loss        {results['loss']:.4f} nats an image\n"
+        f"sparsity    {100 * results['sparsity']:.2f} % "
         f"({results['nonzero']:,} of {results['prunable']:,} prunable weights left)"
     )
     if results["macs"]:
-        sparse, dense = (results["macs"][kind] / 1e6 for kind in ("sparse", "dense"))
-        print(f"MACs      {sparse:.4g} of {dense:.4g} million an image")
+        sparse, dense = (scaled(results["macs"][kind]) for kind in ("sparse", "dense"))
+        print(f"MACs        {sparse} of {dense} an image")
     if given.pattern:
-        print(f"pattern   {given.pattern} in all {results['groups']:,} groups")
+        print(f"pattern     {given.pattern} in all {results['groups']:,} groups")
     if given.layers:
         tables.print_layers(results["layers"])
 

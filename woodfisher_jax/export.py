@@ -12,6 +12,7 @@ import numpy as np
 
 from woodfisher_jax import data, extras, models
 from woodfisher_jax.exit_codes import USAGE, exits
+from woodfisher_jax.progress import live
 from woodfisher_jax.torch_weights import TORCH_METADATA, image_shape
 from woodfisher_jax.training.saved_run import WHICH, SavedRun, read_run
 from woodfisher_jax.weights import sparse_files
@@ -161,8 +162,9 @@ exit codes: 0 done, 1 the disk is full, 2 the command has to be changed""",
     )
     add("--overwrite", action="store_true", help="replace a file that is there")
     given = vars(parser.parse_args(arguments))
-    with exits({ValueError: USAGE, OSError: USAGE}):
-        lines = export(given.pop("run"), given.pop("format"), given.pop("out"), **given)
+    run = given.pop("run")
+    with exits({ValueError: USAGE, OSError: USAGE}), live(f"exporting {run}"):
+        lines = export(run, given.pop("format"), given.pop("out"), **given)
     print("\n".join(lines))
 
 

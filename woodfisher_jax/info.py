@@ -1,5 +1,6 @@
 """What a pruning step did: figures, and wall time of its phases."""
 
+import html
 import time
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -19,8 +20,12 @@ class Trial(NamedTuple):
     measured: float
 
 
+MOST_TENSORS = 20
+"""Rows of a printed table; the attribute has all tensors."""
+
+
 class PruneInfo(NamedTuple):
-    """What one pruning step did.
+    """What one pruning step did; ``print(info)`` shows a table.
 
     With recomputations, sparsity and MACs are those at the end, times and predicted
     increases are sums, and the comparisons are those of the last recomputation.
@@ -52,6 +57,8 @@ class PruneInfo(NamedTuple):
         predicted_loss_increase: ``ḡᵀδw + δwᵀFδw / 2`` of the step taken, pruned weights
             included, by the method's own curvature; None without diagnostics.
         gradient_term: ``ḡᵀδw`` in it.
+        measured_loss_increase: Mean loss of the curvature's samples after the step,
+            minus that before it; None without diagnostics, or with targets.
         magnitude_overlap: Share of the weights that stay which global magnitude would
             keep as well; None without diagnostics.
         magnitude_correlation: Spearman's rank correlation of the statistic and ``|w|``
@@ -87,6 +94,7 @@ class PruneInfo(NamedTuple):
     saliency_sum: float | None = None
     predicted_loss_increase: float | None = None
     gradient_term: float | None = None
+    measured_loss_increase: float | None = None
     magnitude_overlap: float | None = None
     magnitude_correlation: float | None = None
     fisher_trace: dict[str, float] | None = None
@@ -94,6 +102,105 @@ class PruneInfo(NamedTuple):
     empty_outputs: dict[str, int] | None = None
     revived: int = 0
     warnings: tuple[str, ...] = ()
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of all phases."""
+        return self.seconds_gradients + self.seconds_curvature + self.seconds_update
+
+    def __repr__(self) -> str:
+        """The outcome in one line."""
+        warned = f", warnings={len(self.warnings)}" if self.warnings else ""
+        return (
+            f"PruneInfo(sparsity={self.sparsity:.4f}, nonzero={self.nonzero}, "
+            f"prunable={self.prunable}, seconds={self.seconds:.2f}{warned})"
+        )
+
+    def __str__(self) -> str:
+        """A table: sparsity of each tensor, loss, seconds, warnings."""
+        levels, more = _levels(self)
+        width = max((len(path) for path, _ in levels), default=0)
+        lines = [f"{path:{width}}  {100 * level:6.2f} %" for path, level in levels]
+        facts = [f"{name:9}  {text}" for name, text in _facts(self)]
+        return "\n".join([_headline(self), "", *lines, *more, "", *facts])
+
+    def _repr_html_(self) -> str:
+        """The same for a notebook, in its colours."""
+        levels, more = _levels(self)
+        rows = [_html_row(path, level) for path, level in levels]
+        rows += [
+            f'<tr><td colspan="3" style="text-align:left">{line}</td></tr>'
+            for line in more
+        ]
+        facts = [f"<b>{name}</b> {html.escape(text)}" for name, text in _facts(self)]
+        return (
+            f"<p>{_headline(self)}</p><table>{''.join(rows)}</table>"
+            f"<p>{'<br>'.join(facts)}</p>"
+        )
+
+
+def _headline(info: PruneInfo) -> str:
+    return (
+        f"{100 * info.sparsity:.2f} % sparse: {info.nonzero:,} of {info.prunable:,} "
+        "prunable weights left"
+    )
+
+
+def _levels(info: PruneInfo) -> tuple[list[tuple[str, float]], list[str]]:
+    """The tensors of the table with their sparsities, and a line on the others."""
+    levels = list(info.sparsity_by_path.items())
+    if len(levels) <= MOST_TENSORS:
+        return levels, []
+    others = [level for _, level in levels[MOST_TENSORS - 1 :]]
+    line = (
+        f"{len(others)} more, {100 * min(others):.2f} to {100 * max(others):.2f} %: "
+        "info.sparsity_by_path"
+    )
+    return levels[: MOST_TENSORS - 1], [line]
+
+
+def _facts(info: PruneInfo) -> list[tuple[str, str]]:
+    """What is known beside the sparsities: name and text."""
+    facts = []
+    if info.saliency_sum is not None:
+        text = f"loss {info.saliency_sum:+.3g} (sum of saliencies)"
+        facts.append(("predicted", text))
+    if info.predicted_loss_increase is not None:
+        text = f"loss {info.predicted_loss_increase:+.3g} (the step as a whole)"
+        facts.append(("predicted", text))
+    if info.measured_loss_increase is not None:
+        text = f"loss {info.measured_loss_increase:+.3g} on the samples"
+        facts.append(("measured", text))
+    if info.trials:
+        best = info.trials[-1]
+        text = f"{best.measured:.4g} on held_out (damping {best.damping:.3g})"
+        facts.append(("measured", text))
+    if info.macs is not None:
+        facts.append(("MACs", f"{info.macs / 1e6:.4g} M an example"))
+    phases = [
+        f"{name} {seconds:.2f}"
+        for name, seconds in (
+            ("gradients", info.seconds_gradients),
+            ("curvature", info.seconds_curvature),
+            ("update", info.seconds_update),
+        )
+    ]
+    facts.append(("seconds", f"{info.seconds:.2f} ({', '.join(phases)})"))
+    if info.num_samples:
+        facts.append(("samples", f"{info.num_samples:,} gradients"))
+    return facts + [("warning", text) for text in info.warnings]
+
+
+def _html_row(path: str, level: float) -> str:
+    bar = (
+        '<div style="width:10em;background:rgba(128,128,128,.25)">'
+        f'<div style="width:{100 * level:.1f}%;height:.7em;background:currentColor;'
+        'opacity:.5"></div></div>'
+    )
+    return (
+        f'<tr><td style="text-align:left">{html.escape(path)}</td><td>{bar}</td>'
+        f"<td>{100 * level:.2f} %</td></tr>"
+    )
 
 
 SUMS = (
@@ -103,6 +210,7 @@ SUMS = (
     "saliency_sum",
     "predicted_loss_increase",
     "gradient_term",
+    "measured_loss_increase",
     "revived",
 )
 """Fields that add up over recomputations."""

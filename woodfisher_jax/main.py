@@ -1,6 +1,6 @@
 """The command line: the only file with flags.
 
-    python -m woodfisher_jax.main --config=digits
+    python -m woodfisher_jax.main digits
 
 Any field of the config is overridden by ``--config.<field>=<value>``.
 """
@@ -24,7 +24,7 @@ from woodfisher_jax.curvature.checked import CurvatureError
 from woodfisher_jax.data import DataMissingError
 from woodfisher_jax.exit_codes import FAILED, USAGE, exits
 from woodfisher_jax.extras import MissingExtraError
-from woodfisher_jax.progress import progress_bar
+from woodfisher_jax.progress import lines, live
 from woodfisher_jax.report import tables
 from woodfisher_jax.report.page import write_page
 from woodfisher_jax.rows.memory_plan import MemoryLimitError
@@ -62,12 +62,15 @@ QUIET = flags.DEFINE_bool(
 
 PROGRAM = "python -m woodfisher_jax.main"
 
+OTHER_COMMANDS = ("evaluate", "export", "report", "torch_weights")
+"""Modules that somebody may take for words of this command."""
+
 HELP = """Trains a network, prunes it and retrains it.
 
-usage: {program} --config=NAME [options]
+usage: {program} NAME [options]
 
-  --config=NAME          a config of the package (below), or the path of a file
-  --config=NAME:WORD     a variant of it, such as resnet50:smoke
+  NAME, --config=NAME    a config of the package (below), or the path of a file
+  NAME:WORD              a variant of it, such as resnet50:smoke
   --config.FIELD=VALUE   override a field of the config; may be repeated
   --workdir=FOLDER       where the run goes (default runs/NAME-TIME); given again,
                          a run that was stopped goes on
@@ -79,11 +82,11 @@ configs:
 {configs}
 
 examples:
-  {program} --config=digits
-  {program} --config=digits --config.seed=1 \\
+  {program} digits
+  {program} digits --config.seed=1 \\
       --config.prune.method=kfac --config.prune.target_sparsity=0.9
-  {program} --config=resnet50:smoke --workdir=runs/smoke
-  {program} --config=my_config.py --plan
+  {program} resnet50:smoke --workdir=runs/smoke
+  {program} my_config.py --plan
 
 exit codes: 0 done, or stopped by SIGTERM or SIGHUP and saved; 1 the run failed; 2
 nothing was run, for the command has to be changed; 130 stopped by Ctrl-C and saved
@@ -110,7 +113,8 @@ def parse(argv: Sequence[str]) -> list[str]:
     """Parses the flags of this file; prints the help where it is asked for.
 
     Returns:
-        The program, the arguments that name or override a config, and stray ones.
+        The program, the arguments that name or override a config (the name as
+        ``--config=NAME``), and stray ones.
     """
     given = joined(argv)
     own = [argument for argument in given if _is_config(argument)]
@@ -119,11 +123,8 @@ def parse(argv: Sequence[str]) -> list[str]:
         print(HELP.format(program=PROGRAM, configs=_configs()), end="")
         raise SystemExit(0)
     with exits(ERRORS):
-        if "--helpfull" in rest:
-            print(_full_help(own))
-            raise SystemExit(0)
         try:
-            program, *stray = flags.FLAGS(rest)
+            program, *stray = flags.FLAGS([a for a in rest if a != "--helpfull"])
         except flags.IllegalFlagValueError as error:
             found = re.match(r"flag --(\w+)=(.*?): ", str(error))
             if found is None:
@@ -132,6 +133,17 @@ def parse(argv: Sequence[str]) -> list[str]:
             raise ConfigError(message) from error
         except flags.UnrecognizedFlagError as error:
             raise ConfigError(_unknown(error)) from error
+        if stray and not any(map(_names_config, own)):
+            name = stray.pop(0)
+            if name in OTHER_COMMANDS:
+                raise ConfigError(
+                    f"{name} is a command of its own; expected python -m "
+                    f"woodfisher_jax.{shlex.join([name, *stray])}"
+                )
+            own.insert(0, f"--config={name}")
+        if "--helpfull" in rest:
+            print(_full_help(own))
+            raise SystemExit(0)
     return [program, *own, *stray]
 
 
@@ -145,6 +157,10 @@ def joined(argv: Sequence[str]) -> list[str]:
             argument += f"={left.pop(0)}"
         given.append(argument)
     return given
+
+
+def _names_config(argument: str) -> bool:
+    return re.match(r"--?config(=|$)", argument) is not None
 
 
 def _is_config(argument: str) -> bool:
@@ -163,17 +179,17 @@ def read_config(arguments: Sequence[str]) -> tuple[str, Config]:
     Raises:
         ConfigError: If there is none, or it cannot be run.
     """
-    names = [a.partition("=")[2] for a in arguments if re.match(r"--?config(=|$)", a)]
+    names = [a.partition("=")[2] for a in arguments if _names_config(a)]
     if len(names) > 1:
         raise ConfigError(f"--config is given {len(names)} times; expected one")
     if not names or not names[0]:
         raise ConfigError(
             f"no config is given; expected one of\n{_configs()}\nor a file of your "
-            f"own, as in {PROGRAM} --config=digits (--help says more)"
+            f"own, as in {PROGRAM} digits (--help says more)"
         )
     values = files.load_config(names[0])
     for argument in arguments:
-        if not re.match(r"--?config(=|$)", argument):
+        if not _names_config(argument):
             files.override(values, argument)
     return names[0], config_.from_dict(values)
 
@@ -196,13 +212,14 @@ def _full_help(arguments: Sequence[str]) -> str:
 
 
 def _unknown(error: flags.UnrecognizedFlagError) -> str:
-    """The message for an unknown flag; of a field without its ``config.``, with it."""
-    name = f"config.{error.flagname}"
-    try:
-        files.override({}, f"--{name}=None")
-    except ConfigError:
-        return str(error)
-    return f"there is no flag --{error.flagname}; did you mean --{name}?"
+    """The message for an unknown flag; of a field without its section, with it."""
+    name = error.flagname
+    fields = re.findall(r"^  --(config\.\S+?)=", files.explained(Config()), re.M)
+    close = [field for field in fields if f".{field}".endswith(f".{name}")]
+    hint = " (--help says which there are)"
+    if close:
+        hint = f"; did you mean {' or '.join(f'--{field}' for field in close[:3])}?"
+    return f"there is no flag --{name}{hint}"
 
 
 # ---------------------------------------------------------------------------- the run
@@ -255,7 +272,7 @@ def run_all(config: Config, workdir: Path) -> None:
         return
     if len(results) > 1:
         # Where matplotlib is missing, each run has said so.
-        with contextlib.suppress(MissingExtraError):
+        with contextlib.suppress(MissingExtraError), live("report", quiet=QUIET.value):
             write_page(workdir, config_.to_dict(Config()))
     if QUIET.value:
         for method, folder in folders.items():
@@ -288,7 +305,8 @@ def resume_command(workdir: Path) -> str:
 
 def print_plan(config: Config) -> None:
     """Prints the memory plan of a pruning step; nothing is run or written."""
-    with progress_bar(quiet=QUIET.value) as progress:
+    quiet = QUIET.value or not distributed.is_first()
+    with live("memory plan", lines(), quiet) as progress:
         plan, given = prepare(config, progress)
         needs = forecast(plan, *given)
     if not distributed.is_first():

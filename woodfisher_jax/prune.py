@@ -30,7 +30,7 @@ from woodfisher_jax.methods import (
     resolve,
 )
 from woodfisher_jax.options import OptionError
-from woodfisher_jax.rows.compute import Compute
+from woodfisher_jax.rows.compute import Compute, watched
 from woodfisher_jax.rows.gradients import LossFn, as_partial, row_chunks
 from woodfisher_jax.rows.inputs import (
     check_concrete,
@@ -88,6 +88,7 @@ from woodfisher_jax.trees.vectors import (
 )
 
 
+@watched
 @outside_mesh()
 def prune(
     loss_fn: LossFn | None,
@@ -217,7 +218,8 @@ def prune(
     masks = {path: placed_as(mask, leaves[path]) for path, mask in masks.items()}
     info = joined(infos)
     for text in info.warnings:
-        warnings.warn(text, PruneWarning, stacklevel=2)
+        # The caller's line: two decorators are in between.
+        warnings.warn(text, PruneWarning, stacklevel=4)
     return params, masks, info
 
 
@@ -662,6 +664,8 @@ def _in_pieces(
     if job.diagnostics:
         step = jnp.where(kept, weights, 0.0) - before.values
         report |= _predicted(step, model, problem)
+        if job.targets is None:
+            report["measured_loss_increase"] = _measured(weights, kept, before, problem)
     return _Outcome(weights, kept, scores, report)
 
 
@@ -903,6 +907,18 @@ def _predicted(step: jax.Array, model: Model, problem: Problem) -> dict[str, Any
         "predicted_loss_increase": linear + model.curvature.quadratic_form(step) / 2,
         "fisher_trace": found.trace(problem.order),
     }
+
+
+def _measured(
+    weights: jax.Array, kept: jax.Array, before: _Weights, problem: Problem
+) -> float:
+    """By how much the loss of the curvature's samples has risen."""
+    after, _ = from_vectors(before.params, weights, kept, problem.order)
+    losses = [
+        row_values(problem, params, problem.compute.microbatch_size or MICROBATCH_SIZE)
+        for params in (before.params, after)
+    ]
+    return float(np.mean(losses[1] - losses[0], dtype=np.float64))
 
 
 def _moments_of(problem: Problem) -> Moments:

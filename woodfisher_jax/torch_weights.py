@@ -18,6 +18,7 @@ import numpy as np
 
 from woodfisher_jax import models
 from woodfisher_jax.exit_codes import USAGE, exits
+from woodfisher_jax.progress import live
 from woodfisher_jax.training.saved_run import WHICH, read_run, read_weights
 from woodfisher_jax.weights.files import check_output, save_safetensors
 from woodfisher_jax.weights.state_dicts import to_state_dict, to_variables
@@ -65,10 +66,10 @@ def convert(
         check_output(path, overwrite=overwrite)
     if model is None and settings:
         raise ValueError(f"settings={dict(settings)}: give the model that they are of")
-    if model is None and not Path(source).is_dir():
+    if model is None and Path(source).is_file():
         raise ValueError(
-            f"model: {source} is no folder of a run, so name the model its weights are "
-            f"of, one of {', '.join(models.MODELS)}"
+            f"model: {source} is a file, so name the model its weights are of, one of "
+            f"{', '.join(models.MODELS)}"
         )
     kept: Mapping[str, Any]
     if model is None:
@@ -158,8 +159,9 @@ exit codes: 0 done, 1 the disk is full, 2 the command has to be changed""",
     given = vars(parser.parse_args(arguments))
     out = given.pop("out")
     given["settings"] = dict(given["settings"])
-    with exits({ValueError: USAGE, OSError: USAGE}):
-        state_dict = convert(given.pop("source"), out, **given)
+    source = given.pop("source")
+    with exits({ValueError: USAGE, OSError: USAGE}), live(f"reading {source}"):
+        state_dict = convert(source, out, **given)
     print(f"{out}: {len(state_dict)} tensors, {out.stat().st_size:,} bytes")
 
 

@@ -75,7 +75,7 @@ def test_what_cannot_be_written_ends_with_a_reason(
     other = write_run(tmp_path / "c", data__name="mnist")
     (tmp_path / "empty").mkdir()
     for arguments, reason in (
-        ([tmp_path / "empty"], "there is no config.json; give the --workdir"),
+        ([tmp_path / "empty"], "has no config.json; give the folder"),
         ([tmp_path / "none"], "there is no such folder"),
         ([one, two, "--latency"], "--latency with 2 runs; give one"),
         ([one, other], "several data sets"),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,12 @@ from saved_runs import random_network
 from small_runs import small
 from written_runs import DEFAULTS, STAGE, record_of, rows_of, write_run
 
-from woodfisher_jax.report.record import find_runs, write_command, write_latency
+from woodfisher_jax.report.record import (
+    find_runs,
+    no_run,
+    write_command,
+    write_latency,
+)
 from woodfisher_jax.training import checkpoint
 from woodfisher_jax.training.config import to_dict
 from woodfisher_jax.training.history import Log
@@ -107,9 +113,43 @@ def test_a_damaged_file_is_named(tmp_path: Path, name: str) -> None:
 
 
 def test_what_is_no_run_says_what_is_missing(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"no config\.json; give the --workdir"):
-        find_runs(tmp_path)
-    with pytest.raises(ValueError, match="no such folder"):
-        find_runs(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match=r"no config\.json, so no run"):
-        record_of(tmp_path)
+    for read in (find_runs, record_of):
+        with pytest.raises(ValueError, match=r"no config\.json; give the folder of a"):
+            read(tmp_path)
+        with pytest.raises(ValueError, match="no such folder"):
+            read(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("runs/digts", "runs/digits"),
+        ("rnus/digits", "runs/digits"),
+        ("runs/mnist", "runs/mnist-20260101-120000"),
+        ("runs", "runs/mnist-20260101-120000"),
+        ("runs/digits/checkpoints", "runs/digits"),
+        ("runs/digits/nowhere/45", "runs/digits"),
+        ("runs/cifar10_resnet20", None),
+    ],
+)
+@pytest.mark.parametrize("absolute", [False, True])
+def test_the_nearest_run_is_suggested(
+    tmp_path: Path, monkeypatch, given: str, meant: str | None, absolute: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    # As they were made, the newest last.
+    for time, name in enumerate(("digits", "mnist-20250101", "mnist-20260101-120000")):
+        folder = tmp_path / "runs" / name
+        (folder / "checkpoints").mkdir(parents=True)
+        (folder / "config.json").write_text("{}")
+        os.utime(folder / "config.json", (time, time))
+    compared = tmp_path / "runs" / "mnist-20260101-120000" / "compare-magni"
+    (compared / "checkpoints").mkdir(parents=True)
+    (compared / "config.json").write_text("{}")
+    # Other programs have files of that name as well.
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "runs" / "cifar10").mkdir()
+    (tmp_path / "runs" / "cifar10" / "config.json").write_text("{}")
+    root = tmp_path if absolute else Path()
+    hint = f"; did you mean {root / meant}?" if meant else "; give the folder of a run"
+    assert hint in str(no_run(root / given))

@@ -4,6 +4,7 @@ import pytest
 
 from woodfisher_jax.report import tables
 from woodfisher_jax.report.quantities import NONE
+from woodfisher_jax.rows.needs import Needs, Phase
 
 STAGE = {
     "pruner": "prune",
@@ -83,3 +84,22 @@ def test_a_comparison_has_a_line_a_run(capsys: pytest.CaptureFixture) -> None:
         "all [x=1] woodfisher 90.01 % 93.33 88.22 91.44 78.9 s"
     )
     assert dense.split()[4:6] == ["93.33", NONE]
+
+
+def test_a_memory_plan_has_units_that_fit(capsys: pytest.CaptureFixture) -> None:
+    blocks = ((200, 1, "dense"), (500, 3, "sample_space"), (40, 2, "sample_space"))
+    phases = (Phase("gradients", 1.1e7, 5_696, 4e8), Phase("update", 0.0, 0, 1.26e10))
+    tables.print_needs(
+        Needs(
+            "disk", "float32", 5_696, 1, False, 64, 1780, 400, 1, blocks, phases, 17e9
+        )
+    )
+    _, headers, _, first, second, line = capsys.readouterr().out.splitlines()
+    assert headers.split("  ")[0] == "phase"
+    assert first.split() == ["gradients", "11", "M", "5.7", "kB", "400", "MB"]
+    assert second.split() == ["update", "0", "0", "B", "12.6", "GB"]
+    assert line == (
+        "a pruning step: 400 gradients of 1,780 weights on disk (5.7 kB, float32); 1 "
+        "block by dense; 5 blocks by sample_space; peak 12.6 GB of 17 GB; microbatches "
+        "of 64"
+    )

@@ -61,9 +61,17 @@ def test_it_finds_the_best_of_a_row_of_fixed_dampings(given: dict[str, Any]) -> 
 
 
 def test_trials_go_on_while_the_loss_falls(given: dict[str, Any]) -> None:
+    shown = []
+
+    def progress(label: str, done: int, total: int) -> None:
+        if label.startswith("damping="):
+            shown.append((label, done))
+
     _, _, info = wf.prune_searched(
-        **given, held_out=drawn(2, 300), factor=3.0, **OPTIONS
+        **given, held_out=drawn(2, 300), factor=3.0, progress=progress, **OPTIONS
     )
+    assert shown[:2] == [("damping=auto", 0), ("damping=auto", 1)]
+    assert [done for _, done in shown] == [0, 1] * len(info.trials)
     losses = [trial.measured for trial in info.trials]
     assert losses == sorted(losses, reverse=True)
     assert len(losses) >= 3

@@ -43,9 +43,23 @@ def test_it_is_prune_matched_with_the_dense_outputs_as_targets() -> None:
         return wf.matching.Stage(net, INPUTS[chosen], targets)
 
     expected, masks, _ = wf.prune_matched(stage, PARAMS, sparsity=0.5, stages=2, seed=3)
+    stages = []
+
+    def progress(label: str, done: int, total: int) -> None:
+        if label == "stages":
+            stages.append((done, total))
+
     params, found, info = wf.prune_outputs(
-        net, PARAMS, INPUTS, sparsity=0.5, stages=2, num_samples=40, seed=3
+        net,
+        PARAMS,
+        INPUTS,
+        sparsity=0.5,
+        stages=2,
+        num_samples=40,
+        seed=3,
+        progress=progress,
     )
+    assert stages == [(0, 2), (1, 2), (2, 2)]
     for path in masks:
         np.testing.assert_array_equal(found[path], masks[path])
         np.testing.assert_allclose(params[path], expected[path], rtol=1e-5, atol=1e-6)

@@ -138,7 +138,7 @@ def test_empty_folder(tmp_path: Path) -> None:
     with checkpoint.open_manager(tmp_path) as manager:
         assert checkpoint.latest_event(manager) is None
         assert checkpoint.best_event(manager) is None
-        with pytest.raises(ValueError, match="no complete save"):
+        with pytest.raises(ValueError, match="no complete checkpoint"):
             checkpoint.restore(manager, None, {})
 
 
@@ -163,7 +163,7 @@ def test_a_save_that_orbax_skips_raises(
 def test_unknown_event_lists_the_saves(saved: Path) -> None:
     with (
         checkpoint.open_manager(saved) as manager,
-        pytest.raises(ValueError, match=r"expected one of the saves \[3\].*got 7"),
+        pytest.raises(ValueError, match=r"no checkpoint 7 in .* one of \[3\]"),
     ):
         checkpoint.restore(manager, 7, {})
 
@@ -321,7 +321,7 @@ def test_checksums_are_read_by_the_usual_command(saved: Path) -> None:
 
 def test_damaged_metrics_do_not_stop_a_run(saved: Path) -> None:
     truncate(saved / "3" / "metrics" / "metrics")
-    with pytest.raises(ValueError, match=r"cannot open the saves in .*saves"):
+    with pytest.raises(ValueError, match=r"cannot open the checkpoints in .*saves"):
         checkpoint.open_manager(saved)
     checkpoint.set_damaged_aside(saved)
     with checkpoint.open_manager(saved) as manager:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -97,6 +98,17 @@ def test_results_keep_the_contract(finished: tuple[Path, dict]) -> None:
     assert results["config"] == json.loads((workdir / "config.json").read_text())
     assert results["seconds_total"] > 0
     assert returned["final"] == results["final"]
+
+
+def test_each_column_of_the_metrics_is_documented(finished: tuple[Path, dict]) -> None:
+    workdir, results = finished
+    page = (Path(__file__).parents[2] / "docs" / "commands.md").read_text()
+    table = page.partition("### Columns of")[2].partition("\n## ")[0]
+    documented = re.findall(r"^\| `([\w/]+)` \|", table, re.MULTILINE)
+    paths = [f"sparsity/{path}" for path in results["sparsity_by_path"]]
+    header = (workdir / "metrics.csv").read_text().partition("\n")[0]
+    assert [*documented[:-1], *paths] == header.split(",")
+    assert documented[-1] == "sparsity/PATH"
 
 
 def test_everything_is_in_the_workdir(finished: tuple[Path, dict]) -> None:
@@ -475,8 +487,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
     assert "training loss is" in message
     assert "at step 2" in message
     assert "learning_rate" in message
-    assert "event 24" in message
-    assert str(tmp_path) in message
+    folder = tmp_path / "checkpoints" / "24"
+    assert f"The last checkpoint is {folder} (epoch 1, step 22, after prun" in message
     assert checkpoint_events(tmp_path)[-1] == 24
 
 
@@ -524,3 +536,14 @@ def test_a_predicate_that_selects_nothing_is_refused(tmp_path: Path) -> None:
         run(small(prune__prunable="nothing"), tmp_path)
     # The folder is not taken: the corrected config may use it.
     run(small(prune__one_shot=True, dense__epochs=1), tmp_path)
+
+
+def test_a_folder_that_was_there_stays_after_a_failed_start(tmp_path: Path) -> None:
+    new, old = tmp_path / "new", tmp_path / "old"
+    old.mkdir()
+    (old / "notes.txt").touch()
+    for folder in (new, old):
+        with pytest.raises(ConfigError, match=r"config\.data"):
+            train.run(small(data__name="nothing"), folder)
+    assert not new.exists()
+    assert (old / "notes.txt").exists()

@@ -10,6 +10,7 @@ from small_runs import small
 
 import woodfisher_jax as wf
 from woodfisher_jax import data
+from woodfisher_jax.report.quantities import counted
 from woodfisher_jax.training import pruning_step
 from woodfisher_jax.training.config import ConfigError, step_options
 from woodfisher_jax.training.objective import frozen_errors, predict
@@ -391,5 +392,5 @@ def test_what_a_step_found_is_in_log_and_record(caplog) -> None:
     (text,) = record["warnings"]
     assert "no weight is left of 'fc2/kernel'" in text
     assert text in caplog.messages
-    outputs = record["empty_outputs"]["fc2/kernel"]
-    assert f"fc2/kernel: no weight is left of {outputs} outputs" in caplog.messages
+    outputs = counted(record["empty_outputs"]["fc2/kernel"], "output")
+    assert f"fc2/kernel: {outputs} without a weight left" in caplog.messages

@@ -20,6 +20,7 @@ from woodfisher_jax.training.workdir import (
     claim_workdir,
     held,
     log_file,
+    removed_unless_started,
 )
 
 
@@ -149,3 +150,30 @@ def test_the_log_is_kept(tmp_path: Path) -> None:
         logging.getLogger("woodfisher_jax.train").info("pruned to %.2f", 0.5)
     logging.getLogger("woodfisher_jax.train").info("later")
     assert (tmp_path / "log.txt").read_text().endswith(" pruned to 0.50\n")
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ConfigError])
+def test_a_new_folder_is_removed_after_an_error_before_the_start(
+    tmp_path: Path, error: type[BaseException]
+) -> None:
+    folder = tmp_path / "runs" / "run"
+
+    def run(made: list[Path], starts: bool) -> None:
+        with held(folder), removed_unless_started(made) as started:
+            if starts:
+                started()
+            raise error
+
+    for made, starts in (([folder], True), ([], False)):
+        with pytest.raises(error):
+            run(made, starts)
+        assert (folder / LOCK).exists()
+    other = tmp_path / "runs" / "other"
+    other.mkdir()
+    for there in (True, False):
+        with pytest.raises(error):
+            run([folder, tmp_path / "runs"], False)
+        assert not folder.exists()
+        assert (tmp_path / "runs").exists() == there
+        if there:
+            other.rmdir()

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from woodfisher_jax.exit_codes import FAILED, USAGE, exits
+from woodfisher_jax.progress import live
 from woodfisher_jax.report.comparison import compare, comparison_csv, comparison_page
 from woodfisher_jax.report.environment import processor
 from woodfisher_jax.report.page import write_page
@@ -131,9 +132,9 @@ def parser() -> argparse.ArgumentParser:
 def cli(arguments: Sequence[str] | None = None) -> None:
     """Entry point of ``python -m woodfisher_jax.report``."""
     given = parser().parse_args(arguments)
-    with exits({ValueError: USAGE, OSError: FAILED}):
-        for path in report(given.runs, given.out, given.latency):
-            print(path)
+    with exits({ValueError: USAGE, OSError: FAILED}), live("report"):
+        paths = report(given.runs, given.out, given.latency)
+    print("\n".join(map(str, paths)))
 
 
 if __name__ == "__main__":

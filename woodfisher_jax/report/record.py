@@ -1,5 +1,6 @@
 """What a run leaves in its folder, finished or not."""
 
+import difflib
 import json
 import re
 from pathlib import Path
@@ -60,20 +61,42 @@ def pruners(config: Nested) -> dict[str, Nested]:
     return {name: config[name] for name in config if re.match(r"prune(_\d+)?$", name)}
 
 
+def no_run(folder: Path) -> ValueError:
+    """The error for a folder that is none of a run, with the nearest that is."""
+    what = "there is no run here, for it has no config.json"
+    if not folder.exists():
+        what = f"there is no such folder (from {Path.cwd()})"
+    run = _nearest_run(folder)
+    hint = f"did you mean {run}?" if run else "give the folder of a run, its --workdir"
+    return ValueError(f"{folder}: {what}; {hint}")
+
+
+def _nearest_run(folder: Path) -> Path | None:
+    """The run with saves that holds a folder, the newest in it, or one named alike."""
+    for parent in folder.parents:
+        if is_run(parent) and (parent / "checkpoints").is_dir():
+            return parent
+    start = next(path for path in (folder, *folder.parents) if path.is_dir())
+    found = [*start.glob("*/config.json"), *start.glob("*/*/config.json")]
+    files = [file for file in found if (file.parent / "checkpoints").is_dir()]
+    # Those of a comparison, one folder further down, are as new as their run.
+    files.sort(key=lambda file: (len(file.parts), -file.stat().st_mtime))
+    names = [str(file.parent.relative_to(start)) for file in files]
+    wanted = "" if start == folder else str(folder.relative_to(start))
+    close = [name for name in names if name.startswith(wanted)]
+    close += difflib.get_close_matches(wanted, names, n=1)
+    return start / close[0] if close else None
+
+
 def find_runs(folder: Path) -> list[Path]:
     """The runs in a folder and below, itself included, sorted.
 
     Raises:
         ValueError: If there is no such folder, or no run in it.
     """
-    if not folder.is_dir():
-        raise ValueError(f"{folder}: there is no such folder (from {Path.cwd()})")
     found = sorted(path.parent for path in folder.rglob("config.json"))
     if not found:
-        raise ValueError(
-            f"{folder}: no run here, nor in the folders below: there is no "
-            "config.json; give the --workdir of a run, or a folder that holds some"
-        )
+        raise no_run(folder)
     return found
 
 
@@ -89,7 +112,7 @@ def read_record(folder: Path, defaults: Nested) -> RunRecord:
     """
     config = _json(folder / "config.json")
     if config is None:
-        raise ValueError(f"{folder}: there is no config.json, so no run here")
+        raise no_run(folder)
     first = {**defaults["prune"], **config.get("prune", {})}
     further = {name: first for name in pruners(config) if name != "prune"}
     own = {**defaults, **further}

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from woodfisher_jax.report.quantities import (
+    counted,
     duration,
     fixed,
     percent,
@@ -128,14 +129,14 @@ def print_needs(needs: Needs) -> None:
     rows = [
         [
             phase.name,
-            f"{phase.flops / 1e12:.3g}",
-            _giga(phase.bytes_moved),
-            _giga(phase.peak_bytes),
+            scaled(phase.flops),
+            storage(phase.bytes_moved),
+            storage(phase.peak_bytes),
         ]
         for phase in needs.phases
     ]
     print("one pruning step")
-    _print(["phase", "TFLOP", "gradients moved, GB", "peak memory, GB"], rows)
+    _print(["phase", "FLOP", "gradients moved", "peak memory"], rows)
     print(f"{needs_line(needs)}; microbatches of {needs.microbatch_size}")
 
 
@@ -153,9 +154,9 @@ def needs_line(needs: Needs) -> str:
     return "; ".join(
         [
             f"a pruning step: {needs.num_samples} gradients of {needs.num_weights:,} "
-            f"weights {where} ({_giga(needs.store_bytes)} GB {needs.store_dtype})",
-            *(f"{number:,} blocks by {solver}" for solver, number in counts.items()),
-            f"peak {_giga(needs.peak_bytes)} of {_giga(needs.limit_bytes)} GB",
+            f"weights {where} ({storage(needs.store_bytes)}, {needs.store_dtype})",
+            *(f"{counted(n, 'block')} by {solver}" for solver, n in counts.items()),
+            f"peak {storage(needs.peak_bytes)} of {storage(needs.limit_bytes)}",
         ]
     )
 
@@ -173,7 +174,3 @@ def _print(
             for column, (cell, width) in enumerate(zip(line, widths, strict=True))
         ]
         print("  ".join(cells).rstrip())
-
-
-def _giga(number: float) -> str:
-    return f"{number / 1e9:.3g}"

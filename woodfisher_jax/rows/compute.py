@@ -1,13 +1,17 @@
 """What a pruning step may take of the machine."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
+import jax
 from jax.sharding import Mesh
 
 from woodfisher_jax.equations.fisher import SOLVERS, choose_solver
-from woodfisher_jax.options import Options, option
+from woodfisher_jax.options import Options, checked, fields_of, option
+from woodfisher_jax.progress import live
 
 STORES = ("device", "host", "disk", "recompute")
 """Where gradients are stored between statistic and update, the fastest first."""
@@ -67,8 +71,11 @@ class Compute(Options):
         "Devices to spread samples and blocks over, the same in every process; default "
         "one.",
     )
-    progress: Progress | None = option(
-        None, "Called with (label, done, total) during long work."
+    progress: Progress | bool = option(
+        True,
+        "Whether to show progress, on a terminal and in notebooks; or a function, "
+        "called with (label, done, total) during long work.",
+        in_config=False,
     )
 
     def solver_for(self, num_samples: int, width: int) -> str:
@@ -79,5 +86,29 @@ class Compute(Options):
 
     def report(self, label: str, done: int, total: int) -> None:
         """Passes progress on to whoever wants to know."""
-        if self.progress is not None:
+        if callable(self.progress):
             self.progress(label, done, total)
+
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def watched(function: F) -> F:
+    """Shows the progress of a function that takes options of :class:`Compute`.
+
+    The function gets the option ``progress`` as a callback, which it passes on to what
+    it calls: a display is that of the outermost call.
+    """
+
+    @functools.wraps(function)
+    def shown(*args: Any, **options: Any) -> Any:
+        given = options.get(
+            "progress", getattr(options.get("compute"), "progress", True)
+        )
+        given = checked(fields_of(Compute)["progress"], given)
+        if callable(given):
+            return function(*args, **options | {"progress": given})
+        with live("pruning", quiet=not given or jax.process_index() > 0) as callback:
+            return function(*args, **options | {"progress": callback})
+
+    return shown  # type: ignore[return-value]

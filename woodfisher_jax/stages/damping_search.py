@@ -16,6 +16,7 @@ import jax
 from woodfisher_jax.curvature.checked import CurvatureError
 from woodfisher_jax.info import PruneInfo, Trial
 from woodfisher_jax.prune import prune
+from woodfisher_jax.rows.compute import watched
 from woodfisher_jax.rows.gradients import LossFn, as_partial
 from woodfisher_jax.trees.masks import Masks
 from woodfisher_jax.trees.paths import Params
@@ -26,6 +27,7 @@ MOST_TRIALS = 12
 Result = tuple[Params, Masks, PruneInfo]
 
 
+@watched
 def prune_searched(
     loss_fn: LossFn,
     params: Params,
@@ -93,10 +95,15 @@ def prune_searched(
     measured = jax.jit(as_partial(measure or loss_fn))
 
     def tried(level: float | str) -> tuple[Result, Trial]:
-        found = prune(loss_fn, params, samples, damping=level, **options)
-        dampings = found[2].dampings or ()
-        used = max(d.damping for d in dampings) if dampings else float(level)
-        return found, Trial(used, float(measured(found[0], held_out)))
+        label = f"damping={level if isinstance(level, str) else f'{level:.3g}'}"
+        options["progress"](label, 0, 1)
+        try:
+            found = prune(loss_fn, params, samples, damping=level, **options)
+            dampings = found[2].dampings or ()
+            used = max(d.damping for d in dampings) if dampings else float(level)
+            return found, Trial(used, float(measured(found[0], held_out)))
+        finally:
+            options["progress"](label, 1, 1)
 
     best, lowest = tried(damping)
     if not math.isfinite(lowest.measured):

@@ -28,6 +28,7 @@ from jax.tree_util import Partial
 from woodfisher_jax.info import PruneInfo
 from woodfisher_jax.options import plain
 from woodfisher_jax.prune import prune
+from woodfisher_jax.rows.compute import watched
 from woodfisher_jax.rows.gradients import LossFn
 from woodfisher_jax.rows.projections import directions, projected
 from woodfisher_jax.schedules import levels
@@ -160,6 +161,7 @@ def _scaled_cross_entropy(outputs_fn: Callable[..., jax.Array], scale: float) ->
     return loss
 
 
+@watched
 def prune_matched(
     stage: Callable[[int, Params], Stage],
     params: Params,
@@ -232,7 +234,9 @@ def prune_matched(
     check_masks(params, masks)
     way = _way(sparsity_of(masks), sparsity, stages, repairs)
     key, infos = jax.random.key(seed), []
+    progress = options["progress"]
     for number, level in enumerate(way):
+        progress("stages", number, len(way))
         found = _checked(stage(number, params), number) if number else found
         if np.issubdtype(found.wanted.dtype, np.integer):
             rows = label_rows(found, batch_size)
@@ -255,6 +259,7 @@ def prune_matched(
         if after is not None:
             changed = after(number, params, masks, info)
             params = params if changed is None else changed
+    progress("stages", len(way), len(way))
     return params, masks, infos
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from woodfisher_jax.info import PruneInfo, joined
 from woodfisher_jax.options import OptionError
+from woodfisher_jax.rows.compute import watched
 from woodfisher_jax.selection.patterns import GroupNames, parse
 from woodfisher_jax.stages.matching import OutputsFn, Stage, outputs_of, prune_matched
 from woodfisher_jax.trees.masks import Masks, Prunable
@@ -16,6 +17,7 @@ from woodfisher_jax.trees.paths import Params
 from woodfisher_jax.trees.samples import num_examples, regroup
 
 
+@watched
 def prune_outputs(
     net_fn: OutputsFn,
     params: Params,

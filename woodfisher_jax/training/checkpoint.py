@@ -80,8 +80,8 @@ def open_manager(directory: str | os.PathLike[str]) -> ocp.CheckpointManager:
         return ocp.CheckpointManager(directory, options=options)
     except ValueError as error:
         raise ValueError(
-            f"directory: cannot open the saves in {directory} ({error!s:.200}); a file "
-            "in one of its numbered folders is damaged: start the run again, which "
+            f"cannot open the checkpoints in {directory} ({error!s:.200}); a file in "
+            "one of its numbered folders is damaged: start the run again, which "
             "falls back on an earlier save"
         ) from error
 
@@ -362,14 +362,15 @@ def _existing(manager: ocp.CheckpointManager, event: int | None) -> int:
     events = sorted(manager.all_steps())
     if not events:
         raise ValueError(
-            f"directory: no complete save in {manager.directory}; check the path"
+            f"no complete checkpoint is in {manager.directory}; check the path, or let "
+            "the run go on to its first one"
         )
     if event is None:
         return events[-1]
     if event not in events:
         raise ValueError(
-            f"event: expected one of the saves {events} in {manager.directory}, "
-            f"got {event}"
+            f"there is no checkpoint {event} in {manager.directory}; expected one of "
+            f"{events}"
         )
     return event
 
@@ -389,7 +390,7 @@ def _read(
 def _damaged(folder: Any, reason: str) -> ValueError:
     """Makes the error for a save that cannot be read back."""
     return ValueError(
-        f"event: the save in {folder} is damaged or not one of ours ({reason}); start "
+        f"the checkpoint {folder} is damaged or not one of ours ({reason}); start "
         "the run again, which falls back on an earlier save, or delete that folder"
     )
 

@@ -33,3 +33,12 @@ class Log:
     def event(self) -> int:
         """Grows with everything that is saved; see ``training.checkpoint``."""
         return self.step + len(self.stages) + (self.dense is not None)
+
+    @property
+    def moment(self) -> str:
+        """Where the run is, in words: ``epoch 22, step 484, after pruning step 2``."""
+        last = self.rows[-1] if self.rows else {}
+        # Within an epoch there is no record of it.
+        epochs = [f"epoch {last['epoch']:g}"] if last.get("step") == self.step else []
+        stages = [f"after pruning step {len(self.stages)}"] if self.stages else []
+        return ", ".join([*epochs, f"step {self.step:,}", *stages])

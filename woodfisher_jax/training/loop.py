@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from woodfisher_jax.data import batches
-from woodfisher_jax.progress import progress_bar
+from woodfisher_jax.progress import lines, live
 from woodfisher_jax.report import tables
 from woodfisher_jax.report.record import write_command
 from woodfisher_jax.rows.memory_plan import MemoryLimitError
@@ -42,7 +42,13 @@ from woodfisher_jax.training.train_step import (
     averaging,
     train_step,
 )
-from woodfisher_jax.training.workdir import check_shared, claim_workdir, held, log_file
+from woodfisher_jax.training.workdir import (
+    check_shared,
+    claim_workdir,
+    held,
+    log_file,
+    removed_unless_started,
+)
 from woodfisher_jax.trees import masks as masks_
 from woodfisher_jax.trees.masks import Masks
 
@@ -89,14 +95,18 @@ def run(
     if config.compile_cache_dir is not None:
         jax.config.update("jax_compilation_cache_dir", config.compile_cache_dir)
     with distributed.lost_peers_named(), contextlib.ExitStack() as stack:
+        first = distributed.is_first()
+        display = live(str(workdir), lines(), quiet=quiet or not first)
+        progress = stack.enter_context(display)
+        made = [path for path in (workdir, *workdir.parents) if not path.exists()]
         distributed.first_only(stack.enter_context, held(workdir))
+        # Once it is held, so that nobody removes the folder of another process.
+        keep = stack.enter_context(removed_unless_started(made if first else ()))
         distributed.first_only(claim_workdir, workdir, config)
         distributed.together(check_shared, workdir)
         distributed.first_only(write_command, workdir, command)
-        first = distributed.is_first()
         if first:
             stack.enter_context(log_file(workdir))
-        progress = stack.enter_context(progress_bar(quiet=quiet or not first))
         request = stack.enter_context(stop_requests())
         logger.info("workdir %s", workdir)
         plan, given = distributed.together(prepare, config, progress)
@@ -106,6 +116,7 @@ def run(
         )
         for name, needs in forecast(plan, *given).items() if plan.stages else ():
             logger.info("%s: %s", name, tables.needs_line(needs))
+        keep()
         distributed.first_only(set_damaged_aside, workdir / "checkpoints")
         with checkpoint.open_manager(workdir / "checkpoints") as manager:
             try:
@@ -141,8 +152,7 @@ def loop(
                     state = train_segment(plan, state, log, request)
                 except DivergedError as error:
                     raise DivergedError(
-                        f"{error}. The last checkpoint, event "
-                        f"{checkpoint.latest_event(manager)}, is in {workdir}"
+                        f"{error}. {last_checkpoint(workdir, manager)}"
                     ) from None
 
             # ------------------------------------------------ checkpoint and report
@@ -195,7 +205,7 @@ def start_or_resume(
         return fresh, Log()
     arrays, meta = checkpoint.restore(manager, event, fresh._asdict())
     log = Log(**meta["log"])
-    logger.info("resumed at step %d (event %d)", log.step, event)
+    logger.info("resumed from checkpoint %d: %s", event, log.moment)
     return TrainState(**arrays), log
 
 
@@ -269,6 +279,7 @@ def train_segment(
     decaying = stage is not None or settings.weight_decay_after_pruning
     label = f"epoch {phase.first_epoch + epoch + 1}, steps"
     running: tuple[int, Metrics] | None = None
+    plan.progress(label, 0, end - begun)
     for batch in batches.epoch_batches(
         plan.dataset,
         seed=plan.config.seed,
@@ -394,6 +405,16 @@ def is_due(plan: Plan, log: Log) -> bool:
     if stage is not None and stage.time <= log.step:
         return True  # A pruning step may take longer than a scheduler waits.
     return round(row["epoch"]) % plan.config.checkpoint_every_epochs == 0
+
+
+def last_checkpoint(workdir: Path, manager: Any) -> str:
+    """A sentence on where a run can be taken up again."""
+    event = checkpoint.latest_event(manager)
+    if event is None:
+        return "There is no checkpoint yet"
+    _, meta = checkpoint.restore(manager, event, {})
+    folder = workdir / "checkpoints" / str(event)
+    return f"The last checkpoint is {folder} ({Log(**meta['log']).moment})"
 
 
 def save(plan: Plan, state: TrainState, log: Log, manager: Any) -> None:

@@ -15,6 +15,7 @@ from woodfisher_jax.info import PruneInfo, PruneWarning
 from woodfisher_jax.masked import mask_state
 from woodfisher_jax.prune import plan_pruning, prune
 from woodfisher_jax.report import metrics
+from woodfisher_jax.report.quantities import counted
 from woodfisher_jax.rows.gradients import sample_labels
 from woodfisher_jax.rows.memory_plan import MemoryLimitError
 from woodfisher_jax.rows.needs import Needs
@@ -137,7 +138,7 @@ def _log_findings(info: PruneInfo) -> None:
         if 0 < share < 1:
             logger.info("%s: no gradient for %.2g %% of the weights", path, 100 * share)
     for path, number in (info.empty_outputs or {}).items():
-        logger.info("%s: no weight is left of %d outputs", path, number)
+        logger.info("%s: %s without a weight left", path, counted(number, "output"))
     if info.revived:
         logger.info("%d weights that were zero without a mask came back", info.revived)
 

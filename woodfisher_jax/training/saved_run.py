@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from flax import traverse_util
 
+from woodfisher_jax.report.record import no_run
 from woodfisher_jax.training import checkpoint
 from woodfisher_jax.training import config as config_
 from woodfisher_jax.training.config import Config
@@ -107,7 +108,7 @@ def read_config(workdir: str | os.PathLike[str]) -> Config:
     """
     path = Path(workdir) / "config.json"
     if not path.is_file():
-        raise ValueError(f"workdir={workdir}: there is no config.json, so no run here")
+        raise no_run(Path(workdir))
     return config_.build(json.loads(path.read_text()))
 
 

@@ -5,10 +5,12 @@ import fcntl
 import json
 import logging
 import os
+import shutil
 import socket
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +97,28 @@ def _unusable(workdir: Path, error: Exception) -> ConfigError:
     return ConfigError(
         f"workdir={workdir} cannot be used ({error}); choose another --workdir"
     )
+
+
+@contextlib.contextmanager
+def removed_unless_started(made: Sequence[Path]) -> Iterator[Callable[[], None]]:
+    """Removes the new folder of a run if an error ends the context too early.
+
+    Args:
+        made: The folder and those that it is in, as far as they were made for this run.
+
+    Yields:
+        What to call once the run has started, from when on the folder stays.
+    """
+    started = threading.Event()
+    try:
+        yield started.set
+    except BaseException:
+        if made and not started.is_set():
+            shutil.rmtree(made[0], ignore_errors=True)
+            with contextlib.suppress(OSError):  # Another run is in one of them.
+                for parent in made[1:]:
+                    parent.rmdir()
+        raise
 
 
 def claim_workdir(workdir: Path, config: Config) -> None:
