@@ -656,7 +656,7 @@ def _in_pieces(
     model = model._replace(curvature=curvature)
     change = moved(row, model, before.values, before.active, kept, y, job.order.layers)
     if len(dampings) > 1:
-        model, change = _measured(
+        model, change = _tried_dampings(
             model, change, dampings, before, kept, y, problem, job
         )
         report["dampings"] = tuple(dampings)
@@ -665,7 +665,9 @@ def _in_pieces(
         step = jnp.where(kept, weights, 0.0) - before.values
         report |= _predicted(step, model, problem)
         if job.targets is None:
-            report["measured_loss_increase"] = _measured(weights, kept, before, problem)
+            report["measured_loss_increase"] = _tried_dampings(
+                weights, kept, before, problem
+            )
     return _Outcome(weights, kept, scores, report)
 
 
@@ -713,7 +715,7 @@ def _damped_again(
     return fisher
 
 
-def _measured(
+def _tried_dampings(
     model: Model,
     change: Found,
     dampings: list[ChosenDamping],
