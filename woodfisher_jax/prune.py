@@ -665,9 +665,7 @@ def _in_pieces(
         step = jnp.where(kept, weights, 0.0) - before.values
         report |= _predicted(step, model, problem)
         if job.targets is None:
-            report["measured_loss_increase"] = _tried_dampings(
-                weights, kept, before, problem
-            )
+            report["measured_loss_increase"] = _measured(weights, kept, before, problem)
     return _Outcome(weights, kept, scores, report)
 
 
