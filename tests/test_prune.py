@@ -83,7 +83,7 @@ def run(params=None, samples=SAMPLES, loss_fn=inner_product, **options):
     given = applicable(method, {"damping": DAMPING, "block_size": 7})
     if method in FULL:
         del given["block_size"]
-    options = {"sparsity": 0.6} | given | options
+    options = {"sparsity": 0.6, "method": method} | given | options
     return prune(loss_fn, params_of() if params is None else params, samples, **options)
 
 
@@ -279,6 +279,7 @@ def test_the_gradients_are_those_at_the_masked_weights() -> None:
         (x, y),
         sparsity=0.5,
         masks={"w": jnp.asarray(mask)},
+        method="woodfisherblock",
         damping=DAMPING,
     )
     stale = np.where(mask, weights, 100.0).astype(np.float32)
@@ -310,7 +311,8 @@ def two_layers(params, batch):
 def two_layers_pruned(a: float, b: float, **options):
     params = {"a": jnp.asarray(WEIGHTS["fc1/kernel"]), "b": jnp.ones((5, 3))}
     x = np.random.default_rng(6).standard_normal((6, 5)).astype(np.float32)
-    return prune(two_layers, params, {"a": a * x, "b": b * x}, sparsity=0.2, **options)
+    options = {"sparsity": 0.2, "method": "woodfisherblock"} | options
+    return prune(two_layers, params, {"a": a * x, "b": b * x}, **options)
 
 
 SLOW = pytest.mark.slow
