@@ -111,6 +111,32 @@ def every_method(num_samples: int) -> dict[str, dict[str, Any]]:
     return found
 
 
+def defaults(num_samples: int, batch_size: int) -> dict[str, dict[str, Any]]:
+    """Updates and dampings, among them those of ``wf.prune`` without a method.
+
+    Args:
+        num_samples: N.
+        batch_size: m, of the rows that are means.
+    """
+    found: dict[str, dict[str, Any]] = {"globalmagni": {"method": "globalmagni"}}
+    for method in ("woodfisherblock", "woodfisher"):
+        for m in (1, batch_size):
+            for update, damping in (
+                ("sum", 1e-5),
+                ("joint", 1e-5),
+                ("joint", 1e-3),
+                ("joint", "auto"),
+            ):
+                found[f"{method}, {update}, damping {damping}, m = {m}"] = {
+                    "method": method,
+                    "num_samples": num_samples,
+                    "batch_size": m,
+                    "update": update,
+                    "damping": damping,
+                }
+    return found
+
+
 MLP_SPARSITIES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98)
 STAGES = r"layer\d/block\d+/conv\d/kernel"
 
@@ -194,6 +220,18 @@ EXPERIMENTS = {
             for update in ("none", "sum", "joint")
         },
         3,
+    ),
+    "mlp_defaults": Experiment(
+        "mlp", "mnist", None, (0.8, 0.9, 0.95, 0.98), defaults(1000, 16), 3
+    ),
+    "resnet20_defaults": Experiment(
+        "cifar10_resnet20",
+        "cifar10",
+        STAGES,
+        (0.5, 0.7, 0.8),
+        defaults(500, 4),
+        3,
+        reestimate=True,
     ),
     "mlp_damping": Experiment(
         "mlp",
