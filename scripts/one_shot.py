@@ -225,7 +225,7 @@ EXPERIMENTS = {
         "mlp", "mnist", None, (0.8, 0.9, 0.95, 0.98), defaults(1000, 16), 3
     ),
     "resnet20_defaults": Experiment(
-        "cifar10_resnet20",
+        "resnet20",
         "cifar10",
         STAGES,
         (0.5, 0.7, 0.8),
