@@ -61,8 +61,9 @@ def reestimate(
         ...     return {"mean": 0.9 * state["mean"] + 0.1 * x.mean(0)}
         >>> batches = [jnp.full((3, 1), 2.0), jnp.full((1, 1), 6.0)]
         >>> state = {"mean": jnp.array([50.0])}
-        >>> wf.batch_norm.reestimate(update, {}, state, batches)
-        {'mean': Array([3.], dtype=float32)}
+        >>> found = wf.batch_norm.reestimate(update, {}, state, batches)
+        >>> print(f"{found['mean'][0]:.2f}")
+        3.00
     """
     if not jax.tree.leaves(state):
         return state
@@ -111,10 +112,12 @@ def _updated(
         batch: Examples.
     """
     new = update(params, _with_floats(state, running), batch)
-    if jax.tree.structure(new) != jax.tree.structure(state):
+    found: Any = jax.tree.structure(new)
+    given: Any = jax.tree.structure(state)
+    if found != given:
         raise ValueError(
-            f"update_fn returned {jax.tree.structure(new)}; expected a state of the "
-            f"structure that it was given, {jax.tree.structure(state)}"
+            f"update_fn returned {found}; expected a state of the structure that it "
+            f"was given, {given}"
         )
     return _floats(new), new
 
