@@ -291,7 +291,7 @@ def test_overrides_name_fields_that_exist() -> None:
 # ------------------------------------------------------------------------------ Python
 
 
-LONG = ("docs/concepts.md", "docs/methods.md", "docs/scaling.md")
+LONG = ("docs/comparison.md", "docs/concepts.md", "docs/methods.md", "docs/scaling.md")
 """Pages whose Python takes ten seconds and more to compile."""
 
 
@@ -329,7 +329,10 @@ def network() -> dict[str, Any]:
         for page in dict.fromkeys(b.page for b in PYTHON)
     ],
 )
-def test_python_runs(page: str) -> None:
+def test_python_runs(
+    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     if page in ("README.md", OWN_MODELS, BATCH_NORM):
         return  # Below, with their results.
     for block in (b for b in PYTHON if b.page == page):
