@@ -54,9 +54,15 @@ def formula(display: str):
     return visit, None
 
 
+def without_a_text(app, what, name, field, skip, options) -> bool | None:
+    """Leaves out fields of named tuples, which the docstring of the class explains."""
+    return True if "Alias for field number" in (field.__doc__ or "") else None
+
+
 def setup(app: Sphinx) -> None:
-    """Registers the renderer of formulas."""
+    """Registers the renderer of formulas and the fields that are left out."""
     app.add_html_math_renderer("mathml", formula("inline"), formula("block"))
+    app.connect("autodoc-skip-member", without_a_text)
 
 
 html_math_renderer = "mathml"
