@@ -24,7 +24,7 @@ curvature
 methods
 step
 prune
-masked
+masked batch_norm
 stages
 models data weights report
 training

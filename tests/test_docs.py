@@ -135,6 +135,7 @@ COMMANDS = list(
     )
 )
 OWN_MODELS = "docs/own_models.md"
+BATCH_NORM = "docs/batch_norm.md"
 PYTHON = [block for block in BLOCKS if block.language == "python"]
 
 
@@ -290,7 +291,7 @@ def test_overrides_name_fields_that_exist() -> None:
 # ------------------------------------------------------------------------------ Python
 
 
-LONG = ("docs/concepts.md", "docs/methods.md", "docs/scaling.md")
+LONG = ("docs/comparison.md", "docs/concepts.md", "docs/methods.md", "docs/scaling.md")
 """Pages whose Python takes ten seconds and more to compile."""
 
 
@@ -328,8 +329,11 @@ def network() -> dict[str, Any]:
         for page in dict.fromkeys(b.page for b in PYTHON)
     ],
 )
-def test_python_runs(page: str) -> None:
-    if page in ("README.md", OWN_MODELS):
+def test_python_runs(
+    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if page in ("README.md", OWN_MODELS, BATCH_NORM):
         return  # Below, with their results.
     for block in (b for b in PYTHON if b.page == page):
         ast.parse(block.text)
@@ -365,6 +369,22 @@ def test_the_page_on_your_own_models_runs() -> None:
     exec(loop, names)
     kept = sum(np.count_nonzero(leaf) for leaf in names["params"].values())
     assert kept == names["info"].nonzero == 592 // 10
+
+
+@pytest.mark.parametrize("number", range(3), ids=["linen", "nnx", "equinox"])
+def test_the_page_on_batch_norm_runs(number: int) -> None:
+    text = [b.text for b in PYTHON if b.page == BATCH_NORM and not b.comment][number]
+    names = network()
+    x, _ = names["x"], names["y"] = names["samples"]
+    exec(text, names)
+    assert names["info"].nonzero == names["info"].prunable // 10
+    state = names.get("stats", names.get("state"))
+    mean = next(a for a in jax.tree.leaves(state) if jnp.ndim(a) == 1)
+    (first,) = (a for a in jax.tree.leaves(names["params"]) if 64 in jnp.shape(a))
+    inputs = x @ (first if len(first) == 64 else first.T)
+    # Those of Equinox are not zero at the start.
+    inputs += names["params"].first.bias if number == 2 else 0
+    np.testing.assert_allclose(mean, inputs.mean(0), atol=1e-4)
 
 
 # ------------------------------------------------------------------------------- pages

@@ -12,7 +12,15 @@ import pytest
 import woodfisher_jax as wf
 
 MODULES = [
-    *("prune", "step", "masked", "schedules", "equations.obs", "equations.fisher"),
+    *(
+        "prune",
+        "step",
+        "masked",
+        "batch_norm",
+        "schedules",
+        "equations.obs",
+        "equations.fisher",
+    ),
     *("equations.joint", "selection.findings"),
     *("trees.masks", "trees.blocks", "trees.paths"),
     *("rows.gradients", "rows.projections", "curvature.checked"),

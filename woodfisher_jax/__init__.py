@@ -6,7 +6,7 @@ pure functions in ``gradients``, ``blocks``, ``fisher`` (one block), ``curvature
 (many), ``obs`` (statistics and updates), ``masks`` and ``schedules``.
 """
 
-from woodfisher_jax import curvature, schedules
+from woodfisher_jax import batch_norm, curvature, schedules
 from woodfisher_jax.curvature.checked import CurvatureError
 from woodfisher_jax.curvature.diagonal import DiagonalFisher, DiagonalHessian
 from woodfisher_jax.curvature.fisher import WoodFisher
@@ -84,6 +84,7 @@ __all__ = [
     "__version__",
     "apply_masks",
     "axes",
+    "batch_norm",
     "blocks",
     "curvature",
     "find_axes",

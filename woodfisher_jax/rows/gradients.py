@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +37,7 @@ LossFn = Callable[[Params, Batch], jax.Array]
 Gradients = dict[str, jax.Array]
 
 
-def as_partial(loss_fn: LossFn) -> Partial:
+def as_partial(loss_fn: Callable[..., Any]) -> Partial:
     """Makes the loss an argument that jit caches on; a Partial passes unchanged."""
     return loss_fn if isinstance(loss_fn, Partial) else Partial(loss_fn)
 

@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 
 from woodfisher_jax.rows.gradients import LossFn
 from woodfisher_jax.rows.sharding import gathered, spans_processes
+from woodfisher_jax.tracing.training_mode import explained
 from woodfisher_jax.trees.paths import Params, leaves_by_path
 from woodfisher_jax.trees.samples import Examples, batch_length, num_examples, regroup
 
@@ -66,15 +67,16 @@ def check_loss(loss_fn: LossFn | None, params: Params, samples: Any) -> LossFn:
             "this method estimates curvature from gradients"
         )
     example = next(regroup(samples, 1))
-    found = jax.eval_shape(loss_fn, params, example)
+    with explained():
+        found = jax.eval_shape(loss_fn, params, example)
     if (
         not hasattr(found, "shape")
         or found.shape != ()
         or not jnp.issubdtype(found.dtype, jnp.floating)
     ):
         raise TypeError(
-            "loss_fn must return a scalar, the mean loss over the batch; for a batch "
-            f"of one example it returned {found}"
+            "loss_fn must return a scalar, the mean loss over the batch, and no state "
+            f"or metrics beside it; for a batch of one example it returned {found}"
         )
     return loss_fn
 

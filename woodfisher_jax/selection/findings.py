@@ -112,7 +112,8 @@ def messages(
         found.append(
             f"no sample has a gradient for {_names(silent)}: their weights are ranked "
             "as if the loss did not depend on them. Leave them out of prunable, or "
-            "look for stop_gradient, an unused layer or too few samples"
+            "look for stop_gradient, an unused layer, batch norm in training mode or "
+            "too few samples"
         )
     if gone:
         found.append(

@@ -45,7 +45,7 @@ def distil(
 
     Returns:
         ``(params, batch_stats)``; unless frozen, the running averages of training.
-        :func:`woodfisher_jax.training.batch_norm.reestimate` gives better statistics.
+        :func:`woodfisher_jax.batch_norm.reestimate` gives better statistics.
 
     Raises:
         ValueError: If there is no batch, or the shape of the outputs is not that of z*.

@@ -33,6 +33,7 @@ from woodfisher_jax.rows.gradients import LossFn
 from woodfisher_jax.rows.projections import directions, projected
 from woodfisher_jax.schedules import levels
 from woodfisher_jax.tracing.axes import find_axes
+from woodfisher_jax.tracing.training_mode import explained
 from woodfisher_jax.trees.masks import (
     Masks,
     Prunable,
@@ -87,7 +88,8 @@ def outputs_of(
     count = len(jax.tree.leaves(inputs)[0])
     slices = [slice(i, i + batch_size) for i in range(0, count, batch_size)]
     parts = [jax.tree.map(lambda a, rows=rows: a[rows], inputs) for rows in slices]
-    return jnp.concatenate([outputs_fn(params, part) for part in parts])
+    with explained():
+        return jnp.concatenate([outputs_fn(params, part) for part in parts])
 
 
 def matching_rows(

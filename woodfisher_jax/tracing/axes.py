@@ -17,6 +17,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from woodfisher_jax.tracing.dims import Axis, Dims
 from woodfisher_jax.tracing.layers import CALLS, called, contains_product
+from woodfisher_jax.tracing.training_mode import explained
 from woodfisher_jax.trees.axes import WeightAxes, conventional
 from woodfisher_jax.trees.paths import Params, leaves_by_path
 
@@ -141,7 +142,8 @@ def find_axes(
 
 def traced(f: Callable[[Params, Any], Any], params: Params, batch: Any) -> "Trace":
     """Walks the program of a function; see :func:`find_axes`."""
-    closed = jax.make_jaxpr(f)(params, batch)
+    with explained():
+        closed = jax.make_jaxpr(f)(params, batch)
     trace = Trace({p: tuple(leaf.shape) for p, leaf in leaves_by_path(params).items()})
     arguments = [
         _Array(axes, False, {path: _Source(axes)}, frozenset([path]))

@@ -1,43 +1,14 @@
-"""Batch-norm statistics estimated again from given images."""
+"""Batch-norm statistics of a Linen network, estimated again from images."""
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import flax.linen as nn
-import jax
-import jax.numpy as jnp
 import numpy as np
 
+from woodfisher_jax import batch_norm
 from woodfisher_jax.training.objective import variables_of
-
-
-@functools.partial(jax.jit, static_argnames="model")
-def _statistics(
-    model: nn.Module, params: Any, batch_stats: Any, images: jax.Array
-) -> Any:
-    """Statistics of one batch alone, and the old ones where a layer updates none.
-
-    A layer's new running statistic is ``a · old + (1 - a) · batch``: its slope in the
-    old one is a, whatever kind of layer it is, and where the old one is zero the rest
-    follows.
-    """
-
-    def updated(stats: Any) -> Any:
-        _, new = model.apply(
-            variables_of(params, stats), images, train=True, mutable=["batch_stats"]
-        )
-        return new["batch_stats"]
-
-    zeros = jax.tree.map(jnp.zeros_like, batch_stats)
-    ones = jax.tree.map(jnp.ones_like, batch_stats)
-    part, slope = jax.jvp(updated, (zeros,), (ones,))
-    return jax.tree.map(
-        lambda old, p, a: jnp.where(a == 1, old, p / jnp.where(a == 1, 1, 1 - a)),
-        batch_stats,
-        part,
-        slope,
-    )
 
 
 def reestimate(
@@ -46,16 +17,10 @@ def reestimate(
     batch_stats: Any,
     batches: Iterable[dict[str, np.ndarray]],
 ) -> Any:
-    """Running statistics of a network as it is now, in place of what training left.
-
-    The mean over batches of their statistics, each weighted with its number of images:
-    what PyTorch's ``momentum=None`` gives after one pass. The old values play no role.
-
-    Note: the original goes through the whole training set with its running average,
-    which starts from the old statistics and forgets all but some ten batches.
+    """:func:`woodfisher_jax.batch_norm.reestimate` of a network and its images.
 
     Args:
-        model: A Linen module with a collection ``batch_stats``.
+        model: A Linen module that is called with ``train``.
         params: Its parameters.
         batch_stats: Its running statistics; an empty dict comes back as it is.
         batches: Batches with an ``image``.
@@ -66,14 +31,16 @@ def reestimate(
     Raises:
         ValueError: If there is no batch.
     """
-    if not batch_stats:
-        return batch_stats
-    mean, seen = batch_stats, 0
-    for batch in batches:
-        count = len(batch["image"])
-        seen += count
-        found = _statistics(model, params, batch_stats, batch["image"])
-        mean = jax.tree.map(lambda m, f, w=count / seen: m + w * (f - m), mean, found)
-    if not seen:
-        raise ValueError("batches is empty; expected at least one batch of images")
-    return mean
+    return batch_norm.reestimate(_update_of(model), params, batch_stats, batches)
+
+
+@functools.lru_cache(maxsize=8)
+def _update_of(model: nn.Module) -> Callable[[Any, Any, Any], Any]:
+    # Cached, because jit recognises a compiled function by its identity.
+    def update(params: Any, batch_stats: Any, batch: dict[str, Any]) -> Any:
+        variables = variables_of(params, batch_stats)
+        return model.apply(
+            variables, batch["image"], train=True, mutable=["batch_stats"]
+        )[1]["batch_stats"]
+
+    return update

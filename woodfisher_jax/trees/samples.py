@@ -37,7 +37,7 @@ def _plain(samples: Any) -> Any:
     )
 
 
-def _is_batch(samples: Any) -> bool:
+def is_batch(samples: Any) -> bool:
     """Whether samples are one batch: arrays in tuples or dicts, but not in a list."""
     if isinstance(samples, (list, Iterator, Examples)):
         return False
@@ -103,7 +103,7 @@ def num_examples(samples: Any) -> int | None:
     """
     if isinstance(samples, Examples):
         return samples.size
-    if _is_batch(samples):
+    if is_batch(samples):
         return batch_length(_plain(samples))
     if isinstance(samples, list):
         _check_unambiguous(samples)
@@ -125,7 +125,7 @@ def _check_unambiguous(parts: list[Batch]) -> None:
 
 
 def _batches(samples: Any) -> Iterator[Batch]:
-    if _is_batch(samples):
+    if is_batch(samples):
         yield _plain(samples)
     elif isinstance(samples, Iterable) and not isinstance(samples, (str, Mapping)):
         if isinstance(samples, list):

@@ -1,0 +1,60 @@
+"""What to do about errors of a network in training mode, which is not to be pruned."""
+
+import contextlib
+import re
+from collections.abc import Iterator
+
+_REMEDIES = {
+    r"needs PRNG for": (
+        "dropout is on; apply the network in evaluation mode, such as "
+        "model.apply(variables, x, train=False) with deterministic=not train"
+    ),
+    r"^ModifyScopeVariableError": (
+        "batch norm updates its statistics; apply the network in evaluation mode, such "
+        "as model.apply(variables, x, train=False) with use_running_average=not train"
+    ),
+    r"^ScopeCollectionNotFound": (
+        "the network has statistics beside its parameters; pass both, "
+        'model.apply({"params": params, "batch_stats": batch_stats}, x)'
+    ),
+    r"^TraceContextError": (
+        "a model of NNX changes while it is traced; call model.eval(), split it, "
+        "graph, params, rest = nnx.split(model, nnx.Param, ...), and use "
+        "nnx.merge(graph, params, rest) within the function"
+    ),
+    r"Dropout requires a key": (
+        "dropout is on; take model = eqx.nn.inference_mode(model)"
+    ),
+    r"unbound axis name": (
+        "batch norm takes means over a batch that has no name; take model = "
+        "eqx.nn.inference_mode(model), or name the axis for training mode, "
+        'jax.vmap(..., axis_name="batch")'
+    ),
+    r"missing .* argument: 'state'": (
+        "the network has a state; pass it and leave the new one, "
+        "jax.vmap(model, in_axes=(0, None))(x, state)[0]"
+    ),
+    r"'tuple' object|fixed-type tuple": (
+        "if the network returns (outputs, state), as with mutable=... or in Equinox, "
+        "take the outputs alone"
+    ),
+}
+"""By what the frameworks say, after the name of the exception."""
+
+
+@contextlib.contextmanager
+def explained() -> Iterator[None]:
+    """Adds a note to an error that a network in training mode causes.
+
+    The exception is the framework's own; frameworks are recognised by their messages,
+    since none of them need be installed.
+    """
+    try:
+        yield
+    except Exception as error:
+        text = f"{type(error).__name__}: {error}"
+        for pattern, remedy in _REMEDIES.items():
+            if re.search(pattern, text):
+                error.add_note(f"woodfisher_jax: {remedy} (docs/batch_norm.md)")
+                break
+        raise
