@@ -36,7 +36,7 @@ from woodfisher_jax.training.loop import (
     RunFailedError,
     run,
 )
-from woodfisher_jax.training.plan import prepare
+from woodfisher_jax.training.plan import fit, prepare
 from woodfisher_jax.training.preemption import Stopped
 from woodfisher_jax.training.pruning_step import forecast
 from woodfisher_jax.training.workdir import LOG_FORMAT
@@ -289,6 +289,7 @@ def resume_command(workdir: Path) -> str:
 def print_plan(config: Config) -> None:
     """Prints the memory plan of a pruning step; nothing is run or written."""
     with progress_bar(quiet=QUIET.value) as progress:
+        config, _ = fit(config, progress)
         plan, given = prepare(config, progress)
         needs = forecast(plan, *given)
     if not distributed.is_first():

@@ -26,7 +26,7 @@ from woodfisher_jax.training import config as config_
 from woodfisher_jax.training.config import Config, ConfigError
 from woodfisher_jax.training.evaluate import evaluate
 from woodfisher_jax.training.history import Log
-from woodfisher_jax.training.plan import Phase, Plan, Stage, prepare
+from woodfisher_jax.training.plan import Phase, Plan, Stage, fit, prepare
 from woodfisher_jax.training.preemption import (
     EXIT_CODES,
     Stopped,
@@ -89,16 +89,19 @@ def run(
     if config.compile_cache_dir is not None:
         jax.config.update("jax_compilation_cache_dir", config.compile_cache_dir)
     with distributed.lost_peers_named(), contextlib.ExitStack() as stack:
+        first = distributed.is_first()
+        progress = stack.enter_context(progress_bar(quiet=quiet or not first))
+        config, notes = distributed.together(fit, config, progress)
         distributed.first_only(stack.enter_context, held(workdir))
         distributed.first_only(claim_workdir, workdir, config)
         distributed.together(check_shared, workdir)
         distributed.first_only(write_command, workdir, command)
-        first = distributed.is_first()
         if first:
             stack.enter_context(log_file(workdir))
-        progress = stack.enter_context(progress_bar(quiet=quiet or not first))
         request = stack.enter_context(stop_requests())
         logger.info("workdir %s", workdir)
+        for note in notes:
+            logger.info(note)
         plan, given = distributed.together(prepare, config, progress)
         distributed.check_equal(
             plan.dataset.num_train,
