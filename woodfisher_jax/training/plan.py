@@ -153,8 +153,10 @@ def prepare(config: Config, progress: Progress) -> tuple[Plan, tuple[Any, Masks]
     own: list[str] = []
     if state_dict is not None:
         with _refused_as(f"config.init_from={config.init_from} as {config.model.name}"):
-            own = _new_classifier(config, state_dict, variables, image)
+            own, what = _new_classifier(config, state_dict, variables, image)
             variables, saved = to_variables(state_dict, variables, own)
+        if own:
+            logger.warning(what)
     plan = make_plan(config, dataset, model, progress, trained=not own)
     axes = axes_of(model, variables, dataset.image_shape)
     selected = pruners.init_masks(variables["params"], config, axes)
@@ -186,10 +188,14 @@ def _data(config: Config, progress: Progress) -> data.DataSet:
 
 def _new_classifier(
     config: Config, state_dict: Mapping[str, np.ndarray], variables: Any, image: Any
-) -> list[str]:
-    """Paths of the classifier, where a state dict has another number of outputs."""
+) -> tuple[list[str], str]:
+    """The classifier, where a state dict has another number of outputs.
+
+    Returns:
+        Its paths, none where it fits; and a sentence that says so.
+    """
     if not config.fit_to_data:
-        return []
+        return [], ""
     present = leaves_by_path(variables)
     settings = dict(config.model.settings)
     settings["num_classes"] += 1
@@ -202,18 +208,16 @@ def _new_classifier(
     )
     paths = [path for path in present if present[path].shape != larger[path].shape]
     (kernel,) = (path for path in paths if path.endswith("kernel"))
-    found, expected = num_outputs(state_dict, variables, kernel), present[kernel].shape
-    if found == expected[-1]:
-        return []
-    logger.warning(
-        "%s of config.init_from has %s, and the data %d classes: it starts from random "
-        "weights, and the network is trained for config.dense.epochs=%d before pruning",
-        kernel.split("/")[-2],
-        "no weights" if found is None else f"{found} outputs",
-        expected[-1],
-        config.dense.epochs,
+    outputs = num_outputs(state_dict, variables, kernel)
+    classes = present[kernel].shape[-1]
+    if outputs == classes:
+        return [], ""
+    return paths, (
+        f"{kernel.split('/')[-2]} of config.init_from has "
+        f"{'no weights' if outputs is None else f'{outputs} outputs'}, and the data "
+        f"{classes} classes: it starts from random weights, and the network is trained "
+        f"for config.dense.epochs={config.dense.epochs} before pruning"
     )
-    return paths
 
 
 @contextlib.contextmanager
@@ -252,7 +256,8 @@ def _check_classes(
         raise ConfigError(
             f"config.model.name={config.model.name!r} has {found} classes; expected "
             f"the {dataset.num_classes} of {dataset.name}: set "
-            "config.model.num_classes or config.fit_to_data"
+            "config.model.num_classes to it, or leave it out with "
+            "config.fit_to_data=True"
         )
 
 
