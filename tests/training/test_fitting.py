@@ -1,5 +1,7 @@
 """A config takes its classes from the data set, and no more examples than it has."""
 
+import shutil
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,7 +10,10 @@ from jax.sharding import AbstractMesh
 from small_runs import small
 
 from woodfisher_jax.data import DataSet, Split
+from woodfisher_jax.data.generated import Shape, write_folder
 from woodfisher_jax.training import fitting
+from woodfisher_jax.training.config import from_dict
+from woodfisher_jax.training.config.files import load_config, override
 from woodfisher_jax.training.fitting import fitted
 from woodfisher_jax.training.plan import fit, prepare
 
@@ -93,6 +98,22 @@ def test_every_pruner_and_both_trainings_are_bounded(
         "config.train.batch_size",
         "config.prune_2.num_samples",
     ]
+
+
+def test_the_shipped_config_asks_for_a_network_and_a_folder(tmp_path: Path) -> None:
+    shape = Shape(classes=3, per_class=4, test_per_class=2, side=20)
+    write_folder(tmp_path, shape)
+    shutil.rmtree(tmp_path / "val")
+    values = load_config("finetune")
+    for field in (f"data.dir={tmp_path}", "data.image_size=16", "model.name=mlp"):
+        override(values, f"--config.{field}")
+    config, notes = fit(from_dict(values), quiet)
+    assert len(notes) == 5  # Classes, two batch sizes, rows and examples of a row.
+    plan, _ = prepare(config, quiet)
+    assert plan.dataset.test.size == 3
+    assert config.model.settings == {"num_classes": 3}
+    assert plan.train.steps_per_epoch == plan.dense.steps_per_epoch == 1
+    assert fit(config, quiet) == (config, [])
 
 
 def quiet(label: str, done: int, total: int) -> None:
