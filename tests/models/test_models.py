@@ -48,6 +48,9 @@ PARAMETERS = {
     "deit_tiny": 5_717_416,
     "deit_small": 22_050_664,
     "deit_base": 86_567_656,
+    "vit_tiny": 5_717_416,
+    "vit_small": 22_050_664,
+    "vit_base": 86_567_656,
 }
 
 # One network of each form: the others only have other numbers.
