@@ -136,7 +136,7 @@ def image_shape_of(name):
     """Images on which the layers have the sizes that the parameters are counted for."""
     if name in ("mlp", "logistic_regression"):
         return (28, 28, 1)
-    return (224, 224, 3) if name.startswith("deit") else (32, 32, 3)
+    return (224, 224, 3) if name.startswith(("deit", "vit")) else (32, 32, 3)
 
 
 def shapes(model, name):
