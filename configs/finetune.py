@@ -8,9 +8,9 @@ FOLDER has train/<class>/*.jpg and val/<class>/*.jpg; without val/ a fifth of ea
 is held out. The classes are those of the folder. Where the classifier of the checkpoint
 has another number of outputs it starts from random weights, and the network is trained
 for 10 epochs before anything is pruned; a network that was trained for these classes is
-pruned as it is. Then 7 pruning steps with WoodFisher from 30 to 80 % over 6 epochs, and
-6 more epochs of training. The recipe suits convolutional networks and transformers
-(``resnet18``, ``vit_tiny``); docs/finetune.md goes through it.
+pruned as it is. Then 4 pruning steps with WoodFisher from 30 to 80 %, two epochs of
+training after each of them, and 4 more at the end. The recipe suits convolutional
+networks and transformers (``resnet18``, ``vit_tiny``); docs/finetune.md goes through it.
 """
 
 from ml_collections import ConfigDict
@@ -46,9 +46,9 @@ def get_config() -> ConfigDict:
     config.prune.initial_sparsity = 0.3
     config.prune.start = 0
     config.prune.end = 6
-    config.prune.frequency = 1
-    config.prune.num_samples = 100
-    config.prune.batch_size = 4
+    config.prune.frequency = 2
+    config.prune.num_samples = 50
+    config.prune.batch_size = 8
     config.prune.block_size = 2000
     config.prune.damping = 1e-5
     return config
