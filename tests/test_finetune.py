@@ -31,11 +31,13 @@ CLASSES = ("daisy", "iris", "lily", "rose", "tulip")
 SIDE = 32
 QUICK = (
     f"--config.data.image_size={SIDE}",
-    "--config.dense.epochs=1",
+    "--config.dense.epochs=0",
     "--config.train.epochs=1",
-    "--config.prune.end=1",
-    "--config.prune.num_samples=8",
+    "--config.prune.end=0",
+    "--config.prune.method=globalmagni",
 )
+"""Added to a run: what is tested is the way there and back."""
+
 SMALL = {
     "224, 224": f"{SIDE}, {SIDE}",
     'weights="DEFAULT"': "weights=None",
