@@ -221,7 +221,7 @@ def main(argv: Sequence[str]) -> None:
         if not distributed.is_first():
             logging.getLogger("woodfisher_jax").setLevel(logging.WARNING)
         if PLAN.value:
-            print_plan(config)
+            print_plan(fit(config)[0])
         else:
             run_all(config, Path(WORKDIR.value or _default_workdir(name)))
 
@@ -289,7 +289,6 @@ def resume_command(workdir: Path) -> str:
 def print_plan(config: Config) -> None:
     """Prints the memory plan of a pruning step; nothing is run or written."""
     with progress_bar(quiet=QUIET.value) as progress:
-        config, _ = fit(config, progress)
         plan, given = prepare(config, progress)
         needs = forecast(plan, *given)
     if not distributed.is_first():

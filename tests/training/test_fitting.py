@@ -107,13 +107,13 @@ def test_the_shipped_config_asks_for_a_network_and_a_folder(tmp_path: Path) -> N
     values = load_config("finetune")
     for field in (f"data.dir={tmp_path}", "data.image_size=16", "model.name=mlp"):
         override(values, f"--config.{field}")
-    config, notes = fit(from_dict(values), quiet)
+    config, notes = fit(from_dict(values))
     assert len(notes) == 5  # Classes, two batch sizes, rows and examples of a row.
     plan, _ = prepare(config, quiet)
     assert plan.dataset.test.size == 3
     assert config.model.settings == {"num_classes": 3}
     assert plan.train.steps_per_epoch == plan.dense.steps_per_epoch == 1
-    assert fit(config, quiet) == (config, [])
+    assert fit(config) == (config, [])
 
 
 def quiet(label: str, done: int, total: int) -> None:
@@ -122,8 +122,8 @@ def quiet(label: str, done: int, total: int) -> None:
 
 def test_a_run_is_fitted_only_where_it_says_so() -> None:
     config = small(prune__num_samples=2000)
-    assert fit(config, quiet) == (config, [])
-    config, notes = fit(small(prune__num_samples=2000, fit_to_data=True), quiet)
+    assert fit(config) == (config, [])
+    config, notes = fit(small(prune__num_samples=2000, fit_to_data=True))
     assert config.prune.num_samples == 1437
     assert len(notes) == 2
     prepare(config, quiet)

@@ -86,18 +86,19 @@ def run(
     started = time.perf_counter()
     distributed.initialize(config.distributed)
     distributed.check_config(config)
+    with distributed.lost_peers_named():
+        config, notes = distributed.together(fit, config)
     if config.compile_cache_dir is not None:
         jax.config.update("jax_compilation_cache_dir", config.compile_cache_dir)
     with distributed.lost_peers_named(), contextlib.ExitStack() as stack:
-        first = distributed.is_first()
-        progress = stack.enter_context(progress_bar(quiet=quiet or not first))
-        config, notes = distributed.together(fit, config, progress)
         distributed.first_only(stack.enter_context, held(workdir))
         distributed.first_only(claim_workdir, workdir, config)
         distributed.together(check_shared, workdir)
         distributed.first_only(write_command, workdir, command)
+        first = distributed.is_first()
         if first:
             stack.enter_context(log_file(workdir))
+        progress = stack.enter_context(progress_bar(quiet=quiet or not first))
         request = stack.enter_context(stop_requests())
         logger.info("workdir %s", workdir)
         for note in notes:

@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 
 from woodfisher_jax import data, models
 from woodfisher_jax.data import Progress, batches
+from woodfisher_jax.progress import silent
 from woodfisher_jax.rows.sharding import num_devices
 from woodfisher_jax.training import distributed, optimizer, pruners
 from woodfisher_jax.training.config import Config, ConfigError, PruneConfig, TrainConfig
@@ -111,15 +112,13 @@ class Plan(NamedTuple):
         return self.train.last_step
 
 
-def fit(config: Config, progress: Progress) -> tuple[Config, list[str]]:
+def fit(config: Config) -> tuple[Config, list[str]]:
     """Adapts a config to its data set, if it says ``fit_to_data``.
 
     Returns:
         The config, and a line for each value that has changed.
     """
-    return (
-        fitted(config, _data(config, progress)) if config.fit_to_data else (config, [])
-    )
+    return fitted(config, _data(config, silent)) if config.fit_to_data else (config, [])
 
 
 def prepare(config: Config, progress: Progress) -> tuple[Plan, tuple[Any, Masks]]:
