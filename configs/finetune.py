@@ -10,7 +10,7 @@ has another number of outputs it starts from random weights, and the network is 
 for 10 epochs before anything is pruned; a network that was trained for these classes is
 pruned as it is. Then 4 pruning steps with WoodFisher from 30 to 80 %, two epochs of
 training after each of them, and 4 more at the end. The recipe suits convolutional
-networks and transformers (``resnet18``, ``vit_tiny``); docs/finetune.md goes through it.
+networks and transformers (``resnet18``, ``vit_tiny``): docs/finetune.md has the steps.
 """
 
 from ml_collections import ConfigDict
