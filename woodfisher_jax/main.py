@@ -36,7 +36,7 @@ from woodfisher_jax.training.loop import (
     RunFailedError,
     run,
 )
-from woodfisher_jax.training.plan import prepare
+from woodfisher_jax.training.plan import fit, prepare
 from woodfisher_jax.training.preemption import Stopped
 from woodfisher_jax.training.pruning_step import forecast
 from woodfisher_jax.training.workdir import LOG_FORMAT
@@ -238,7 +238,7 @@ def main(argv: Sequence[str]) -> None:
         if not distributed.is_first():
             logging.getLogger("woodfisher_jax").setLevel(logging.WARNING)
         if PLAN.value:
-            print_plan(config)
+            print_plan(fit(config)[0])
         else:
             run_all(config, Path(WORKDIR.value or _default_workdir(name)))
 

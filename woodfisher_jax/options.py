@@ -181,7 +181,8 @@ class Field(typing.NamedTuple):
         found = []
         for kind in self.kinds:
             if typing.get_origin(kind) is tuple:
-                example = (30, 60) if int in typing.get_args(kind) else ("a", "b")
+                examples = {int: (30, 60), float: (0.5, 0.5), str: ("a", "b")}
+                example = examples[typing.get_args(kind)[0]]
                 found.append(f"values in brackets, such as {example}")
             elif kind in names:
                 bounds = str(self.range) if kind is not bool else ""

@@ -70,6 +70,53 @@ def test_only_the_training_half(root):
     assert f"there is no folder {root / 'val'}" in failure(root)
 
 
+@pytest.fixture
+def unsplit(tmp_path):
+    """Three classes of 2, 5 and 11 images, without a folder for evaluation."""
+    for name, count in (("a", 2), ("b", 5), ("c", 11)):
+        for number in range(count):
+            path = tmp_path / name / f"{number}.webp"
+            path.parent.mkdir(exist_ok=True)
+            path.touch()
+    (tmp_path / ".ipynb_checkpoints").mkdir()
+    return tmp_path
+
+
+@pytest.mark.parametrize("folder", ["", "train"])
+def test_a_fifth_of_each_class_is_held_out(unsplit, folder, tmp_path):
+    if folder:
+        (unsplit / folder).mkdir()
+        for name in "abc":
+            (unsplit / name).rename(unsplit / folder / name)
+    train, test = find_images("mine", unsplit, may_split=True)
+    assert train.classes == test.classes == ("a", "b", "c")
+    assert np.bincount(train.labels).tolist() == [1, 4, 9]
+    assert np.bincount(test.labels).tolist() == [1, 1, 2]
+    assert train.folder == test.folder == unsplit / folder
+    places = {one.place(i) for one in (train, test) for i in range(one.size)}
+    assert len(places) == 18
+    again = find_images("mine", unsplit, may_split=True)[1]
+    assert again.paths.tolist() == test.paths.tolist()
+    # Not the first ones, which may be of one day or one camera.
+    assert test.paths.tolist() != sorted(train.paths.tolist() + test.paths.tolist())[:4]
+
+
+def test_no_class_is_split_with_a_single_image(unsplit):
+    (unsplit / "a" / "0.webp").unlink()
+    with pytest.raises(DataMissingError, match="a single image: a; expected two"):
+        find_images("mine", unsplit, may_split=True)
+
+
+def test_a_folder_that_is_not_there_is_not_split(tmp_path):
+    with pytest.raises(DataMissingError, match="there is no folder"):
+        find_images("mine", tmp_path / "photos", may_split=True)
+
+
+def test_images_for_evaluation_are_taken_where_they_are(root):
+    train, test = find_images("mine", root, may_split=True)
+    assert train.folder != test.folder
+
+
 def test_a_class_without_images(root):
     (root / "train" / "C" / "z.jpeg").rename(root / "train" / "C" / "z.jpeg.part")
     assert "train has class folders without images: C" in failure(root)

@@ -186,6 +186,25 @@ def test_both_forms_give_the_same_test_images(originals):
     np.testing.assert_allclose(ends, [-mean / std, (1 - mean) / std], rtol=1e-6)
 
 
+def test_a_folder_without_test_images_is_split(originals, copy):
+    assert not load("image_folder", originals).split_off
+    shutil.rmtree(copy / "val")
+    with pytest.raises(DataMissingError, match=r"there is no folder .*val"):
+        load("imagenet_folder", copy)
+    dataset = load("image_folder", copy)
+    assert (dataset.num_train, dataset.test.size) == (9, 3)
+    assert dataset.split_off
+
+
+def test_images_are_normalised_as_a_checkpoint_expects(originals):
+    half = (0.5, 0.5, 0.5)
+    options = data.ImageOptions(image_size=16, mean=half, std=half)
+    assert options.short_side == 18
+    dataset = data.load("image_folder", data_dir=str(originals), options=options)
+    ends = data.normalize(dataset, np.array([[0, 0, 0], [255, 255, 255]], np.uint8))
+    np.testing.assert_allclose(ends, [[-1] * 3, [1] * 3])
+
+
 def test_a_corrupt_jpeg_in_the_middle_of_an_epoch(copy, caplog):
     files = sorted((copy / "train").rglob("*.JPEG"))
     files[5].write_bytes(files[5].read_bytes()[:200])

@@ -232,7 +232,12 @@ def test_a_damaged_image_of_an_evaluation_has_no_weight_and_no_substitute():
     ("changed", "message"),
     [
         ({"image_size": 0}, "image_size=0; expected a whole number from 1"),
-        ({"image_size": 300}, "resize=256; expected image_size=300 or more"),
+        (
+            {"image_size": 300, "resize": 256},
+            "resize=256; expected image_size=300 or more",
+        ),
+        ({"mean": (0.5,)}, r"mean=\(0.5,\); expected three numbers"),
+        ({"std": (0.0, 1.0, 1.0)}, r"std=\(0.0, 1.0, 1.0\); expected values in brack"),
         ({"workers": -1}, "workers=-1; expected a whole number from 0"),
         ({"prefetch": 0}, "prefetch=0; expected a whole number from 1"),
         ({"max_bad_images": -1}, "max_bad_images=-1; expected a whole number from 0"),

@@ -48,6 +48,9 @@ PARAMETERS = {
     "deit_tiny": 5_717_416,
     "deit_small": 22_050_664,
     "deit_base": 86_567_656,
+    "vit_tiny": 5_717_416,
+    "vit_small": 22_050_664,
+    "vit_base": 86_567_656,
 }
 
 # One network of each form: the others only have other numbers.
@@ -133,7 +136,7 @@ def image_shape_of(name):
     """Images on which the layers have the sizes that the parameters are counted for."""
     if name in ("mlp", "logistic_regression"):
         return (28, 28, 1)
-    return (224, 224, 3) if name.startswith("deit") else (32, 32, 3)
+    return (224, 224, 3) if name.startswith(("deit", "vit")) else (32, 32, 3)
 
 
 def shapes(model, name):

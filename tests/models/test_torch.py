@@ -36,6 +36,9 @@ CASES = {
     "deit_tiny": (lambda: torch_models.VisionTransformer(192, 3, 48), 48),
     "deit_small": (lambda: torch_models.VisionTransformer(384, 6, 224), 224),
     "deit_base": (lambda: torch_models.VisionTransformer(768, 12, 32), 32),
+    "vit_tiny": (lambda: torch_models.VisionTransformer(192, 3, 32), 32),
+    "vit_small": (lambda: torch_models.VisionTransformer(384, 6, 32), 32),
+    "vit_base": (lambda: torch_models.VisionTransformer(768, 12, 32), 32),
 }
 
 # One network of each form is quick; the others share its code, or take long to draw.

@@ -58,7 +58,8 @@ def test_how_images_are_read_is_part_of_data() -> None:
     data = from_dict({"data": given}).data
     assert isinstance(data, ImageOptions)
     assert (data.image_size, data.resize, data.workers) == (64, 72, 3)
-    refused({"data": {"image_size": 300}}, ["config.data.resize=256", "image_size=300"])
+    values = {"image_size": 300, "resize": 256}
+    refused({"data": values}, ["config.data.resize=256", "image_size=300"])
 
 
 # --------------------------------------------------------------------- single fields

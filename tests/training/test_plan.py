@@ -64,7 +64,9 @@ def test_settings_of_training_reach_the_optimizer() -> None:
 
 
 def test_the_wrong_number_of_classes_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"12 classes; expected the 10 of digits"):
+    with pytest.raises(
+        ConfigError, match=r"12 classes; expected the 10 of .*fit_to_data"
+    ):
         prepare(small(model={"name": "mlp", "num_classes": 12}), quiet)
 
 
@@ -148,6 +150,42 @@ def test_another_run_is_a_start(tmp_path: Path) -> None:
         kernel = found["params"][layer]["kernel"]
         np.testing.assert_array_equal(kernel, variables["params"][layer]["kernel"])
         np.testing.assert_array_equal(found_masks[path], masks[path])
+
+
+@pytest.mark.parametrize("headless", [False, True])
+def test_a_classifier_of_another_size_is_trained_first(
+    dense_file: Path, tmp_path: Path, headless: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    with np.load(dense_file) as saved:
+        arrays = dict(saved)
+    del arrays["fc2.weight"]
+    if not headless:
+        arrays["fc2.weight"] = np.ones((7, 16))
+    np.savez(tmp_path / "other.npz", **arrays)
+    changes = {"init_from": str(tmp_path / "other.npz"), "seed": 3}
+    changes["model"] = {"name": "mlp", "hidden": (16,), "num_classes": 10}
+    with pytest.raises(ConfigError, match=r"other\.npz as mlp: .*fc2\.weight"):
+        prepare(small(**changes), quiet)
+    plan, (variables, masks) = prepare(small(**changes, fit_to_data=True), quiet)
+    assert plan.dense.last_step == 2 * STEPS_PER_EPOCH
+    assert plan.stages[0].time == plan.dense.last_step
+    own = prepare(small(seed=3), quiet)[1][0]["params"]["fc2"]
+    np.testing.assert_array_equal(variables["params"]["fc2"]["kernel"], own["kernel"])
+    assert not np.asarray(masks["fc1/kernel"]).all()
+    assert np.asarray(masks["fc2/kernel"]).all()
+    had = "no weights" if headless else "7 outputs"
+    assert f"fc2 of config.init_from has {had}, and the data 10 classes" in caplog.text
+    assert "config.dense.epochs=2 before pruning" in caplog.text
+
+
+def test_a_classifier_of_the_right_size_is_kept(dense_file: Path) -> None:
+    model = {"name": "mlp", "hidden": (16,), "num_classes": 10}
+    config = small(init_from=str(dense_file), model=model, fit_to_data=True)
+    plan, (variables, _) = prepare(config, quiet)
+    assert plan.dense.last_step == 0
+    with np.load(dense_file) as saved:
+        weights = saved["fc2.weight"].T
+    np.testing.assert_array_equal(variables["params"]["fc2"]["kernel"], weights)
 
 
 def test_a_network_of_another_shape_is_refused(dense_file: Path) -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from saved_runs import random_network
 
 from woodfisher_jax.trees.masks import apply_masks, sparsity
-from woodfisher_jax.trees.paths import leaves_by_path, replace_leaves
+from woodfisher_jax.trees.paths import leaves_by_path
 from woodfisher_jax.weights.sparse_files import (
     FORMATS,
     SparseFileError,
@@ -98,8 +98,28 @@ def test_sizes_of_a_network_at_90_percent(
     arrays, found = load_sparse(path)
     assert_same(arrays, leaves_by_path(variables))
     assert_same(found, masks)
-    back = replace_leaves(variables, arrays)
+    shapes = jax.eval_shape(lambda: variables)
+    back, found = load_sparse(path, shapes)
     assert jax.tree.structure(back) == jax.tree.structure(variables)
+    assert_same(leaves_by_path(back), leaves_by_path(variables))
+    assert_same(found, masks)
+
+
+@pytest.mark.parametrize(
+    ("tree", "words"),
+    [
+        ({"w": np.ones((3, 2))}, "'w' has shape (3, 2) there and (2, 3) in"),
+        ({"w": np.ones((2, 3)), "b": 1.0}, "'b' has shape () there and None in"),
+        ({}, "'w' has shape None there and (2, 3) in"),
+    ],
+)
+def test_a_tree_of_another_structure_is_refused(
+    tree: Any, words: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "net.safetensors"
+    save_sparse(path, ONE, ALL)
+    with pytest.raises(ValueError, match=re.escape(words)):
+        load_sparse(path, tree)
 
 
 @pytest.mark.parametrize("shape", [(6,), (5, 7), (3, 3, 4, 6)])

@@ -11,6 +11,7 @@ from woodfisher_jax.trees.paths import leaves_by_path
 from woodfisher_jax.weights.state_dicts import (
     StateDictMismatchError,
     mask_name,
+    num_outputs,
     to_state_dict,
     to_variables,
     torch_name,
@@ -328,6 +329,38 @@ def test_a_model_and_its_average_in_one_file_are_named():
     part["criterion.fc1.weight"] = stored["fc1.weight"]
     with pytest.raises(StateDictMismatchError, match=r"unexpected \(1\): criterion"):
         to_variables(part, shapes_of("mlp"))
+
+
+def test_a_classifier_of_another_size_stays_as_it_is():
+    shapes = shapes_of("resnet20", num_classes=3)
+    own = random_like(shapes)
+    given = to_state_dict(random_like(shapes_of("resnet20", num_classes=7)))
+    given = {f"model.{key}": array for key, array in given.items()}
+    kernel = "params/fc/kernel"
+    assert num_outputs(given, own, kernel) == 7
+    with pytest.raises(
+        StateDictMismatchError, match=r"fc\.weight \(state dict \(7, 64"
+    ):
+        to_variables(given, own)
+    masked = given | {"model.fc._weight_mask": np.ones((7, 64))}
+    back, masks = to_variables(masked, own, own=[kernel, "params/fc/bias"])
+    assert masks == {}
+    assert_bits_equal(back["params"]["fc"], own["params"]["fc"])
+    kept = back["params"]["conv1"]["kernel"].transpose(3, 2, 0, 1)
+    np.testing.assert_array_equal(kept, given["model.conv1.weight"])
+    headless = {key: array for key, array in given.items() if "fc" not in key}
+    assert num_outputs(headless, own, kernel) is None
+    back, _ = to_variables(headless, own, own=[kernel, "params/fc/bias"])
+    assert_bits_equal(back["params"]["fc"], own["params"]["fc"])
+
+
+def test_positions_of_another_image_size_are_named():
+    stored, shapes = (
+        random_weights.shapes_of(build_model("vit_tiny", depth=1), np.zeros(shape))
+        for shape in ((1, 64, 64, 3), (1, 32, 32, 3))
+    )
+    with pytest.raises(StateDictMismatchError, match="settings, and the image size"):
+        to_variables(to_state_dict(random_like(stored)), shapes)
 
 
 def test_mismatch_lists_ten_keys_and_counts_the_rest():

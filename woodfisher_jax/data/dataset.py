@@ -51,6 +51,8 @@ class DataSet(NamedTuple):
         augment: applied to each training batch of a set in memory before it is
             normalised; None leaves it as it is. Images in files are augmented one by
             one as they are read.
+        split_off: whether the test examples are some of the training folder, which
+            has no others.
     """
 
     name: str
@@ -61,6 +63,7 @@ class DataSet(NamedTuple):
     mean: tuple[float, ...]
     std: tuple[float, ...]
     augment: Augment | None
+    split_off: bool = False
 
     @property
     def num_train(self) -> int:

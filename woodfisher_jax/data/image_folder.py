@@ -13,11 +13,24 @@ import numpy as np
 
 from woodfisher_jax.data.array_records import DataMissingError
 
-SUFFIXES = (".jpeg", ".jpg", ".png")
-"""What image files end in, in upper or lower case."""
+SUFFIXES = (
+    ".jpeg",
+    ".jpg",
+    ".png",
+    ".bmp",
+    ".pgm",
+    ".ppm",
+    ".tif",
+    ".tiff",
+    ".webp",
+)
+"""What image files end in, in upper or lower case: as for PyTorch's image folders."""
 
 EVALUATION = ("val", "validation", "test")
 """Names that the folder with evaluation images may have; the first there is taken."""
+
+HELD_OUT = 5
+"""One of so many images of a class is for evaluation, where no folder is."""
 
 
 class ImageFiles(NamedTuple):
@@ -55,16 +68,19 @@ class ImageFiles(NamedTuple):
 
 
 def find_images(
-    name: str, data_dir: str | Path | None
+    name: str, data_dir: str | Path | None, *, may_split: bool = False
 ) -> tuple[ImageFiles, ImageFiles]:
     """Lists the image files of both splits.
 
     Args:
         name: the data set, for error messages.
         data_dir: the folder that has the folders train and val.
+        may_split: whether a fifth of each class is held out for evaluation, drawn
+            with a seed of its own, where no folder has evaluation images; the class
+            folders may then be in `data_dir` itself. Default False.
 
     Returns:
-        The training and the evaluation images.
+        The training and the evaluation images; of one `folder` if they were split here.
 
     Raises:
         DataMissingError: no folder is named, one is missing or has no images, or the
@@ -76,8 +92,12 @@ def find_images(
             "name it with --config.data.dir"
         )
     root = Path(data_dir).expanduser()
-    held_out = next((e for e in EVALUATION if (root / e).is_dir()), EVALUATION[0])
+    found = [e for e in EVALUATION if (root / e).is_dir()]
+    held_out = found[0] if found else EVALUATION[0]
     try:
+        if may_split and not found and root.is_dir():
+            has_train = (root / "train").is_dir()
+            return _split(_list_split(root / "train" if has_train else root))
         train, test = _list_split(root / "train"), _list_split(root / held_out)
         only = sorted(set(train.classes) ^ set(test.classes))
         if only:
@@ -95,12 +115,39 @@ def find_images(
     return train, test
 
 
+def _split(files: ImageFiles) -> tuple[ImageFiles, ImageFiles]:
+    """Splits a list of images: each class by the same share."""
+    counts = np.bincount(files.labels, minlength=len(files.classes))
+    single = [files.classes[label] for label in np.flatnonzero(counts == 1)]
+    if single:
+        raise ValueError(
+            f"{files.folder} has class folders with a single image: {_few(single)}; "
+            "expected two or more, of which one is held out for evaluation"
+        )
+    # RandomState: NumPy promises its stream for ever, and not that of default_rng.
+    rng = np.random.RandomState(0)
+    is_held_out = np.zeros(files.size, bool)
+    for label, count in enumerate(counts):
+        drawn = rng.permutation(count)[: max(1, count // HELD_OUT)]
+        is_held_out[np.flatnonzero(files.labels == label)[drawn]] = True
+    train, test = (
+        files._replace(paths=files.paths[chosen], labels=files.labels[chosen])
+        for chosen in (~is_held_out, is_held_out)
+    )
+    return train, test
+
+
 def _list_split(folder: Path) -> ImageFiles:
     """Lists all images below the class folders of one split."""
     if not folder.is_dir():
         raise ValueError(f"there is no folder {folder}")
     with os.scandir(folder) as entries:
-        classes = sorted(entry.name for entry in entries if entry.is_dir())
+        classes = sorted(
+            entry.name
+            for entry in entries
+            # Folders of tools, such as .ipynb_checkpoints, are no classes.
+            if entry.is_dir() and not entry.name.startswith(".")
+        )
     if not classes:
         raise ValueError(f"{folder} has no class folders")
     found = [

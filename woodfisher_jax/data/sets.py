@@ -47,11 +47,11 @@ def _records(name: str) -> Opener:
     return lambda data_dir: open_images(name, data_root(data_dir))
 
 
-def _folder(name: str) -> Opener:
+def _folder(name: str, *, may_split: bool = False) -> Opener:
     """Files in folders of their classes; the name is for messages."""
 
     def find(data_dir: str | None) -> tuple[ImageFiles, ImageFiles, int]:
-        train, test = find_images(name, data_dir)
+        train, test = find_images(name, data_dir, may_split=may_split)
         return train, test, len(train.classes)
 
     return find
@@ -84,14 +84,13 @@ class Recipe(NamedTuple):
         open: see `Opener`.
         decode: from an image file to uint8 [h, w, c], where the images are held in
             memory; None where they stay in their files.
-        mean: by default, with `std`, of ImageNet's channels on a scale from 0 to 1,
-            which pretrained networks expect.
+        mean: with `std`, of sets in memory; those of images in files are options.
     """
 
     open: Opener
     decode: Callable[[bytes], np.ndarray] | None = None
-    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
-    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
     augment: Augment | None = None
     scale: float = 255.0
 
@@ -112,7 +111,7 @@ SETS: dict[str, Recipe] = {
     "imagenet_folder": Recipe(_folder("imagenet_folder")),
     "imagenette": Recipe(_records("imagenette/full-size-v2")),
     "imagenette_folder": Recipe(_folder("imagenette_folder")),
-    "image_folder": Recipe(_folder("image_folder")),
+    "image_folder": Recipe(_folder("image_folder", may_split=True)),
     "generated_images": Recipe(_generated("images", _folder("generated_images"))),
     "generated_records": Recipe(_generated("records", _records("imagenet2012"))),
 }
@@ -159,6 +158,7 @@ def load(
     opener, decode, mean, std, augment, scale = SETS[name]
     if decode is None:
         require("grain", f"the data set {name}")
+        mean, std = given.mean, given.std
     elif given.autoaugment:
         raise ValueError(
             f"autoaugment: expected False for {name}, which is augmented in memory; "
@@ -179,7 +179,9 @@ def load(
         if name in PREPARED_HERE:
             raise unusable(name, data_root(data_dir), str(error)) from error
         raise DataMissingError(f"{name}: {error}") from error
-    return DataSet(name, *splits, num_classes, scale, mean, std, augment)
+    folders = {one.folder for one in (train, test) if isinstance(one, ImageFiles)}
+    split_off = len(folders) == 1
+    return DataSet(name, *splits, num_classes, scale, mean, std, augment, split_off)
 
 
 def _into_memory(

@@ -44,12 +44,24 @@ class ImageOptions(Options):
         least=1,
         most=MOST_PIXELS,
     )
-    resize: int = option(
-        256,
-        "Shorter side of a test image before its middle is cut out, in pixels; at "
-        "least image_size.",
+    resize: int | None = option(
+        None,
+        "Shorter side of a test image before its middle is cut out, in pixels, at "
+        "least image_size; default 8/7 of that, which is 256 for 224.",
         least=1,
         most=MOST_PIXELS,
+    )
+    mean: tuple[float, ...] = option(
+        (0.485, 0.456, 0.406),
+        "Subtracted from red, green and blue on a scale from 0 to 1; the default is "
+        "ImageNet's.",
+        least=0,
+        most=1,
+    )
+    std: tuple[float, ...] = option(
+        (0.229, 0.224, 0.225),
+        "What red, green and blue are then divided by; the default is ImageNet's.",
+        above=0,
     )
     autoaugment: bool = option(
         False, "AutoAugment of training images, besides crops and flips."
@@ -77,11 +89,21 @@ class ImageOptions(Options):
             OptionError: Naming the option, what was expected and what came.
         """
         super().__post_init__()
-        if self.resize < self.image_size:
+        if self.short_side < self.image_size:
             raise OptionError(
                 "resize",
                 f"resize={self.resize}; expected image_size={self.image_size} or more",
             )
+        for name in ("mean", "std"):
+            value = getattr(self, name)
+            if len(value) != 3:
+                expected = "three numbers, such as (0.5, 0.5, 0.5)"
+                raise OptionError(name, f"{name}={value}; expected {expected}")
+
+    @property
+    def short_side(self) -> int:
+        """The value of ``resize``, or its default, in pixels."""
+        return self.resize or round(8 * self.image_size / 7)
 
 
 class ImageSource(Protocol):
@@ -223,7 +245,7 @@ class _Reader:
         """uint8 [size, size, 3] of an image."""
         size = self.options.image_size
         if self.randomness is None:
-            return np.asarray(central_crop(content, size, self.options.resize))
+            return np.asarray(central_crop(content, size, self.options.short_side))
         rng = self.randomness(index)
         crop = training_crop(content, size, rng)
         if self.options.autoaugment:

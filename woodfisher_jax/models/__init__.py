@@ -34,9 +34,11 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "mobilenet_v1": MobileNetV1,
     "mobilenet_v2": MobileNetV2,
     **{f"vgg{d}_bn": partial(VGG, depth=d) for d in vgg.DEPTHS},
-    "deit_tiny": partial(VisionTransformer, width=192, num_heads=3),
-    "deit_small": partial(VisionTransformer, width=384, num_heads=6),
-    "deit_base": partial(VisionTransformer, width=768, num_heads=12),
+    **{
+        f"{family}_{size}": partial(VisionTransformer, width=w, num_heads=heads)
+        for family in ("deit", "vit")
+        for size, w, heads in (("tiny", 192, 3), ("small", 384, 6), ("base", 768, 12))
+    },
 }
 """Model name to the function that builds it from its settings."""
 

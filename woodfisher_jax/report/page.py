@@ -176,11 +176,15 @@ def _state(record: RunRecord) -> str:
 
 def _dense_from(record: RunRecord) -> str:
     config = record.config
+    epochs = f"{config['dense']['epochs']} epochs of training"
     if config["init_from"]:
-        return f"from {config['init_from']}"
+        # A classifier of another size was trained first.
+        rows = record.rows if config["fit_to_data"] else []
+        trained = rows and rows[0]["event"] == "train"
+        return f"from {config['init_from']}" + f", {epochs}" * bool(trained)
     if not config["dense"]["epochs"]:
         return "initial weights, not trained"
-    return f"{config['dense']['epochs']} epochs of training"
+    return epochs
 
 
 def _outcome(record: RunRecord) -> Html:

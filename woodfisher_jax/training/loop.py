@@ -26,7 +26,7 @@ from woodfisher_jax.training import config as config_
 from woodfisher_jax.training.config import Config, ConfigError
 from woodfisher_jax.training.evaluate import evaluate
 from woodfisher_jax.training.history import Log
-from woodfisher_jax.training.plan import Phase, Plan, Stage, prepare
+from woodfisher_jax.training.plan import Phase, Plan, Stage, fit, prepare
 from woodfisher_jax.training.preemption import (
     EXIT_CODES,
     Stopped,
@@ -92,6 +92,8 @@ def run(
     started = time.perf_counter()
     distributed.initialize(config.distributed)
     distributed.check_config(config)
+    with distributed.lost_peers_named():
+        config, notes = distributed.together(fit, config)
     if config.compile_cache_dir is not None:
         jax.config.update("jax_compilation_cache_dir", config.compile_cache_dir)
     with distributed.lost_peers_named(), contextlib.ExitStack() as stack:
@@ -109,6 +111,8 @@ def run(
             stack.enter_context(log_file(workdir))
         request = stack.enter_context(stop_requests())
         logger.info("workdir %s", workdir)
+        for note in notes:
+            logger.info(note)
         plan, given = distributed.together(prepare, config, progress)
         distributed.check_equal(
             plan.dataset.num_train,

@@ -16,14 +16,17 @@ from jax.sharding import Mesh
 
 from woodfisher_jax import data, models
 from woodfisher_jax.data import Progress, batches
+from woodfisher_jax.progress import silent
 from woodfisher_jax.rows.sharding import num_devices
 from woodfisher_jax.training import distributed, optimizer, pruners
 from woodfisher_jax.training.config import Config, ConfigError, PruneConfig, TrainConfig
+from woodfisher_jax.training.fitting import fitted
 from woodfisher_jax.training.objective import axes_of, macs_per_weight, predict
 from woodfisher_jax.training.saved_run import read_weights
 from woodfisher_jax.trees.axes import Axes
 from woodfisher_jax.trees.masks import Masks
-from woodfisher_jax.weights.state_dicts import to_variables
+from woodfisher_jax.trees.paths import leaves_by_path
+from woodfisher_jax.weights.state_dicts import num_outputs, to_variables
 
 logger = logging.getLogger(__name__)
 
@@ -109,8 +112,21 @@ class Plan(NamedTuple):
         return self.train.last_step
 
 
+def fit(config: Config) -> tuple[Config, list[str]]:
+    """Adapts a config to its data set, if it says ``fit_to_data``.
+
+    Returns:
+        The config, and a line for each value that has changed.
+    """
+    return fitted(config, _data(config, silent)) if config.fit_to_data else (config, [])
+
+
 def prepare(config: Config, progress: Progress) -> tuple[Plan, tuple[Any, Masks]]:
     """Reads the checkpoint and the data, builds the model and the phases.
+
+    Args:
+        config: As `fit` returns it.
+        progress: Called with (label, done, total).
 
     Returns:
         The plan, and the variables and masks to start from.
@@ -119,22 +135,28 @@ def prepare(config: Config, progress: Progress) -> tuple[Plan, tuple[Any, Masks]
         model = models.build_model(config.model.name, **config.model.settings)
     with _refused_as("config.init_from"):
         state_dict = read_weights(config.init_from) if config.init_from else None
-    with _refused_as("config.data"):
-        dataset = data.load(
-            config.data.name,
-            data_dir=config.data.dir,
-            progress=progress,
-            options=config.data,
+    dataset = _data(config, progress)
+    if dataset.split_off:
+        logger.info(
+            "%s has no folder of test images: %d of %d images are held out, drawn "
+            "class by class",
+            dataset.name,
+            dataset.test.size,
+            dataset.test.size + dataset.num_train,
         )
     image = np.zeros((1, *dataset.image_shape), np.float32)
     with _refused_as("config.model", Exception):  # Any, of any settings.
         variables = jax.jit(model.init)(jax.random.key(config.seed), image)
     _check_classes(config, dataset, model, variables)
     saved: dict[str, np.ndarray] = {}
+    own: list[str] = []
     if state_dict is not None:
-        with _refused_as("config.init_from"):
-            variables, saved = to_variables(state_dict, variables)
-    plan = make_plan(config, dataset, model, progress)
+        with _refused_as(f"config.init_from={config.init_from} as {config.model.name}"):
+            own, what = _new_classifier(config, state_dict, variables, image)
+            variables, saved = to_variables(state_dict, variables, own)
+        if own:
+            logger.warning(what)
+    plan = make_plan(config, dataset, model, progress, trained=not own)
     axes = axes_of(model, variables, dataset.image_shape)
     selected = pruners.init_masks(variables["params"], config, axes)
     masks = {path: jnp.asarray(saved.get(path, m)) for path, m in selected.items()}
@@ -151,6 +173,50 @@ def prepare(config: Config, progress: Progress) -> tuple[Plan, tuple[Any, Masks]
         logger.warning("multiply-accumulates are not reported: %s", error)
         costs = None
     return plan._replace(costs=costs, axes=axes), (variables, masks)
+
+
+def _data(config: Config, progress: Progress) -> data.DataSet:
+    with _refused_as("config.data"):
+        return data.load(
+            config.data.name,
+            data_dir=config.data.dir,
+            progress=progress,
+            options=config.data,
+        )
+
+
+def _new_classifier(
+    config: Config, state_dict: Mapping[str, np.ndarray], variables: Any, image: Any
+) -> tuple[list[str], str]:
+    """The classifier, where a state dict has another number of outputs.
+
+    Returns:
+        Its paths, none where it fits; and a sentence that says so.
+    """
+    if not config.fit_to_data:
+        return [], ""
+    present = leaves_by_path(variables)
+    settings = dict(config.model.settings)
+    settings["num_classes"] += 1
+    larger = leaves_by_path(
+        jax.eval_shape(
+            models.build_model(config.model.name, **settings).init,
+            jax.random.key(0),
+            image,
+        )
+    )
+    paths = [path for path in present if present[path].shape != larger[path].shape]
+    (kernel,) = (path for path in paths if path.endswith("kernel"))
+    outputs = num_outputs(state_dict, variables, kernel)
+    classes = present[kernel].shape[-1]
+    if outputs == classes:
+        return [], ""
+    return paths, (
+        f"{kernel.split('/')[-2]} of config.init_from has "
+        f"{'no weights' if outputs is None else f'{outputs} outputs'}, and the data "
+        f"{classes} classes: it starts from random weights, and the network is trained "
+        f"for config.dense.epochs={config.dense.epochs} before pruning"
+    )
 
 
 @contextlib.contextmanager
@@ -188,14 +254,28 @@ def _check_classes(
     if found != dataset.num_classes:
         raise ConfigError(
             f"config.model.name={config.model.name!r} has {found} classes; expected "
-            f"the {dataset.num_classes} of {dataset.name}: set config.model.num_classes"
+            f"the {dataset.num_classes} of {dataset.name}: set "
+            "config.model.num_classes to it, or leave it out with "
+            "config.fit_to_data=True"
         )
 
 
 def make_plan(
-    config: Config, dataset: data.DataSet, model: nn.Module, progress: Progress
+    config: Config,
+    dataset: data.DataSet,
+    model: nn.Module,
+    progress: Progress,
+    *,
+    trained: bool = True,
 ) -> Plan:
     """Lays the phases and the pruning steps out over global steps.
+
+    Args:
+        config: Of the run.
+        dataset: Both splits.
+        model: The Linen module.
+        progress: Called with (label, done, total).
+        trained: Whether a network of ``init_from`` needs no training before pruning.
 
     Raises:
         ConfigError: If a batch or the Fisher samples exceed the training set, or the
@@ -214,7 +294,7 @@ def make_plan(
         _check_shares(name, settings, num_devices(mesh))
     given = dataclasses.replace(config.dense, epochs=0)
     dense = make_phase(
-        given if config.init_from else config.dense,
+        given if config.init_from and trained else config.dense,
         dataset,
         model,
         first_step=0,

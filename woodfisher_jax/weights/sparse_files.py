@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from woodfisher_jax.trees.masks import MasksLike, check_masks
-from woodfisher_jax.trees.paths import Params, leaves_by_path
+from woodfisher_jax.trees.paths import Params, leaves_by_path, replace_leaves
 from woodfisher_jax.weights.files import load_safetensors, save_safetensors
 
 if TYPE_CHECKING:
@@ -88,18 +88,23 @@ def save_sparse(
     )
 
 
-def load_sparse(path: str | os.PathLike[str]) -> tuple[Arrays, Arrays]:
+def load_sparse(
+    path: str | os.PathLike[str], tree: Params | None = None
+) -> tuple[Any, Arrays]:
     """Reads a file of `save_sparse`, in any format.
 
     Args:
         path: The file.
+        tree: A pytree of the structure that was saved, of arrays or of shapes
+            (``jax.eval_shape(model.init, ...)``). Default None: a dict by path.
 
     Returns:
-        ``(arrays, masks)`` by path, arrays dense; for a pytree:
-        ``paths.replace_leaves(params, arrays)``.
+        ``(arrays, masks)``: the arrays dense, in the structure of ``tree``, or by path
+        without one; the masks by path.
 
     Raises:
         SparseFileError: If the file has another origin or is damaged.
+        ValueError: If ``tree`` has other paths or shapes than the file.
         FileNotFoundError: If there is none.
     """
     if not Path(path).is_file():
@@ -129,7 +134,17 @@ def load_sparse(path: str | os.PathLike[str]) -> tuple[Arrays, Arrays]:
             arrays[name], masks[name] = _decode(format, parts)
         except (KeyError, ValueError, IndexError, zlib.error) as error:
             raise SparseFileError(f"{path}: {name} is damaged ({error!r})") from error
-    return arrays, masks
+    if tree is None:
+        return arrays, masks
+    found = {name: array.shape for name, array in arrays.items()}
+    expected = {name: np.shape(leaf) for name, leaf in leaves_by_path(tree).items()}
+    for name in [*expected, *found]:
+        if found.get(name) != expected.get(name):
+            raise ValueError(
+                f"tree: {name!r} has shape {expected.get(name)} there and "
+                f"{found.get(name)} in {path}; expected the structure that was saved"
+            )
+    return replace_leaves(tree, arrays), masks
 
 
 def to_bcoo(

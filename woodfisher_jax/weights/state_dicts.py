@@ -118,8 +118,29 @@ def to_state_dict(variables: Any) -> dict[str, np.ndarray]:
     return state_dict
 
 
+def num_outputs(
+    state_dict: Mapping[str, np.ndarray], variables: Any, path: str
+) -> int | None:
+    """Outputs that a layer of a model has in a state dict.
+
+    Args:
+        state_dict: As for `to_variables`.
+        variables: As for `to_variables`.
+        path: Of the layer's kernel, such as ``params/fc/kernel``.
+
+    Returns:
+        The length of the first axis; None where the state dict has no such layer.
+    """
+    names = {_unwrapped(key): key for key in state_dict}
+    prefix = _prefix(names, {torch_name(path) for path in leaves_by_path(variables)})
+    key = names.get(prefix + torch_name(path))
+    return None if key is None else int(state_dict[key].shape[0])
+
+
 def to_variables(
-    state_dict: Mapping[str, np.ndarray], variables: Any
+    state_dict: Mapping[str, np.ndarray],
+    variables: Any,
+    own: Collection[str] = (),
 ) -> tuple[Any, dict[str, np.ndarray]]:
     """Fills a model's variables from a PyTorch state dict.
 
@@ -132,6 +153,8 @@ def to_variables(
             no bias, the bias is zero.
         variables: The model's ``{"params": ..., "batch_stats": ...}``, arrays or
             shapes: what ``model.init`` returns, or ``jax.eval_shape`` of it.
+        own: Paths such as ``params/fc/kernel`` of variables that stay as they are,
+            whatever the state dict has in their place. Default none.
 
     Returns:
         The variables, as NumPy arrays of the model's dtypes, zero where a mask is
@@ -150,7 +173,7 @@ def to_variables(
         classifier at random values; here it is zero, which is what STR trained.
     """
     targets = leaves_by_path(variables)
-    weights, masks = _match(state_dict, targets)
+    weights, masks = _match(state_dict, targets, own)
     kept = {path: (mask == 1).copy("C") for path, mask in masks.items()}
     leaves = {}
     for path, array in weights.items():
@@ -169,7 +192,9 @@ def to_variables(
 
 
 def _match(
-    state_dict: Mapping[str, np.ndarray], targets: Mapping[str, Any]
+    state_dict: Mapping[str, np.ndarray],
+    targets: Mapping[str, Any],
+    own: Collection[str],
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """The weights and the masks of a state dict by path, in the layout used here."""
     paths = {torch_name(path): path for path in targets}
@@ -187,6 +212,8 @@ def _match(
         found = weights if weight_name == name else masks
         inside = weight_name.startswith(prefix)
         path = paths.get(weight_name.removeprefix(prefix)) if inside else None
+        if path in own:
+            continue
         # A path that is filled already: the file has the weight twice, once prefixed.
         if path is None or path in found:
             unexpected.append(key)
@@ -207,7 +234,9 @@ def _match(
             _check_mask(key, array)
         found[path] = array
     weights = zero_biases | weights
-    missing = [name for name, path in paths.items() if path not in weights]
+    missing = [
+        name for name, path in paths.items() if path not in weights and path not in own
+    ]
     _refuse_mismatch(missing, unexpected, misshaped)
     return weights, masks
 
@@ -284,4 +313,6 @@ def _refuse_mismatch(
         raise StateDictMismatchError(
             "state_dict: expected the keys and shapes of the model; "
             f"{'; '.join(parts)}. Check the model's name and settings"
+            + ", and the image size"
+            * any("pos_embed" in key for key in misshaped)
         )

@@ -40,7 +40,8 @@ class DataConfig(ImageOptions):
     dir: str | None = option(
         None,
         "Folder of TFDS-prepared data; default the environment variable TFDS_DATA_DIR, "
-        "or TFDS's own default. For data sets in folders the one with train and val.",
+        "or TFDS's own default. For data sets in folders the one with train and val; "
+        "image_folder without val holds a fifth of the images out.",
     )
     augment: bool = option(
         True, "Random crops and flips in training, where the data set has them."
@@ -385,7 +386,8 @@ class Config(Options):
         distributed: See :class:`DistributedConfig`.
         data: See :class:`DataConfig`.
         model: See :class:`ModelConfig`.
-        dense: Training of the dense network, unless ``init_from`` is given.
+        dense: Training of the dense network, unless ``init_from`` is given and has a
+            classifier of the right size.
         train: Training during and after pruning.
         prune: See :class:`PruneConfig`.
         also_prune: Further pruners of other weights, each with its own method, target
@@ -403,6 +405,14 @@ class Config(Options):
         None,
         "A PyTorch checkpoint (or .npz, .safetensors) of the dense network, or the "
         "folder of another run; it takes the place of training it.",
+    )
+    fit_to_data: bool = option(
+        False,
+        "Take num_classes of model from the data set; where the classifier of "
+        "init_from has another number of outputs, start it from random weights and "
+        "train as dense says; lower batch sizes and sample counts to the training "
+        "examples there are. The log states each. Without it what does not fit is "
+        "refused.",
     )
     compare_with: tuple[str, ...] = option(
         (),
