@@ -15,7 +15,9 @@ from woodfisher_jax.training import fitting
 from woodfisher_jax.training.config import from_dict
 from woodfisher_jax.training.config.files import load_config, override
 from woodfisher_jax.training.fitting import fitted
+from woodfisher_jax.training.loop import run
 from woodfisher_jax.training.plan import fit, prepare
+from woodfisher_jax.training.saved_run import read_config
 
 
 def of_size(number: int, classes: int = 3) -> DataSet:
@@ -127,3 +129,20 @@ def test_a_run_is_fitted_only_where_it_says_so() -> None:
     assert config.prune.num_samples == 1437
     assert len(notes) == 2
     prepare(config, quiet)
+
+
+def test_a_run_keeps_what_it_was_fitted_to(tmp_path: Path) -> None:
+    config = small(
+        fit_to_data=True,
+        dense__epochs=0,
+        prune__method="magni",
+        prune__one_shot=True,
+        prune__loss_samples=5000,
+    )
+    first = run(config, tmp_path, quiet=True)
+    saved = read_config(tmp_path)
+    assert saved == fit(config)[0] != config
+    log = (tmp_path / "log.txt").read_text()
+    assert "config.prune.loss_samples=1437 instead of 5000" in log
+    # The same command again, of a finished run.
+    assert run(config, tmp_path, quiet=True)["final"] == first["final"]
