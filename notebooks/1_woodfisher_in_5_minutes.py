@@ -164,10 +164,10 @@ print(f"{info.nonzero} of {info.prunable} weights remain; top-1 {top1(params):.2
 # of the single updates $\delta w$ treats each weight as if it were removed alone.
 #
 # The networks are not trained after pruning, because that would hide the difference.
-# `wf.prune_outputs` takes twelve steps in place of one, from the same 400 images without
-# their labels, each the joint update with the gradients of outputs in place of those of
-# the loss. Three networks from three random starts are each pruned from dense to each
-# sparsity.
+# `wf.prune_outputs` takes twelve steps in place of one, from the same 400 images
+# without labels, each the joint update with the gradients of outputs in place of those
+# of the loss. Three networks from three random starts are each pruned from dense to
+# each sparsity.
 
 # %%
 ways = {
