@@ -26,7 +26,7 @@ def get_config() -> ConfigDict:
     config.train = ConfigDict()
     config.train.epochs = 12
     config.train.batch_size = 32
-    config.train.learning_rate = 0.02
+    config.train.learning_rate = 0.1
     config.train.schedule = "step"
     config.train.decay_rate = 0.5
     config.train.decay_start_epoch = 8
@@ -39,6 +39,7 @@ def get_config() -> ConfigDict:
     config.prune.start = 0
     config.prune.end = 8
     config.prune.frequency = 2
-    config.prune.num_samples = 400
+    config.prune.num_samples = 1000
     config.prune.damping = 1e-5
+    config.prune.diagnostics = True
     return config

@@ -63,7 +63,7 @@ def test_the_options_of_the_config_are_those_of_the_step() -> None:
         np.testing.assert_array_equal(one, other)
     assert record["predicted_loss_increase"] == info.predicted_loss_increase
     linear = linearized_loss(plan.model, {}, state.params)
-    change = jax.tree.map(jnp.subtract, new.params, state.params)
+    change = jax.tree.map(np.subtract, new.params, state.params)
     samples = fisher_batch(plan, plan.config.prune, state, 0)
     expected = float(linear(change, samples))
     assert record["train_loss_predicted"] == pytest.approx(expected, rel=1e-5)
