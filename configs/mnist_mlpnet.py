@@ -40,7 +40,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.train = ConfigDict()
     config.train.epochs = 8
     config.train.batch_size = 64
-    config.train.learning_rate = 0.01
+    config.train.learning_rate = 0.03
     config.train.schedule = "step"
     config.train.decay_rate = 0.5
     config.train.decay_start_epoch = 5
@@ -54,6 +54,8 @@ def get_config(variant: str = "") -> ConfigDict:
     config.prune.frequency = 1
     config.prune.num_samples = 100
     config.prune.damping = 1e-5
+    if not variant:
+        config.compare_with = ("globalmagni",)
     if variant == "matched":
         config.train.epochs = 0
         config.prune.method = "woodtaylor"

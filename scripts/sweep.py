@@ -136,15 +136,30 @@ SWEEPS = {
         {"prune.one_shot": True, "prune.scope": "layer", "train.batch_size": 256},
         (sparsities(*TENTHS[:6], 0.65), seeds(3)),
     ),
-    **{
-        f"{name}_gradual": Sweep(
-            "gradual, and by magnitude beside it",
-            f"configs/{config}.py",
-            {},
-            (sparsities(0.9, 0.95), seeds(3)),
-        )
-        for name, config in (("digits", "digits"), ("mnist", "mnist_mlpnet"))
-    },
+    "digits_gradual": Sweep(
+        "gradual, and by magnitude beside it",
+        "configs/digits.py",
+        {},
+        (sparsities(0.9, 0.95), seeds(3)),
+    ),
+    "digits_gradual_short": Sweep(
+        "the same in one epoch",
+        "configs/digits.py",
+        {
+            "train.epochs": 1,
+            "train.schedule": "linear",
+            "prune.unit": "steps",
+            "prune.end": 28,
+            "prune.frequency": 7,
+        },
+        (sparsities(0.9, 0.95), seeds(3)),
+    ),
+    "mnist_gradual": Sweep(
+        "gradual, and by magnitude beside it",
+        "configs/mnist_mlpnet.py",
+        {},
+        (sparsities(0.9, 0.95), seeds(3)),
+    ),
 }
 
 
