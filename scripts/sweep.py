@@ -140,19 +140,13 @@ SWEEPS = {
         "gradual, and by magnitude beside it",
         "configs/digits.py",
         {},
-        (sparsities(0.9, 0.95), seeds(3)),
+        (sparsities(0.8, 0.9, 0.95), seeds(3)),
     ),
     "digits_gradual_short": Sweep(
         "the same in one epoch",
-        "configs/digits.py",
-        {
-            "train.epochs": 1,
-            "train.schedule": "linear",
-            "prune.unit": "steps",
-            "prune.end": 28,
-            "prune.frequency": 7,
-        },
-        (sparsities(0.9, 0.95), seeds(3)),
+        "configs/digits.py:short",
+        {},
+        (sparsities(0.8, 0.9, 0.95), seeds(3)),
     ),
     "mnist_gradual": Sweep(
         "gradual, and by magnitude beside it",
