@@ -3,8 +3,8 @@
     python -m woodfisher_jax.main --config=configs/digits.py
 
 No download. Prunes gradually with WoodFisher and retrains, then repeats the run with
-global magnitude on the same schedule: half a minute on 2 CPU cores. Dense 98.06 %, final
-92.50 % (WoodFisher) and 92.78 % (magnitude) of 360 test images.
+global magnitude on the same schedule: half a minute on 2 CPU cores. Dense 98.06 %,
+final 92.50 % (WoodFisher) and 92.78 % (magnitude) of 360 test images.
 
 The variant ``:short`` prunes and retrains within one epoch: 86.39 % and 67.22 %.
 """

@@ -2,9 +2,9 @@
 
     python -m woodfisher_jax.main --config=configs/mnist_mlpnet.py
 
-trains the dense network first, and repeats the run with global magnitude: dense 97.08 %,
-final 96.50 % (WoodFisher) and 96.46 % (magnitude). To prune the original's checkpoint in
-one step:
+trains the dense network first, and repeats the run with global magnitude: dense
+97.08 %, final 96.50 % (WoodFisher) and 96.46 % (magnitude). To prune the original's
+checkpoint in one step:
 
     python -m woodfisher_jax.main --config=configs/mnist_mlpnet.py
         --config.init_from=mnist_25_epoch_93.97.ckpt --config.prune.one_shot=True
