@@ -3,15 +3,21 @@
     python -m woodfisher_jax.main --config=configs/digits.py
 
 No download. Prunes gradually with WoodFisher and retrains, then repeats the run with
-global magnitude on the same schedule. 22 s on 2 CPU cores; dense 98.06 %, final 92.50 %
-(WoodFisher) and 91.39 % (magnitude) of 360 test images.
+global magnitude on the same schedule: half a minute on 2 CPU cores. Dense 98.06 %,
+final 92.50 % (WoodFisher) and 92.78 % (magnitude) of 360 test images.
+
+The variant ``:short`` prunes and retrains within one epoch: 86.39 % and 67.22 %.
 """
 
 from ml_collections import ConfigDict
 
+VARIANTS = ("short",)
 
-def get_config() -> ConfigDict:
+
+def get_config(variant: str = "") -> ConfigDict:
     """Returns what differs from the defaults."""
+    if variant not in ("", *VARIANTS):
+        raise ValueError(f"expected one of {', '.join(VARIANTS)}; got {variant!r}")
     config = ConfigDict()
     config.compare_with = ("globalmagni",)
 
@@ -26,7 +32,7 @@ def get_config() -> ConfigDict:
     config.train = ConfigDict()
     config.train.epochs = 12
     config.train.batch_size = 32
-    config.train.learning_rate = 0.02
+    config.train.learning_rate = 0.1
     config.train.schedule = "step"
     config.train.decay_rate = 0.5
     config.train.decay_start_epoch = 8
@@ -39,6 +45,13 @@ def get_config() -> ConfigDict:
     config.prune.start = 0
     config.prune.end = 8
     config.prune.frequency = 2
-    config.prune.num_samples = 400
+    config.prune.num_samples = 1000
     config.prune.damping = 1e-5
+    config.prune.diagnostics = True
+    if variant == "short":
+        config.train.epochs = 1
+        config.train.schedule = "linear"
+        config.prune.unit = "steps"
+        config.prune.end = 28
+        config.prune.frequency = 7
     return config

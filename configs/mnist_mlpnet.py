@@ -2,8 +2,9 @@
 
     python -m woodfisher_jax.main --config=configs/mnist_mlpnet.py
 
-trains the dense network first: 34 s on 2 CPU cores, dense 97.08 %, final 96.00 %. To
-prune the original's checkpoint in one step:
+trains the dense network first, and repeats the run with global magnitude: dense
+97.08 %, final 96.50 % (WoodFisher) and 96.46 % (magnitude). To prune the original's
+checkpoint in one step:
 
     python -m woodfisher_jax.main --config=configs/mnist_mlpnet.py
         --config.init_from=mnist_25_epoch_93.97.ckpt --config.prune.one_shot=True
@@ -40,7 +41,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.train = ConfigDict()
     config.train.epochs = 8
     config.train.batch_size = 64
-    config.train.learning_rate = 0.01
+    config.train.learning_rate = 0.03
     config.train.schedule = "step"
     config.train.decay_rate = 0.5
     config.train.decay_start_epoch = 5
@@ -54,6 +55,8 @@ def get_config(variant: str = "") -> ConfigDict:
     config.prune.frequency = 1
     config.prune.num_samples = 100
     config.prune.damping = 1e-5
+    if not variant:
+        config.compare_with = ("globalmagni",)
     if variant == "matched":
         config.train.epochs = 0
         config.prune.method = "woodtaylor"

@@ -1,6 +1,10 @@
-"""Commands of the original's sweeps, one a line: a config and a grid of overrides.
+"""Commands of sweeps, one a line: a config and a grid of overrides.
 
     python scripts/sweep.py mlpnet_kfac --init_from=mnist_25_epoch_93.97.ckpt | sh
+    python scripts/sweep.py digits_gradual | sh
+    python -m woodfisher_jax.report runs/digits_gradual --out=table.html
+
+They are the original's, and those of the tables of gradual runs in docs/benchmarks.md.
 
 Each run goes to a folder of its own under --runs (default runs/<sweep>); repeated, the
 command resumes it. ``--list`` names the sweeps.
@@ -14,10 +18,10 @@ from typing import Any, NamedTuple
 
 
 class Sweep(NamedTuple):
-    """One script of the original.
+    """The runs of one table.
 
     Attributes:
-        original: Its name there.
+        original: Its script in the original, or what it is.
         config: Config file here.
         fixed: Fields that all runs share.
         grid: Alternatives of one axis each, as fields; runs are all combinations.
@@ -131,6 +135,24 @@ SWEEPS = {
         "configs/resnet50.py",
         {"prune.one_shot": True, "prune.scope": "layer", "train.batch_size": 256},
         (sparsities(*TENTHS[:6], 0.65), seeds(3)),
+    ),
+    "digits_gradual": Sweep(
+        "gradual, and by magnitude beside it",
+        "configs/digits.py",
+        {},
+        (sparsities(0.8, 0.9, 0.95), seeds(3)),
+    ),
+    "digits_gradual_short": Sweep(
+        "the same in one epoch",
+        "configs/digits.py:short",
+        {},
+        (sparsities(0.8, 0.9, 0.95), seeds(3)),
+    ),
+    "mnist_gradual": Sweep(
+        "gradual, and by magnitude beside it",
+        "configs/mnist_mlpnet.py",
+        {},
+        (sparsities(0.9, 0.95), seeds(3)),
     ),
 }
 

@@ -10,6 +10,7 @@ from woodfisher_jax.training.objective import (
     cross_entropy,
     frozen_errors,
     frozen_loss,
+    linearized_loss,
     macs_per_weight,
 )
 
@@ -46,6 +47,21 @@ def test_the_frozen_loss_takes_smoothing() -> None:
     np.testing.assert_allclose(found, expected.mean(), rtol=1e-6)
     plain = frozen_loss(model, {})(variables["params"], batch)
     assert abs(float(plain) - float(found)) > 1e-3
+
+
+def test_the_linearized_loss_is_exact_where_the_logits_are_linear() -> None:
+    model = build_model("mlp", hidden=(4,))
+    image = jax.random.normal(jax.random.key(0), (6, 8))
+    params = model.init(jax.random.key(1), image)["params"]
+    batch = {"image": image, "label": jnp.array([0, 3, 9, 1, 2, 5])}
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    for layer, linear in (("fc2", True), ("fc1", False)):
+        step = zeros | {layer: jax.tree.map(lambda a: -1.5 * a, params[layer])}
+        after = jax.tree.map(jnp.add, params, step)
+        found = linearized_loss(model, {}, params, 0.1)(step, batch)
+        expected = frozen_loss(model, {}, 0.1)(after, batch)
+        # A unit whose sign turns leaves the linear model of the first layer.
+        assert bool(jnp.isclose(found, expected, rtol=1e-5)) is linear
 
 
 def test_the_frozen_errors_are_those_of_predictions() -> None:

@@ -13,7 +13,11 @@ from woodfisher_jax import data
 from woodfisher_jax.report.quantities import counted
 from woodfisher_jax.training import pruning_step
 from woodfisher_jax.training.config import ConfigError, step_options
-from woodfisher_jax.training.objective import frozen_errors, predict
+from woodfisher_jax.training.objective import (
+    frozen_errors,
+    linearized_loss,
+    predict,
+)
 from woodfisher_jax.training.plan import Plan, Stage, prepare
 from woodfisher_jax.training.pruning_step import fisher_batch, forecast, prune_state
 from woodfisher_jax.training.train_step import TrainState
@@ -59,6 +63,11 @@ def test_the_options_of_the_config_are_those_of_the_step() -> None:
     ):
         np.testing.assert_array_equal(one, other)
     assert record["predicted_loss_increase"] == info.predicted_loss_increase
+    linear = linearized_loss(plan.model, {}, state.params)
+    change = jax.tree.map(np.subtract, new.params, state.params)
+    samples = fisher_batch(plan, plan.config.prune, state, 0)
+    expected = float(linear(change, samples))
+    assert record["train_loss_predicted"] == pytest.approx(expected, rel=1e-5)
     assert record["limit_bytes"] <= 2e9
     assert record["store_dtype"] == "bfloat16"
 

@@ -448,6 +448,8 @@ def _losses(record: RunRecord, drawn: dict[str, Picture]) -> Html:
         steps = range(1, len(stages) + 1)
         measured = Series("measured", steps, list(map(_increase, stages)), 0, "points")
         series = [measured, Series("predicted", steps, predicted, 1, "points")]
+        linear = [_increase(stage, "train_loss_predicted") for stage in stages]
+        series.append(Series("by linear outputs", steps, linear, 2, "points"))
         panel = Panel("nats an example", series, figures.ANY)
         shown.append(figures.lines("Increase of the loss", "pruning step", [panel]))
     shown += [picture for name, picture in drawn.items() if name.startswith("loss")]
@@ -477,9 +479,9 @@ def _loss_path(title: str, path: Nested) -> Picture:
     return figures.lines(title, label, panels, (0.0, 1.0))
 
 
-def _increase(stage: Nested) -> float | None:
+def _increase(stage: Nested, name: str = "train_loss_after") -> float | None:
     """Increase of the loss on the training examples that it was measured on."""
-    before, after = stage.get("train_loss_before"), stage.get("train_loss_after")
+    before, after = stage.get("train_loss_before"), stage.get(name)
     return None if before is None or after is None else after - before
 
 
@@ -490,6 +492,9 @@ def _loss_table(stages: Sequence[Nested]) -> Html:
         "increase": [_increase(s) for s in stages],
         "predicted": [s.get("predicted_loss_increase") for s in stages],
         "its linear term": [s.get("gradient_term") for s in stages],
+        "predicted by linear outputs": [
+            _increase(s, "train_loss_predicted") for s in stages
+        ],
         "sum of saliencies": [s.get("saliency_sum") for s in stages],
         "kept as by magnitude": [s.get("magnitude_overlap") for s in stages],
     }
@@ -501,7 +506,8 @@ def _loss_table(stages: Sequence[Nested]) -> Html:
     caption = (
         "Loss on training examples, in nats an example, with the batch-norm statistics "
         "from before the step. The sum of saliencies is the increase if every weight "
-        "were removed alone."
+        "were removed alone. Linear outputs: the loss where the derivative of the "
+        "outputs leads."
     )
     return html.table(["", *columns], rows, caption=caption)
 

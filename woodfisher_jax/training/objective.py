@@ -89,6 +89,41 @@ def frozen_loss(
     return Partial(_frozen(_mean_loss, model, label_smoothing), batch_stats)
 
 
+@functools.lru_cache(maxsize=16)
+def _linearized(model: nn.Module, smoothing: float) -> Callable[..., jax.Array]:
+    def measured(
+        batch_stats: Any, params: Any, direction: Any, batch: dict[str, Any]
+    ) -> jax.Array:
+        def outputs(params: Any) -> jax.Array:
+            return predict(model, variables_of(params, batch_stats), batch["image"])
+
+        logits, change = jax.jvp(outputs, (params,), (direction,))
+        return _mean_loss(logits + change, batch["label"], smoothing)
+
+    return measured
+
+
+def linearized_loss(
+    model: nn.Module, batch_stats: Any, params: Any, label_smoothing: float = 0.0
+) -> Partial:
+    """The loss after a step as the derivative of the logits predicts it.
+
+    ``L(z(w) + ∂z/∂w δ)``: the network is taken as linear, the loss as it is. Where a
+    network fits its data, the softmax is saturated, and a quadratic model of the loss
+    itself predicts next to no increase.
+
+    Args:
+        model: A Linen classifier.
+        batch_stats: Its running statistics; new values do not compile again.
+        params: w, before the step.
+        label_smoothing: As for :func:`frozen_loss`; default 0.
+
+    Returns:
+        (δ, batch) -> scalar, in nats an example.
+    """
+    return Partial(_linearized(model, label_smoothing), batch_stats, params)
+
+
 def frozen_errors(model: nn.Module, batch_stats: Any) -> Partial:
     """The share of examples with a wrong prediction; as :func:`frozen_loss`."""
     return Partial(_frozen(_share_of_errors, model), batch_stats)

@@ -33,6 +33,7 @@ from woodfisher_jax.training.objective import (
     frozen_errors,
     frozen_loss,
     frozen_outputs,
+    linearized_loss,
     predict,
     variables_of,
 )
@@ -393,6 +394,13 @@ def _losses(
         "train_loss_before": loss_path.mean_loss(loss_fn, before.params, batch, chunk),
         "train_loss_after": loss_path.mean_loss(loss_fn, params, batch, chunk),
     }
+    if pruner.diagnostics:
+        linear = linearized_loss(
+            plan.model, before.batch_stats, before.params, pruner.label_smoothing
+        )
+        step = jax.tree.map(jnp.subtract, params, before.params)
+        found = loss_path.mean_loss(linear, step, batch, chunk)
+        record["train_loss_predicted"] = found
     if pruner.loss_path_steps:
 
         def test_loss(params: Any) -> float:

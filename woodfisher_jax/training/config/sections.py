@@ -282,8 +282,8 @@ class PruneConfig(Options):
     )
     diagnostics: bool = option(
         False,
-        "Predicted loss increase, agreement with global magnitude and trace of the "
-        "Fisher a layer, of each pruning step in results.json.",
+        "Predicted loss and its increase, agreement with global magnitude and trace of "
+        "the Fisher a layer, of each pruning step in results.json.",
     )
     loss_path_steps: int = option(
         0,
