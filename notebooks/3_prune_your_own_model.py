@@ -265,7 +265,7 @@ for path, mask in masks.items():
 # - Batch norm: use running statistics in `loss_fn`, and pass them as
 #   `jax.tree_util.Partial(loss, batch_stats)`, so that new ones do not compile again.
 # - Prune in several steps, and train between them.
-# - Start with `woodfisherblock`, the default, which stores only one block of the
+# - Start with `woodfisherblock`, which stores only one block of the
 #   curvature at a time; set `block_size=` for large layers.
 # - Where a network fits its training data perfectly, the gradients of its loss vanish.
 #   `wf.projections` forms the curvature of its outputs instead, without labels.
