@@ -273,6 +273,18 @@ def test_predicted_beside_measured(tmp_path: Path) -> None:
     words = figure(found, "Increase of the loss")
     assert "measured: 2 points, 0.25 at 1" in words
     assert "predicted: 2 points, 0.2 at 1" in words
+    assert "linear outputs:" not in words
+    assert "diagnostics=True" not in found.text
+
+
+def test_magnitude_is_predicted_by_linear_outputs(tmp_path: Path) -> None:
+    stage = STAGE | {"train_loss_predicted": 0.375}
+    found = seen(write_run(tmp_path, stages=[stage, stage]))
+    table = next(t for t in found.tables if "loss before" in t[0])
+    column = table[0].index("predicted by linear outputs")
+    assert table[1][column] == "0.125"
+    words = figure(found, "Increase of the loss")
+    assert "by linear outputs: 2 points, 0.125 at 1" in words
     assert "diagnostics=True" not in found.text
 
 

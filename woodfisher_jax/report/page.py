@@ -433,23 +433,30 @@ def _losses(record: RunRecord, drawn: dict[str, Picture]) -> Html:
     if not stages:
         return paragraph("No pruning step has been done.")
     predicted = [stage.get("predicted_loss_increase") for stage in stages]
-    known = sum(value is not None for value in predicted)
+    linear = [_increase(stage, "train_loss_predicted") for stage in stages]
+    models = {"predicted": predicted, "by linear outputs": linear}
+    known = {
+        name: values
+        for name, values in models.items()
+        if any(value is not None for value in values)
+    }
     parts, shown = [], []
     if not known:
         parts.append(
             paragraph(
-                "The increase of the loss was not predicted in this run. Magnitude has "
-                "no model of the loss; for other methods ",
+                "The increase of the loss was not predicted in this run; ",
                 html.element("code", "--config.prune.diagnostics=True"),
                 " predicts it.",
             )
         )
-    if known > 1:
+    if known and len(stages) > 1:
         steps = range(1, len(stages) + 1)
-        measured = Series("measured", steps, list(map(_increase, stages)), 0, "points")
-        series = [measured, Series("predicted", steps, predicted, 1, "points")]
-        linear = [_increase(stage, "train_loss_predicted") for stage in stages]
-        series.append(Series("by linear outputs", steps, linear, 2, "points"))
+        series = [
+            Series(name, steps, values, style, "points")
+            for style, (name, values) in enumerate(
+                {"measured": list(map(_increase, stages)), **known}.items()
+            )
+        ]
         panel = Panel("nats an example", series, figures.ANY)
         shown.append(figures.lines("Increase of the loss", "pruning step", [panel]))
     shown += [picture for name, picture in drawn.items() if name.startswith("loss")]
