@@ -59,8 +59,8 @@ def test_any_function_is_solved_for_the_statistics_of_its_batches(old: float) ->
 
 
 def test_one_batch_need_not_be_in_a_list() -> None:
-    one = reestimate(update, jnp.float32(2), given(0), X)
-    listed = reestimate(update, jnp.float32(2), given(0), [X])
+    one = reestimate(update, jnp.float32(2), given(0.0), X)
+    listed = reestimate(update, jnp.float32(2), given(0.0), [X])
     np.testing.assert_array_equal(one["mean"], listed["mean"])
 
 

@@ -291,7 +291,13 @@ def test_overrides_name_fields_that_exist() -> None:
 # ------------------------------------------------------------------------------ Python
 
 
-LONG = ("docs/comparison.md", "docs/concepts.md", "docs/methods.md", "docs/scaling.md")
+LONG = (
+    "docs/comparison.md",
+    "docs/concepts.md",
+    "docs/methods.md",
+    "docs/quickstart.md",
+    "docs/scaling.md",
+)
 """Pages whose Python takes ten seconds and more to compile."""
 
 

@@ -369,6 +369,7 @@ def test_chunks_of_convolutions_hold_the_weights_they_hold_in_pytorch() -> None:
         params,
         {n: to_flax(g, lead=1) for n, g in torch_gradients.items()},
         sparsity=0.8,
+        method="woodfisherblock",
         damping=1e-2,
         block_size=500,
     )
@@ -397,6 +398,7 @@ def test_a_flax_convolution_has_the_gradient_of_the_pytorch_one() -> None:
         {"kernel": jnp.asarray(to_flax(kernel))},
         (images, targets),
         sparsity=0.5,
+        method="woodfisherblock",
         damping=1e-2,
         block_size=10,
     )

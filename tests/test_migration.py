@@ -304,6 +304,9 @@ def test_each_run_of_a_sweep_is_a_config(name: str) -> None:
 
 def test_sweeps_are_as_long_as_the_originals() -> None:
     assert {name: len(list(sweep.runs(one))) for name, one in sweep.SWEEPS.items()} == {
+        "digits_gradual": 3 * 3,
+        "digits_gradual_short": 3 * 3,
+        "mnist_gradual": 2 * 3,
         "mlpnet_oneshot": 5 * 10 * 4,
         "mlpnet_kfac": 3 * 11 * 4 + 11,
         "mnist_tests": 3,

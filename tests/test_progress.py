@@ -198,10 +198,11 @@ def test_a_notebook_has_bars_in_the_output_of_the_cell(
 ) -> None:
     shown: list[dict[str, str]] = []
     handle = types.SimpleNamespace(update=lambda data, raw: shown.append(data))
-    shell = types.SimpleNamespace(get_ipython=lambda: types.SimpleNamespace(kernel=1))
     display = types.SimpleNamespace(display=lambda *_, raw, display_id: handle)
+    shell = types.SimpleNamespace(
+        get_ipython=lambda: types.SimpleNamespace(kernel=1), display=display
+    )
     monkeypatch.setitem(sys.modules, "IPython", shell)
-    monkeypatch.setitem(sys.modules, "IPython.display", display)
     monkeypatch.setattr(progress, "DELAY", 0.0)
     with live("pruning") as callback:
         callback("a<b", 3, 12)

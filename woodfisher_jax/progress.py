@@ -213,7 +213,8 @@ def _on_terminal() -> Iterator[Show]:
 @contextmanager
 def _in_notebook() -> Iterator[Show]:
     """A bar a row in the output of the cell, in its colours."""
-    from IPython.display import display
+    # Whoever has a notebook has imported it.
+    display = sys.modules["IPython"].display.display
 
     def data(rows: list[Row]) -> dict[str, str]:
         texts = [f"{row.label} {row.pieces} {row.time}" for row in rows]

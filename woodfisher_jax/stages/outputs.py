@@ -12,6 +12,7 @@ from woodfisher_jax.options import OptionError
 from woodfisher_jax.rows.compute import watched
 from woodfisher_jax.selection.patterns import GroupNames, parse
 from woodfisher_jax.stages.matching import OutputsFn, Stage, outputs_of, prune_matched
+from woodfisher_jax.tracing.training_mode import explained
 from woodfisher_jax.trees.masks import Masks, Prunable
 from woodfisher_jax.trees.paths import Params
 from woodfisher_jax.trees.samples import num_examples, regroup
@@ -140,7 +141,8 @@ def _number(inputs: Any) -> int:
 def _check_outputs(net_fn: OutputsFn, params: Params, inputs: Any) -> None:
     """Raises an error that names net_fn, unless it gives numbers for each example."""
     few = jax.tree.map(lambda a: a[:2], inputs)
-    outputs = jax.eval_shape(net_fn, params, few)
+    with explained():
+        outputs = jax.eval_shape(net_fn, params, few)
     what_to_do = ""
     if not hasattr(outputs, "shape"):
         found = f"a {type(outputs).__name__}"
