@@ -652,13 +652,13 @@ def _in_pieces(
     if dampings:
         assert isinstance(curvature, InverseFisher)
         curvature = _damped_again(curvature, dampings, before, kept, y, job)
-        report["dampings"] = tuple(dampings)
     model = model._replace(curvature=curvature)
     change = moved(row, model, before.values, before.active, kept, y, job.order.layers)
     if len(dampings) > 1:
         model, change = _tried_dampings(
             model, change, dampings, before, kept, y, problem, job
         )
+    if dampings:
         report["dampings"] = tuple(dampings)
     weights = before.values + change.value
     if job.diagnostics:
@@ -733,12 +733,12 @@ def _tried_dampings(
     """
     fisher, y = model.curvature, np.asarray(targets)
     assert isinstance(fisher, InverseFisher)
-    start = row_values(problem, before.params, MICROBATCH_SIZE)
+    start = row_values(problem, before.params)
 
     def reached(change: Found) -> float:
         weights = before.values + change.value
         params, _ = from_vectors(before.params, weights, kept, job.order)
-        return missed(problem, start, params, y, MICROBATCH_SIZE)
+        return missed(problem, start, params, y)
 
     lowest, chosen = reached(change), dampings[-1]
     for factor in (10.0, 0.1) if job.targets is None else (10.0,):
@@ -914,10 +914,7 @@ def _measured(
 ) -> float:
     """By how much the loss of the curvature's samples has risen."""
     after, _ = from_vectors(before.params, weights, kept, problem.order)
-    losses = [
-        row_values(problem, params, problem.compute.microbatch_size or MICROBATCH_SIZE)
-        for params in (before.params, after)
-    ]
+    losses = [row_values(problem, params) for params in (before.params, after)]
     return float(np.mean(losses[1] - losses[0], dtype=np.float64))
 
 

@@ -22,7 +22,9 @@ def loss_fn(params: Any, x: jax.Array) -> jax.Array:
     return jnp.mean(jnp.sum(jnp.tanh(x @ params["w"]) ** 2, axis=1))
 
 
-def problem(batch_size: int, number: int, samples: Any = X) -> Problem:
+def problem(
+    batch_size: int, number: int, samples: Any = X, microbatch: int = 8
+) -> Problem:
     masks = init_masks(PARAMS)
     return Problem(
         as_partial(loss_fn),
@@ -32,7 +34,7 @@ def problem(batch_size: int, number: int, samples: Any = X) -> Problem:
         flat_order(masks),
         number,
         batch_size,
-        Compute(),
+        Compute(microbatch_size=microbatch),
     )
 
 
@@ -44,17 +46,15 @@ def test_each_value_is_the_mean_loss_of_its_examples(
     one = np.sum(np.tanh(X @ np.asarray(PARAMS["w"])) ** 2, axis=1)
     expected = one[: m * number].reshape(number, m).mean(axis=1)
     for samples in (X, [X[:6], X[6:]]):
-        found = row_values(problem(m, number, samples), PARAMS, microbatch)
+        found = row_values(problem(m, number, samples, microbatch), PARAMS)
         np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 def test_what_is_missed_is_zero_where_the_targets_are_the_changes() -> None:
     given, after = problem(1, 14), {"w": 0.9 * PARAMS["w"]}
-    start = row_values(given, PARAMS, 8)
-    changes = row_values(given, after, 8) - start
-    assert missed(given, start, after, changes, 8) == 0
-    assert missed(given, start, PARAMS, changes, 8) == pytest.approx(
-        np.mean(changes**2)
-    )
+    start = row_values(given, PARAMS)
+    changes = row_values(given, after) - start
+    assert missed(given, start, after, changes) == 0
+    assert missed(given, start, PARAMS, changes) == pytest.approx(np.mean(changes**2))
     wild = {"w": jnp.full((2, 2), jnp.nan)}
-    assert missed(given, start, wild, changes, 8) == np.inf
+    assert missed(given, start, wild, changes) == np.inf

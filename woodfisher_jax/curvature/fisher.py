@@ -42,7 +42,8 @@ class Surgeon(Sampled):
     damping: float | Literal["auto"] = option(
         1e-5,
         "λ, added to the Fisher's diagonal; auto takes the one by which each gradient "
-        "is best predicted from the others.",
+        "is best predicted from the others, for the joint update also by the losses "
+        "after it.",
         # Within float32, with room for its inverse.
         least=1e-30,
         most=1e30,

@@ -224,15 +224,7 @@ def row_chunks(
     unchecked: deque[_Flags] = deque()
     done = 0
     problem.compute.report("gradients", 0, number)
-    for batch in regroup(problem.samples, groups * m):
-        wanted = min(batch_length(batch) // m, number - done)
-        if wanted == 0:
-            break
-        # A short last chunk is filled up by repetition, to compile only once.
-        index = np.arange(groups * m) % (wanted * m)
-        grouped = jax.tree.map(
-            lambda a, index=index: a[index].reshape(groups, m, *np.shape(a)[1:]), batch
-        )
+    for grouped, wanted in grouped_chunks(problem, groups):
         if parts > 1:
             found = _accumulated(loss, params, masks, grouped, parts, order, mesh)
         else:
@@ -244,8 +236,6 @@ def row_chunks(
         done += wanted
         yield found.rows[:wanted] if wanted < groups else found.rows
         problem.compute.report("gradients", done, number)
-        if done == number:
-            break
     while unchecked:
         _check_finite(unchecked.popleft(), problem, order)
     if done < number:
@@ -254,6 +244,32 @@ def row_chunks(
             f"gradients of batch_size={m} need {number * m}; give more examples or "
             "lower one of the two"
         )
+
+
+def grouped_chunks(problem: Problem, groups: int) -> Iterator[tuple[Batch, int]]:
+    """The examples of N rows, in chunks of so many groups of m.
+
+    A short last chunk is filled up by repetition, to compile only once.
+
+    Yields:
+        A chunk, leaves [groups, m, ...], and how many of its groups are wanted.
+    """
+    m, left = problem.batch_size, problem.num_samples
+    for batch in regroup(problem.samples, groups * m):
+        wanted = min(batch_length(batch) // m, left)
+        if wanted == 0:
+            return
+        index = np.arange(groups * m) % (wanted * m)
+        yield (
+            jax.tree.map(
+                lambda a, index=index: a[index].reshape(groups, m, *np.shape(a)[1:]),
+                batch,
+            ),
+            wanted,
+        )
+        left -= wanted
+        if left == 0:
+            return
 
 
 def chunk_length(

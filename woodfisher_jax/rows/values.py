@@ -8,7 +8,8 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 from jax.tree_util import Partial
 
-from woodfisher_jax.rows.gradients import chunk_length
+from woodfisher_jax.rows.gradients import chunk_length, grouped_chunks
+from woodfisher_jax.rows.memory_plan import MICROBATCH_SIZE
 from woodfisher_jax.rows.problem import Problem
 from woodfisher_jax.rows.sharding import (
     AXIS,
@@ -18,31 +19,23 @@ from woodfisher_jax.rows.sharding import (
     shard_rows,
 )
 from woodfisher_jax.trees.paths import Params
-from woodfisher_jax.trees.samples import Batch, batch_length, regroup
+from woodfisher_jax.trees.samples import Batch
 
 
-def row_values(problem: Problem, params: Params, microbatch_size: int) -> np.ndarray:
+def row_values(problem: Problem, params: Params) -> np.ndarray:
     """The loss of each row's m examples at other parameters, [N].
 
     Args:
         problem: The loss and its samples.
         params: Where the loss is evaluated.
-        microbatch_size: Most examples at once on a device.
     """
     mesh, m, number = problem.compute.mesh, problem.batch_size, problem.num_samples
     loss, params = replicate((problem.loss_fn, params), mesh)
     devices = num_devices(mesh)
-    groups = devices * chunk_length(number, m, microbatch_size, devices)
+    most = problem.compute.microbatch_size or MICROBATCH_SIZE
+    groups = devices * chunk_length(number, m, most, devices)
     found: list[np.ndarray] = []
-    for batch in regroup(problem.samples, groups * m):
-        wanted = min(batch_length(batch) // m, number - sum(map(len, found)))
-        if wanted == 0:
-            break
-        # A short last chunk is filled up by repetition, to compile only once.
-        index = np.arange(groups * m) % (wanted * m)
-        grouped = jax.tree.map(
-            lambda a, index=index: a[index].reshape(groups, m, *np.shape(a)[1:]), batch
-        )
+    for grouped, wanted in grouped_chunks(problem, groups):
         values = _values(loss, params, shard_rows(grouped, mesh), mesh)
         found.append(np.asarray(replicate(values, mesh))[:wanted])
     return np.concatenate(found)
@@ -59,11 +52,7 @@ def _values(
 
 
 def missed(
-    problem: Problem,
-    start: np.ndarray,
-    params: Params,
-    targets: np.ndarray,
-    microbatch_size: int,
+    problem: Problem, start: np.ndarray, params: Params, targets: np.ndarray
 ) -> float:
     """How far a step is from what it was to do, on the samples of its rows.
 
@@ -74,11 +63,10 @@ def missed(
         start: ℓ(w), [N].
         params: w'.
         targets: y, [N]; zero where the losses are to stay.
-        microbatch_size: Most examples at once on a device.
 
     Returns:
         A number that is lower after a better step; infinite if a loss is not finite.
     """
-    values = row_values(problem, params, microbatch_size)
+    values = row_values(problem, params)
     found = float(np.mean(np.square(values - start - targets)))
     return found if math.isfinite(found) else math.inf
