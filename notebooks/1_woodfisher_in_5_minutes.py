@@ -220,7 +220,7 @@ axes.text(90, dense_top1 + 1, "dense", ha="right")
 axes.set(
     xlabel="weights pruned, %",
     ylabel="top-1, %",
-    title="Digits, pruned in one step, not retrained (mean and range of 3 networks)",
+    title="Digits, pruned and not retrained (mean and range of 3 networks)",
     xticks=percent,
 )
 axes.title.set_size("medium")
