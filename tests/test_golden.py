@@ -87,7 +87,13 @@ def run(weights, examples, layout: str, **options):
 @pytest.mark.parametrize("layout", ["torch", "flax"])
 def test_the_original_s_masks_and_weights(golden, weights, examples, layout) -> None:
     new_weights, masks, info = run(
-        weights, examples, layout, sparsity=0.95, damping=DAMPING, block_size=2000
+        weights,
+        examples,
+        layout,
+        method="woodfisherblock",
+        sparsity=0.95,
+        damping=DAMPING,
+        block_size=2000,
     )
     assert info.num_samples == 100
     assert info.nonzero == 1_618
@@ -222,6 +228,7 @@ def test_the_original_s_formulas_in_float64(
         weights,
         examples,
         layout,
+        method="woodfisherblock",
         sparsity=sparsity,
         scope=scope,
         damping=DAMPING,
