@@ -38,6 +38,7 @@ from woodfisher_jax.selection import patterns
 from woodfisher_jax.selection.goal import Goal
 from woodfisher_jax.stages import matching
 from woodfisher_jax.stages.damping_search import prune_searched
+from woodfisher_jax.stages.layerwise import prune_layerwise
 from woodfisher_jax.stages.matching import prune_matched
 from woodfisher_jax.stages.outputs import prune_outputs
 from woodfisher_jax.step import Step, step
@@ -104,6 +105,7 @@ __all__ = [
     "plan_pruning",
     "projections",
     "prune",
+    "prune_layerwise",
     "prune_masked",
     "prune_matched",
     "prune_outputs",

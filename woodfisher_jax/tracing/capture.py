@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Jaxpr, Literal
 
+from woodfisher_jax.tracing.flat import bind
 from woodfisher_jax.tracing.layers import (
     PRODUCTS,
     Convolution,
@@ -116,12 +117,12 @@ def _evaluate(
         if here in products:
             _check_there(equation, products[here])
             seen[here] = inputs[1 - products[here].side]
-            outputs = [_bind(equation, inputs)[0] + noise[here]]
+            outputs = [bind(equation, inputs)[0] + noise[here]]
         elif any(other[: len(here)] == here for other in products):
             inner, constants = called(equation)
             outputs = _evaluate(inner, constants, inputs, here, products, noise, seen)
         else:
-            outputs = _bind(equation, inputs)
+            outputs = bind(equation, inputs)
         known.update(zip(equation.outvars, outputs, strict=True))
     return [read(atom) for atom in jaxpr.outvars]
 
@@ -133,16 +134,6 @@ def _check_there(equation: Any, product: Product) -> None:
             f"products: the layer of {product.path!r} is not where it was found; "
             "expected the function and the shapes that find_uses was called with"
         )
-
-
-def _bind(equation: Any, inputs: Sequence[Any]) -> list[Any]:
-    """Evaluates one equation."""
-    # Older versions of JAX return functions and settings, newer ones settings only.
-    bound = equation.primitive.get_bind_params(equation.params)
-    functions, settings = bound if isinstance(bound, tuple) else ((), bound)
-    with equation.ctx.manager:
-        outputs = equation.primitive.bind(*functions, *inputs, **settings)
-    return list(outputs) if equation.primitive.multiple_results else [outputs]
 
 
 # ------------------------------------------------------------------------------- rows

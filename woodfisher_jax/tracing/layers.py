@@ -19,8 +19,8 @@ Position = tuple[int, ...]
 """An equation of a jaxpr: one index for each level of nested calls."""
 
 View = tuple
-"""One of ("transpose", axes), ("reshape", shape), ("flip", axes) and ("broadcast",
-shape, axes): the same numbers in other positions."""
+"""One of ("transpose", axes), ("reshape", shape), ("flip", axes), ("broadcast", shape,
+axes) and ("slice", starts, stops, strides): the same numbers in other positions."""
 
 
 class Dot(NamedTuple):
@@ -239,7 +239,7 @@ def _walk(
             outputs = [_multiplied(equation, inputs, here, rule, found)]
         elif name in _SAME and len(inputs) == len(equation.outvars):
             outputs = inputs
-        elif name in (*_RESHAPES, "transpose", "rev") and len(inputs) == 1:
+        elif name in (*_RESHAPES, "transpose", "rev", "slice") and len(inputs) == 1:
             outputs = [_placed(equation, inputs[0])]
         else:
             outputs = _computed(equation, inputs, found)
@@ -366,6 +366,14 @@ def _placed(equation: Any, value: _Value) -> _Value:
         view = ("transpose", tuple(settings["permutation"]))
     elif name == "rev":
         view = ("flip", tuple(settings["dimensions"]))
+    elif name == "slice":
+        strides = settings["strides"] or (1,) * len(old)
+        view = (
+            "slice",
+            tuple(settings["start_indices"]),
+            tuple(settings["limit_indices"]),
+            tuple(strides),
+        )
     elif name == "broadcast_in_dim":
         view = ("broadcast", tuple(new), tuple(settings["broadcast_dimensions"]))
     elif settings.get("dimensions") is not None and name == "reshape":
@@ -411,6 +419,8 @@ def view_entries(shape: tuple[int, ...], views: Sequence[View]) -> np.ndarray:
             entries = np.transpose(entries, settings[0])
         elif kind == "flip":
             entries = np.flip(entries, settings[0])
+        elif kind == "slice":
+            entries = entries[tuple(map(slice, *settings))]
         elif kind == "reshape":
             entries = entries.reshape(settings[0])
         else:

@@ -1,0 +1,250 @@
+"""Layer-wise pruning: the outputs of one layer stay near what they were.
+
+For a layer with inputs x and weights W [outputs, inputs] the new weights P minimise
+
+    E ‖P x - W z‖² + λ' ‖P - W‖²
+
+with as many zeros as asked for, where z are the inputs of the unpruned network and x
+those of the network pruned so far (z = x in most of the literature). With
+
+    A = E[x xᵀ] + λ' I,    B = W (E[z xᵀ] + λ' I)
+
+that is ``tr(P A Pᵀ) - 2 tr(P Bᵀ)`` and a constant. Given which weights are zero it is
+least squares for each output; which are zero is found by the alternating direction
+method of multipliers (ADMM).
+
+Frantar & Alistarh 2023 (SparseGPT, arXiv:2301.00774) pose the problem; Boža 2024
+(arXiv:2401.02938) and Meng et al. 2024 (ALPS, arXiv:2406.07831) use ADMM.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from woodfisher_jax.equations.fisher import matmul
+
+
+def layer_error(weights: jax.Array, pruned: jax.Array, moment: jax.Array) -> jax.Array:
+    """Relative error of a layer's outputs, ``tr(D A Dᵀ) / tr(W A Wᵀ)``, D = W - P.
+
+    Args:
+        weights: W, [groups, outputs, inputs].
+        pruned: P, of the same shape.
+        moment: A = E[x xᵀ], [groups, inputs, inputs].
+
+    Returns:
+        A scalar; 0 for a layer whose outputs are all zero.
+    """
+
+    def energy(matrix: jax.Array) -> jax.Array:
+        return jnp.sum(matmul(matrix, moment) * matrix)
+
+    whole = energy(weights)
+    return energy(weights - pruned) / jnp.where(whole > 0, whole, 1.0)
+
+
+def keep_most(scores: jax.Array, kept: jax.Array, allowed: jax.Array) -> jax.Array:
+    """Marks the ``kept`` highest of some scores; of equal ones the first.
+
+    Their threshold is found bit by bit, which takes 31 passes and no sort.
+
+    Args:
+        scores: Not negative, any shape.
+        kept: How many, at most as many as are allowed; a scalar.
+        allowed: Which of them may stay, bool, of the same shape.
+    """
+    # The bits of floats that are not negative are in the order of their values.
+    bits = jax.lax.bitcast_convert_type(scores.astype(jnp.float32), jnp.int32)
+    bits = jnp.where(allowed, bits, -1)
+
+    def tighter(place: jax.Array, threshold: jax.Array) -> jax.Array:
+        candidate = threshold | jnp.left_shift(jnp.int32(1), 30 - place)
+        return jnp.where(jnp.sum(bits >= candidate) >= kept, candidate, threshold)
+
+    threshold = jax.lax.fori_loop(0, 31, tighter, jnp.int32(0))
+    above = bits > threshold
+    tied = (bits == threshold).reshape(-1)
+    room = kept - jnp.sum(above)
+    first = (tied & (jnp.cumsum(tied) <= room)).reshape(scores.shape)
+    return above | first
+
+
+def keep_of_each(scores: jax.Array, kept: int, size: int) -> jax.Array:
+    """Marks the ``kept`` highest of each ``size`` consecutive scores of the last axis.
+
+    Args:
+        scores: Any shape; its last axis is a multiple of ``size``.
+        kept: N.
+        size: M.
+    """
+    parts = scores.reshape(*scores.shape[:-1], -1, size)
+    mine, other = parts[..., :, None], parts[..., None, :]
+    before = jnp.arange(size)[None, :] < jnp.arange(size)[:, None]
+    ahead = jnp.sum((other > mine) | ((other == mine) & before), axis=-1)
+    return (ahead < kept).reshape(scores.shape)
+
+
+def least_squares_on(
+    support: jax.Array,
+    start: jax.Array,
+    moment: jax.Array,
+    wanted: jax.Array,
+    steps: int,
+) -> jax.Array:
+    """Lowers ``tr(P A Pᵀ) - 2 tr(P Bᵀ)`` over the weights of a support.
+
+    Conjugate gradients for all outputs at once, each with its own step length,
+    preconditioned by the diagonal of A. An output whose residual is zero stays.
+
+    Args:
+        support: Which weights may differ from zero, bool [groups, outputs, inputs].
+        start: P, zero outside of the support, of the same shape.
+        moment: A, [groups, inputs, inputs], positive definite.
+        wanted: B, [groups, outputs, inputs].
+        steps: Number of steps; 0 returns ``start``.
+    """
+    diagonal = jnp.diagonal(moment, axis1=1, axis2=2)[:, None, :]
+    residual = (wanted - matmul(start, moment)) * support
+    scaled = residual / diagonal
+
+    def dot(a: jax.Array, b: jax.Array) -> jax.Array:
+        return jnp.sum(a * b, axis=-1, keepdims=True)
+
+    def ratio(a: jax.Array, b: jax.Array) -> jax.Array:
+        return jnp.where(b > 0, a / jnp.where(b > 0, b, 1.0), 0.0)
+
+    State = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
+
+    def step(_: int, state: State) -> State:
+        found, residual, direction, size = state
+        image = matmul(direction, moment)
+        length = ratio(size, dot(direction, image))
+        found = found + length * direction
+        residual = residual - length * image * support
+        scaled = residual / diagonal
+        new = dot(residual, scaled)
+        return found, residual, scaled + ratio(new, size) * direction, new
+
+    state = (start, residual, scaled, dot(residual, scaled))
+    return jax.lax.fori_loop(0, steps, step, state)[0]
+
+
+Keep = Callable[[jax.Array], jax.Array]
+"""From scores [groups, outputs, inputs] to which weights stay."""
+
+
+def split_weights(
+    weights: jax.Array,
+    moment: jax.Array,
+    wanted: jax.Array,
+    keep: Keep,
+    penalties: jax.Array,
+    rounds: int,
+) -> tuple[jax.Array, jax.Array]:
+    """Which weights of a layer stay, by ADMM.
+
+    Minimises over P and a sparse Z with P = Z; U are the multipliers:
+
+        Z = the best of P + U / ρ,   U ← U + ρ (P - Z),
+        P = (B + ρ Z - U) (A + ρ I)⁻¹
+
+    Args:
+        weights: Where P starts, [groups, outputs, inputs].
+        moment: A, [groups, inputs, inputs], with a diagonal near 1.
+        wanted: B, of the shape of ``weights``.
+        keep: The choice of weights by their size.
+        penalties: ρ, a rising sequence [stages].
+        rounds: Rounds with each of them.
+
+    Returns:
+        Z, sparse, and which of its weights stay, of the shape of ``weights``.
+    """
+    identity = jnp.eye(moment.shape[-1], dtype=moment.dtype)
+
+    def stage(
+        state: tuple[jax.Array, jax.Array], penalty: jax.Array
+    ) -> tuple[tuple[jax.Array, jax.Array], None]:
+        lower = jnp.linalg.cholesky(moment + penalty * identity)
+        half = jax.scipy.linalg.solve_triangular(
+            lower, jnp.broadcast_to(identity, lower.shape), lower=True
+        )
+        inverse = matmul(jnp.swapaxes(half, 1, 2), half)
+
+        def one(
+            _: int, state: tuple[jax.Array, jax.Array]
+        ) -> tuple[jax.Array, jax.Array]:
+            found, multipliers = state
+            target = found + multipliers / penalty
+            sparse = jnp.where(keep(jnp.abs(target)), target, 0.0)
+            multipliers = multipliers + penalty * (found - sparse)
+            found = matmul(wanted + penalty * sparse - multipliers, inverse)
+            return found, multipliers
+
+        return jax.lax.fori_loop(0, rounds, one, state), None
+
+    (found, multipliers), _ = jax.lax.scan(
+        stage, (weights, jnp.zeros_like(weights)), penalties
+    )
+    target = found + multipliers / penalties[-1]
+    mask = keep(jnp.abs(target))
+    return jnp.where(mask, target, 0.0), mask
+
+
+@partial(jax.jit, static_argnames=("pattern", "rounds", "polish"))
+def pruned_layer(
+    weights: jax.Array,
+    moment: jax.Array,
+    cross: jax.Array,
+    allowed: jax.Array,
+    kept: jax.Array,
+    damping: jax.Array,
+    penalties: jax.Array,
+    *,
+    pattern: tuple[int, int] | None = None,
+    rounds: int,
+    polish: int,
+) -> tuple[jax.Array, jax.Array]:
+    """Prunes one layer so that its outputs stay near what they were.
+
+    The inputs are scaled to unit second moment, ADMM chooses the weights
+    (:func:`split_weights`), and conjugate gradients fit them
+    (:func:`least_squares_on`).
+
+    Args:
+        weights: W, [groups, outputs, inputs].
+        moment: E[x xᵀ], [groups, inputs, inputs].
+        cross: E[z xᵀ], of the same shape; equal to ``moment`` for z = x.
+        allowed: Which weights may stay, bool, of the shape of ``weights``.
+        kept: How many stay; without a pattern.
+        damping: λ' relative to the mean of A's diagonal.
+        penalties: ρ of ADMM, rising; in units of A's diagonal.
+        pattern: (N, M): N of each M consecutive inputs stay; default none.
+        rounds: Rounds of ADMM with each ρ.
+        polish: Steps of conjugate gradients.
+
+    Returns:
+        New weights and their mask.
+    """
+    identity = jnp.eye(moment.shape[-1], dtype=moment.dtype)
+    diagonal = jnp.diagonal(moment, axis1=1, axis2=2)
+    mean = jnp.mean(diagonal, axis=1)[:, None, None]
+    # Of inputs that are all zero nothing is known: their weights go first.
+    ridge = damping * jnp.where(mean > 0, mean, 1.0) * identity
+    damped = moment + ridge
+    scale = jnp.sqrt(jnp.diagonal(damped, axis1=1, axis2=2))[:, None, :]
+    scaled_moment = damped / scale / jnp.swapaxes(scale, 1, 2)
+    wanted = matmul(weights, cross + ridge) / scale
+
+    def keep(scores: jax.Array) -> jax.Array:
+        if pattern is None:
+            return keep_most(scores, kept, allowed)
+        ranked = jnp.where(allowed, scores, -1.0)
+        return keep_of_each(ranked, *pattern) & allowed
+
+    sparse, mask = split_weights(
+        weights * scale, scaled_moment, wanted, keep, penalties, rounds
+    )
+    fitted = least_squares_on(mask, sparse, scaled_moment, wanted, polish)
+    return fitted / scale, mask

@@ -1,0 +1,112 @@
+"""A function as one flat list of equations: calls opened, stacked layers laid out."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+
+from woodfisher_jax.tracing.layers import CALLS, called, contains_product
+from woodfisher_jax.trees.paths import Params
+
+
+def bind(equation: Any, inputs: Sequence[Any]) -> list[Any]:
+    """Evaluates one equation."""
+    # Older versions of JAX return functions and settings, newer ones settings only.
+    bound = equation.primitive.get_bind_params(equation.params)
+    functions, settings = bound if isinstance(bound, tuple) else ((), bound)
+    with equation.ctx.manager:
+        outputs = equation.primitive.bind(*functions, *inputs, **settings)
+    return list(outputs) if equation.primitive.multiple_results else [outputs]
+
+
+def flattened(
+    f: Callable[[Params, Any], Any], params: Params, batch: Any
+) -> Callable[[Params, Any], list[Any]]:
+    """The same function without calls around its layers, and without their loops.
+
+    A ``jit``, ``remat`` or function with a derivative rule of its own that contains a
+    product is replaced by its equations; a ``scan`` over stacked weights by those of
+    every round, with slices of the weights. What has no product in it stays.
+
+    Args:
+        f: (params, batch) -> any pytree of arrays.
+        params: Any pytree of arrays or ``jax.ShapeDtypeStruct``.
+        batch: The same; the result is for these shapes only.
+
+    Returns:
+        (params, batch) -> the leaves of what ``f`` returns.
+    """
+    closed = jax.make_jaxpr(f)(params, batch)
+    number = len(jax.tree.leaves(params))
+    weights = [i < number for i in range(len(closed.jaxpr.invars))]
+
+    def flat(params: Params, batch: Any) -> list[Any]:
+        values = jax.tree.leaves((params, batch))
+        outputs, _ = _evaluate(closed.jaxpr, closed.consts, values, weights)
+        return outputs
+
+    return flat
+
+
+def _evaluate(
+    jaxpr: Jaxpr, consts: Sequence[Any], values: Sequence[Any], weights: Sequence[bool]
+) -> tuple[list[Any], list[bool]]:
+    """Evaluates a jaxpr; ``weights`` says which values come from parameters alone."""
+    known = dict(zip(jaxpr.constvars, ((c, False) for c in consts), strict=True))
+    known |= zip(jaxpr.invars, zip(values, weights, strict=True), strict=True)
+
+    def read(atom: Any) -> tuple[Any, bool]:
+        return (atom.val, False) if isinstance(atom, Literal) else known[atom]
+
+    for equation in jaxpr.eqns:
+        arguments = [read(atom) for atom in equation.invars]
+        inputs = [value for value, _ in arguments]
+        own = [weight for _, weight in arguments]
+        name = equation.primitive.name
+        if name in CALLS and contains_product(equation):
+            inner, constants = called(equation)
+            outputs, weight = _evaluate(inner, constants, inputs, own)
+        elif name == "scan" and _stacked(equation, own) and contains_product(equation):
+            outputs = _unrolled(equation, inputs, own)
+            weight = [False] * len(outputs)
+        else:
+            outputs = bind(equation, inputs)
+            weight = [bool(own) and all(own)] * len(outputs)
+        known.update(
+            zip(equation.outvars, zip(outputs, weight, strict=True), strict=True)
+        )
+    found = [read(atom) for atom in jaxpr.outvars]
+    return [value for value, _ in found], [weight for _, weight in found]
+
+
+def _stacked(equation: Any, weights: Sequence[bool]) -> bool:
+    """Whether a scan runs over parameters."""
+    settings = equation.params
+    return any(weights[settings["num_consts"] + settings["num_carry"] :])
+
+
+def _unrolled(
+    equation: Any, inputs: Sequence[Any], weights: Sequence[bool]
+) -> list[Any]:
+    """The results of a scan, round by round."""
+    settings = equation.params
+    body: ClosedJaxpr = settings["jaxpr"]
+    first, second = settings["num_consts"], settings["num_carry"]
+    constants, carry = list(inputs[:first]), list(inputs[first : first + second])
+    stacks = inputs[first + second :]
+    own = list(weights)
+    rounds = range(settings["length"])
+    rows = []
+    for i in reversed(rounds) if settings["reverse"] else rounds:
+        parts = [jax.lax.index_in_dim(stack, i, keepdims=False) for stack in stacks]
+        # What is carried comes from the batch after the first round, if not before.
+        outputs, changed = _evaluate(
+            body.jaxpr, body.consts, [*constants, *carry, *parts], own
+        )
+        carry, own[first : first + second] = outputs[:second], changed[:second]
+        rows.append(outputs[second:])
+    if settings["reverse"]:
+        rows.reverse()
+    results = [jax.numpy.stack(column) for column in zip(*rows, strict=True)]
+    return [*carry, *results]
