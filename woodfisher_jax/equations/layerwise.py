@@ -45,30 +45,65 @@ def layer_error(weights: jax.Array, pruned: jax.Array, moment: jax.Array) -> jax
     return energy(weights - pruned) / jnp.where(whole > 0, whole, 1.0)
 
 
+SAMPLE = 2**16
+"""Scores that a threshold is estimated from, where it need not be exact."""
+
+
+def threshold_of(bits: jax.Array, kept: jax.Array) -> jax.Array:
+    """The highest number that at least ``kept`` of some numbers reach, bit by bit.
+
+    This takes 31 passes and no sort.
+
+    Args:
+        bits: int32, those below 0 do not count.
+        kept: A scalar.
+    """
+
+    def tighter(place: jax.Array, threshold: jax.Array) -> jax.Array:
+        candidate = threshold | jnp.left_shift(jnp.int32(1), 30 - place)
+        return jnp.where(jnp.sum(bits >= candidate) >= kept, candidate, threshold)
+
+    return jax.lax.fori_loop(0, 31, tighter, jnp.int32(0))
+
+
+def _ranked(scores: jax.Array, allowed: jax.Array) -> jax.Array:
+    """Scores as whole numbers in the same order; -1 for those not allowed."""
+    # The bits of floats that are not negative are in the order of their values.
+    bits = jax.lax.bitcast_convert_type(scores.astype(jnp.float32), jnp.int32)
+    return jnp.where(allowed, bits, -1)
+
+
 def keep_most(scores: jax.Array, kept: jax.Array, allowed: jax.Array) -> jax.Array:
     """Marks the ``kept`` highest of some scores; of equal ones the first.
-
-    Their threshold is found bit by bit, which takes 31 passes and no sort.
 
     Args:
         scores: Not negative, any shape.
         kept: How many, at most as many as are allowed; a scalar.
         allowed: Which of them may stay, bool, of the same shape.
     """
-    # The bits of floats that are not negative are in the order of their values.
-    bits = jax.lax.bitcast_convert_type(scores.astype(jnp.float32), jnp.int32)
-    bits = jnp.where(allowed, bits, -1)
-
-    def tighter(place: jax.Array, threshold: jax.Array) -> jax.Array:
-        candidate = threshold | jnp.left_shift(jnp.int32(1), 30 - place)
-        return jnp.where(jnp.sum(bits >= candidate) >= kept, candidate, threshold)
-
-    threshold = jax.lax.fori_loop(0, 31, tighter, jnp.int32(0))
+    bits = _ranked(scores, allowed)
+    threshold = threshold_of(bits, kept)
     above = bits > threshold
     tied = (bits == threshold).reshape(-1)
     room = kept - jnp.sum(above)
     first = (tied & (jnp.cumsum(tied) <= room)).reshape(scores.shape)
     return above | first
+
+
+def keep_about(scores: jax.Array, kept: jax.Array, allowed: jax.Array) -> jax.Array:
+    """Marks about the ``kept`` highest of some scores, by a sample of them.
+
+    Args:
+        scores: As for :func:`keep_most`.
+        kept: The same.
+        allowed: The same.
+    """
+    bits = _ranked(scores, allowed)
+    # An odd stride, so that the sample goes through all rows and columns.
+    stride = max(1, scores.size // SAMPLE) | 1
+    sample = bits.reshape(-1)[::stride]
+    share = kept / scores.size * sample.size
+    return bits >= jnp.maximum(threshold_of(sample, share), 0)
 
 
 def keep_of_each(scores: jax.Array, kept: int, size: int) -> jax.Array:
@@ -140,6 +175,7 @@ def split_weights(
     moment: jax.Array,
     wanted: jax.Array,
     keep: Keep,
+    about: Keep,
     penalties: jax.Array,
     rounds: int,
 ) -> tuple[jax.Array, jax.Array]:
@@ -155,6 +191,7 @@ def split_weights(
         moment: A, [groups, inputs, inputs], with a diagonal near 1.
         wanted: B, of the shape of ``weights``.
         keep: The choice of weights by their size.
+        about: The same, or nearly: for all rounds but the last.
         penalties: ρ, a rising sequence [stages].
         rounds: Rounds with each of them.
 
@@ -177,7 +214,7 @@ def split_weights(
         ) -> tuple[jax.Array, jax.Array]:
             found, multipliers = state
             target = found + multipliers / penalty
-            sparse = jnp.where(keep(jnp.abs(target)), target, 0.0)
+            sparse = jnp.where(about(jnp.abs(target)), target, 0.0)
             multipliers = multipliers + penalty * (found - sparse)
             found = matmul(wanted + penalty * sparse - multipliers, inverse)
             return found, multipliers
@@ -197,6 +234,7 @@ def pruned_layer(
     weights: jax.Array,
     moment: jax.Array,
     cross: jax.Array,
+    importance: jax.Array,
     allowed: jax.Array,
     kept: jax.Array,
     damping: jax.Array,
@@ -216,6 +254,8 @@ def pruned_layer(
         weights: W, [groups, outputs, inputs].
         moment: E[x xᵀ], [groups, inputs, inputs].
         cross: E[z xᵀ], of the same shape; equal to ``moment`` for z = x.
+        importance: How much an error of each output counts, [groups, outputs]: rows of
+            the error are multiplied by it before they are squared.
         allowed: Which weights may stay, bool, of the shape of ``weights``.
         kept: How many stay; without a pattern.
         damping: λ' relative to the mean of A's diagonal.
@@ -235,16 +275,23 @@ def pruned_layer(
     damped = moment + ridge
     scale = jnp.sqrt(jnp.diagonal(damped, axis1=1, axis2=2))[:, None, :]
     scaled_moment = damped / scale / jnp.swapaxes(scale, 1, 2)
-    wanted = matmul(weights, cross + ridge) / scale
+    rows = importance[:, :, None]
+    wanted = rows * matmul(weights, cross + ridge) / scale
 
-    def keep(scores: jax.Array) -> jax.Array:
+    def keep(scores: jax.Array, choose: Callable[..., jax.Array]) -> jax.Array:
         if pattern is None:
-            return keep_most(scores, kept, allowed)
+            return choose(scores, kept, allowed)
         ranked = jnp.where(allowed, scores, -1.0)
         return keep_of_each(ranked, *pattern) & allowed
 
     sparse, mask = split_weights(
-        weights * scale, scaled_moment, wanted, keep, penalties, rounds
+        rows * weights * scale,
+        scaled_moment,
+        wanted,
+        partial(keep, choose=keep_most),
+        partial(keep, choose=keep_about),
+        penalties,
+        rounds,
     )
     fitted = least_squares_on(mask, sparse, scaled_moment, wanted, polish)
-    return fitted / scale, mask
+    return fitted / scale / rows, mask

@@ -16,7 +16,10 @@ from woodfisher_jax.equations.layerwise import layer_error, pruned_layer
 from woodfisher_jax.options import OptionError, Options, option
 from woodfisher_jax.rows.compute import watched
 from woodfisher_jax.rows.inputs import check_params
+from woodfisher_jax.rows.projections import METRICS
+from woodfisher_jax.selection.goal import SCOPES
 from woodfisher_jax.selection.patterns import GroupNames, Pattern, groups_of, parse
+from woodfisher_jax.stages.sensitivity import Sensitivity, sensitivities
 from woodfisher_jax.tracing.axes import find_axes
 from woodfisher_jax.tracing.capture import input_rows, weight_entries
 from woodfisher_jax.tracing.layers import Convolution, Other, Product, Use
@@ -35,20 +38,57 @@ from woodfisher_jax.trees.paths import Params, leaves_by_path, replace_leaves
 from woodfisher_jax.trees.samples import num_examples, regroup, shapes_of
 
 
-PENALTIES = (0.1, 0.3, 1.0, 3.0)
+PENALTIES = (0.3, 1.0)
 """ρ of ADMM in turn, in units of the second moment of an input."""
+
+
+AIMS = ("network", "layer")
+"""What a layer's outputs are to be near to."""
+
+
+ADAM = optax.scale_by_adam()
 
 
 @dataclasses.dataclass(frozen=True)
 class Layerwise(Options):
     """How layers are pruned one after another."""
 
+    scope: str = option(
+        "layer",
+        "layer (the sparsity in each layer) or global (over all layers, by what their "
+        "outputs mean to those of the network).",
+        choices=SCOPES,
+    )
+    spread: float = option(
+        0.2,
+        "With scope='global': how far the sparsity of a layer may be from that of all.",
+        least=0,
+        most=1,
+    )
+    sensitivity_examples: int = option(
+        8,
+        "With scope='global': examples that tell what a layer's outputs mean.",
+        least=1,
+    )
+    metric: str = option(
+        "identity",
+        "With scope='global': of the network's outputs, identity or softmax (of "
+        "logits).",
+        choices=METRICS,
+    )
+    seed: int = option(0, "With scope='global': of random projections of the outputs.")
     damping: float = option(
         0.01,
         "Added to the second moments of a layer's inputs, in units of their mean.",
         least=0,
     )
-    rounds: int = option(6, "Rounds of ADMM with each of four penalties.", least=1)
+    aim: str = option(
+        "network",
+        "network (a layer's outputs are to be those in the unpruned network) or layer "
+        "(those of the unpruned layer on the same inputs).",
+        choices=AIMS,
+    )
+    rounds: int = option(8, "Rounds of ADMM with each of two penalties.", least=1)
     polish: int = option(
         8, "Steps of conjugate gradients on the weights that stay.", least=0
     )
@@ -69,6 +109,15 @@ class Layerwise(Options):
         "Learning rate of the repair at its start, relative to the weights of a "
         "tensor; it falls to zero.",
         above=0,
+    )
+    distil: int = option(
+        0,
+        "Passes over the inputs at the end in which all weights that stay are moved so "
+        "that the network's outputs are those of the unpruned one.",
+        least=0,
+    )
+    distil_rate: float = option(
+        1e-3, "Learning rate of these passes, as ``repair_rate``.", above=0
     )
     batch_size: int = option(
         4, "Most examples that pass through the network at once.", least=1
@@ -197,7 +246,8 @@ def prune_layerwise(
     check_masks(params, masks)
     level = _level(sparsity, rule)
     layers = _layers(program, masks, axes, rule)
-    work = _Work(program, params, masks, batches, layers, level, rule, settings)
+    work = _Work(program, params, masks, batches, layers, rule, settings)
+    work.allocate(level)
     return work.run(progress)
 
 
@@ -353,6 +403,53 @@ def _plain(product: Product) -> Product:
     return product._replace(path="", position=(), views=(), rule="")
 
 
+def _scores(leaf: Any, layer: _Layer, found: Sensitivity) -> np.ndarray:
+    """What each weight of a layer is worth to the outputs of the network [weights].
+
+    ``w_oi² E[g_o²] E[x_i²]``: the diagonal of the layer's Kronecker factors.
+    """
+    weights = np.asarray(leaf).reshape(-1)[layer.entries].astype(np.float32)
+    g = np.asarray(found.outputs)[layer.groups][:, :, None]
+    x = np.asarray(found.inputs)[layer.groups][:, layer.columns][:, None, :]
+    return (np.square(weights) * g * x).reshape(-1)
+
+
+def _shared_out(scores: list[np.ndarray], level: float, spread: float) -> list[int]:
+    """How many weights of each layer stay, by one threshold for all layers.
+
+    Args:
+        scores: Of each layer, [weights].
+        level: Sparsity of all together.
+        spread: How far the sparsity of a layer may be from it.
+    """
+    sizes = np.array([len(layer) for layer in scores])
+    least = np.array([num_kept(n, min(level + spread, 1.0)) for n in sizes])
+    most = np.array([num_kept(n, max(level - spread, 0.0)) for n in sizes])
+    goal = num_kept(int(sizes.sum()), level)
+    rising = [np.sort(layer) for layer in scores]
+
+    def counts(threshold: float) -> np.ndarray:
+        above = [len(s) - np.searchsorted(s, threshold, "right") for s in rising]
+        return np.clip(above, least, most)
+
+    low, high = 1e-45, max(float(s[-1]) for s in rising)
+    for _ in range(100):
+        middle = float(np.sqrt(low) * np.sqrt(high))
+        low, high = (middle, high) if counts(middle).sum() > goal else (low, middle)
+    found = counts(high)
+    # What ties at the threshold leave over goes to the largest layers with room.
+    for i in np.argsort(-sizes):
+        found[i] += min(most[i] - found[i], goal - int(found.sum()))
+    return [int(n) for n in found]
+
+
+def _importance(squares: np.ndarray) -> np.ndarray:
+    """Weights of a layer's outputs, √E[g²] with mean square 1 [groups, outputs]."""
+    mean = np.mean(squares) or 1.0
+    # An output that means nothing still gets a solution.
+    return np.sqrt(np.maximum(squares / mean, 1e-6)).astype(np.float32)
+
+
 # --------------------------------------------------------------------------- the work
 
 
@@ -366,12 +463,11 @@ class _Work:
         masks: Masks,
         batches: list[Any],
         layers: dict[Product, list[_Layer]],
-        level: float,
         rule: Pattern | None,
         settings: Layerwise,
     ) -> None:
         self.program, self.params, self.settings = program, params, settings
-        self.layers, self.level, self.rule = layers, level, rule
+        self.layers, self.rule = layers, rule
         self.original = leaves_by_path(params)
         self.leaves: dict[str, Any] = dict(self.original)
         self.masks = {path: np.array(mask) for path, mask in masks.items()}
@@ -379,18 +475,50 @@ class _Work:
         every = [u for uses in program.uses.values() for u in uses]
         stages = program.stages(u for u in every if isinstance(u, Product))
         self.stages = [[p for p in stage if p in layers] for stage in stages]
+        self.first = next(stage for stage in self.stages if stage)
         while not self.stages[-1]:
             self.stages.pop()
         targets = [
             tuple(dict.fromkeys(program.operand(p) for p in stage)) for stage in stages
         ]
         targets.append(tuple(v for v in program.jaxpr.outvars if v in program.varies))
-        self.segments = program.segments(targets[: len(self.stages) + 1])
+        self.segments = program.segments(targets)
         live = [jax.tree.leaves(batch) for batch in batches]
+        self.batches = list(live)
+        self.distances: list[float] = []
         self.sparse: list[Any] = live
         self.dense: list[Any] = list(live)
         self.results: list[LayerResult] = []
+        self.found: dict[Product, Sensitivity] = {}
         self.seconds = dict.fromkeys(("inputs", "weights", "repair"), 0.0)
+
+    def allocate(self, level: float) -> None:
+        """Decides how many weights of each layer stay."""
+        every = [(p, layer) for p, layers in self.layers.items() for layer in layers]
+        sizes = [layer.entries.size for _, layer in every]
+        counts = [num_kept(size, level) for size in sizes]
+        if self.settings.scope == "global" and self.rule is None:
+            start = time.perf_counter()
+            number = len(jax.tree.leaves(self.sparse[0])[0])
+            some = -(-self.settings.sensitivity_examples // number)
+            self.found = sensitivities(
+                self.program,
+                list(self.layers),
+                self.original,
+                self.sparse[:some],
+                self.settings.metric,
+                self.settings.seed,
+            )
+            scores = [
+                _scores(self.original[p.path], layer, self.found[p])
+                for p, layer in every
+            ]
+            counts = _shared_out(scores, level, self.settings.spread)
+            self.seconds["allocation"] = time.perf_counter() - start
+        self.kept = {
+            (product, layer.index): count
+            for (product, layer), count in zip(every, counts, strict=True)
+        }
 
     def run(self, progress: Any) -> tuple[Params, Masks, LayerwiseInfo]:
         """Prunes every layer, and repairs them."""
@@ -407,6 +535,8 @@ class _Work:
             if self.settings.repair and (number + 1) % span in (0, total % span):
                 self._repair(*entry, number)
         progress("layers", total, total)
+        if self.settings.distil:
+            self._distil(progress)
         masks = {path: jnp.asarray(mask) for path, mask in self.masks.items()}
         changed = {path: jnp.asarray(self.leaves[path]) for path in masks}
         kept = sum(int(mask.sum()) for mask in self.masks.values())
@@ -431,19 +561,58 @@ class _Work:
         """
         start = time.perf_counter()
         segments = self.segments[first + 1 : last + 2]
-        after = segments[-1]
-        wanted = []
-        for dense in self.dense:
-            given, ends = after.run(self._values(after, self.original), dense)
-            wanted.append(given or ends)
+        wanted = self._after(segments[-1])
         window = _Window(self.program, segments, self.masks, self.leaves, self.original)
         window.fit(sparse, wanted, self.settings)
-        self.leaves |= window.leaves()
+        self.leaves |= window.leaves(self.leaves)
         self.sparse = sparse
         for segment in segments[:-1]:
             values = self._values(segment, self.leaves)
             self.sparse = [segment.run(values, taken)[0] for taken in self.sparse]
         self.seconds["repair"] += time.perf_counter() - start
+
+    def _distil(self, progress: Any) -> None:
+        """Moves all weights towards the outputs of the unpruned network."""
+        start = time.perf_counter()
+        total, span = len(self.stages), self.settings.repair_stages
+        windows = [
+            _Window(
+                self.program,
+                self.segments[first + 1 : min(first + span, total) + 1],
+                self.masks,
+                self.leaves,
+                self.original,
+            )
+            for first in range(0, total, span)
+        ]
+        head = _Head(self.program, self.segments[total + 1 :], self.original, self.settings.metric)
+        entry = self.segments[0]
+        values = self._values(entry, self.original)
+        batches = [entry.run(values, list(leaves))[0] for leaves in self.batches]
+        # The unpruned network is at the last stage.
+        wanted = self._after(self.segments[total])
+        rounds = self.settings.distil * len(batches)
+        for number in range(rounds):
+            progress("distillation", number, rounds)
+            batch = number % len(batches)
+            rate = jnp.float32(self.settings.distil_rate * (1 - number / rounds))
+            states = [batches[batch]]
+            for window in windows:
+                states.append(window.forward(states[-1]))
+            value, slopes = head.slopes(states[-1], wanted[batch])
+            self.distances.append(float(value))
+            for window, taken in zip(windows[::-1], states[-2::-1], strict=True):
+                slopes = window.step(taken, slopes, rate)
+        progress("distillation", rounds, rounds)
+        for window in windows:
+            self.leaves |= window.leaves(self.leaves)
+        self.seconds["distillation"] = time.perf_counter() - start
+
+    def _after(self, segment: Segment) -> list[list[Any]]:
+        """What is left of each batch in the unpruned network after a segment."""
+        values = self._values(segment, self.original)
+        found = (segment.run(values, dense) for dense in self.dense)
+        return [given or ends for given, ends in found]
 
     def _values(self, segment: Segment, leaves: Mapping[str, Any]) -> list[jax.Array]:
         # Copies: leaves of NumPy are written to later.
@@ -464,21 +633,24 @@ class _Work:
         rows = dict.fromkeys(products, 0)
         new = self._values(segment, self.leaves)
         old = self._values(segment, self.original)
-        for i, (sparse, dense) in enumerate(zip(self.sparse, self.dense, strict=True)):
-            self.sparse[i], x = segment.run(new, sparse)
-            self.dense[i], z = segment.run(old, dense)
+        across = self.settings.aim == "network" and stage is not self.first
+        both = across or self.settings.repair or self.settings.aim == "network"
+        for i in range(len(self.sparse)):
+            self.sparse[i], x = segment.run(new, self.sparse[i])
+            z = x
+            if both:
+                self.dense[i], z = segment.run(old, self.dense[i])
             place = dict(zip(segment.inputs, zip(x, z, strict=True), strict=True))
             for key, product in products.items():
                 own, other = place[key[0]]
-                parts = [
-                    _moment(_plain(product), own, own),
-                    _moment(_plain(product), other, own),
-                ]
+                parts = [_moment(_plain(product), own, own)]
+                if across:
+                    parts.append(_moment(_plain(product), other, own))
                 sums[key] = jax.tree.map(jnp.add, sums[key], parts) if i else parts
                 rows[key] += _positions(product, own)
         found = {
-            key: tuple(total / rows[key] for total in both)
-            for key, both in sums.items()
+            key: (total[0] / rows[key], total[-1] / rows[key])
+            for key, total in sums.items()
         }
         jax.block_until_ready(found)
         self.seconds["inputs"] += time.perf_counter() - start
@@ -495,11 +667,16 @@ class _Work:
             own, other = moment[order], cross[order]
             weights = leaf.reshape(-1)[layer.entries].astype(np.float32)
             allowed = mask[layer.entries]
-            kept = min(num_kept(weights.size, self.level), int(allowed.sum()))
+            kept = min(self.kept[product, layer.index], int(allowed.sum()))
+            found = self.found.get(product)
+            importance = np.ones(weights.shape[:2], np.float32)
+            if found is not None:
+                importance = _importance(np.asarray(found.outputs)[layer.groups])
             pruned, stays = pruned_layer(
                 weights,
                 own,
                 other,
+                importance,
                 allowed,
                 kept,
                 self.settings.damping,
@@ -535,7 +712,7 @@ class _Window:
         leaves: Mapping[str, Any],
         original: Mapping[str, Any],
     ) -> None:
-        self._program, self._segments, self._leaves = program, segments, leaves
+        self._program, self._segments = program, segments
         reads = list(dict.fromkeys(r for segment in segments for r in segment.reads))
         self._own = [read for read in reads if read.path in masks]
         self._others = [read for read in reads if read.path not in masks]
@@ -548,19 +725,26 @@ class _Window:
             [jnp.array(r.of(leaves[r.path])) for r in self._others],
             [segment.constants for segment in segments],
         )
+        self._state = ADAM.init(self.weights)
+        self._compiled: dict[str, Callable[..., Any]] = {}
 
-    def leaves(self) -> dict[str, np.ndarray]:
+    def _run(self, name: str, f: Callable[..., Any], *arguments: Any) -> Any:
+        """Calls a function that is traced once for the window."""
+        if name not in self._compiled:
+            self._compiled[name] = self._program.compiled(f, *arguments)
+        return self._compiled[name](*arguments)
+
+    def leaves(self, old: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """The tensors with the fitted weights."""
         found: dict[str, np.ndarray] = {}
         for read, value in zip(self._own, self.weights, strict=True):
-            leaf = found.setdefault(read.path, np.array(self._leaves[read.path]))
+            leaf = found.setdefault(read.path, np.array(old[read.path]))
             read.of(leaf)[...] = np.asarray(value)
         return found
 
-    def _distance(
-        self, weights: list[jax.Array], fixed: Any, taken: list[Any], wanted: list[Any]
-    ) -> jax.Array:
-        """Relative squared distance of what is left after the layers, a mean over it."""
+    def _outputs(
+        self, weights: list[jax.Array], fixed: Any, taken: list[Any]
+    ) -> list[Any]:
         others, constants = fixed
         known = dict(zip(self._own, weights, strict=True))
         known |= zip(self._others, others, strict=True)
@@ -568,12 +752,73 @@ class _Window:
         for segment, own in zip(self._segments, constants, strict=True):
             values = [known[read] for read in segment.reads]
             taken, ends = segment.pure(values, taken, own)
-        distances = [
-            jnp.sum(jnp.square(found - aim)) / jnp.maximum(jnp.sum(aim * aim), 1e-30)
-            for found, aim in zip(taken or ends, wanted, strict=True)
-            if jnp.issubdtype(aim.dtype, jnp.floating)
+        return taken or ends
+
+    def _distance(
+        self, weights: list[jax.Array], fixed: Any, taken: list[Any], wanted: list[Any]
+    ) -> jax.Array:
+        """Relative squared distance of what is left after the layers, a mean over it."""
+        found = self._outputs(weights, fixed, taken)
+        return jnp.mean(jnp.stack(_distances(found, wanted)))
+
+    def _moved(
+        self,
+        slopes: list[jax.Array],
+        weights: list[jax.Array],
+        state: Any,
+        masks: list[jax.Array],
+        sizes: list[jax.Array],
+        rate: jax.Array,
+    ) -> tuple[list[jax.Array], Any]:
+        slopes = jax.tree.map(lambda g, m: g * m, slopes, masks)
+        moves, state = ADAM.update(slopes, state)
+        weights = [
+            w - rate * size * move * mask
+            for w, size, move, mask in zip(weights, sizes, moves, masks, strict=True)
         ]
-        return jnp.mean(jnp.stack(distances))
+        return weights, state
+
+    def forward(self, taken: list[Any]) -> list[Any]:
+        """What is left of a batch after the layers."""
+        return self._run("forward", self._outputs, self.weights, self._fixed, taken)
+
+    def step(self, taken: list[Any], slopes: list[Any], rate: jax.Array) -> list[Any]:
+        """Moves the weights by the gradients at what the layers give.
+
+        Returns:
+            The gradients at what they take.
+        """
+
+        def step(
+            weights: list[jax.Array],
+            state: Any,
+            masks: list[jax.Array],
+            sizes: list[jax.Array],
+            fixed: Any,
+            rate: jax.Array,
+            taken: list[Any],
+            slopes: list[Any],
+        ) -> tuple[list[jax.Array], Any, list[Any]]:
+            def forward(weights: list[jax.Array], floating: list[Any]) -> list[Any]:
+                found = self._outputs(weights, fixed, mixed(taken, floating))
+                return floats(found)
+
+            _, pull = jax.vjp(forward, weights, floats(taken))
+            own, before = pull(slopes)
+            return *self._moved(own, weights, state, masks, sizes, rate), before
+
+        arguments = (
+            self.weights,
+            self._state,
+            self._masks,
+            self._sizes,
+            self._fixed,
+            rate,
+            taken,
+            slopes,
+        )
+        self.weights, self._state, before = self._run("step", step, *arguments)
+        return before
 
     def fit(
         self, taken: list[Any], wanted: list[Any], settings: Layerwise
@@ -583,7 +828,6 @@ class _Window:
         Returns:
             The distance of the first and of the last pass, means over the batches.
         """
-        adam = optax.scale_by_adam()
 
         def step(
             weights: list[jax.Array],
@@ -598,24 +842,16 @@ class _Window:
             value, slopes = jax.value_and_grad(self._distance)(
                 weights, fixed, taken, wanted
             )
-            slopes = jax.tree.map(lambda g, m: g * m, slopes, masks)
-            moves, state = adam.update(slopes, state)
-            weights = [
-                w - rate * size * move * mask
-                for w, size, move, mask in zip(weights, sizes, moves, masks, strict=True)
-            ]
-            return weights, state, value
+            return *self._moved(slopes, weights, state, masks, sizes, rate), value
 
-        state = adam.init(self.weights)
         total = settings.repair * len(taken)
-        run = None
         values = []
         for number in range(total):
             batch = number % len(taken)
             rate = jnp.float32(settings.repair_rate * (1 - number / total))
             arguments = (
                 self.weights,
-                state,
+                self._state,
                 self._masks,
                 self._sizes,
                 self._fixed,
@@ -623,8 +859,77 @@ class _Window:
                 taken[batch],
                 wanted[batch],
             )
-            run = run or self._program.compiled(step, *arguments)
-            self.weights, state, value = run(*arguments)
+            self.weights, self._state, value = self._run("fit", step, *arguments)
             values.append(value)
         first, last = values[: len(taken)], values[-len(taken) :]
         return float(np.mean(first)), float(np.mean(last))
+
+
+class _Head:
+    """What follows the last pruned layer, and the distance of the outputs."""
+
+    def __init__(
+        self,
+        program: Program,
+        segments: Sequence[Segment],
+        leaves: Mapping[str, Any],
+        metric: str,
+    ) -> None:
+        self._program, self._segments, self._metric = program, segments, metric
+        self._values = [
+            [jnp.array(read.of(leaves[read.path])) for read in segment.reads]
+            for segment in segments
+        ]
+        self._constants = [segment.constants for segment in segments]
+        self._compiled: Callable[..., Any] | None = None
+
+    def _outputs(self, values: Any, constants: Any, taken: list[Any]) -> list[Any]:
+        ends = taken
+        for segment, own, fixed in zip(self._segments, values, constants, strict=True):
+            taken, ends = segment.pure(own, taken, fixed)
+        return floats(ends)
+
+    def slopes(self, taken: list[Any], wanted: list[Any]) -> tuple[Any, list[Any]]:
+        """The distance of the outputs, and its gradient at what the head takes."""
+
+        def distance(
+            floating: list[Any], values: Any, constants: Any, taken: Any, wanted: Any
+        ) -> jax.Array:
+            found = self._outputs(values, constants, mixed(taken, floating))
+            aims = self._outputs(values, constants, wanted)
+            if self._metric == "identity":
+                return jnp.mean(jnp.stack(_distances(found, aims)))
+            pairs = zip(found, aims, strict=True)
+            return sum(jnp.mean(_divergence(z, aim)) for z, aim in pairs)
+
+        f = jax.value_and_grad(distance)
+        arguments = (floats(taken), self._values, self._constants, taken, wanted)
+        self._compiled = self._compiled or self._program.compiled(f, *arguments)
+        return self._compiled(*arguments)
+
+
+def _divergence(logits: jax.Array, wanted: jax.Array) -> jax.Array:
+    """KL divergence of the softmax of some logits from that of the wanted ones."""
+    log_p, log_q = jax.nn.log_softmax(wanted), jax.nn.log_softmax(logits)
+    return jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
+
+
+def _distances(found: list[Any], wanted: list[Any]) -> list[jax.Array]:
+    """Relative squared distances of arrays."""
+    return [
+        jnp.sum(jnp.square(z - aim)) / jnp.maximum(jnp.sum(aim * aim), 1e-30)
+        for z, aim in zip(floats(found), floats(wanted), strict=True)
+    ]
+
+
+def floats(arrays: Sequence[Any]) -> list[Any]:
+    """Those that are floating-point numbers."""
+    return [a for a in arrays if jnp.issubdtype(a.dtype, jnp.floating)]
+
+
+def mixed(arrays: Sequence[Any], floating: Sequence[Any]) -> list[Any]:
+    """The arrays with other floating-point ones."""
+    parts = iter(floating)
+    return [
+        next(parts) if jnp.issubdtype(a.dtype, jnp.floating) else a for a in arrays
+    ]

@@ -39,9 +39,7 @@ class Read(NamedTuple):
         return np.asarray(leaf)[tuple(map(slice, *self.part))]
 
 
-Run = Callable[
-    [Sequence[Any], Sequence[Any], Sequence[Any]], tuple[list[Any], list[Any]]
-]
+Run = Callable[..., tuple[list[Any], list[Any]]]
 
 
 class Segment(NamedTuple):
@@ -53,7 +51,10 @@ class Segment(NamedTuple):
         gives: Variables that later segments need.
         inputs: Of each layer that comes next, the operand that is not its weight.
         constants: Arrays that the function closes over.
-        pure: (values of reads, of takes, constants) -> (values of gives, of inputs).
+        products: The equations of layers that it has, by index.
+        pure: (values of reads, of takes, constants, noise=()) -> (values of gives, of
+            inputs); ``noise`` has an array for each of ``products`` that is added to
+            its output.
         compiled: The same, compiled; equal segments share one function.
     """
 
@@ -62,6 +63,7 @@ class Segment(NamedTuple):
     gives: tuple[Var, ...]
     inputs: tuple[Var, ...]
     constants: tuple[Any, ...]
+    products: tuple[int, ...]
     pure: Run
     compiled: Run
 
@@ -87,6 +89,12 @@ class Program:
         flat = flattened(f, params, batch)
         closed = jax.make_jaxpr(flat)(params, batch)
         self.uses: dict[str, tuple[Use, ...]] = find_uses(flat, params, batch)
+        self._products = {
+            use.position[0]
+            for uses in self.uses.values()
+            for use in uses
+            if isinstance(use, Product)
+        }
         self.jaxpr, self._consts = closed.jaxpr, closed.consts
         self._paths = dict(
             zip(self.jaxpr.invars, leaves_by_path(params), strict=False)
@@ -233,21 +241,29 @@ class Program:
         }
         free |= {var: None for var in wanted if var not in inside}
         reads = {var: self._parts[var] for var in free if var in self._parts}
+        products = tuple(i for i in own if i in self._products)
         constants = dict(zip(self.jaxpr.constvars, self._consts, strict=True))
         constants = {var: constants[var] for var in free if var in constants}
 
         def pure(
-            values: Sequence[Any], taken: Sequence[Any], fixed: Sequence[Any]
+            values: Sequence[Any],
+            taken: Sequence[Any],
+            fixed: Sequence[Any],
+            noise: Sequence[Any] = (),
         ) -> tuple[list[Any], list[Any]]:
+            added = dict(zip(products, noise, strict=bool(noise)))
             known = dict(zip(takes, taken, strict=True))
             known |= zip(reads, values, strict=True)
             known |= zip(constants, fixed, strict=True)
-            for equation in equations:
+            for index, equation in zip(indices, equations, strict=True):
                 inputs = [
                     atom.val if isinstance(atom, Literal) else known[atom]
                     for atom in equation.invars
                 ]
-                known.update(zip(equation.outvars, bind(equation, inputs), strict=True))
+                outputs = bind(equation, inputs)
+                if index in added:
+                    outputs = [outputs[0] + added[index]]
+                known.update(zip(equation.outvars, outputs, strict=True))
             return [known[v] for v in gives], [known[v] for v in wanted]
 
         shapes = [
@@ -260,6 +276,7 @@ class Program:
             gives,
             wanted,
             tuple(constants.values()),
+            products,
             pure,
             self.compiled(pure, *shapes),
         )

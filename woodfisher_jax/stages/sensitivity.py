@@ -1,0 +1,137 @@
+"""How much a network's outputs depend on the outputs of each of its layers."""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from woodfisher_jax.rows.projections import directions
+from woodfisher_jax.tracing.capture import input_rows, output_rows
+from woodfisher_jax.tracing.layers import Product
+from woodfisher_jax.tracing.segments import Program, Segment
+
+
+class Sensitivity(NamedTuple):
+    """Diagonals of the Kronecker factors of a layer.
+
+    Attributes:
+        inputs: E[x²], [groups, inputs].
+        outputs: E[g²], [groups, outputs], with g the gradient of a random projection of
+            the network's outputs.
+    """
+
+    inputs: jax.Array
+    outputs: jax.Array
+
+
+def sensitivities(
+    program: Program,
+    products: Sequence[Product],
+    leaves: Mapping[str, Any],
+    batches: Sequence[Any],
+    metric: str,
+    seed: int,
+) -> dict[Product, Sensitivity]:
+    """E[x²] and E[g²] of layers, by one forward and one backward pass of each batch.
+
+    The passes go segment by segment, so that a device holds the intermediate values of
+    one segment only, and what is left of the batch between them.
+
+    Args:
+        program: The network.
+        products: Its layers, in any order.
+        leaves: From path to parameter.
+        batches: Leaves of each batch.
+        metric: Of the outputs, as for :func:`~woodfisher_jax.rows.projections.\
+directions`.
+        seed: Of the random projections.
+    """
+    stages = program.stages(products)
+    targets = [tuple(dict.fromkeys(map(program.operand, stage))) for stage in stages]
+    ends = tuple(v for v in program.jaxpr.outvars if v in program.varies)
+    segments = program.segments([*targets, ends])
+    values = [
+        [jnp.array(read.of(leaves[read.path])) for read in segment.reads]
+        for segment in segments
+    ]
+    by_index = {product.position[0]: product for product in products}
+    sums: dict[Product, Any] = {}
+    for number, batch in enumerate(batches):
+        taken, states, inputs = list(batch), [], []
+        for segment, own in zip(segments, values, strict=True):
+            states.append(taken)
+            taken, found = segment.run(own, taken)
+            inputs.append(dict(zip(segment.inputs, found, strict=True)))
+        key = jax.random.fold_in(jax.random.key(seed), number)
+        slopes = _projected(key, list(inputs[-1].values()), metric)
+        for i in reversed(range(1, len(segments))):
+            segment = segments[i]
+            kinds = tuple(by_index.get(index) for index in segment.products)
+            slopes, noise = _back(program, segment, values[i], states[i], slopes)
+            for product, slope in zip(kinds, noise, strict=True):
+                if product is None:
+                    continue
+                x = inputs[i - 1][program.operand(product)]
+                parts = _squares(product._replace(path="", position=(), views=()), x, slope)
+                old = sums.get(product)
+                sums[product] = jax.tree.map(jnp.add, old, parts) if old else parts
+    return {
+        product: Sensitivity(squares[0] / squares[2], squares[1] / squares[2])
+        for product, squares in sums.items()
+    }
+
+
+def _projected(key: jax.Array, outputs: list[jax.Array], metric: str) -> list[Any]:
+    """Gradients of a random projection at the outputs of the network."""
+    keys = jax.random.split(key, len(outputs))
+    return [
+        directions(k, z.astype(jnp.float32), metric).astype(z.dtype)
+        for k, z in zip(keys, outputs, strict=True)
+        if jnp.issubdtype(z.dtype, jnp.floating)
+    ]
+
+
+def _back(
+    program: Program,
+    segment: Segment,
+    values: list[Any],
+    taken: list[Any],
+    slopes: list[Any],
+) -> tuple[list[Any], list[Any]]:
+    """Gradients at what a segment takes, and at the outputs of its layers."""
+
+    def back(
+        values: list[Any], taken: list[Any], constants: Any, slopes: list[Any]
+    ) -> tuple[list[Any], list[Any]]:
+        def forward(floating: list[Any], noise: list[Any]) -> list[Any]:
+            parts = iter(floating)
+            mixed = [next(parts) if _floats(a) else a for a in taken]
+            given, ends = segment.pure(values, mixed, constants, noise)
+            return [a for a in given or ends if _floats(a)]
+
+        zeros = [
+            jnp.zeros(variable.aval.shape, variable.aval.dtype)
+            for index in segment.products
+            for variable in program.jaxpr.eqns[index].outvars
+        ]
+        _, pull = jax.vjp(forward, [a for a in taken if _floats(a)], zeros)
+        return pull(slopes)
+
+    arguments = (values, taken, segment.constants, slopes)
+    return program.compiled(back, *arguments)(*arguments)
+
+
+def _floats(array: Any) -> bool:
+    return bool(jnp.issubdtype(array.dtype, jnp.floating))
+
+
+@partial(jax.jit, static_argnames="product")
+def _squares(
+    product: Product, inputs: jax.Array, slopes: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Σ x², Σ g² over the positions of a batch, and their number."""
+    x, g = input_rows(product, inputs), output_rows(product, slopes)
+    sums = (jnp.sum(jnp.square(rows), axis=1) for rows in (x, g))
+    return (*sums, jnp.float32(x.shape[1]))
