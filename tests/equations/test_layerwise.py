@@ -51,7 +51,10 @@ def prune(layer, kept=96, damping=0.01, allowed=None, importance=None, **options
 def best_on(mask: np.ndarray, layer, damping: float) -> np.ndarray:
     """Least squares of each output on its support, in float64."""
     ridge = damping * np.trace(layer["moment"]) / INPUTS * np.eye(INPUTS)
-    moment, wanted = layer["moment"] + ridge, layer["weights"] @ (layer["cross"] + ridge)
+    moment, wanted = (
+        layer["moment"] + ridge,
+        layer["weights"] @ (layer["cross"] + ridge),
+    )
     best = np.zeros_like(layer["weights"])
     for row, support in enumerate(mask):
         inside = moment[np.ix_(support, support)]
@@ -66,7 +69,8 @@ def error(pruned: np.ndarray, layer) -> float:
 
 def test_the_weights_that_stay_are_least_squares_on_their_support(layer) -> None:
     pruned, mask = prune(layer)
-    assert mask.sum() == 96 and (pruned[~mask] == 0).all()
+    assert mask.sum() == 96
+    assert (pruned[~mask] == 0).all()
     np.testing.assert_allclose(pruned, best_on(mask, layer, 0.01), atol=2e-4)
 
 
@@ -92,8 +96,9 @@ def test_two_of_four_consecutive_inputs_stay(layer) -> None:
 
 def test_pruned_weights_stay_pruned(layer) -> None:
     allowed = np.random.default_rng(1).random((1, OUTPUTS, INPUTS)) < 0.7
-    pruned, mask = prune(layer, kept=60, allowed=jnp.asarray(allowed))
-    assert mask.sum() == 60 and not (mask & ~allowed[0]).any()
+    _, mask = prune(layer, kept=60, allowed=jnp.asarray(allowed))
+    assert mask.sum() == 60
+    assert not (mask & ~allowed[0]).any()
 
 
 def test_an_output_that_matters_more_keeps_more(layer) -> None:
@@ -108,7 +113,8 @@ def test_inputs_that_are_zero_lose_their_weights_first(layer) -> None:
     for name in ("moment", "cross"):
         silent[name][2, :] = silent[name][:, 2] = 0
     pruned, mask = prune(silent)
-    assert not mask[:, 2].any() and np.isfinite(pruned).all()
+    assert not mask[:, 2].any()
+    assert np.isfinite(pruned).all()
 
 
 def test_the_relative_error_is_that_of_the_outputs(layer) -> None:
@@ -132,7 +138,8 @@ def test_conjugate_gradients_lower_the_error_with_every_step(layer) -> None:
         found = least_squares_on(jnp.asarray(mask), start, moment, wanted, steps)
         values.append(float(jnp.sum(found @ moment * found - 2 * found * wanted)))
         assert (np.asarray(found)[~mask] == 0).all()
-    assert values == sorted(values, reverse=True) and values[0] > values[-1]
+    assert values == sorted(values, reverse=True)
+    assert values[0] > values[-1]
 
 
 @pytest.mark.parametrize("kept", [0, 1, 7, 60])

@@ -37,9 +37,8 @@ from woodfisher_jax.trees.masks import (
 from woodfisher_jax.trees.paths import Params, leaves_by_path, replace_leaves
 from woodfisher_jax.trees.samples import num_examples, regroup, shapes_of
 
-
 PENALTIES = (0.3, 1.0)
-"""ρ of ADMM in turn, in units of the second moment of an input."""
+"""Penalties of ADMM in turn, in units of the second moment of an input."""
 
 
 AIMS = ("network", "layer")
@@ -215,7 +214,9 @@ def prune_layerwise(
         sparsity: Fraction of the weights of each layer to be zero, in [0, 1).
         pattern: "2:4" or any N:M; default single weights.
         masks: Masks of the weights that are pruned already; default none are.
-        prunable: As for :func:`woodfisher_jax.prune`, if no masks are given.
+        prunable: As for :func:`woodfisher_jax.prune`, if no masks are given; default
+            weights of dense layers and convolutions that are nothing else, so no
+            classifier that is the embedding.
         progress: As for :func:`woodfisher_jax.prune`.
         **options: Fields of :class:`Layerwise`.
 
@@ -242,7 +243,9 @@ def prune_layerwise(
     shapes = shapes_of(batches[0], len(jax.tree.leaves(batches[0])[0]))
     program = Program(net_fn, params, shapes)
     axes = find_axes(net_fn, params, shapes)
-    masks = init_masks(params, prunable, axes) if masks is None else masks
+    if masks is None:
+        known = axes if prunable is not None else _untied(axes, program.uses)
+        masks = init_masks(params, prunable, known)
     check_masks(params, masks)
     level = _level(sparsity, rule)
     layers = _layers(program, masks, axes, rule)
@@ -317,6 +320,19 @@ def _layers(
         for product, entries in zip(products, places, strict=True):
             found[product] = list(_parts(product, entries, order, rule))
     return found
+
+
+def _untied(axes: Axes, uses: Mapping[str, Sequence[Use]]) -> Axes:
+    """The axes without those of weights that are read otherwise as well.
+
+    A classifier that is the embedding is one: what its rows are worth as an embedding,
+    the inputs of the classifier do not tell.
+    """
+    return {
+        path: found
+        for path, found in axes.items()
+        if not any(isinstance(u, Other) and not u.hides_product for u in uses[path])
+    }
 
 
 def _products(path: str, uses: Sequence[Use]) -> list[Product]:
@@ -585,7 +601,12 @@ class _Work:
             )
             for first in range(0, total, span)
         ]
-        head = _Head(self.program, self.segments[total + 1 :], self.original, self.settings.metric)
+        head = _Head(
+            self.program,
+            self.segments[total + 1 :],
+            self.original,
+            self.settings.metric,
+        )
         entry = self.segments[0]
         values = self._values(entry, self.original)
         batches = [entry.run(values, list(leaves))[0] for leaves in self.batches]
@@ -757,7 +778,7 @@ class _Window:
     def _distance(
         self, weights: list[jax.Array], fixed: Any, taken: list[Any], wanted: list[Any]
     ) -> jax.Array:
-        """Relative squared distance of what is left after the layers, a mean over it."""
+        """Relative squared distance of what is left after the layers, its mean."""
         found = self._outputs(weights, fixed, taken)
         return jnp.mean(jnp.stack(_distances(found, wanted)))
 
@@ -930,6 +951,4 @@ def floats(arrays: Sequence[Any]) -> list[Any]:
 def mixed(arrays: Sequence[Any], floating: Sequence[Any]) -> list[Any]:
     """The arrays with other floating-point ones."""
     parts = iter(floating)
-    return [
-        next(parts) if jnp.issubdtype(a.dtype, jnp.floating) else a for a in arrays
-    ]
+    return [next(parts) if jnp.issubdtype(a.dtype, jnp.floating) else a for a in arrays]

@@ -74,7 +74,9 @@ directions`.
                 if product is None:
                     continue
                 x = inputs[i - 1][program.operand(product)]
-                parts = _squares(product._replace(path="", position=(), views=()), x, slope)
+                parts = _squares(
+                    product._replace(path="", position=(), views=()), x, slope
+                )
                 old = sums.get(product)
                 sums[product] = jax.tree.map(jnp.add, old, parts) if old else parts
     return {

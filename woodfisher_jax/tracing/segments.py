@@ -96,12 +96,11 @@ class Program:
             if isinstance(use, Product)
         }
         self.jaxpr, self._consts = closed.jaxpr, closed.consts
-        self._paths = dict(
-            zip(self.jaxpr.invars, leaves_by_path(params), strict=False)
-        )
+        self._paths = dict(zip(self.jaxpr.invars, leaves_by_path(params), strict=False))
         self.batch = self.jaxpr.invars[len(self._paths) :]
         self._made_by = {
-            var: i for i, equation in enumerate(self.jaxpr.eqns)
+            var: i
+            for i, equation in enumerate(self.jaxpr.eqns)
             for var in equation.outvars
         }
         self._parts = self._slices()
@@ -110,7 +109,8 @@ class Program:
         for equation in self.jaxpr.eqns:
             if any(var in self.varies for var in _variables(equation.invars)):
                 self.varies.update(equation.outvars)
-        self._compiled: dict[str, Callable[..., Any]] = {}
+        # Compiled functions by their equations.
+        self.functions: dict[str, Callable[..., Any]] = {}
 
     def _slices(self) -> dict[Var, Read]:
         """Variables that are a parameter, or a slice of one that is cut out once."""
@@ -172,9 +172,7 @@ class Program:
             made.update(var for i in own for var in self.jaxpr.eqns[i].outvars)
             later = set().union(
                 *uses[number + 1 :],
-                *(
-                    [v for v in t if v in self.varies] for t in targets[number + 1 :]
-                ),
+                *([v for v in t if v in self.varies] for t in targets[number + 1 :]),
             )
             gives = tuple(sorted((later & made), key=lambda v: self._order(v)))
             segments.append(self._segment(own, takes, gives, tuple(wanted)))
@@ -292,10 +290,10 @@ class Program:
         structure = jax.tree.structure(shapes)
         # Variables are printed by their order, numbers by their value.
         key = f"{closed.jaxpr} {_constants(closed)}"
-        if key not in self._compiled:
+        if key not in self.functions:
             # The first jaxpr is kept with its arrays, so that their identities last.
-            self._compiled[key] = jax.jit(jaxpr_as_fun(closed))
-        run = self._compiled[key]
+            self.functions[key] = jax.jit(jaxpr_as_fun(closed))
+        run = self.functions[key]
 
         def called(*arguments: Any) -> Any:
             return jax.tree.unflatten(structure, run(*jax.tree.leaves(arguments)))

@@ -1,0 +1,238 @@
+"""Layer-wise pruning in sequence, against an explicit loop over the layers."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import woodfisher_jax as wf
+from woodfisher_jax.equations.layerwise import pruned_layer
+from woodfisher_jax.stages.layerwise import PENALTIES, Layerwise
+
+WIDTH, DEPTH = 8, 3
+X = jax.random.normal(jax.random.key(1), (40, 5))
+WITHOUT = Layerwise()
+
+
+def parameters(seed=0):
+    keys = iter(jax.random.split(jax.random.key(seed), 9))
+    layers = [jax.random.normal(next(keys), (WIDTH, WIDTH)) for _ in range(DEPTH)]
+    return {
+        "first": jax.random.normal(next(keys), (WIDTH, 5)),
+        "layers": jnp.stack(layers) / 3,
+        "bias": jnp.linspace(-1, 1, WIDTH),
+    }
+
+
+def stacked(params, x):
+    def body(h, w):
+        return h + jnp.tanh(h @ w.T + params["bias"]), None
+
+    return jax.lax.scan(body, x @ params["first"].T, params["layers"])[0]
+
+
+def unstacked(params, x):
+    h = x @ params["first"].T
+    for i in range(DEPTH):
+        h = h + jnp.tanh(h @ params[f"layer{i}"].T + params["bias"])
+    return h
+
+
+def apart(params):
+    own = {f"layer{i}": w for i, w in enumerate(params["layers"])}
+    return {"first": params["first"], "bias": params["bias"], **own}
+
+
+def prune_by_hand(weights, x, z, kept):
+    moment, cross = x.T @ x / len(x), z.T @ x / len(x)
+    pruned, _ = pruned_layer(
+        weights[None],
+        moment[None],
+        cross[None],
+        jnp.ones((1, len(weights))),
+        jnp.ones((1, *weights.shape), bool),
+        kept,
+        WITHOUT.damping,
+        jnp.asarray(PENALTIES),
+        rounds=WITHOUT.rounds,
+        polish=WITHOUT.polish,
+    )
+    return pruned[0]
+
+
+@pytest.fixture(scope="module")
+def pruned():
+    return wf.prune_layerwise(stacked, parameters(), X, sparsity=0.5)
+
+
+def test_it_is_the_loop_over_the_layers(pruned) -> None:
+    params, masks, info = pruned
+    dense = apart(parameters())
+    first = prune_by_hand(dense["first"], X, X, 20)
+    np.testing.assert_allclose(params["first"], first, atol=1e-4)
+    h, z = X @ first.T, X @ dense["first"].T
+    for i in range(DEPTH):
+        own = prune_by_hand(dense[f"layer{i}"], h, z, 32)
+        np.testing.assert_allclose(params["layers"][i], own, atol=1e-4)
+        h = h + jnp.tanh(h @ own.T + dense["bias"])
+        z = z + jnp.tanh(z @ dense[f"layer{i}"].T + dense["bias"])
+    assert masks["layers"].sum(axis=(1, 2)).tolist() == [32] * DEPTH
+    assert info.nonzero == 20 + 32 * DEPTH
+    assert set(info.errors) == {"first", "layers"}
+    assert [layer.index for layer in info.layers] == [0, 0, 1, 2]
+
+
+def test_a_stacked_network_is_pruned_as_its_layers(pruned) -> None:
+    params, masks, _ = pruned
+    own, own_masks, _ = wf.prune_layerwise(
+        unstacked, apart(parameters()), X, sparsity=0.5
+    )
+    for i in range(DEPTH):
+        np.testing.assert_allclose(own[f"layer{i}"], params["layers"][i], atol=1e-5)
+        np.testing.assert_array_equal(own_masks[f"layer{i}"], masks["layers"][i])
+
+
+def distance(params) -> float:
+    dense = stacked(parameters(), X)
+    return float(jnp.sum((stacked(params, X) - dense) ** 2) / jnp.sum(dense**2))
+
+
+def test_the_outputs_stay_nearer_than_after_magnitude(pruned) -> None:
+    by_size, _, _ = wf.prune(
+        None, parameters(), method="magni", sparsity=0.5, prunable="first|layers"
+    )
+    assert distance(pruned[0]) < 0.7 * distance(by_size)
+
+
+@pytest.mark.parametrize("how", ["repair", "distil"])
+def test_moving_what_stays_brings_the_outputs_nearer(how: str, pruned) -> None:
+    options = {how: 40, f"{how}_rate": 1e-2, "repair_stages": 2}
+    params, masks, _ = wf.prune_layerwise(
+        stacked, parameters(), X, sparsity=0.5, **options
+    )
+    assert distance(params) < 0.7 * distance(pruned[0])
+    assert (params["layers"][~masks["layers"]] == 0).all()
+    assert masks["layers"].sum() == pruned[1]["layers"].sum()
+
+
+def test_global_budgets_add_up_and_differ() -> None:
+    _, masks, info = wf.prune_layerwise(
+        stacked, parameters(), X, sparsity=0.5, scope="global", spread=0.3
+    )
+    total = 40 + DEPTH * WIDTH * WIDTH
+    assert sum(int(m.sum()) for m in masks.values()) == total // 2 == info.nonzero
+    levels = [layer.sparsity for layer in info.layers]
+    assert len(set(levels)) > 1
+    assert 0.2 - 0.02 <= min(levels) <= max(levels) <= 0.82
+    with pytest.raises(wf.OptionError, match="spread=2"):
+        wf.prune_layerwise(stacked, parameters(), X, sparsity=0.5, spread=2)
+
+
+def test_convolutions_of_groups_and_strides() -> None:
+    def net(params, x):
+        first = jax.lax.conv_general_dilated(
+            x,
+            params["conv"],
+            (2, 2),
+            "SAME",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        second = jax.lax.conv_general_dilated(
+            jax.nn.relu(first),
+            params["depthwise"],
+            (1, 1),
+            "SAME",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=4,
+        )
+        return second.mean(axis=(1, 2)) @ params["head"]
+
+    keys = jax.random.split(jax.random.key(0), 4)
+    params = {
+        "conv": jax.random.normal(keys[0], (3, 3, 4, 4)),
+        "depthwise": jax.random.normal(keys[1], (3, 3, 1, 4)),
+        "head": jax.random.normal(keys[2], (4, 3)),
+    }
+    images = jax.random.normal(keys[3], (12, 8, 8, 4))
+    new, masks, _ = wf.prune_layerwise(
+        net, params, images, pattern="2:4", prunable="conv"
+    )
+    kept = np.asarray(masks["conv"]).transpose(0, 1, 3, 2).sum(axis=-1)
+    assert (kept == 2).all()
+    assert (new["depthwise"] == params["depthwise"]).all()
+    new, masks, _ = wf.prune_layerwise(net, params, images, sparsity=0.5)
+    assert [int(m.sum()) for m in masks.values()] == [72, 18, 6]
+    by_size, _, _ = wf.prune(
+        None, params, method="magni", sparsity=0.5, prunable=".", scope="layer"
+    )
+    aim = net(params, images)
+    assert jnp.sum((net(new, images) - aim) ** 2) < jnp.sum(
+        (net(by_size, images) - aim) ** 2
+    )
+
+
+def test_experts_are_layers_of_their_own() -> None:
+    def net(params, x):
+        gates = jax.nn.softmax(x @ params["gate"])
+        sent = jnp.einsum("ne,ni->eni", gates, x)
+        hidden = jnp.einsum("eni,eio->eno", sent, params["experts"])
+        return jax.nn.relu(hidden).sum(axis=0)
+
+    params = {
+        "gate": jnp.ones((5, 2)),
+        "experts": jax.random.normal(jax.random.key(0), (2, 5, 4))
+        * jnp.array([1, 9])[:, None, None],
+    }
+    _, masks, info = wf.prune_layerwise(
+        net, params, X, sparsity=0.5, prunable="experts"
+    )
+    assert masks["experts"].sum(axis=(1, 2)).tolist() == [10, 10]
+    assert [layer.index for layer in info.layers] == [0, 1]
+
+
+def test_pruned_weights_stay_pruned(pruned) -> None:
+    params, masks, _ = pruned
+    _, new, _ = wf.prune_layerwise(stacked, params, X, sparsity=0.75, masks=masks)
+    for path, mask in new.items():
+        assert not (mask & ~masks[path]).any()
+    assert new["layers"].sum() == 16 * DEPTH
+
+
+def tied(params, tokens):
+    h = params["table"][tokens]
+    return jnp.tanh(h @ params["w"]) @ params["table"].T
+
+
+def test_a_tied_embedding_is_left_out_or_refused() -> None:
+    params = {"table": jnp.ones((9, 4)), "w": jnp.eye(4)}
+    tokens = jnp.arange(8).reshape(4, 2)
+    _, masks, _ = wf.prune_layerwise(tied, params, tokens, sparsity=0.5)
+    assert list(masks) == ["w"]
+    with pytest.raises(wf.OptionError, match="'table' meets activations in 'gather'"):
+        wf.prune_layerwise(tied, params, tokens, sparsity=0.5, prunable=".")
+
+
+def test_a_weight_of_several_layers_is_refused() -> None:
+    def net(params, x):
+        return jnp.tanh(x @ params["w"]) @ params["w"]
+
+    with pytest.raises(
+        wf.OptionError, match=r"'w' of shape \(5, 5\) is used in several"
+    ):
+        wf.prune_layerwise(net, {"w": jnp.eye(5)}, X, sparsity=0.5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "sparsity=None; expected the fraction"),
+        ({"sparsity": 1.0}, "sparsity=1.0; expected the fraction"),
+        ({"pattern": "filters"}, "pattern='filters' in layer-wise pruning"),
+        ({"pattern": "2:4", "sparsity": 0.6}, "sparsity=0.6 with pattern='2:4'"),
+        ({"sparsity": 0.5, "dampin": 1}, "damping"),
+        ({"sparsity": 0.5, "repair": -1}, "repair=-1"),
+    ],
+)
+def test_what_is_wrong_is_named(options, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        wf.prune_layerwise(stacked, parameters(), X, **options)
