@@ -25,7 +25,7 @@ methods
 step
 prune
 masked batch_norm
-stages
+stages layerwise
 models data weights report
 training
 main evaluate export torch_weights report.__main__

@@ -22,6 +22,7 @@ from woodfisher_jax.curvature.method import (
 )
 from woodfisher_jax.equations import fisher, obs
 from woodfisher_jax.info import PruneInfo, PruneWarning
+from woodfisher_jax.layerwise.sequence import prune_layerwise
 from woodfisher_jax.masked import masked, masks_of, prune_masked, with_masks
 from woodfisher_jax.methods import METHODS
 from woodfisher_jax.options import OptionError, option
@@ -38,7 +39,6 @@ from woodfisher_jax.selection import patterns
 from woodfisher_jax.selection.goal import Goal
 from woodfisher_jax.stages import matching
 from woodfisher_jax.stages.damping_search import prune_searched
-from woodfisher_jax.stages.layerwise import prune_layerwise
 from woodfisher_jax.stages.matching import prune_matched
 from woodfisher_jax.stages.outputs import prune_outputs
 from woodfisher_jax.step import Step, step

@@ -7,7 +7,8 @@ import pytest
 
 import woodfisher_jax as wf
 from woodfisher_jax.equations.layerwise import pruned_layer
-from woodfisher_jax.stages.layerwise import PENALTIES, Layerwise
+from woodfisher_jax.layerwise.sequence import PENALTIES
+from woodfisher_jax.layerwise.settings import Layerwise
 
 WIDTH, DEPTH = 8, 3
 X = jax.random.normal(jax.random.key(1), (40, 5))
@@ -79,7 +80,7 @@ def test_it_is_the_loop_over_the_layers(pruned) -> None:
     assert masks["layers"].sum(axis=(1, 2)).tolist() == [32] * DEPTH
     assert info.nonzero == 20 + 32 * DEPTH
     assert set(info.errors) == {"first", "layers"}
-    assert [layer.index for layer in info.layers] == [0, 0, 1, 2]
+    assert [layer.number for layer in info.layers] == [0, 0, 1, 2]
 
 
 def test_a_stacked_network_is_pruned_as_its_layers(pruned) -> None:
@@ -187,7 +188,7 @@ def test_experts_are_layers_of_their_own() -> None:
         net, params, X, sparsity=0.5, prunable="experts"
     )
     assert masks["experts"].sum(axis=(1, 2)).tolist() == [10, 10]
-    assert [layer.index for layer in info.layers] == [0, 1]
+    assert [layer.number for layer in info.layers] == [0, 1]
 
 
 def test_pruned_weights_stay_pruned(pruned) -> None:

@@ -1,0 +1,1 @@
+"""Pruning layer after layer, from inputs alone."""

@@ -1,0 +1,128 @@
+"""The layers of a network that are pruned one after another."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from woodfisher_jax.options import OptionError
+from woodfisher_jax.selection.patterns import Pattern, groups_of
+from woodfisher_jax.tracing.capture import weight_entries
+from woodfisher_jax.tracing.layers import Other, Product, Use
+from woodfisher_jax.tracing.segments import Program
+from woodfisher_jax.trees.axes import Axes
+from woodfisher_jax.trees.blocks import FlatOrder, as_read, flat_order
+from woodfisher_jax.trees.masks import Masks
+
+
+class Layer(NamedTuple):
+    """A layer to be pruned.
+
+    Attributes:
+        product: Where it is in the program.
+        number: Its number in a tensor of stacked layers.
+        groups: Which groups of the product belong to it.
+        entries: Places of its weights in the flat tensor, [groups, outputs, inputs],
+            inputs in the order of the pattern.
+        columns: That order.
+    """
+
+    product: Product
+    number: int
+    groups: np.ndarray
+    entries: np.ndarray
+    columns: np.ndarray
+
+
+def find_layers(
+    program: Program, masks: Masks, axes: Axes, rule: Pattern | None
+) -> dict[Product, list[Layer]]:
+    """The layers of the masks' tensors, by product.
+
+    Raises:
+        OptionError: If a tensor is not the weight of layers that can be followed, or a
+            pattern does not fit it.
+    """
+    found: dict[Product, list[Layer]] = {}
+    for path, mask in masks.items():
+        shape = tuple(mask.shape)
+        products = _products(path, program.uses.get(path, ()))
+        order = flat_order({path: mask}, axes)
+        places = [weight_entries(product, shape) for product in products]
+        _check_once(path, shape, places)
+        for product, entries in zip(products, places, strict=True):
+            found[product] = list(_parts(product, entries, order, rule))
+    return found
+
+
+def untied(axes: Axes, uses: Mapping[str, Sequence[Use]]) -> Axes:
+    """The axes without those of weights that are read otherwise as well.
+
+    A classifier that is the embedding is one: what its rows are worth as an embedding,
+    the inputs of the classifier do not tell.
+    """
+    return {
+        path: found
+        for path, found in axes.items()
+        if not any(isinstance(u, Other) and not u.hides_product for u in uses[path])
+    }
+
+
+def _products(path: str, uses: Sequence[Use]) -> list[Product]:
+    remedy = "leave it out with prunable (or masks), or prune with wf.prune_outputs"
+    for use in uses:
+        if isinstance(use, Other):
+            raise OptionError(
+                "prunable", f"layer-wise pruning: {path!r} {use.reason}; {remedy}"
+            )
+    products = [use for use in uses if isinstance(use, Product)]
+    if not products or len(products) < len(uses):
+        what = "is no layer's weight" if uses else "is not used by net_fn"
+        raise OptionError("prunable", f"layer-wise pruning: {path!r} {what}; {remedy}")
+    return products
+
+
+def _check_once(path: str, shape: tuple[int, ...], places: list[np.ndarray]) -> None:
+    """Raises unless every weight belongs to exactly one layer."""
+    counts = np.zeros(int(np.prod(shape)), np.int32)
+    for entries in places:
+        np.add.at(counts, entries.reshape(-1), 1)
+    if (counts == 1).all():
+        return
+    how = "in several layers" if counts.max() > 1 else "only in part"
+    raise OptionError(
+        "prunable",
+        f"layer-wise pruning: {path!r} of shape {shape} is used {how}; expected each "
+        "of its weights in one layer, whose inputs are then known; leave it out with "
+        "prunable (or masks), or prune with wf.prune_outputs",
+    )
+
+
+def _parts(
+    product: Product, entries: np.ndarray, order: FlatOrder, rule: Pattern | None
+) -> Iterator[Layer]:
+    """The layers that one product has: several for stacked ones, as of experts."""
+    axes = order.axes[0]
+    read = np.empty(order.size, np.int64)
+    read[as_read(axes, np.arange(order.size).reshape(order.shapes[0]))] = np.arange(
+        order.size
+    )
+    place = read[entries]
+    owner = place // (order.size // axes.sizes[0])
+    of = None if rule is None else groups_of(rule, order).of
+    for number in np.unique(owner):
+        groups = np.flatnonzero((owner == number).all(axis=(1, 2)))
+        columns = np.arange(entries.shape[2])
+        if rule is not None and of is not None:
+            names = of[place[groups]]
+            columns = np.argsort(names[0, 0], kind="stable")
+            names = names[..., columns].reshape(*names.shape[:2], -1, rule.size or 1)
+            if (names != names[..., :1]).any():
+                raise OptionError(
+                    "pattern",
+                    f"pattern={rule.name!r}: the groups of {product.path!r} do not lie "
+                    "along the inputs of its layer; leave it out with prunable",
+                )
+        yield Layer(
+            product, int(number), groups, entries[groups][..., columns], columns
+        )

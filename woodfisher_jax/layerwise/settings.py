@@ -1,0 +1,132 @@
+"""How layers are pruned one after another, and what became of them."""
+
+import dataclasses
+from typing import NamedTuple
+
+import numpy as np
+
+from woodfisher_jax.options import Options, option
+from woodfisher_jax.rows.projections import METRICS
+from woodfisher_jax.selection.goal import SCOPES
+
+AIMS = ("network", "layer")
+"""What a layer's outputs are to be near to."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Layerwise(Options):
+    """How layers are pruned one after another."""
+
+    scope: str = option(
+        "layer",
+        "layer (the sparsity in each layer) or global (over all layers, by what their "
+        "outputs mean to those of the network).",
+        choices=SCOPES,
+    )
+    spread: float = option(
+        0.2,
+        "With scope='global': how far the sparsity of a layer may be from that of all.",
+        least=0,
+        most=1,
+    )
+    sensitivity_examples: int = option(
+        8,
+        "With scope='global': examples that tell what a layer's outputs mean.",
+        least=1,
+    )
+    metric: str = option(
+        "identity",
+        "With scope='global': of the network's outputs, identity or softmax (of "
+        "logits).",
+        choices=METRICS,
+    )
+    seed: int = option(0, "With scope='global': of random projections of the outputs.")
+    damping: float = option(
+        0.01,
+        "Added to the second moments of a layer's inputs, in units of their mean.",
+        least=0,
+    )
+    aim: str = option(
+        "network",
+        "network (a layer's outputs are to be those in the unpruned network) or layer "
+        "(those of the unpruned layer on the same inputs).",
+        choices=AIMS,
+    )
+    rounds: int = option(8, "Rounds of ADMM with each of two penalties.", least=1)
+    polish: int = option(
+        8, "Steps of conjugate gradients on the weights that stay.", least=0
+    )
+    repair: int = option(
+        0,
+        "Passes over the inputs in which the weights that stay are moved so that the "
+        "outputs of several layers together are those of the unpruned network.",
+        least=0,
+    )
+    repair_stages: int = option(
+        4,
+        "Layers, counted one after another, that are repaired together; 4 are a block "
+        "of a transformer.",
+        least=1,
+    )
+    repair_rate: float = option(
+        2e-3,
+        "Learning rate of the repair at its start, relative to the weights of a "
+        "tensor; it falls to zero.",
+        above=0,
+    )
+    distil: int = option(
+        0,
+        "Passes over the inputs at the end in which all weights that stay are moved so "
+        "that the network's outputs are those of the unpruned one.",
+        least=0,
+    )
+    distil_rate: float = option(
+        1e-3, "Learning rate of these passes, as ``repair_rate``.", above=0
+    )
+    batch_size: int = option(
+        4, "Most examples that pass through the network at once.", least=1
+    )
+
+
+class LayerResult(NamedTuple):
+    """What became of one layer.
+
+    Attributes:
+        path: Its weight tensor.
+        number: Its number in a tensor of stacked layers; 0 for others.
+        sparsity: Fraction of its weights that are zero.
+        error: ``E ‖P x - W x‖² / E ‖W x‖²`` on the inputs that it was pruned with.
+    """
+
+    path: str
+    number: int
+    sparsity: float
+    error: float
+
+
+class LayerwiseInfo(NamedTuple):
+    """What a layer-wise pruning did.
+
+    Attributes:
+        sparsity: Fraction of the prunable weights that are zero now.
+        nonzero: How many prunable weights stay.
+        prunable: How many prunable weights there are.
+        sparsity_by_path: Sparsity of each prunable parameter.
+        layers: Each layer in the order of the network.
+        seconds: Wall time by phase.
+    """
+
+    sparsity: float
+    nonzero: int
+    prunable: int
+    sparsity_by_path: dict[str, float]
+    layers: tuple[LayerResult, ...]
+    seconds: dict[str, float]
+
+    @property
+    def errors(self) -> dict[str, float]:
+        """The error of each parameter, the mean over layers that are stacked in it."""
+        found: dict[str, list[float]] = {}
+        for layer in self.layers:
+            found.setdefault(layer.path, []).append(layer.error)
+        return {path: float(np.mean(errors)) for path, errors in found.items()}

@@ -1,0 +1,247 @@
+"""Several layers together, fitted to the outputs that they had unpruned."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from woodfisher_jax.layerwise.settings import Layerwise
+from woodfisher_jax.tracing.segments import Program, Segment
+
+ADAM = optax.scale_by_adam()
+
+
+class Window:
+    """Some layers one after another, whose weights are fitted together."""
+
+    def __init__(
+        self,
+        program: Program,
+        segments: Sequence[Segment],
+        masks: Mapping[str, np.ndarray],
+        leaves: Mapping[str, Any],
+        original: Mapping[str, Any],
+    ) -> None:
+        self._program, self._segments = program, segments
+        reads = list(dict.fromkeys(r for segment in segments for r in segment.reads))
+        self._own = [read for read in reads if read.path in masks]
+        self._others = [read for read in reads if read.path not in masks]
+        self.weights = [jnp.array(r.of(leaves[r.path])) for r in self._own]
+        self._masks = [jnp.array(r.of(masks[r.path])) for r in self._own]
+        self._sizes = [
+            jnp.sqrt(jnp.mean(jnp.square(r.of(original[r.path])))) for r in self._own
+        ]
+        self._fixed = (
+            [jnp.array(r.of(leaves[r.path])) for r in self._others],
+            [segment.constants for segment in segments],
+        )
+        self._state = ADAM.init(self.weights)
+        self._compiled: dict[str, Callable[..., Any]] = {}
+
+    def _run(self, name: str, f: Callable[..., Any], *arguments: Any) -> Any:
+        """Calls a function that is traced once for the window."""
+        if name not in self._compiled:
+            self._compiled[name] = self._program.compiled(f, *arguments)
+        return self._compiled[name](*arguments)
+
+    def leaves(self, old: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """The tensors with the fitted weights."""
+        found: dict[str, np.ndarray] = {}
+        for read, value in zip(self._own, self.weights, strict=True):
+            leaf = found.setdefault(read.path, np.array(old[read.path]))
+            read.of(leaf)[...] = np.asarray(value)
+        return found
+
+    def _outputs(
+        self, weights: list[jax.Array], fixed: Any, taken: list[Any]
+    ) -> list[Any]:
+        others, constants = fixed
+        known = dict(zip(self._own, weights, strict=True))
+        known |= zip(self._others, others, strict=True)
+        ends: list[Any] = []
+        for segment, own in zip(self._segments, constants, strict=True):
+            values = [known[read] for read in segment.reads]
+            taken, ends = segment.pure(values, taken, own)
+        return taken or ends
+
+    def _distance(
+        self, weights: list[jax.Array], fixed: Any, taken: list[Any], wanted: list[Any]
+    ) -> jax.Array:
+        """Relative squared distance of what is left after the layers, its mean."""
+        found = self._outputs(weights, fixed, taken)
+        return jnp.mean(jnp.stack(_distances(found, wanted)))
+
+    def _moved(
+        self,
+        slopes: list[jax.Array],
+        weights: list[jax.Array],
+        state: Any,
+        masks: list[jax.Array],
+        sizes: list[jax.Array],
+        rate: jax.Array,
+    ) -> tuple[list[jax.Array], Any]:
+        slopes = jax.tree.map(lambda g, m: g * m, slopes, masks)
+        moves, state = ADAM.update(slopes, state)
+        weights = [
+            w - rate * size * move * mask
+            for w, size, move, mask in zip(weights, sizes, moves, masks, strict=True)
+        ]
+        return weights, state
+
+    def forward(self, taken: list[Any]) -> list[Any]:
+        """What is left of a batch after the layers."""
+        return self._run("forward", self._outputs, self.weights, self._fixed, taken)
+
+    def step(self, taken: list[Any], slopes: list[Any], rate: jax.Array) -> list[Any]:
+        """Moves the weights by the gradients at what the layers give.
+
+        Returns:
+            The gradients at what they take.
+        """
+
+        def step(
+            weights: list[jax.Array],
+            state: Any,
+            masks: list[jax.Array],
+            sizes: list[jax.Array],
+            fixed: Any,
+            rate: jax.Array,
+            taken: list[Any],
+            slopes: list[Any],
+        ) -> tuple[list[jax.Array], Any, list[Any]]:
+            def forward(weights: list[jax.Array], floating: list[Any]) -> list[Any]:
+                found = self._outputs(weights, fixed, mixed(taken, floating))
+                return floats(found)
+
+            _, pull = jax.vjp(forward, weights, floats(taken))
+            own, before = pull(slopes)
+            return *self._moved(own, weights, state, masks, sizes, rate), before
+
+        arguments = (
+            self.weights,
+            self._state,
+            self._masks,
+            self._sizes,
+            self._fixed,
+            rate,
+            taken,
+            slopes,
+        )
+        self.weights, self._state, before = self._run("step", step, *arguments)
+        return before
+
+    def fit(
+        self, taken: list[Any], wanted: list[Any], settings: Layerwise
+    ) -> tuple[float, float]:
+        """Moves the weights by Adam.
+
+        Returns:
+            The distance of the first and of the last pass, means over the batches.
+        """
+
+        def step(
+            weights: list[jax.Array],
+            state: Any,
+            masks: list[jax.Array],
+            sizes: list[jax.Array],
+            fixed: Any,
+            rate: jax.Array,
+            taken: list[Any],
+            wanted: list[Any],
+        ) -> tuple[list[jax.Array], Any, jax.Array]:
+            value, slopes = jax.value_and_grad(self._distance)(
+                weights, fixed, taken, wanted
+            )
+            return *self._moved(slopes, weights, state, masks, sizes, rate), value
+
+        total = settings.repair * len(taken)
+        values = []
+        for number in range(total):
+            batch = number % len(taken)
+            rate = jnp.float32(settings.repair_rate * (1 - number / total))
+            arguments = (
+                self.weights,
+                self._state,
+                self._masks,
+                self._sizes,
+                self._fixed,
+                rate,
+                taken[batch],
+                wanted[batch],
+            )
+            self.weights, self._state, value = self._run("fit", step, *arguments)
+            values.append(value)
+        first, last = values[: len(taken)], values[-len(taken) :]
+        return float(np.mean(first)), float(np.mean(last))
+
+
+class Head:
+    """What follows the last pruned layer, and the distance of the outputs."""
+
+    def __init__(
+        self,
+        program: Program,
+        segments: Sequence[Segment],
+        leaves: Mapping[str, Any],
+        metric: str,
+    ) -> None:
+        self._program, self._segments, self._metric = program, segments, metric
+        self._values = [
+            [jnp.array(read.of(leaves[read.path])) for read in segment.reads]
+            for segment in segments
+        ]
+        self._constants = [segment.constants for segment in segments]
+        self._compiled: Callable[..., Any] | None = None
+
+    def _outputs(self, values: Any, constants: Any, taken: list[Any]) -> list[Any]:
+        ends = taken
+        for segment, own, fixed in zip(self._segments, values, constants, strict=True):
+            taken, ends = segment.pure(own, taken, fixed)
+        return floats(ends)
+
+    def slopes(self, taken: list[Any], wanted: list[Any]) -> tuple[Any, list[Any]]:
+        """The distance of the outputs, and its gradient at what the head takes."""
+
+        def distance(
+            floating: list[Any], values: Any, constants: Any, taken: Any, wanted: Any
+        ) -> jax.Array:
+            found = self._outputs(values, constants, mixed(taken, floating))
+            aims = self._outputs(values, constants, wanted)
+            if self._metric == "identity":
+                return jnp.mean(jnp.stack(_distances(found, aims)))
+            pairs = zip(found, aims, strict=True)
+            parts = [jnp.mean(_divergence(z, aim)) for z, aim in pairs]
+            return jnp.mean(jnp.stack(parts))
+
+        f = jax.value_and_grad(distance)
+        arguments = (floats(taken), self._values, self._constants, taken, wanted)
+        self._compiled = self._compiled or self._program.compiled(f, *arguments)
+        return self._compiled(*arguments)
+
+
+def _divergence(logits: jax.Array, wanted: jax.Array) -> jax.Array:
+    """KL divergence of the softmax of some logits from that of the wanted ones."""
+    log_p, log_q = jax.nn.log_softmax(wanted), jax.nn.log_softmax(logits)
+    return jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
+
+
+def _distances(found: list[Any], wanted: list[Any]) -> list[jax.Array]:
+    """Relative squared distances of arrays."""
+    return [
+        jnp.sum(jnp.square(z - aim)) / jnp.maximum(jnp.sum(aim * aim), 1e-30)
+        for z, aim in zip(floats(found), floats(wanted), strict=True)
+    ]
+
+
+def floats(arrays: Sequence[Any]) -> list[Any]:
+    """Those that are floating-point numbers."""
+    return [a for a in arrays if jnp.issubdtype(a.dtype, jnp.floating)]
+
+
+def mixed(arrays: Sequence[Any], floating: Sequence[Any]) -> list[Any]:
+    """The arrays with other floating-point ones."""
+    parts = iter(floating)
+    return [next(parts) if jnp.issubdtype(a.dtype, jnp.floating) else a for a in arrays]
