@@ -6,6 +6,7 @@ python scripts/option_tables.py
 import re
 from pathlib import Path
 
+from woodfisher_jax.layerwise.settings import Layerwise
 from woodfisher_jax.methods import METHODS
 from woodfisher_jax.options import Field, fields_of
 from woodfisher_jax.rows.compute import Compute
@@ -28,6 +29,7 @@ SECTIONS: dict[str, type] = {
     "distributed": DistributedConfig,
     "goal": Goal,
     "compute": Compute,
+    "layerwise": Layerwise,
 }
 """Dataclasses by the name of their table."""
 
