@@ -255,7 +255,8 @@ def test_every_field_is_explained() -> None:
     assert unexplained == text.count("optimizer.momentum=")
 
 
-PAGES = [ROOT / "docs" / name for name in ("configs.md", "methods.md")]
+NAMES = ("configs.md", "methods.md", "language_models.md")
+PAGES = [ROOT / "docs" / name for name in NAMES]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
