@@ -29,7 +29,7 @@ from woodfisher_jax.methods import (
     resolve,
 )
 from woodfisher_jax.options import OptionError
-from woodfisher_jax.rows.compute import Compute, watched
+from woodfisher_jax.rows.compute import Compute, one_lapack_thread, watched
 from woodfisher_jax.rows.gradients import LossFn, as_partial, row_chunks
 from woodfisher_jax.rows.inputs import (
     check_concrete,
@@ -495,6 +495,7 @@ class _Outcome(NamedTuple):
     report: dict[str, Any]
 
 
+@one_lapack_thread()
 def _prune_once(params: Params, job: _Job) -> tuple[Params, Masks, PruneInfo]:
     """One step on checked arguments."""
     clock = Clock()
