@@ -222,10 +222,9 @@ class InverseFisher:
         for tile in self._sweep("update blocks", reverse=True):
             number = len(tile.gradients)
             everywhere = jnp.broadcast_to(targets, (number, *targets.shape))
+            known = () if self.known is None else (self.known,)
             given = (self._take(weights, tile), self._take(kept, tile), everywhere)
-            if self.known is not None:
-                given = (*given, self.known)
-            found = self._run(checked.joint, tile, given)
+            found = self._run(checked.joint, tile, (*given, *known))
             value = self._put(value, found.value, tile)
             errors.append(found.error)
         return Found(value, self._largest(errors))
@@ -324,7 +323,7 @@ class InverseFisher:
             least: Of its multiples; default 0.
         """
         number = self.source.num_samples
-        gram, right, tiles = np.zeros((number, number)), np.float64(targets), 0
+        gram, right, tiles = jnp.zeros((number, number)), targets, 0
         for tile in self._sweep("damping blocks", reverse=True):
             kept, vector = self._take(support, tile), self._take(missing, tile)
             gram, right = _gram_and_missing(tile.gradients, kept, vector, gram, right)
