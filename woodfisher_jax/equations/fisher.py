@@ -18,16 +18,26 @@ inverted once and then multiplied.
 """
 
 from collections.abc import Callable
-from functools import partial, wraps
+from functools import wraps
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.scipy.linalg import solve_triangular
 
-# By default accelerators multiply float32 matrices in TF32 or bfloat16 passes, with
-# errors of 1e-3 in the diagonal.
-matmul = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+
+def matmul(left: jax.Array, right: jax.Array) -> jax.Array:
+    """X Y at full precision, for matrices of one dtype or stacks of them."""
+    # Not jnp.matmul: it names the dtype of the result, and float64 is refused where jit
+    # is batched by a vmap outside of it, for float64 is not enabled there.
+    stacked = tuple(range(left.ndim - 2))
+    contracted = (left.ndim - 1,), (right.ndim - 2,)
+    # By default accelerators multiply float32 matrices in TF32 or bfloat16 passes, with
+    # errors of 1e-3 in the diagonal.
+    return jax.lax.dot_general(
+        left, right, (contracted, (stacked, stacked)), precision="highest"
+    )
+
 
 MOST_LOST = 1e-5
 """Relative error to which a factor must be accurate, or it is NaN. Results are then
