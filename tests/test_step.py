@@ -152,11 +152,11 @@ def test_without_gradients_the_largest_weights_stay_where_they_are() -> None:
     np.testing.assert_array_equal(found.weights, np.where(kept, flat(PARAMS), 0))
 
 
-def test_its_error_says_where_float64_would_be_needed() -> None:
+def test_its_error_says_that_the_fisher_is_too_ill_conditioned() -> None:
     rows = 3e3 * np.ones((8, ORDER.size), np.float32)
     rows[1:] += np.arange(ORDER.size)
     every = np.ones(ORDER.size, bool)
-    found = wf.step(rows, flat(PARAMS), every, 0.5, damping=1e-6)
+    found = wf.step(rows, flat(PARAMS), every, 0.5, damping=1e-12)
     assert not found.error <= TOLERANCE
     with pytest.raises(wf.OptionError, match="step takes a WoodFisher with a number"):
         wf.step(rows, flat(PARAMS), every, 0.5, method="kfac")
@@ -229,15 +229,6 @@ def test_every_driver_gives_the_same_masks_and_weights(
         scale = np.abs(flat(pruned)).max()
         np.testing.assert_allclose(flat(found[0]), flat(pruned), atol=1e-6 * scale)
         assert found[2].saliency_sum == pytest.approx(info.saliency_sum, rel=1e-5)
-
-
-def test_the_ill_conditioned_case_repeats_blocks_in_float64() -> None:
-    params, samples = spread(300.0)
-    rows = wf.gradient_rows(loss_fn, params, MASKS, samples)
-    layout = within_tensors(ORDER, 6)
-    every = np.ones(ORDER.size, bool)
-    found = wf.step(rows, flat(params), every, 0.6, damping=1e-6, layout=layout)
-    assert not found.error <= TOLERANCE
 
 
 # ---------------------------------------------------------------- a method of one's own

@@ -1,6 +1,5 @@
 """The driver of a pruning step: checks arguments, plans memory, ensures precision."""
 
-import dataclasses
 import warnings
 from collections.abc import Mapping
 from itertools import pairwise
@@ -30,7 +29,7 @@ from woodfisher_jax.methods import (
     resolve,
 )
 from woodfisher_jax.options import OptionError
-from woodfisher_jax.rows.compute import Compute, watched
+from woodfisher_jax.rows.compute import Compute, one_lapack_thread, watched
 from woodfisher_jax.rows.gradients import LossFn, as_partial, row_chunks
 from woodfisher_jax.rows.inputs import (
     check_concrete,
@@ -496,6 +495,7 @@ class _Outcome(NamedTuple):
     report: dict[str, Any]
 
 
+@one_lapack_thread()
 def _prune_once(params: Params, job: _Job) -> tuple[Params, Masks, PruneInfo]:
     """One step on checked arguments."""
     clock = Clock()
@@ -542,7 +542,7 @@ def _in_one_program(
 ) -> _Outcome | None:
     """The step as one program, where gradients are few and the host takes no part.
 
-    None elsewhere, and where a block is not accurate even in float64.
+    None elsewhere, and where the Fisher of a block is too ill conditioned.
     """
     row, goal, source = job.method, job.goal, fisher.source.resident()
     assert isinstance(row, WoodFisher)
@@ -555,28 +555,26 @@ def _in_one_program(
     ranges = scopes.bounds_of(job.order, goal.scope)
     kept = scopes.num_kept(np.asarray(before.active), job.order, goal)
     job.compute.report("pruning step", 0, 1)
-    for repeats in (False, True):
-        with jax.enable_x64(repeats):
-            found = resident_step(
-                dataclasses.replace(source, repeats=repeats),
-                before.values,
-                before.active,
-                kept,
-                fisher.damping,
-                targets,
-                method=undamped(row),
-                bounds=job.order.layers,
-                ranges=ranges,
-            )
-        if float(found.error) <= TOLERANCE:
-            job.compute.report("pruning step", 1, 1)
-            _check_scores(found.scores, job)
-            report = {
-                "saliency_sum": float(found.saliency_sum),
-                "untouched": _untouched(found.touched, before, job),
-            }
-            return _Outcome(found.weights, found.mask, found.scores, report)
-    return None
+    found = resident_step(
+        source,
+        before.values,
+        before.active,
+        kept,
+        fisher.damping,
+        targets,
+        method=undamped(row),
+        bounds=job.order.layers,
+        ranges=ranges,
+    )
+    if not float(found.error) <= TOLERANCE:
+        return None  # Tile by tile the error names the tensor.
+    job.compute.report("pruning step", 1, 1)
+    _check_scores(found.scores, job)
+    report = {
+        "saliency_sum": float(found.saliency_sum),
+        "untouched": _untouched(found.touched, before, job),
+    }
+    return _Outcome(found.weights, found.mask, found.scores, report)
 
 
 def _targets(job: _Job) -> np.ndarray:

@@ -46,7 +46,7 @@ class Model(NamedTuple):
         curvature: None for methods by magnitude.
         diagonal: Of the curvature; None where it has none or no weight is ranked.
         slope: In methods of first order.
-        error: Largest estimate of a relative rounding error; 0 where it was checked.
+        error: Largest relative error of a block; 0 where it was checked.
         unit: Power of two that weights are multiplied by to be ranked and moved, so
             that their squares stay within float32.
     """
@@ -67,9 +67,9 @@ class Step(NamedTuple):
         scores: The statistic, by which the mask was chosen [d].
         saliency_sum: Of the pruned weights, less ``ḡᵀh / 2`` with a slope: the loss
             increase if each were removed alone.
-        error: Largest estimate of a block's relative rounding error. Above
+        error: Largest relative error of a block. Above
             :data:`~woodfisher_jax.curvature.checked.TOLERANCE` the result is not to be
-            trusted; :func:`woodfisher_jax.prune` then computes the block in float64.
+            trusted: a Fisher is too ill conditioned, and the damping should be larger.
         touched: Weights with a gradient in some sample [d], bool. The others are ranked
             as if the loss did not depend on them.
     """
@@ -104,8 +104,7 @@ def step(
     4. the update of the other weights: ``F⁻¹b`` with ``b_q = -w_q / [F⁻¹]_qq``, or the
        joint one.
 
-    It does no input and output, raises nothing about numbers and repeats nothing in
-    float64; look at ``error``.
+    It does no input and output and raises nothing about numbers; look at ``error``.
 
     Args:
         gradients: G, [N, d], from :func:`~woodfisher_jax.rows.gradients.gradient_rows`.

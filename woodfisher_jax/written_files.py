@@ -14,6 +14,12 @@ ROOM = 10_000_000
 """Bytes that a run needs besides its saves: for its log, its metrics and its report."""
 
 
+def user_cache() -> Path:
+    """The package's folder in ``XDG_CACHE_HOME``, or without that in ``~/.cache``."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "woodfisher_jax"
+    return cache.expanduser()
+
+
 def check_room(folder: str | os.PathLike[str], need: int = 0) -> None:
     """Raises unless the disk of a folder has room.
 

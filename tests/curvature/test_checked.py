@@ -1,4 +1,6 @@
-"""Over every damping and scale the curvature is right to 1e-3, or refused.
+"""Over every damping and scale the curvature is right to 1e-5, or refused.
+
+To 1e-4 where the condition number exceeds 1e9.
 
 The oracle is the singular value decomposition of the stacked matrix [G / √N; √λ I],
 whose condition number is the square root of the Fisher's: it is good to about 1e-9
@@ -24,7 +26,7 @@ from woodfisher_jax.curvature.checked import (
     run_blocks,
 )
 from woodfisher_jax.curvature.groups import parts_of
-from woodfisher_jax.equations.fisher import SOLVERS, choose_solver
+from woodfisher_jax.equations.fisher import SOLVERS, WORST, choose_solver
 from woodfisher_jax.rows.budget import block_bytes, factor_bytes
 from woodfisher_jax.selection.patterns import Groups
 
@@ -32,7 +34,7 @@ WIDTH = 24
 COUNTS = (8, 24, 40)  # N < c, N = c, N > c
 DAMPINGS = (1e-8, 1e-5, 1e-2, 1.0)
 SCALES = (1e-3, 1.0, 1e3)
-ACCURACY = 1e-3
+ACCURACY, WITHIN_REACH = 1e-5, 1e9
 
 
 def svd_inverse(gradients: np.ndarray, damping: float) -> np.ndarray:
@@ -48,22 +50,17 @@ def svd_inverse(gradients: np.ndarray, damping: float) -> np.ndarray:
 def errors(gradients, damping, solver) -> np.ndarray:
     """Relative errors [blocks, 2] of diagonals (worst entry) and of products (largest).
 
-    NaN where the result is refused, in float64 too.
+    NaN where the result is refused.
     """
     number, _, width = gradients.shape
-    inverse = svd_inverse(gradients, damping)
+    inverse = svd_inverse(gradients, np.float32(damping))
     vectors = np.random.default_rng(0).standard_normal((number, width))
     vectors = vectors.astype(np.float32)
     blocks = jnp.asarray(gradients, jnp.float32)
-    with jax.enable_x64(True):
-        strength = np.float64(damping)
-        diagonals, products = (
-            run_blocks(task, blocks, others, strength, solver, again=len(others))
-            for task, others in (
-                (checked.diagonal_alone, ()),
-                (checked.product, (vectors,)),
-            )
-        )
+    strength = np.float32(damping)
+    diagonals = run_blocks(checked.diagonal, blocks, (), strength, solver)
+    given = (vectors, diagonals.factor)
+    products = run_blocks(checked.product, blocks, given, strength, solver)
     assert diagonals.value.dtype == products.value.dtype == jnp.float32
     exact = np.diagonal(inverse, axis1=1, axis2=2)
     off = np.max(np.abs(np.float64(diagonals.value) - exact) / exact, axis=1)
@@ -139,6 +136,12 @@ def sweep(solver: str, count: int) -> tuple[np.ndarray, np.ndarray]:
     return rows, np.stack(found)
 
 
+def conditions(gradients: np.ndarray) -> np.ndarray:
+    """Condition numbers of F, [dampings, cases]."""
+    norms = np.linalg.norm(gradients, 2, axis=(2, 3))
+    return 1 + norms**2 / gradients.shape[2] / np.array(DAMPINGS)[:, None]
+
+
 def described(where: np.ndarray) -> str:
     return "\n".join(
         f"{CASES[c][0]} scale={CASES[c][1]} damping={DAMPINGS[d]}"
@@ -152,33 +155,54 @@ def described(where: np.ndarray) -> str:
 )
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_never_silently_wrong(solver, count) -> None:
-    _, found = sweep(solver, count)
-    wrong = np.any(found > ACCURACY, axis=2)  # NaN, refused, is not
+    gradients, found = sweep(solver, count)
+    within = conditions(gradients) < WITHIN_REACH
+    most = np.where(within, ACCURACY, 10 * ACCURACY)
+    wrong = np.any(found > most[..., None], axis=2)  # NaN, refused, is not
     assert not wrong.any(), described(wrong)
 
 
 @pytest.mark.parametrize("count", COUNTS)
 def test_the_chosen_solver_refuses_nothing_that_is_within_reach(count) -> None:
     gradients, found = sweep(choose_solver(count, WIDTH), count)
-    norms = np.linalg.norm(gradients, 2, axis=(2, 3))
-    condition = 1 + norms**2 / count / np.array(DAMPINGS)[:, None]
-    refused = (condition < 1e9) & np.isnan(found).any(axis=2)
+    within = conditions(gradients) < WITHIN_REACH
+    refused = within & np.isnan(found).any(axis=2)
     assert not refused.any(), described(refused)
     assert np.isnan(found).any()  # so that both outcomes are tested
 
 
-def test_an_error_confined_to_one_weight_is_noticed() -> None:
-    # Two gradients, spread over all weights, that differ in one weight only. In
-    # float32 the difference drowns in the Gram matrix. It shows in the diagonal at
-    # that weight alone, whose entry is then neither among the largest nor smallest.
-    damping, width, blocks = 1e-5, 300, []
-    for size, seed in np.ndindex(3, 4):
-        random = np.random.default_rng(seed)
-        row = (1, 12, 20)[size] * (1 + 0.3 * random.standard_normal(width))
-        blocks.append(np.stack([row] * 2))
-        blocks[-1][1, width // 2] += np.sqrt(2 * damping)
-    found = errors(np.float32(blocks), damping, "sample_space")
-    assert not np.any(found > ACCURACY)
+def in_one_weight(random, width):
+    """Samples that differ in one weight only, by about the damping."""
+    rows = np.tile(1 + 0.3 * random.standard_normal(width), (20, 1))
+    rows[1:, width // 2] += np.sqrt(2e-5)
+    return rows
+
+
+WIDE_KINDS = {
+    "one weight": in_one_weight,
+    "common mean": lambda r, w: 1 + 1e-3 * r.standard_normal((20, w)),
+    "near duplicates": lambda r, w: (
+        np.repeat(r.standard_normal((5, w)), 4, 0) + 1e-4 * r.standard_normal((20, w))
+    ),
+    "equal weights": lambda r, w: np.tile(r.standard_normal((20, 10)), w // 10),
+    # More weights with leverage near 1 than are refined.
+    "large weights": lambda r, w: (
+        r.standard_normal((20, w)) * np.where(np.arange(w) < 100, 10.0, 1e-3)
+    ),
+}
+
+
+def test_entries_that_stay_in_float32_are_right_as_well() -> None:
+    width = 200
+    assert width > 2 * WORST
+    every = [
+        scale * kind(np.random.default_rng(3), width)
+        for kind in WIDE_KINDS.values()
+        for scale in (1.0, 4.0)
+    ]
+    found = errors(np.float32(every), 1e-5, "sample_space")
+    assert not np.any(found > ACCURACY), found
+    assert not np.isnan(found[::2]).any()
 
 
 # --------------------------------------------------------------------- real gradients
@@ -255,10 +279,10 @@ def test_each_block_has_its_own_inverse_and_its_factor_serves_the_product(
     inverse = svd_inverse(GRADIENTS, 1e-2)
     diagonals = inverse_diagonals(GRADIENTS, 1e-2, solver, NAMES)
     expected = np.diagonal(inverse, axis1=1, axis2=2)
-    np.testing.assert_allclose(diagonals, expected, rtol=1e-4)
+    np.testing.assert_allclose(diagonals, expected, rtol=1e-5)
     products = inverse_products(GRADIENTS, 1e-2, VECTORS, solver, NAMES)
     expected = np.einsum("bij,bj->bi", inverse, VECTORS)
-    np.testing.assert_allclose(products, expected, atol=1e-4 * abs(expected).max())
+    np.testing.assert_allclose(products, expected, atol=1e-5 * abs(expected).max())
     found = checked_blocks(checked.diagonal, GRADIENTS, (), 1e-2, solver, NAMES)
     np.testing.assert_array_equal(found.value, diagonals)
     assert found.factor.nbytes == 4 * factor_bytes(8, WIDTH, solver)
@@ -290,28 +314,7 @@ def test_blocks_that_an_accelerator_takes_together_are_the_same(
 def test_working_memory_grows_with_what_it_holds(solver) -> None:
     small = block_bytes(10, 20, solver)
     assert small >= 4 * 10 * 20
-    assert block_bytes(10, 20, solver, 8) == 2 * small
     assert block_bytes(20, 20, solver) > small < block_bytes(10, 40, solver)
-
-
-def test_a_doubtful_block_is_repeated_in_float64_and_the_others_kept() -> None:
-    gradients = GRADIENTS.copy()
-    gradients[2] *= 300  # too ill conditioned for float32 at this damping
-    arrays = (jnp.asarray(gradients), (), np.float32(1e-3), "sample_space")
-    plain = run_blocks(checked.diagonal_alone, *arrays)
-    assert (plain.error > TOLERANCE).tolist() == [False, False, True, False]
-    found = inverse_diagonals(gradients, 1e-3, "sample_space", NAMES)
-    assert found.dtype == jnp.float32
-    expected = np.diagonal(svd_inverse(gradients, 1e-3), axis1=1, axis2=2)
-    np.testing.assert_allclose(found, expected, rtol=ACCURACY)
-    for block in (0, 1, 3):
-        np.testing.assert_array_equal(found[block], plain.value[block])
-    # As one program the same bits, and float32 stays the default outside.
-    with jax.enable_x64(True):
-        given = (arrays[0], (), np.float64(1e-3), "sample_space")
-        repeated = run_blocks(checked.diagonal_alone, *given, again=0)
-    np.testing.assert_array_equal(repeated.value, found)
-    assert jnp.asarray(1.5).dtype == jnp.float32
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
@@ -342,25 +345,20 @@ def joint_oracle(gradients, weights, kept, damping):
     return step
 
 
-def test_the_joint_update_is_repeated_in_float64_too() -> None:
+def test_the_joint_update_of_gradients_that_almost_repeat() -> None:
     gradients = np.repeat(1e3 * GRADIENTS[:1], 4, axis=0)
     gradients[1, 4:] = gradients[1, :4] * (1 + 1e-7 * np.arange(WIDTH))
     kept = np.tile(np.arange(WIDTH) % 2 == 0, (4, 1))
     others = (VECTORS, kept, np.zeros((4, 8), np.float32))
-    arrays = (jnp.asarray(gradients), others, np.float32(1e-4), "sample_space")
-    doubtful = ~(run_blocks(checked.joint, *arrays).error <= TOLERANCE)
-    assert doubtful[1]
-    found = checked_blocks(checked.joint, *arrays[:2], 1e-4, "sample_space", NAMES)
+    given = jnp.asarray(gradients), others
+    found = checked_blocks(checked.joint, *given, 1e-2, "sample_space", NAMES)
     for block in range(4):
-        given = gradients[block], VECTORS[block], kept[block]
-        expected = joint_oracle(*given, 1e-4)
+        one = gradients[block], VECTORS[block], kept[block]
+        expected = joint_oracle(*one, np.float32(1e-2))
         scale = np.abs(expected).max()
-        np.testing.assert_allclose(found.value[block], expected, atol=1e-3 * scale)
-    gradients[1, 4:] = gradients[1, :4]
+        np.testing.assert_allclose(found.value[block], expected, atol=1e-5 * scale)
     with pytest.raises(CurvatureError, match="raise damping"):
-        checked_blocks(
-            checked.joint, 1e6 * gradients, others, 1e-20, "sample_space", NAMES
-        )
+        checked_blocks(checked.joint, *given, 1e-20, "sample_space", NAMES)
 
 
 def group_saliencies(scale: float, damping: float):
@@ -376,8 +374,8 @@ def group_saliencies(scale: float, damping: float):
     return gradients, np.asarray(found.value)
 
 
-@pytest.mark.parametrize("damping", [1e-7, 1e-3])
-def test_groups_of_many_blocks_are_good_to_a_thousandth(damping) -> None:
+@pytest.mark.parametrize("damping", [1e-5, 1e-3])
+def test_groups_of_blocks_from_well_to_ill_conditioned(damping) -> None:
     gradients, found = group_saliencies(1e-3, damping)
     inverse = svd_inverse(gradients, damping)
     for block, group in np.ndindex(4, WIDTH // 4):

@@ -1,5 +1,7 @@
 """The damped Fisher of one block: three solvers against the float64 inverse."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,11 +9,11 @@ import pytest
 
 from woodfisher_jax.equations.fisher import (
     SOLVERS,
+    change_by_rounding,
     choose_solver,
-    diagonal_error,
     fisher_product,
+    in_float64,
     recursive_inverse,
-    refined_product,
 )
 
 WIDTH = 12
@@ -43,29 +45,23 @@ def rank_one_recursion(gradients: np.ndarray, damping: float) -> np.ndarray:
 
 @jax.jit
 def _everything(gradients: jax.Array, damping: jax.Array) -> dict:
-    """Diagonal and all columns of F⁻¹ by every solver, plain and refined."""
+    """Diagonal and all columns of F⁻¹ by every solver."""
     found = {}
     for name, solver in SOLVERS.items():
         factor = solver.factorize(gradients, damping)
         units = jnp.eye(gradients.shape[1], dtype=gradients.dtype)
+        product = partial(solver.product, factor, gradients, damping)
         found[name] = (
             solver.diagonal(factor, gradients, damping),
-            jax.vmap(lambda v, s=solver, f=factor: s.product(f, gradients, damping, v))(
-                units
-            ),
-            jax.vmap(
-                lambda v, s=solver, f=factor: refined_product(
-                    s, f, gradients, damping, v
-                )[0]
-            )(units),
+            jax.vmap(product)(units),
         )
     return found
 
 
 def invert(gradients: np.ndarray, damping: float = DAMPING) -> dict:
-    """For each solver: diag(F⁻¹), F⁻¹ column by column, and the same refined."""
+    """For each solver: diag(F⁻¹) and F⁻¹ column by column."""
     found = _everything(jnp.asarray(gradients), jnp.float32(damping))
-    return jax.tree.map(lambda a: np.asarray(a, np.float64), found)
+    return jax.tree.map(np.asarray, found)
 
 
 # ------------------------------------------------------------------ against oracles
@@ -84,11 +80,10 @@ def test_the_two_oracles_agree() -> None:
 def test_a_solver_inverts_the_damped_fisher(count, solver) -> None:
     g = gradients_of(count)
     expected = np.linalg.inv(fisher(g, DAMPING))
-    diagonal, columns, refined = invert(g)[solver]
-    np.testing.assert_allclose(diagonal, np.diag(expected), rtol=1e-3)
+    diagonal, columns = invert(g)[solver]
+    np.testing.assert_allclose(diagonal, np.diag(expected), rtol=1e-6)
     scale = np.abs(expected).max()
-    np.testing.assert_allclose(columns, expected, atol=1e-4 * scale)
-    np.testing.assert_allclose(refined, expected, atol=2e-5 * scale)
+    np.testing.assert_allclose(columns, expected, atol=1e-6 * scale)
 
 
 @pytest.mark.parametrize("count", COUNTS)
@@ -102,7 +97,7 @@ def test_the_recursion_is_the_paper_s(count) -> None:
 @pytest.mark.parametrize("rank", [1, 64])
 def test_the_rank_of_a_recursion_step_does_not_matter(rank) -> None:
     g = gradients_of(12)
-    found = jax.jit(recursive_inverse, static_argnums=2)(
+    found = jax.jit(in_float64(recursive_inverse), static_argnums=2)(
         jnp.asarray(g), jnp.float32(DAMPING), rank
     )
     expected = np.linalg.inv(fisher(g, DAMPING))
@@ -125,14 +120,13 @@ def test_fisher_product_is_multiplication_by_the_fisher(count) -> None:
 def test_a_block_of_one_weight_is_the_diagonal_fisher(count) -> None:
     g = gradients_of(count)[:, :1]
     expected = 1 / (DAMPING + np.mean(np.asarray(g, np.float64) ** 2))
-    for diagonal, columns, _ in invert(g).values():
-        # 1 - leverage cancels where the gradient is far above the damping.
-        np.testing.assert_allclose(diagonal, [expected], rtol=2e-4)
-        np.testing.assert_allclose(columns, [[expected]], rtol=2e-4)
+    for diagonal, columns in invert(g).values():
+        np.testing.assert_allclose(diagonal, [expected], rtol=1e-6)
+        np.testing.assert_allclose(columns, [[expected]], rtol=1e-6)
 
 
 def test_without_gradients_the_inverse_is_one_over_the_damping() -> None:
-    for diagonal, columns, _ in invert(np.zeros((5, WIDTH), np.float32)).values():
+    for diagonal, columns in invert(np.zeros((5, WIDTH), np.float32)).values():
         np.testing.assert_allclose(diagonal, np.full(WIDTH, 1 / DAMPING), rtol=1e-6)
         np.testing.assert_allclose(columns, np.eye(WIDTH) / DAMPING, rtol=1e-6)
 
@@ -142,7 +136,7 @@ def test_without_gradients_the_inverse_is_one_over_the_damping() -> None:
 
 @pytest.mark.parametrize("count", COUNTS)
 def test_the_diagonal_is_positive_and_at_most_one_over_the_damping(count) -> None:
-    for diagonal, _, _ in invert(gradients_of(count)).values():
+    for diagonal, _ in invert(gradients_of(count)).values():
         assert (diagonal > 0).all()
         assert (diagonal <= (1 + 1e-5) / DAMPING).all()
 
@@ -164,53 +158,36 @@ def test_weights_without_gradient_decouple(count) -> None:
     g[:, silent] = 0
     rest = np.setdiff1d(np.arange(WIDTH), silent)
     alone = np.linalg.inv(fisher(g[:, rest], DAMPING))
-    for diagonal, columns, refined in invert(g).values():
+    for diagonal, columns in invert(g).values():
         np.testing.assert_allclose(diagonal[silent], 1 / DAMPING, rtol=1e-6)
-        for found in (columns, refined):
-            assert (found[np.ix_(silent, rest)] == 0).all()
-            assert (found[np.ix_(rest, silent)] == 0).all()
-        np.testing.assert_allclose(diagonal[rest], np.diag(alone), rtol=1e-3)
+        assert (columns[np.ix_(silent, rest)] == 0).all()
+        assert (columns[np.ix_(rest, silent)] == 0).all()
+        np.testing.assert_allclose(diagonal[rest], np.diag(alone), rtol=1e-6)
 
 
-# ------------------------------------------------------------- refinement and its check
+# --------------------------------------------------------------------------- precision
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
-def test_refinement_is_at_least_as_close_as_the_plain_product(solver) -> None:
-    g = 10 * gradients_of(5)
-    expected = np.linalg.inv(fisher(g, DAMPING))
-    _, plain, refined = invert(g)[solver]
-    plain_error = np.abs(plain - expected).max()
-    assert np.abs(refined - expected).max() <= 1.05 * plain_error
-
-
-def perturbed_error(solver_name: str, spoil) -> float:
-    g = jnp.asarray(gradients_of(40 if solver_name == "dense" else 5))
-    solver = SOLVERS[solver_name]
-
-    def check(g, damping):
-        factor = solver.factorize(g, damping)
-        diagonal = solver.diagonal(factor, g, damping)
-        return diagonal_error(solver, factor, g, damping, spoil(diagonal))
-
-    return float(jax.jit(check)(g, jnp.float32(DAMPING)))
+def test_it_leaves_float32_the_default() -> None:
+    solver, g = SOLVERS["sample_space"], jnp.asarray(gradients_of(5))
+    assert solver.factorize(g, DAMPING).dtype == jnp.float64
+    assert jnp.asarray(1.5).dtype == jnp.float32
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
-def test_the_error_estimate_is_small_for_a_good_diagonal(solver) -> None:
-    assert perturbed_error(solver, lambda d: d) < 2e-4
+def test_a_factor_that_float64_cannot_give_is_none(solver) -> None:
+    g = jnp.asarray(1e6 * gradients_of(5))
+    assert not np.isfinite(SOLVERS[solver].factorize(g, 1e-9)).any()
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
-@pytest.mark.parametrize("relative", [1e-2, 1.0])
-def test_the_error_estimate_sees_a_wrong_diagonal(solver, relative) -> None:
-    found = perturbed_error(solver, lambda d: d * (1 + relative))
-    assert found == pytest.approx(relative, rel=0.1)
-
-
-@pytest.mark.parametrize("value", [np.nan, np.inf, -1.0, 0.0])
-def test_a_diagonal_that_cannot_be_is_infinitely_wrong(value) -> None:
-    assert perturbed_error("dense", lambda d: d.at[6].set(value)) == np.inf
+def test_rounding_of_a_vector_in_the_span_is_divided_by_the_damping() -> None:
+    g, v = jnp.asarray(gradients_of(5)), jnp.asarray(gradients_of(1, seed=1)[0])
+    unit = change_by_rounding(lambda u: u, v, v)
+    assert 0.2 * 2**-24 < float(unit) <= 1.01 * 2**-24
+    solver, mean = SOLVERS["sample_space"], jnp.mean(g, axis=0)
+    factor = solver.factorize(g, 1e-6)
+    multiply = partial(solver.product, factor, g, 1e-6)
+    assert change_by_rounding(multiply, mean, multiply(mean)) > 1e4 * unit
 
 
 @pytest.mark.parametrize(

@@ -61,19 +61,18 @@ def test_groups_have_the_saliency_of_the_explicit_inverse(
     solver, num_samples, sizes
 ) -> None:
     gradients, weights = problem(num_samples)
-    values, error = forms(
+    values = forms(
         *single(gradients, weights), tables(sizes), np.float32(DAMPING), solver=solver
     )
     for table, found in zip(tables(sizes), values, strict=True):
         expected = [oracle(gradients, weights, group) for group in table[:-1]]
-        np.testing.assert_allclose(found[:-1, 0], expected, rtol=1e-4)
+        np.testing.assert_allclose(found[:-1, 0], expected, rtol=1e-5)
         assert found[-1] == 0
-    assert error < 1e-4
     if 1 in sizes:  # groups of one weight, and of all, which leave none to adjust
         single_ones = obs_saliency(weights, np.diag(np.linalg.inv(fisher(gradients))))
-        np.testing.assert_allclose(values[0][:-1, 0], single_ones, rtol=1e-4)
+        np.testing.assert_allclose(values[0][:-1, 0], single_ones, rtol=1e-5)
         loss = weights @ fisher(gradients) @ weights / 2
-        np.testing.assert_allclose(values[-1][0, 0], loss, rtol=1e-4)
+        np.testing.assert_allclose(values[-1][0, 0], loss, rtol=1e-5)
 
 
 def test_it_is_the_model_loss_of_the_joint_update() -> None:
@@ -83,10 +82,9 @@ def test_it_is_the_model_loss_of_the_joint_update() -> None:
     for group in (np.arange(4), np.arange(0, WIDTH, 3)):
         kept = ~np.isin(np.arange(WIDTH), group)
         zeros = np.zeros(6, np.float32)
-        delta, _ = update(*single(gradients, weights), kept, zeros, DAMPING)
-        delta = np.float64(delta)
+        delta = update(*single(gradients, weights), kept, zeros, DAMPING)
         loss = delta @ fisher(gradients) @ delta / 2
-        np.testing.assert_allclose(oracle(gradients, weights, group), loss, rtol=1e-4)
+        np.testing.assert_allclose(oracle(gradients, weights, group), loss, rtol=1e-5)
 
 
 def test_every_choice_of_n_of_m_is_compared() -> None:
@@ -96,12 +94,11 @@ def test_every_choice_of_n_of_m_is_compared() -> None:
     gradients[:, :3] = 0.0
     removals = np.array(list(combinations(range(size), size - kept)), np.int32)
     table = np.arange(WIDTH, dtype=np.int32).reshape(-1, size)
-    (values,), error = forms(
+    (values,) = forms(
         *single(gradients, weights), [table], np.float32(DAMPING), removals=removals
     )
     expected = [
         [oracle(gradients, weights, group[chosen]) for chosen in removals]
         for group in table
     ]
-    np.testing.assert_allclose(values, expected, rtol=1e-4, atol=1e-7)
-    assert error < 1e-4
+    np.testing.assert_allclose(values, expected, rtol=1e-5, atol=1e-7)

@@ -27,6 +27,18 @@ def test_progress_is_passed_on_where_it_is_wanted() -> None:
     assert seen == [("gradients", 1, 2)]
 
 
+def test_lapack_has_one_thread_for_a_while() -> None:
+    def threads() -> list[int]:
+        return [lib.num_threads for lib in compute._lapack().lib_controllers]
+
+    assert len(threads()) == 1
+    with compute._lapack().limit(limits=2):
+        before = threads()
+        with compute.one_lapack_thread():
+            assert threads() == [1]
+        assert threads() == before
+
+
 @watched
 def step(**options):
     """What a function makes of its options."""

@@ -37,7 +37,7 @@ N, WIDTH, BLOCKS = 50, 100, 40
 SIZE = WIDTH * BLOCKS
 SHAPES = {"a": (30, 100), "b": (10, 100)}
 STORED = 4 * N * SIZE
-FACTORS = BLOCKS * 4 * N * N
+FACTORS = BLOCKS * 8 * N * N
 TEMPORARY, FLOPS = 1000, 3 * SIZE
 """Of the gradient of one sample, as the compiler would report them."""
 TILE_BLOCKS = 2

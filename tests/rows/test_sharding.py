@@ -174,9 +174,8 @@ def test_gradients_of_means_are_the_same_on_every_mesh(slow) -> None:
 
 
 @pytest.mark.slow
-def test_a_block_that_needs_float64_is_repeated_wherever_it_lies(quick) -> None:
-    assert_alike(quick, "float64")
-    assert of_case(quick["one device"][0], "float64")["repeated"] > 0
+def test_an_ill_conditioned_block_is_the_same_wherever_it_lies(quick) -> None:
+    assert_alike(quick, "ill conditioned")
 
 
 @pytest.mark.slow

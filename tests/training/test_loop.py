@@ -531,6 +531,31 @@ def test_compiled_programs_go_where_the_config_says(tmp_path: Path) -> None:
         jax.config.update("jax_compilation_cache_dir", before)
 
 
+@pytest.mark.parametrize(
+    ("folder", "known", "kept"),
+    [
+        ("auto", None, "cache/woodfisher_jax/compiled"),
+        ("auto", "known", "known"),
+        ("own", "known", "own"),
+        (None, None, None),
+    ],
+)
+def test_compiled_programs_are_kept_for_the_next_run(
+    folder, known, kept, tmp_path, monkeypatch
+) -> None:
+    names = "jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs"
+    before = {name: getattr(jax.config, name) for name in names}
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    place = lambda name: name and str(tmp_path / name)  # noqa: E731
+    jax.config.update(names[0], place(known))
+    try:
+        train.keep_compiled(folder if folder == "auto" else place(folder))
+        assert jax.config.jax_compilation_cache_dir == place(kept)
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+
+
 def test_a_predicate_that_selects_nothing_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"selects none.*fc1/kernel"):
         run(small(prune__prunable="nothing"), tmp_path)

@@ -1,15 +1,15 @@
 """A formula of one block, for many blocks at once, with its precision checked.
 
-Every result carries an estimate of its rounding error. A block whose float32 result is
-not accurate to :data:`TOLERANCE` is computed again in float64; if that is not accurate
-either, :class:`CurvatureError` says so. The damping is never changed.
+Small systems are solved in float64, in the same program (see
+:mod:`woodfisher_jax.equations.fisher`). A block whose Fisher is too ill conditioned for
+that has no result: :class:`CurvatureError` says so. The damping is never changed.
 
 Blocks are independent, so each device has its own and nothing is sent between devices.
 """
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,10 +18,8 @@ from jax.sharding import Mesh, PartitionSpec
 
 from woodfisher_jax.equations.fisher import (
     SOLVERS,
-    diagonal_error,
-    refined_product,
-    relative,
-    rounding_of,
+    change_by_rounding,
+    in_float64,
 )
 from woodfisher_jax.equations.groups import group_forms
 from woodfisher_jax.equations.joint import joint_update, least_squares
@@ -29,9 +27,7 @@ from woodfisher_jax.rows.budget import BATCH_BYTES, block_bytes
 from woodfisher_jax.rows.sharding import AXIS, on_each_device
 
 TOLERANCE = 1e-4
-"""Largest estimated relative error that is accepted. The estimate is not a bound: it
-was seen to be too small by a factor of three, hence the distance to the 1e-3 that
-results are to be accurate to. On a network's own gradients it is too large by five."""
+"""Largest relative error that is accepted."""
 
 BLOCKS = PartitionSpec(AXIS)
 
@@ -45,7 +41,8 @@ class Block(NamedTuple):
 
     Attributes:
         value: The result, [c] or of another shape.
-        error: Estimate of its relative rounding error.
+        error: Its relative error, as far as that is known: inf where the Fisher is too
+            ill conditioned, and what the rounding of a given vector makes.
         factor: What another task of the same block can start from, or None.
     """
 
@@ -62,6 +59,12 @@ block. A function of a module, so that jit recognises it."""
 # --------------------------------------------------------------------------- the tasks
 
 
+def _finite(value: jax.Array, factor: jax.Array | None = None) -> Block:
+    """A result that is right if it is finite."""
+    error = jnp.where(jnp.all(jnp.isfinite(value)), 0.0, jnp.inf)
+    return Block(value, error, factor)
+
+
 def diagonal(
     gradients: jax.Array, others: tuple[jax.Array, ...], damping: jax.Array, solver: str
 ) -> Block:
@@ -69,8 +72,8 @@ def diagonal(
     row = SOLVERS[solver]
     factor = others[0] if others else row.factorize(gradients, damping)
     found = row.diagonal(factor, gradients, damping)
-    error = diagonal_error(row, factor, gradients, damping, found)
-    return Block(found, error, factor)
+    # A sum of which nothing is left has cancelled.
+    return _finite(jnp.where(found > 0, found, jnp.nan), factor)
 
 
 def diagonal_alone(
@@ -87,7 +90,7 @@ def product(
     vector, *factors = others
     row = SOLVERS[solver]
     factor = factors[0] if factors else row.factorize(gradients, damping)
-    return Block(*refined_product(row, factor, gradients, damping, vector))
+    return _finite(row.product(factor, gradients, damping, vector))
 
 
 def product_of_rounded(
@@ -97,10 +100,10 @@ def product_of_rounded(
     vector, *factors = others
     row = SOLVERS[solver]
     factor = factors[0] if factors else row.factorize(gradients, damping)
-    found, error = refined_product(row, factor, gradients, damping, vector)
-    lost = rounding_of(vector.astype("float32")).astype(vector.dtype)
-    moved = row.product(factor, gradients, damping, lost[None])
-    return Block(found, jnp.maximum(error, relative(moved, found)))
+    multiply = partial(row.product, factor, gradients, damping)
+    found = _finite(multiply(vector))
+    moved = change_by_rounding(multiply, vector, found.value)
+    return found._replace(error=jnp.maximum(found.error, moved))
 
 
 def joint(
@@ -108,8 +111,8 @@ def joint(
 ) -> Block:
     """The joint update; the others are w, the support, y and perhaps the factor."""
     weights, kept, targets, *factors = others
-    return Block(
-        *joint_update(gradients, weights, kept, targets, damping, solver, *factors)
+    return _finite(
+        joint_update(gradients, weights, kept, targets, damping, solver, *factors)
     )
 
 
@@ -118,8 +121,7 @@ def newton(
 ) -> Block:
     """The Newton step ``h = F⁻¹ḡ`` of ``ḡ = -Gᵀy / N``; y and perhaps the factor."""
     targets, *factors = others
-    step, error = least_squares(gradients, targets, damping, solver, *factors)
-    return Block(-step, error)
+    return _finite(-least_squares(gradients, targets, damping, solver, *factors))
 
 
 def whole_groups(
@@ -146,32 +148,11 @@ def _groups(
     damping: jax.Array,
     solver: str,
 ) -> Block:
-    values, error = group_forms(gradients, weights, tables, damping, solver, removals)
-    return Block(jnp.concatenate([value.reshape(-1) for value in values]), error)
+    values = group_forms(gradients, weights, tables, damping, solver, removals)
+    return _finite(jnp.concatenate([value.reshape(-1) for value in values]))
 
 
 # ----------------------------------------------------------------- over blocks, checked
-
-
-def _cast(tree: Any, dtype: str) -> Any:
-    """Floating-point arrays in a precision; masks and indices as they are."""
-    return jax.tree.map(
-        lambda a: a.astype(dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a, tree
-    )
-
-
-def _in_float64(
-    task: Task,
-    gradients: jax.Array,
-    others: tuple[jax.Array, ...],
-    damping: jax.Array,
-    solver: str,
-) -> Block:
-    """One block in float64; the result in float32, without its factor."""
-    gradients, others, damping = _cast((gradients, others, damping), "float64")
-    found = task(gradients, others, damping, solver)
-    value, error = _cast((found.value, found.error), "float32")
-    return Block(value, error)
 
 
 def _together(shape: tuple[int, ...], solver: str) -> int | None:
@@ -183,10 +164,11 @@ def _together(shape: tuple[int, ...], solver: str) -> int | None:
     if jax.default_backend() == "cpu":
         return None
     _, num_samples, width = shape
-    return max(1, BATCH_BYTES // block_bytes(num_samples, width, solver, 4))
+    return max(1, BATCH_BYTES // block_bytes(num_samples, width, solver))
 
 
-@partial(jax.jit, static_argnames=("task", "solver", "mesh", "again"))
+@partial(jax.jit, static_argnames=("task", "solver", "mesh"))
+@in_float64
 def run_blocks(
     task: Task,
     gradients: jax.Array,
@@ -194,33 +176,25 @@ def run_blocks(
     damping: jax.Array,
     solver: str,
     mesh: Mesh | None = None,
-    again: int | None = None,
 ) -> Block:
-    """A task for all blocks in float32, with an estimate of each block's error.
+    """A task for all blocks, with the error of each.
 
     Args:
         task: For one block.
         gradients: [num_blocks, N, c]; with a mesh, sharded by blocks.
         others: What else the task takes, each with a leading axis of blocks.
-        damping: λ > 0, float32, or where float64 is enabled that.
+        damping: λ > 0.
         solver: A key of :data:`~woodfisher_jax.equations.fisher.SOLVERS`.
         mesh: The devices that have the blocks; default one.
-        again: Where float64 is enabled: doubtful blocks are computed again in it, with
-            so many of the other arrays (a factor in float32 must not be among them).
+
+    Returns:
+        Values and errors in float32, factors in float64.
     """
 
-    def one_block(strength: jax.Array, arrays: tuple[jax.Array, ...]) -> Block:
-        block, *rest = _cast(arrays, "float32")
-        damping, others = strength.astype("float32"), tuple(rest)
-        found = task(block, others, damping, solver)
-        if again is None:
-            return found
-        value, error = jax.lax.cond(
-            found.error <= TOLERANCE,
-            lambda: (found.value, found.error),
-            # λ as it was given: float32 rounds it.
-            lambda: _in_float64(task, block, others[:again], strength, solver)[:2],
-        )
+    def one_block(damping: jax.Array, arrays: tuple[jax.Array, ...]) -> Block:
+        block, *rest = arrays
+        found = task(block.astype(jnp.float32), tuple(rest), damping, solver)
+        value, error = (a.astype(jnp.float32) for a in found[:2])
         return Block(value, error, found.factor)
 
     def local(damping: jax.Array, *arrays: jax.Array) -> Block:
@@ -232,35 +206,6 @@ def run_blocks(
     return run(damping, gradients, *others)
 
 
-@partial(jax.jit, static_argnames=("task", "solver", "mesh"))
-def _repeated(
-    task: Task,
-    gradients: jax.Array,
-    others: tuple[jax.Array, ...],
-    damping: jax.Array,
-    found: tuple[jax.Array, jax.Array],
-    solver: str,
-    mesh: Mesh | None,
-) -> Block:
-    """The doubtful blocks in float64, the others as they were found."""
-
-    def one_block(damping: jax.Array, arrays: tuple[jax.Array, ...]) -> Block:
-        block, value, error, *others = arrays
-        return jax.lax.cond(
-            error <= TOLERANCE,
-            lambda: Block(value, error),
-            lambda: _in_float64(task, block, tuple(others), damping, solver),
-        )
-
-    def local(damping: jax.Array, *arrays: jax.Array) -> Block:
-        together = _together(arrays[0].shape, solver)
-        return jax.lax.map(partial(one_block, damping), arrays, batch_size=together)
-
-    specs = (PartitionSpec(), *(BLOCKS for _ in (gradients, *found, *others)))
-    run = on_each_device(local, mesh, specs, BLOCKS)
-    return run(damping, gradients, *found, *others)
-
-
 def checked_blocks(
     task: Task,
     gradients: jax.Array,
@@ -269,10 +214,9 @@ def checked_blocks(
     solver: str,
     names: Sequence[str],
     *,
-    again: int | None = None,
     mesh: Mesh | None = None,
 ) -> Block:
-    """:func:`run_blocks`, with doubtful blocks computed again in float64.
+    """:func:`run_blocks`, with an error where a block has no result.
 
     Args:
         task: For one block.
@@ -281,23 +225,14 @@ def checked_blocks(
         damping: λ > 0.
         solver: A key of :data:`~woodfisher_jax.equations.fisher.SOLVERS`.
         names: For each block the tensor it lies in, for errors.
-        again: How many of the other arrays a doubtful block is computed again with;
-            default all. A factor in float32 must not be among them.
         mesh: The devices that have the blocks; default one.
 
     Raises:
-        CurvatureError: If a block is not accurate even in float64.
+        CurvatureError: If the Fisher of a block is too ill conditioned for float64.
     """
     found = run_blocks(task, gradients, others, np.float32(damping), solver, mesh)
+    errors = np.asarray(_everywhere(found.error, mesh))
     # Written so that NaN counts as an error.
-    if np.all(np.asarray(_everywhere(found.error, mesh)) <= TOLERANCE):
-        return found
-    others, values = others[:again], (found.value, found.error)
-    with jax.enable_x64(True):
-        better = _repeated(
-            task, gradients, others, np.float64(damping), values, solver, mesh
-        )
-        errors = np.asarray(_everywhere(better.error, mesh))
     doubtful = np.flatnonzero(~(errors <= TOLERANCE))
     if len(doubtful):
         num_blocks, num_samples, width = gradients.shape
@@ -307,7 +242,7 @@ def checked_blocks(
             f"float64 (solver {solver!r}, {num_samples} gradients, width {width}); "
             "raise damping, or scale the loss down"
         )
-    return better._replace(factor=found.factor)
+    return found
 
 
 def _everywhere(errors: jax.Array, mesh: Mesh | None) -> jax.Array:
@@ -332,7 +267,7 @@ def inverse_diagonals(
         Array [num_blocks, c], float32.
 
     Raises:
-        CurvatureError: If a block is not accurate even in float64.
+        CurvatureError: If the Fisher of a block is too ill conditioned.
 
     Example:
         >>> G = jnp.array([[[1.0, 0.0]]])  # one block, one gradient, two weights
@@ -364,7 +299,7 @@ def inverse_products(
         Array [num_blocks, c], float32.
 
     Raises:
-        CurvatureError: If a block is not accurate even in float64.
+        CurvatureError: If the Fisher of a block is too ill conditioned.
 
     Example:
         >>> G, v = jnp.array([[[1.0, 0.0]]]), jnp.array([[2.0, 1.0]])

@@ -25,8 +25,10 @@ from woodfisher_jax.equations.damping import ChosenDamping, choose_damping
 from woodfisher_jax.equations.fisher import (
     fisher_product,
     gram_matrix,
+    in_float64,
     matmul,
     shifted_factor,
+    wide,
 )
 from woodfisher_jax.rows.compute import Compute
 from woodfisher_jax.rows.gradients import row_chunks
@@ -93,11 +95,6 @@ class Source(Protocol):
         """Whether results are checked on the host, tile by tile."""
         ...
 
-    @property
-    def repeats(self) -> bool:
-        """Whether doubtful blocks are repeated in float64 where nothing is checked."""
-        ...
-
     def sweep(self, label: str, reverse: bool = False) -> Iterator[Blocks]:
         """All blocks, tile after tile.
 
@@ -136,14 +133,14 @@ class InverseFisher:
         """diag(F⁻¹) [d]; zero for weights in no block.
 
         Raises:
-            CurvatureError: If a checked block is not accurate even in float64.
+            CurvatureError: If the Fisher of a checked block is too ill conditioned.
         """
         task = checked.diagonal if self.source.keep_factors else checked.diagonal_alone
         value, errors, factors = self._zeros(), [], {}
         touched = self._zeros().astype(bool)
         for tile in self._sweep("curvature blocks"):
             given = () if self.known is None else (self.known,)
-            found = self._run(task, tile, given, 0)
+            found = self._run(task, tile, given)
             value = self._put(value, found.value, tile)
             touched = self._put(touched, _touched(tile.gradients), tile)
             errors.append(found.error)
@@ -166,7 +163,7 @@ class InverseFisher:
                 a mean; default v is what it is.
 
         Raises:
-            CurvatureError: If a checked block is not accurate even in float64.
+            CurvatureError: If the Fisher of a checked block is too ill conditioned.
         """
         task = checked.product_of_rounded if rounded else checked.product
         value, errors = self._zeros(), []
@@ -174,7 +171,7 @@ class InverseFisher:
         for tile in self._sweep("update blocks", reverse=True):
             v, factor = self._take(vector, tile), (factors or {}).get(tile.key)
             given = (v,) if factor is None else (v, factor)
-            found = self._run(task, tile, given, 1)
+            found = self._run(task, tile, given)
             value = self._put(value, found.value, tile)
             errors.append(found.error)
         return Found(value, self._largest(errors))
@@ -194,7 +191,7 @@ class InverseFisher:
             factors: Of :meth:`diagonal`; default formed again.
 
         Raises:
-            CurvatureError: If a checked block is not accurate even in float64.
+            CurvatureError: If the Fisher of a checked block is too ill conditioned.
         """
         if self.centered:
             return self.product(self.slope(targets), factors, rounded=True)
@@ -203,7 +200,7 @@ class InverseFisher:
             number, factor = len(tile.gradients), (factors or {}).get(tile.key)
             everywhere = jnp.broadcast_to(targets, (number, *targets.shape))
             given = (everywhere,) if factor is None else (everywhere, factor)
-            found = self._run(checked.newton, tile, given, 1)
+            found = self._run(checked.newton, tile, given)
             value = self._put(value, found.value, tile)
             errors.append(found.error)
         return Found(value, self._largest(errors))
@@ -219,15 +216,15 @@ class InverseFisher:
             targets: y, [N]; see :func:`woodfisher_jax.equations.joint.joint_update`.
 
         Raises:
-            CurvatureError: If a checked block is not accurate even in float64.
+            CurvatureError: If the Fisher of a checked block is too ill conditioned.
         """
         value, errors = self._zeros(), []
         for tile in self._sweep("update blocks", reverse=True):
             number = len(tile.gradients)
             everywhere = jnp.broadcast_to(targets, (number, *targets.shape))
-            alone = (self._take(weights, tile), self._take(kept, tile), everywhere)
-            given = alone if self.known is None else (*alone, self.known)
-            found = self._run(checked.joint, tile, given, len(alone))
+            known = () if self.known is None else (self.known,)
+            given = (self._take(weights, tile), self._take(kept, tile), everywhere)
+            found = self._run(checked.joint, tile, (*given, *known))
             value = self._put(value, found.value, tile)
             errors.append(found.error)
         return Found(value, self._largest(errors))
@@ -240,7 +237,7 @@ class InverseFisher:
             groups: Of a pattern; for N:M the choices are its ``removals``, else one.
 
         Raises:
-            CurvatureError: If a block is not accurate even in float64.
+            CurvatureError: If the Fisher of a block is too ill conditioned.
         """
         mesh, removals = self.source.compute.mesh, groups.removals
         choices = 1 if removals is None else len(removals)
@@ -255,7 +252,7 @@ class InverseFisher:
                 shape = (len(tile.gradients), *removals.shape)
                 given = (given[0], np.broadcast_to(removals, shape), *tables)
                 task = checked.chosen_of_each
-            found = self._run(task, tile, given, len(given))
+            found = self._run(task, tile, given)
             numbers = np.concatenate([part.groups for part in parts], 1)
             total = _added(total, found.value, numbers, mesh)
         return total
@@ -326,7 +323,7 @@ class InverseFisher:
             least: Of its multiples; default 0.
         """
         number = self.source.num_samples
-        gram, right, tiles = jnp.zeros((number, number), jnp.float32), targets, 0
+        gram, right, tiles = jnp.zeros((number, number)), targets, 0
         for tile in self._sweep("damping blocks", reverse=True):
             kept, vector = self._take(support, tile), self._take(missing, tile)
             gram, right = _gram_and_missing(tile.gradients, kept, vector, gram, right)
@@ -355,17 +352,8 @@ class InverseFisher:
                 tile = tile._replace(gradients=_centered(tile.gradients))
             yield tile
 
-    def _run(
-        self, task: Task, tile: Blocks, others: tuple[Any, ...], again: int
-    ) -> Block:
-        """A task for the blocks of a tile, in float64 where float32 will not do.
-
-        Args:
-            task: For one block.
-            tile: The blocks.
-            others: What else it takes.
-            again: How many of these it takes in float64.
-        """
+    def _run(self, task: Task, tile: Blocks, others: tuple[Any, ...]) -> Block:
+        """A task for the blocks of a tile."""
         source, (_, number, width) = self.source, tile.gradients.shape
         solver = source.compute.solver_for(number, width)
         if not source.is_checked:
@@ -375,7 +363,6 @@ class InverseFisher:
                 jax.lax.optimization_barrier(others),
                 jnp.asarray(self.damping),
                 solver,
-                again=again if source.repeats else None,
             )
             return jax.lax.optimization_barrier(found)
         found = checked.checked_blocks(
@@ -385,7 +372,6 @@ class InverseFisher:
             float(self.damping),
             solver,
             tile.names,
-            again=again,
             mesh=source.compute.mesh,
         )
         return found._replace(error=jnp.zeros(()))
@@ -413,7 +399,7 @@ class InverseFisher:
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=("rows", "index"),
-    meta_fields=("tiles", "size", "compute", "keep_factors", "repeats", "is_checked"),
+    meta_fields=("tiles", "size", "compute", "keep_factors", "is_checked"),
 )
 @dataclasses.dataclass(frozen=True)
 class InMemory:
@@ -433,7 +419,6 @@ class InMemory:
     size: int
     compute: Compute = Compute()
     keep_factors: bool = True
-    repeats: bool = False
     is_checked: bool = False
 
     @property
@@ -494,7 +479,6 @@ class Stored:
     storage: Storage
     microbatch_size: int
     store: Store | None = None
-    repeats: bool = True
     is_checked: bool = True
 
     @property
@@ -612,14 +596,15 @@ def _multiplied(gradients: jax.Array, vectors: jax.Array, damping: float) -> jax
 
 
 @jax.jit
+@in_float64
 def _leverages(gradients: jax.Array, kept: jax.Array, damping: float) -> jax.Array:
     """Values h of each block of a tile."""
 
     def one_block(block: tuple[jax.Array, jax.Array]) -> jax.Array:
         rows, support = block
-        wide = rows.astype(jnp.float32)
-        gram = gram_matrix(jnp.where(support, wide, 0.0))
-        whitened = matmul(shifted_factor(gram, len(rows) * damping), wide)
+        gram = gram_matrix(jnp.where(support, wide(rows), 0.0))
+        factor = shifted_factor(gram, len(rows) * damping).astype(jnp.float32)
+        whitened = matmul(factor, rows.astype(jnp.float32))
         return jnp.sum(whitened * whitened, axis=0)
 
     return jax.lax.map(one_block, (gradients, kept))
@@ -635,6 +620,7 @@ def _slopes(gradients: jax.Array, targets: jax.Array) -> jax.Array:
 
 
 @jax.jit
+@in_float64
 def _gram_and_missing(
     gradients: jax.Array,
     support: jax.Array,
@@ -643,16 +629,16 @@ def _gram_and_missing(
     right: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     """Adds Σ_B G_S G_Sᵀ and Σ_B G v over the blocks of a tile."""
-    wide = gradients.astype(jnp.float32)
 
     def one_block(
         block: tuple[jax.Array, jax.Array, jax.Array],
     ) -> tuple[jax.Array, jax.Array]:
         rows, kept, vector = block
-        products = matmul(rows, vector[:, None])[:, 0]
+        rows = wide(rows)
+        products = matmul(rows, wide(vector)[:, None])[:, 0]
         return gram_matrix(jnp.where(kept, rows, 0.0)), products
 
-    grams, products = jax.lax.map(one_block, (wide, support, missing))
+    grams, products = jax.lax.map(one_block, (gradients, support, missing))
     return gram + jnp.sum(grams, axis=0), right + jnp.sum(products, axis=0)
 
 

@@ -7,13 +7,14 @@ the brightness of the image, its noise and its size are random.
 import colorsys
 import contextlib
 import io
-import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from woodfisher_jax.written_files import user_cache
 
 _VERSION = "1"  # of the files that `write_once` keeps; to change with what is drawn
 
@@ -120,8 +121,7 @@ def write_once(form: str, data_dir: str | None) -> Path:
     Returns:
         The folder, complete.
     """
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "woodfisher_jax"
-    parent = (Path(data_dir) if data_dir else cache).expanduser()
+    parent = Path(data_dir).expanduser() if data_dir else user_cache()
     root = parent / f"generated_{form}-{_VERSION}"
     if root.exists():
         return root

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from woodfisher_jax.equations.fisher import matmul
+from woodfisher_jax.equations.fisher import in_float64, matmul, wide
 
 MULTIPLES = tuple(float(10.0**x) for x in np.arange(-4.0, 1.01, 0.25))
 """Dampings tried: N λ in units of the mean eigenvalue of G Gᵀ."""
@@ -72,11 +72,12 @@ def leave_one_out_residuals(
 
 
 @jax.jit
+@in_float64
 def _errors(
     gram: jax.Array, right: jax.Array, multiples: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     every = -(-len(right) // MOST_ROWS)
-    gram, right = gram[::every, ::every], right[::every]
+    gram, right = wide(gram)[::every, ::every], wide(right)[::every]
     mean = jnp.trace(gram) / gram.shape[0]
     left = leave_one_out_residuals(gram, right, mean * multiples)
     return mean, jnp.mean(left * left, axis=1), jnp.mean(right * right)
@@ -96,7 +97,7 @@ def choose_damping(
     Raises:
         ValueError: If N is below 2, gradients are all zero, or they or b not finite.
     """
-    mean, errors, square = _errors(gram, right, jnp.asarray(MULTIPLES, jnp.float32))
+    mean, errors, square = _errors(gram, right, np.asarray(MULTIPLES))
     if len(right) < 2 or not (0 < float(mean) < np.inf and float(square) < np.inf):
         raise ValueError(
             "damping='auto' needs at least 2 gradients that are not all zero, and a "

@@ -5,40 +5,77 @@ With G the gradients [N, c] of one block and λ the damping,
     F = λ I + GᵀG / N        (WoodFisher, arXiv:2004.14340, Eq. 8)
 
 A pruning step needs only diag(F⁻¹) and products F⁻¹v. Each solver is a :class:`Solver`
-of three pure functions, written for one block; the caller maps them over blocks. They
-compute in the dtype of the gradients, with matrix products at full precision on every
-platform.
+of three pure functions, written for one block; the caller maps them over blocks.
+
+What float32 loses of F⁻¹ it loses in the Gram matrix and its Cholesky factor. So these
+are formed in float64, of gradients in float32, and so are products with vectors, which
+cost little; what takes most of the arithmetic stays in float32, at full precision on
+every platform. JAX need not have float64 enabled: see :func:`in_float64`.
 
 Matrix products take nearly all the time. A triangular solve with the c columns of G
 costs two to three times as much as a product of the same size, so the N x N factor is
-inverted once and then multiplied. Several vectors are the rows of one matrix: G is then
-read along its rows, which is up to five times as fast as along its columns.
+inverted once and then multiplied.
 """
 
 from collections.abc import Callable
-from functools import partial
-from typing import NamedTuple
+from functools import wraps
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.scipy.linalg import solve_triangular
 
-# By default accelerators multiply float32 matrices in TF32 or bfloat16 passes, with
-# errors of 1e-3 in the diagonal.
-matmul = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+
+def matmul(left: jax.Array, right: jax.Array) -> jax.Array:
+    """X Y at full precision, for matrices of one dtype or stacks of them."""
+    # Not jnp.matmul: it names the dtype of the result, and float64 is refused where jit
+    # is batched by a vmap outside of it, for float64 is not enabled there.
+    stacked = tuple(range(left.ndim - 2))
+    contracted = (left.ndim - 1,), (right.ndim - 2,)
+    # By default accelerators multiply float32 matrices in TF32 or bfloat16 passes, with
+    # errors of 1e-3 in the diagonal.
+    return jax.lax.dot_general(
+        left, right, (contracted, (stacked, stacked)), precision="highest"
+    )
+
+
+MOST_LOST = 1e-5
+"""Relative error to which a factor must be accurate, or it is NaN. Results are then
+right to 1e-4, and to 1e-5 up to condition numbers of 1e9."""
+
+WORST = 64
+"""Entries of a diagonal, at least, that are taken in float64: those in which most
+cancels. N entries are taken where that is more."""
 
 RECURSION_RANK = 32
 """Gradients in one step of the recursion: matrix products, not rank-one updates."""
+
+
+def in_float64(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function with float64 enabled while it runs, or is traced."""
+
+    @wraps(function)
+    def enabled(*args: Any, **named: Any) -> Any:
+        with jax.enable_x64(True):
+            return function(*args, **named)
+
+    return enabled
+
+
+def wide(array: Any) -> jax.Array:
+    """An array in float64, within :func:`in_float64`."""
+    return jnp.asarray(array, jnp.float64)
 
 
 class Solver(NamedTuple):
     """One way to invert the damped Fisher of a block.
 
     Attributes:
-        factorize: (gradients [N, c], damping) -> factor, an argument of the other two.
-        diagonal: (factor, gradients, damping) -> diag(F⁻¹) [c].
-        product: (factor, gradients, damping, v) -> F⁻¹ v, for a vector v [c] or the
-            rows of a matrix [k, c].
+        factorize: (gradients [N, c], damping) -> factor in float64, an argument of the
+            other two; NaN where F is too ill conditioned.
+        diagonal: (factor, gradients, damping) -> diag(F⁻¹) [c], in the dtype of the
+            gradients, as the product.
+        product: (factor, gradients, damping, v) -> F⁻¹ v, for a vector v [c].
 
     Example:
         >>> G = jnp.array([[1.0, 0.0]])
@@ -53,6 +90,42 @@ class Solver(NamedTuple):
     factorize: Callable[[jax.Array, jax.Array], jax.Array]
     diagonal: Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
     product: Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
+
+
+def _solver(
+    factorize: Callable[..., jax.Array],
+    diagonal: Callable[..., jax.Array],
+    product: Callable[..., jax.Array],
+) -> Solver:
+    def narrow(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+        @in_float64
+        def rounded(factor: jax.Array, gradients: jax.Array, *rest: Any) -> jax.Array:
+            return function(factor, gradients, *rest).astype(gradients.dtype)
+
+        return rounded
+
+    return Solver(in_float64(factorize), narrow(diagonal), narrow(product))
+
+
+def along_rows(rows: jax.Array, vector: jax.Array) -> jax.Array:
+    """X v, in the precision of v, for rows X [N, c] of any."""
+    # A product with a vector would be formed along the columns of X.
+    return jnp.sum(rows.astype(vector.dtype) * vector, axis=1)
+
+
+def sum_of_rows(factors: jax.Array, rows: jax.Array) -> jax.Array:
+    """``Xᵀa`` in the precision of a [N], for rows X [N, c] of any.
+
+    Row after row, so that no copy of X in the precision of a is formed: on a CPU that
+    takes five times as long as the sum.
+    """
+
+    def add(total: jax.Array, one: tuple[jax.Array, jax.Array]) -> Any:
+        factor, row = one
+        return total + factor * row.astype(total.dtype), None
+
+    start = jnp.zeros(rows.shape[1], factors.dtype)
+    return jax.lax.scan(add, start, (factors, rows))[0]
 
 
 def fisher_product(
@@ -79,13 +152,6 @@ def fisher_product(
     return damping * vector + matmul(along_samples, gradients)
 
 
-def _significant(remainder: jax.Array) -> jax.Array:
-    """NaN where rounding leaves about two digits of 1 - leverage, λ diag(F⁻¹)."""
-    return jnp.where(
-        remainder > 64 * jnp.finfo(remainder.dtype).eps, remainder, jnp.nan
-    )
-
-
 def gram_matrix(rows: jax.Array) -> jax.Array:
     """X Xᵀ; one of the four quarters is copied by symmetry."""
     half = rows.shape[0] // 2
@@ -105,12 +171,6 @@ def _lower_product(lower: jax.Array, matrix: jax.Array) -> jax.Array:
     return jnp.concatenate([first, matmul(lower[half:], matrix)])
 
 
-def _inverse_factor(matrix: jax.Array) -> jax.Array:
-    """L⁻¹ for the Cholesky factor L of a matrix; NaN unless it is positive."""
-    factor = jax.lax.linalg.cholesky(matrix, symmetrize_input=False)
-    return _triangular_inverse(factor)
-
-
 def _triangular_inverse(lower: jax.Array) -> jax.Array:
     """L⁻¹, by halves: [[A, 0], [B, C]]⁻¹ = [[A⁻¹, 0], [-C⁻¹ B A⁻¹, C⁻¹]]."""
     size = lower.shape[0]
@@ -128,42 +188,61 @@ _WORTH_HALVING = 128
 """Rows above which two products of half the size are faster than one."""
 
 
-# ---------------------------------------------------------------- sample space, N < c
-
-
 @jax.jit
+@in_float64
 def shifted_factor(gram: jax.Array, shift: jax.Array) -> jax.Array:
-    """L⁻¹ for the Cholesky factor L of ``s I + G Gᵀ``; NaN unless it is positive.
+    """L⁻¹ for the Cholesky factor L of ``s I + X``; NaN if it is too ill conditioned.
 
     Args:
-        gram: G Gᵀ, [N, N].
-        shift: s = N λ.
+        gram: X, positive semidefinite, such as G Gᵀ [N, N].
+        shift: s > 0, such as N λ.
     """
-    identity = jnp.eye(gram.shape[0], dtype=gram.dtype)
-    return _inverse_factor(gram + shift * identity)
+    gram, shift = wide(gram), wide(shift)
+    matrix = gram + shift * jnp.eye(len(gram))
+    factor = jax.lax.linalg.cholesky(matrix, symmetrize_input=False)
+    # The condition number is at most 1 + tr X / s.
+    lost = jnp.finfo(gram.dtype).eps * jnp.trace(gram) / shift
+    return jnp.where(lost < MOST_LOST, _triangular_inverse(factor), jnp.nan)
+
+
+# ---------------------------------------------------------------- sample space, N < c
 
 
 def _sample_space_factorize(gradients: jax.Array, damping: jax.Array) -> jax.Array:
     """L⁻¹ [N, N] for the Cholesky factor L of S = N λ I + G Gᵀ."""
-    number, gram = gradients.shape[0], gram_matrix(gradients)
-    return _inverse_factor(gram + number * damping * jnp.eye(number, dtype=gram.dtype))
+    shift = len(gradients) * wide(damping)
+    return shifted_factor(gram_matrix(wide(gradients)), shift)
 
 
 def _sample_space_diagonal(
     factor: jax.Array, gradients: jax.Array, damping: jax.Array
 ) -> jax.Array:
-    whitened = _lower_product(factor, gradients)
-    return _significant(1.0 - jnp.sum(whitened * whitened, axis=0)) / damping
+    # 1 - h, with the leverage h = ‖L⁻¹g‖². As the sum of all h is at most N, there are
+    # not many entries in which most cancels.
+    def remainder(lower: jax.Array, columns: jax.Array) -> jax.Array:
+        whitened = _lower_product(lower, columns)
+        return 1.0 - jnp.sum(whitened * whitened, axis=0)
+
+    number, width = gradients.shape
+    some = max(WORST, number)
+    if width <= 2 * some:
+        return remainder(factor, wide(gradients)) / damping
+    found = remainder(factor.astype(gradients.dtype), gradients)
+    _, worst = jax.lax.top_k(-found, some)
+    better = remainder(factor, wide(gradients[:, worst]))
+    return wide(found).at[worst].set(better) / damping
 
 
 def _sample_space_product(
     factor: jax.Array, gradients: jax.Array, damping: jax.Array, vector: jax.Array
 ) -> jax.Array:
-    whitened = matmul(matmul(vector, gradients.T), factor.T)
-    return (vector - matmul(matmul(whitened, factor), gradients)) / damping
+    vector = wide(vector)
+    whitened = matmul(factor, along_rows(gradients, vector)[:, None])
+    along = matmul(factor.T, whitened)[:, 0]
+    return (vector - sum_of_rows(along, gradients)) / damping
 
 
-SAMPLE_SPACE = Solver(
+SAMPLE_SPACE = _solver(
     _sample_space_factorize, _sample_space_diagonal, _sample_space_product
 )
 """F⁻¹ = (I - Gᵀ S⁻¹ G) / λ with S = N λ I + G Gᵀ: memory N (N + c), time N² c."""
@@ -173,18 +252,9 @@ SAMPLE_SPACE = Solver(
 
 
 def _dense_factorize(gradients: jax.Array, damping: jax.Array) -> jax.Array:
-    """L⁻¹ [c, c] for the Cholesky factor L of F.
-
-    NaN where F has lost its damping to rounding.
-    """
-    num_samples, width = gradients.shape
-    fisher = gram_matrix(gradients.T) / num_samples
-    factor = _inverse_factor(fisher + damping * jnp.eye(width, dtype=fisher.dtype))
-    if num_samples >= width:
-        return factor
-    # GᵀG is singular: in its null space the damping is the only curvature.
-    rounding = jnp.finfo(fisher.dtype).eps * jnp.max(jnp.diagonal(fisher))
-    return jnp.where(rounding < 0.1 * damping, factor, jnp.nan)
+    """L⁻¹ [c, c] for the Cholesky factor L of F."""
+    fisher = gram_matrix(wide(gradients).T) / len(gradients)
+    return shifted_factor(fisher, wide(damping))
 
 
 def _dense_diagonal(
@@ -198,10 +268,11 @@ def _dense_product(
     factor: jax.Array, gradients: jax.Array, damping: jax.Array, vector: jax.Array
 ) -> jax.Array:
     del gradients, damping
-    return matmul(matmul(vector, factor.T), factor)
+    along = matmul(factor, wide(vector)[:, None])
+    return matmul(factor.T, along)[:, 0]
 
 
-DENSE = Solver(_dense_factorize, _dense_diagonal, _dense_product)
+DENSE = _solver(_dense_factorize, _dense_diagonal, _dense_product)
 """Cholesky of F itself: memory c (N + c), time N c² + c³; accurate when N >= c."""
 
 
@@ -232,6 +303,7 @@ def recursive_inverse(
         >>> wf.fisher.recursive_inverse(G, 1.0).round(4).tolist()
         [[0.5, 0.0], [0.0, 1.0]]
     """
+    gradients, damping = wide(gradients), wide(damping)
     num_samples, width = gradients.shape
     steps = -(-num_samples // rank)
     # A zero gradient changes nothing, so zeros pad the last step.
@@ -247,24 +319,25 @@ def recursive_inverse(
 
     start = jnp.eye(width, dtype=gradients.dtype) / damping
     inverse, _ = jax.lax.scan(step, start, padded.reshape(steps, rank, width))
-    return inverse
+    lost = jnp.finfo(inverse.dtype).eps * jnp.sum(padded**2) / (num_samples * damping)
+    return jnp.where(lost < MOST_LOST, inverse, jnp.nan)
 
 
 def _recursion_diagonal(
     inverse: jax.Array, gradients: jax.Array, damping: jax.Array
 ) -> jax.Array:
-    del gradients
-    return _significant(jnp.diagonal(inverse) * damping) / damping
+    del gradients, damping
+    return jnp.diagonal(inverse)
 
 
 def _recursion_product(
     inverse: jax.Array, gradients: jax.Array, damping: jax.Array, vector: jax.Array
 ) -> jax.Array:
     del gradients, damping
-    return matmul(vector, inverse)
+    return matmul(inverse, wide(vector)[:, None])[:, 0]
 
 
-RECURSION = Solver(recursive_inverse, _recursion_diagonal, _recursion_product)
+RECURSION = _solver(recursive_inverse, _recursion_diagonal, _recursion_product)
 """The paper's recursion: memory c (N + c), time N c²; for reference and comparison."""
 
 
@@ -315,128 +388,31 @@ def solver_flops(num_samples: int, width: int, solver: str) -> tuple[float, floa
     return 4 * n * c * c, c
 
 
-class _Refined(NamedTuple):
-    """F⁻¹ v after two steps of refinement, and the corrections of each."""
-
-    result: jax.Array
-    first: jax.Array
-    second: jax.Array
-
-
-def _refine(
-    solver: Solver,
-    factor: jax.Array,
-    gradients: jax.Array,
-    damping: jax.Array,
-    vectors: jax.Array,
-) -> _Refined:
-    def correction(result: jax.Array) -> jax.Array:
-        residual = vectors - fisher_product(gradients, damping, result)
-        return solver.product(factor, gradients, damping, residual)
-
-    result = solver.product(factor, gradients, damping, vectors)
-    first = correction(result)
-    second = correction(result + first)
-    return _Refined(result + first + second, first, second)
-
-
-def refined_product(
-    solver: Solver,
-    factor: jax.Array,
-    gradients: jax.Array,
-    damping: jax.Array,
-    vector: jax.Array,
-) -> tuple[jax.Array, jax.Array]:
-    """F⁻¹ v with two steps of iterative refinement, and an estimate of its error.
-
-    ``x <- x + F⁻¹ (v - F x)``. The first step removes the error of the factorization.
-    The second removes the remaining error from rounding in ``F x``; its size is the
-    estimate.
-
-    Args:
-        solver: A value of :data:`SOLVERS`.
-        factor: The result of ``solver.factorize``.
-        gradients: G, [N, c].
-        damping: λ > 0.
-        vector: v, [c].
-
-    Returns:
-        F⁻¹ v [c], and the largest entry of the last correction relative to the largest
-        entry of the result (scalar).
-    """
-    # A matrix of one row, because a vector would be multiplied along the columns of G.
-    refined = _refine(solver, factor, gradients, damping, vector[None])
-    return refined.result[0], relative(refined.second, refined.result)
-
-
-def relative(change: jax.Array, result: jax.Array) -> jax.Array:
-    """The largest entry of a change by that of the result."""
-    largest = jnp.max(jnp.abs(result))
-    return jnp.max(jnp.abs(change)) / jnp.where(largest > 0, largest, 1.0)
-
-
-def _random_signs(rows: int, columns: int) -> jax.Array:
+def _random_signs(number: int) -> jax.Array:
     """The same pseudo-random signs each time: the top bits of hashed indices.
 
-    MurmurHash3's final mix. jax.random takes a quarter of a second to compile, more
-    than the rest of an error estimate.
+    MurmurHash3's final mix. jax.random takes a quarter of a second to compile.
     """
-    bits = jnp.arange(rows * columns, dtype=jnp.uint32).reshape(rows, columns)
+    bits = jnp.arange(number, dtype=jnp.uint32)
     for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
         bits = (bits ^ (bits >> shift)) * jnp.uint32(factor)
     return jnp.where(bits >> 31, 1.0, -1.0)
 
 
-def rounding_of(vector: jax.Array) -> jax.Array:
-    """What rounding may have added to a vector: half a unit of each entry, any sign."""
-    signs = _random_signs(1, vector.shape[0])[0].astype(vector.dtype)
-    return jnp.finfo(vector.dtype).eps / 2 * signs * vector
-
-
-def diagonal_error(
-    solver: Solver,
-    factor: jax.Array,
-    gradients: jax.Array,
-    damping: jax.Array,
-    diagonal: jax.Array,
-    num_probes: int = 4,
+def change_by_rounding(
+    product: Callable[[jax.Array], jax.Array], vector: jax.Array, result: jax.Array
 ) -> jax.Array:
-    """Estimates the largest relative rounding error of diag(F⁻¹).
-
-    With X the computed inverse, X (z - F X z) is the error of X times z. Two kinds of z
-    are used: unit vectors at the smallest entries, where cancellation is worst, and at
-    the largest, where ill conditioning is worst; and random signs, which detect errors
-    in any entry.
+    """How far F⁻¹v may be off because v was rounded: half a unit an entry, any sign.
 
     Args:
-        solver: A value of :data:`SOLVERS`.
-        factor: The result of ``solver.factorize``.
-        gradients: G, [N, c].
-        damping: λ > 0.
-        diagonal: The computed diagonal [c].
-        num_probes: Vectors of each kind.
+        product: Vector [c] -> its product with F⁻¹.
+        vector: v, float32 [c].
+        result: F⁻¹v, [c].
 
     Returns:
-        The estimate (scalar), not a bound; inf if anything is not finite or not
-        positive.
+        The largest change, by the largest entry of the result (scalar).
     """
-    width = diagonal.shape[0]
-    some = min(num_probes, width)
-    _, smallest = jax.lax.top_k(-diagonal, some)
-    _, largest = jax.lax.top_k(diagonal, some)
-    entries = jnp.concatenate([smallest, largest])
-    units = jax.nn.one_hot(entries, width, dtype=diagonal.dtype)
-    signs = _random_signs(num_probes, width).astype(diagonal.dtype)
-    probes = jnp.concatenate([units, signs])
-    refined = _refine(solver, factor, gradients, damping, probes)
-
-    rows, changes = refined.result[: 2 * some], refined.second[: 2 * some]
-    exact = rows[jnp.arange(2 * some), entries]
-    left = jnp.max(jnp.abs(changes), axis=1) / jnp.max(jnp.abs(rows), axis=1)
-    at_ends = jnp.max(jnp.abs(diagonal[entries] - exact) / exact + left**2)
-    # A row of the error times random signs has about the norm of the row; the error of
-    # the diagonal is one entry of it.
-    norms = jnp.max(jnp.abs(refined.first[2 * some :]), axis=0)
-    estimate = jnp.maximum(at_ends, 0.3 * jnp.max(norms / diagonal))
-    sound = jnp.all(jnp.isfinite(diagonal)) & jnp.all(diagonal > 0)
-    return jnp.where(sound & (estimate >= 0), estimate, jnp.inf)
+    lost = jnp.finfo(vector.dtype).eps / 2 * _random_signs(len(vector)) * vector
+    largest = jnp.max(jnp.abs(result))
+    change = jnp.max(jnp.abs(product(lost)))
+    return change / jnp.where(largest > 0, largest, 1.0)

@@ -11,29 +11,20 @@ are not. F has no terms between blocks, so the saliency of a group that spans se
 blocks is the sum over its parts.
 """
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.scipy.linalg import solve_triangular
 
-from woodfisher_jax.equations.fisher import (
-    SOLVERS,
-    diagonal_error,
-    matmul,
-    refined_product,
-)
+from woodfisher_jax.equations.fisher import SOLVERS, in_float64, matmul, wide
 
 ELIMINATED = 16
 """Largest group that is solved by elimination, in batches of groups."""
 
 TOGETHER = 2**22
 """Most numbers that a batch of groups takes."""
-
-PROBES = 2
-"""Groups of each kind for the error estimate."""
 
 
 # ---------------------------------------------------------------- λ [F⁻¹]_QQ, one block
@@ -131,21 +122,6 @@ def _form(
     return jnp.sum(vector * vector) + form, pivot
 
 
-def _solution(inverse: _Inverse, index: jax.Array, vector: jax.Array) -> jax.Array:
-    """``(λ [F⁻¹]_QQ)⁻¹ w_Q`` of one group, by the same systems as :func:`_form`."""
-
-    def solve(matrix: jax.Array, right: jax.Array) -> jax.Array:
-        lower = jax.lax.linalg.cholesky(matrix, symmetrize_input=False)
-        half = solve_triangular(lower, right, lower=True)
-        return solve_triangular(lower, half, lower=True, trans=1)
-
-    if not _in_sample_space(inverse, len(index)):
-        return solve(_submatrix(inverse, index), vector)
-    rows = _taken(inverse.rows, index)
-    along = solve(_complement(rows), matmul(vector[None], rows)[0])
-    return vector + matmul(along[None], rows.T)[0]
-
-
 def _complement(rows: jax.Array) -> jax.Array:
     """I - Zᵀ Z, [N, N]."""
     return jnp.eye(rows.shape[1], dtype=rows.dtype) - matmul(rows.T, rows)
@@ -156,12 +132,10 @@ class _Found(NamedTuple):
 
     Attributes:
         forms: Quadratic forms of each part and choice [parts, choices].
-        whole: Quadratic forms of all weights of a part [parts].
         pivots: Smallest pivots [parts].
     """
 
     forms: jax.Array
-    whole: jax.Array
     pivots: jax.Array
 
 
@@ -175,15 +149,15 @@ def _forms(
 
     def whole(index: jax.Array) -> _Found:
         form, pivot = _form(inverse, index, _taken(weights, index))
-        return _Found(form[None], form, pivot)
+        return _Found(form[None], pivot)
 
     def choices(index: jax.Array) -> _Found:
         matrix, vector = _submatrix(inverse, index), _taken(weights, index)
-        form, pivot = _eliminated(matrix, vector)
+        _, pivot = _eliminated(matrix, vector)
         assert removals is not None
         some = matrix[removals[:, :, None], removals[:, None, :]]
         forms, _ = jax.vmap(_eliminated)(some, vector[removals])
-        return _Found(forms, form, pivot)
+        return _Found(forms, pivot)
 
     number, size = columns.shape
     taken = size * (inverse.rows.shape[1] + size)
@@ -199,45 +173,7 @@ def _forms(
 # ------------------------------------------------------------------ the group saliency
 
 
-def _probes(
-    inverse: _Inverse, columns: jax.Array, weights: jax.Array, found: _Found
-) -> jax.Array:
-    """``(λ [F⁻¹]_QQ)⁻¹ w_Q`` of a few groups of a table, zero elsewhere [probes, c].
-
-    The groups are those with the smallest pivots and those with the largest forms.
-    """
-    some = min(PROBES, len(columns))
-    _, doubtful = jax.lax.top_k(-found.pivots, some)
-    _, largest = jax.lax.top_k(found.whole, some)
-
-    def solution(index: jax.Array) -> jax.Array:
-        x = _solution(inverse, index, _taken(weights, index))
-        return jnp.zeros_like(weights).at[index].set(x, mode="drop")
-
-    return jax.lax.map(solution, columns[jnp.concatenate([doubtful, largest])])
-
-
-def _error(
-    product: Callable[[jax.Array], tuple[jax.Array, jax.Array]],
-    weights: jax.Array,
-    probes: jax.Array,
-) -> jax.Array:
-    """An estimate of the largest relative rounding error of the forms.
-
-    For the computed ``x = ([F⁻¹]_QQ)⁻¹ w_Q``, zero outside of Q, the residual
-    ``w - F⁻¹x`` changes the form ``xᵀw`` by ``xᵀ(w - F⁻¹x)``.
-
-    Args:
-        product: v -> F⁻¹v, refined against F itself, and its error estimate.
-        weights: w, [c].
-        probes: x, [probes, c].
-    """
-    products, changes = jax.vmap(product)(probes)
-    total = jnp.sum(probes * weights, axis=1)
-    left = jnp.abs(jnp.sum(probes * (weights - products), axis=1))
-    return jnp.max(left / jnp.where(total > 0, total, 1.0) + changes)
-
-
+@in_float64
 def group_forms(
     gradients: jax.Array,
     weights: jax.Array,
@@ -245,7 +181,7 @@ def group_forms(
     damping: jax.Array,
     solver: str = "sample_space",
     removals: jax.Array | None = None,
-) -> tuple[list[jax.Array], jax.Array]:
+) -> list[jax.Array]:
     """ρ_Q of the groups of one block.
 
     Args:
@@ -258,26 +194,13 @@ def group_forms(
             [choices, M - N]; default all positions.
 
     Returns:
-        ρ [groups, choices] for each table, and an estimate of the largest relative
-        rounding error (scalar).
+        ρ [groups, choices] for each table, in the dtype of the gradients; NaN where F
+        is too ill conditioned.
     """
-    row = SOLVERS[solver]
-    factor = row.factorize(gradients, damping)
-    inverse = _inverse_of(solver, factor, gradients, damping)
-    if inverse.sign < 0:
-        diagonal = (1 - jnp.sum(inverse.rows**2, axis=1)) / damping
-    else:
-        diagonal = row.diagonal(factor, gradients, damping)
+    factor = SOLVERS[solver].factorize(gradients, damping)
+    inverse = _inverse_of(solver, factor, wide(gradients), wide(damping))
+    weights = wide(weights)
     found = [_forms(inverse, columns, weights, removals) for columns in tables]
-    probes = [
-        _probes(inverse, columns, weights, forms)
-        for columns, forms in zip(tables, found, strict=True)
-    ]
-    product = partial(refined_product, row, factor, gradients, damping)
-    error = jnp.maximum(
-        diagonal_error(row, factor, gradients, damping, diagonal),
-        _error(product, weights, damping * jnp.concatenate(probes)),
-    )
     sound = [jnp.all(f.pivots > 0) & jnp.all(f.forms >= 0) for f in found]
-    error = jnp.where(jnp.all(jnp.stack(sound)), error, jnp.inf)
-    return [damping / 2 * f.forms for f in found], error
+    scale = jnp.where(jnp.all(jnp.stack(sound)), wide(damping) / 2, jnp.nan)
+    return [(scale * f.forms).astype(gradients.dtype) for f in found]

@@ -16,13 +16,15 @@ import jax.numpy as jnp
 
 from woodfisher_jax.equations.fisher import (
     SOLVERS,
+    along_rows,
+    in_float64,
     matmul,
-    refined_product,
-    relative,
-    rounding_of,
+    sum_of_rows,
+    wide,
 )
 
 
+@in_float64
 def joint_update(
     gradients: jax.Array,
     weights: jax.Array,
@@ -31,7 +33,7 @@ def joint_update(
     damping: jax.Array,
     solver: str = "sample_space",
     factor: jax.Array | None = None,
-) -> tuple[jax.Array, jax.Array]:
+) -> jax.Array:
     """The minimizer of one block's quadratic model with the pruned weights at zero.
 
     With the right-hand side ``z = G_P w_P + y``,
@@ -55,21 +57,23 @@ def joint_update(
         factor: The solver's factor of G_S, if it is known; default: it is computed.
 
     Returns:
-        δ [c], and an estimate of its relative rounding error (scalar).
+        δ [c], in the dtype of the gradients; NaN where F is too ill conditioned.
     """
     staying = jnp.where(kept, gradients, 0.0)
-    missed = matmul(gradients, jnp.where(kept, 0.0, weights)) + targets
-    update, error = least_squares(staying, missed, damping, solver, factor)
-    return jnp.where(kept, update, -weights), error
+    gone = wide(jnp.where(kept, 0.0, weights))
+    missed = along_rows(gradients, gone) + targets
+    update = least_squares(staying, missed, damping, solver, factor)
+    return jnp.where(kept, update, -weights)
 
 
+@in_float64
 def least_squares(
     gradients: jax.Array,
     values: jax.Array,
     damping: jax.Array,
     solver: str = "sample_space",
     factor: jax.Array | None = None,
-) -> tuple[jax.Array, jax.Array]:
+) -> jax.Array:
     """The damped solution δ of ``G δ = z``, in the span of the rows of G.
 
         δ = Gᵀ (N λ I + G Gᵀ)⁻¹ z = F⁻¹ Gᵀz / N
@@ -85,43 +89,20 @@ def least_squares(
         factor: The solver's factor of G, if it is known; default: it is computed.
 
     Returns:
-        δ [c], and an estimate of its relative rounding error (scalar).
+        δ [c], in the dtype of the gradients; NaN where F is too ill conditioned.
 
     Example:
         >>> G, z = jnp.array([[2.0, 0.0]]), jnp.array([5.0])
-        >>> wf.equations.joint.least_squares(G, z, 1.0)[0].round(4).tolist()
+        >>> wf.equations.joint.least_squares(G, z, 1.0).round(4).tolist()
         [2.0, 0.0]
     """
     row = SOLVERS[solver]
     if factor is None:
         factor = row.factorize(gradients, damping)
+    values = wide(values)
     if solver == "sample_space":
-        return _in_sample_space(factor, gradients, values, damping)
-    right = matmul(values[None], gradients)[0] / gradients.shape[0]
-    found, error = refined_product(row, factor, gradients, damping, right)
-    # The rounding of Gᵀz leaves the span of the rows, where F⁻¹ divides it by λ.
-    moved = row.product(factor, gradients, damping, rounding_of(right)[None])
-    return found, jnp.maximum(error, relative(moved, found))
-
-
-def _in_sample_space(
-    factor: jax.Array, staying: jax.Array, missed: jax.Array, damping: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Gᵀa for ``(N λ I + G Gᵀ) a = z``, refined twice, and the size of the last step.
-
-    Nothing is divided by λ, so there is no cancellation as in F⁻¹v.
-    """
-    shift = staying.shape[0] * damping
-
-    def solved(right: jax.Array) -> jax.Array:
-        return matmul(matmul(right, factor.T), factor)
-
-    def product(a: jax.Array) -> jax.Array:
-        return shift * a + matmul(matmul(a, staying), staying.T)
-
-    right = missed[None]
-    a = solved(right)
-    a = a + solved(right - product(a))
-    last = solved(right - product(a))
-    update, change = matmul(jnp.concatenate([a + last, last]), staying)
-    return update, relative(change, update)
+        # Nothing is divided by λ, so there is no cancellation as in F⁻¹v.
+        solved = matmul(factor.T, matmul(factor, values[:, None]))[:, 0]
+        return sum_of_rows(solved, gradients).astype(gradients.dtype)
+    right = sum_of_rows(values, gradients) / len(gradients)
+    return row.product(factor, gradients, damping, right)

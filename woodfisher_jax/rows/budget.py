@@ -27,23 +27,22 @@ BATCH_BYTES = 512 * 2**20
 # ------------------------------------------------------------------------- one block
 
 
-def block_bytes(num_samples: int, width: int, solver: str, itemsize: int = 4) -> int:
-    """Working memory for one block: its gradients, two copies, and square matrices.
+def block_bytes(num_samples: int, width: int, solver: str) -> int:
+    """Working memory for one block: gradients in both precisions, square matrices.
 
     Args:
         num_samples: N.
         width: c.
         solver: A key of :data:`~woodfisher_jax.equations.fisher.SOLVERS`.
-        itemsize: Bytes a number, 4 or 8.
     """
     side = num_samples if solver == "sample_space" else width
-    return (3 * num_samples * width + 4 * side**2) * itemsize
+    return 12 * num_samples * width + 32 * side**2
 
 
 def factor_bytes(num_samples: int, width: int, solver: str) -> int:
     """Memory for what one block keeps between the diagonal and the update."""
     side = num_samples if solver == "sample_space" else width
-    return 4 * side**2
+    return 8 * side**2
 
 
 # ----------------------------------------------------------------------- the machine

@@ -2,11 +2,14 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
+import scipy.linalg  # noqa: F401  # Loads that library.
+import threadpoolctl
 from jax.sharding import Mesh
 
 from woodfisher_jax.equations.fisher import SOLVERS, choose_solver
@@ -33,7 +36,7 @@ class Compute(Options):
 
     microbatch_size: int | None = option(
         None,
-        "Most examples whose gradients a device forms at once; default 64, or as many "
+        "Most examples whose gradients a device forms at once; default 128, or as many "
         "as fit.",
         least=1,
     )
@@ -88,6 +91,26 @@ class Compute(Options):
         """Passes progress on to whoever wants to know."""
         if callable(self.progress):
             self.progress(label, done, total)
+
+
+@functools.cache
+def _lapack() -> threadpoolctl.ThreadpoolController:
+    """The threads of the library that JAX takes its LAPACK from on a CPU."""
+    every = threadpoolctl.ThreadpoolController()
+    paths = [lib.filepath for lib in every.lib_controllers]
+    own = [path for path in paths if "scipy" in Path(path).parent.as_posix()]
+    return every.select(filepath=own or paths)
+
+
+@contextmanager
+def one_lapack_thread() -> Iterator[None]:
+    """LAPACK on one thread, as a context or a decorator.
+
+    Its systems are small, and OpenBLAS's threads wait for one another by spinning:
+    beside another busy process that takes four times as long.
+    """
+    with _lapack().limit(limits=1):
+        yield
 
 
 F = TypeVar("F", bound=Callable[..., Any])

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import pairwise
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import jax
 import jax.numpy as jnp
@@ -303,6 +304,10 @@ class Program(NamedTuple):
     flops: float
 
 
+_PROGRAMS: WeakKeyDictionary[Any, Program] = WeakKeyDictionary()
+"""What is known of programs that were compiled, by their jaxpr."""
+
+
 def compile_rows(problem: Problem, microbatch_size: int) -> Program:
     """Compiles what :func:`row_chunks` then uses, and says what it takes.
 
@@ -320,12 +325,18 @@ def compile_rows(problem: Problem, microbatch_size: int) -> Program:
         ),
         next(regroup(problem.samples, 1)),
     )
-    lowered = _chunk.lower(
+    traced = _chunk.trace(
         problem.loss_fn, problem.params, problem.masks, batch, problem.order, mesh
     )
-    flops = (lowered.cost_analysis() or {}).get("flops", math.nan)
-    found = lowered.compile().memory_analysis()
-    return Program(found.temp_size_in_bytes if found else 0, flops * parts)
+    # The same object for the same loss and shapes, as long as JAX keeps the program.
+    found = _PROGRAMS.get(traced.jaxpr.jaxpr)
+    if found is None:
+        lowered = traced.lower()
+        flops = (lowered.cost_analysis() or {}).get("flops", math.nan)
+        memory = lowered.compile().memory_analysis()
+        found = Program(memory.temp_size_in_bytes if memory else 0, flops)
+        _PROGRAMS[traced.jaxpr.jaxpr] = found
+    return found._replace(flops=found.flops * parts)
 
 
 class _Flags(NamedTuple):

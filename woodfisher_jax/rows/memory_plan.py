@@ -26,7 +26,7 @@ from woodfisher_jax.rows.sharding import num_devices
 from woodfisher_jax.rows.tiles import Pass, split, whole
 from woodfisher_jax.trees.blocks import Layout
 
-MICROBATCH_SIZE = 64
+MICROBATCH_SIZE = 128
 """Examples at once, where they fit; more is no faster."""
 
 VECTOR_BYTES = 46

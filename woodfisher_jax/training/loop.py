@@ -51,6 +51,7 @@ from woodfisher_jax.training.workdir import (
 )
 from woodfisher_jax.trees import masks as masks_
 from woodfisher_jax.trees.masks import Masks
+from woodfisher_jax.written_files import user_cache
 
 logger = logging.getLogger(__name__)
 
@@ -94,8 +95,7 @@ def run(
     distributed.check_config(config)
     with distributed.lost_peers_named():
         config, notes = distributed.together(fit, config)
-    if config.compile_cache_dir is not None:
-        jax.config.update("jax_compilation_cache_dir", config.compile_cache_dir)
+    keep_compiled(config.compile_cache_dir)
     with distributed.lost_peers_named(), contextlib.ExitStack() as stack:
         first = distributed.is_first()
         display = live(str(workdir), lines(), quiet=quiet or not first)
@@ -180,6 +180,21 @@ def loop(
 
 
 # ------------------------------------------------------------------------- the start
+
+
+def keep_compiled(folder: str | None) -> None:
+    """Has JAX keep compiled programs in a folder, and take them from there.
+
+    Args:
+        folder: Where; "auto" for the one that JAX has, or one in the user's cache; None
+            leaves JAX as it is.
+    """
+    if folder == "auto" and jax.config.values["jax_compilation_cache_dir"] is None:
+        folder = str(user_cache() / "compiled")
+    if folder not in (None, "auto"):
+        jax.config.update("jax_compilation_cache_dir", folder)
+        # JAX by itself leaves out what compiles within a second, as most do.
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 
 def set_damaged_aside(saves: Path) -> None:

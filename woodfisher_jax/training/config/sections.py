@@ -424,9 +424,10 @@ class Config(Options):
     )
     eval_batch_size: int = option(1000, "Examples a step of evaluation.", least=1)
     compile_cache_dir: str | None = option(
-        None,
-        "Folder for compiled programs, which a resumed run then need not compile "
-        "again; default none.",
+        "auto",
+        "Folder for compiled programs, which the next run then need not compile again. "
+        "auto takes JAX_COMPILATION_CACHE_DIR or a folder of the user's cache; None "
+        "keeps none.",
     )
     distributed: DistributedConfig = DistributedConfig()
     data: DataConfig = DataConfig()
