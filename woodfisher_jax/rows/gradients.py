@@ -25,6 +25,7 @@ from woodfisher_jax.rows.sharding import (
     num_devices,
     on_each_device,
     placed,
+    platform_of,
     replicate,
     shard_rows,
 )
@@ -220,7 +221,7 @@ def row_chunks(
     groups = devices * chunk_length(number, m, microbatch_size, devices)
     parts = -(-m // microbatch_size)
     # An accelerator is given the next chunk before the last one is checked.
-    ahead = 0 if jax.default_backend() == "cpu" else 1
+    ahead = 0 if platform_of(mesh) == "cpu" else 1
     unchecked: deque[_Flags] = deque()
     done = 0
     problem.compute.report("gradients", 0, number)
@@ -310,6 +311,15 @@ def compile_rows(problem: Problem, microbatch_size: int) -> Program:
         problem: The loss, its parameters (shapes will do) and samples.
         microbatch_size: Most examples whose gradients a device forms at once.
     """
+    lowered = lower_rows(problem, microbatch_size)
+    flops = (lowered.cost_analysis() or {}).get("flops", math.nan)
+    found = lowered.compile().memory_analysis()
+    parts = -(-problem.batch_size // microbatch_size)
+    return Program(found.temp_size_in_bytes if found else 0, flops * parts)
+
+
+def lower_rows(problem: Problem, microbatch_size: int) -> Any:
+    """The gradients of one chunk as a program to compile; arguments as above."""
     mesh, m = problem.compute.mesh, problem.batch_size
     devices = num_devices(mesh)
     groups = devices * chunk_length(problem.num_samples, m, microbatch_size, devices)
@@ -320,12 +330,9 @@ def compile_rows(problem: Problem, microbatch_size: int) -> Program:
         ),
         next(regroup(problem.samples, 1)),
     )
-    lowered = _chunk.lower(
+    return _chunk.lower(
         problem.loss_fn, problem.params, problem.masks, batch, problem.order, mesh
     )
-    flops = (lowered.cost_analysis() or {}).get("flops", math.nan)
-    found = lowered.compile().memory_analysis()
-    return Program(found.temp_size_in_bytes if found else 0, flops * parts)
 
 
 class _Flags(NamedTuple):
