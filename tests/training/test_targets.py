@@ -18,13 +18,12 @@ from woodfisher_jax.training.targets import (
     report,
 )
 
-TINY = {
+TINY: dict[str, Any] = {
     "data": {"name": "digits"},
-    "model": {"name": "mlp", "hidden_sizes": (4,)},
+    "model": {"name": "mlp", "hidden": (4,)},
     "dense": {"epochs": 0},
     "train": {"epochs": 2, "batch_size": 8},
     "prune": {
-        "method": "woodfisherblock",
         "num_samples": 4,
         "block_size": 64,
         "target_sparsity": 0.5,
@@ -39,12 +38,23 @@ def here(memory: int = 2**40) -> Target:
     return Target("here", kind, tuple(jax.devices()[:1]))
 
 
-def test_every_program_of_a_run_is_compiled() -> None:
-    needs, reports = compile_for(from_dict(TINY), here(), silent)
-    assert needs["prune"].num_samples == 4
+@pytest.mark.parametrize(
+    ("method", "pruning"),
+    [
+        ("globalmagni", ["selection"]),
+        pytest.param(
+            "woodfisherblock",
+            ["gradients", "diagonal", "update", "selection"],
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_every_program_of_a_run_is_compiled(method: str, pruning: list[str]) -> None:
+    config = TINY | {"prune": TINY["prune"] | {"method": method}}
+    needs, reports = compile_for(from_dict(config), here(), silent)
+    assert list(needs) == ["prune"] * (len(pruning) > 1)
     names = [one.name.partition(",")[0] for one in reports]
-    programs = ["step of train", "evaluation", "gradients", "diagonal", "update"]
-    assert list(dict.fromkeys(names)) == [*programs, "selection"]
+    assert list(dict.fromkeys(names)) == ["step of train", "evaluation", *pruning]
     for one in reports:
         assert not one.failure
         assert one.arguments > 0
@@ -54,7 +64,7 @@ def test_every_program_of_a_run_is_compiled() -> None:
     batch = 8 * (8 * 8 + 1) * 4
     assert 0 < step.arguments - step.aliased <= batch + 64
     check(reports, here())
-    with pytest.raises(NotForTargetError, match="step of train takes .* of a device"):
+    with pytest.raises(NotForTargetError, match=r"train takes .* of a device"):
         check(reports, here(memory=100))
 
 

@@ -73,7 +73,7 @@ class Report(NamedTuple):
         results: Bytes that go out, those in memory of arguments among them.
         aliased: Bytes of results in memory of arguments.
         temporaries: Bytes while it runs.
-        flops: As the compiler counts them.
+        flops: As the compiler counts them; None where it does not, as for CUDA.
         collectives: How many of each kind.
         seconds: Of the processor, to lower and to compile.
         failure: Why it does not compile, or "".
@@ -84,7 +84,7 @@ class Report(NamedTuple):
     results: int = 0
     aliased: int = 0
     temporaries: int = 0
-    flops: float = 0.0
+    flops: float | None = None
     collectives: dict[str, int] = {}  # noqa: RUF012 -- read only
     seconds: float = 0.0
     failure: str = ""
@@ -144,7 +144,7 @@ def report(program: Lowering) -> Report:
         results=memory.output_size_in_bytes,
         aliased=memory.alias_size_in_bytes,
         temporaries=memory.temp_size_in_bytes,
-        flops=(compiled.cost_analysis() or {}).get("flops", 0.0),
+        flops=(compiled.cost_analysis() or {}).get("flops"),
         collectives=dict(Counter(kinds)),
         seconds=seconds,
     )
