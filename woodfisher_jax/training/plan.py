@@ -175,7 +175,7 @@ def prepare(config: Config, progress: Progress) -> tuple[Plan, tuple[Any, Masks]
     return plan._replace(costs=costs, axes=axes), (variables, masks)
 
 
-def outline(config: Config, mesh: Mesh) -> tuple[Plan, tuple[Any, Masks]]:
+def outline(config: Config, mesh: Mesh) -> tuple[Plan, tuple[Any, Any]]:
     """The plan of a run on devices that need not be there, without data or weights.
 
     Args:

@@ -114,7 +114,7 @@ def compile_for(
     """
     plan, (variables, masks) = outline(config, distributed.in_one_row(target.devices))
     found = list(_training(plan, variables, masks))
-    needs = {}
+    needs: dict[str, Needs] = {}
     for name in config.pruners:
         progress(f"plan of {name}", 0, 1)
         own, programs = _pruning(plan, name, variables, masks)
