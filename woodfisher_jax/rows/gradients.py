@@ -312,8 +312,12 @@ def compile_rows(problem: Problem, microbatch_size: int) -> Program:
         microbatch_size: Most examples whose gradients a device forms at once.
     """
     lowered = lower_rows(problem, microbatch_size)
-    flops = (lowered.cost_analysis() or {}).get("flops", math.nan)
-    found = lowered.compile().memory_analysis()
+    compiled = lowered.compile()
+    # Of a device that is not there only the compiler counts, for one device.
+    each = (compiled.cost_analysis() or {}).get("flops", math.nan)
+    total = num_devices(problem.compute.mesh) * each
+    flops = (lowered.cost_analysis() or {}).get("flops", total)
+    found = compiled.memory_analysis()
     parts = -(-problem.batch_size // microbatch_size)
     return Program(found.temp_size_in_bytes if found else 0, flops * parts)
 
