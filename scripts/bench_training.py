@@ -24,7 +24,7 @@ from bench_pruning import processor
 from woodfisher_jax import data, models
 from woodfisher_jax.report import environment
 from woodfisher_jax.training import optimizer
-from woodfisher_jax.training.train_step import TrainState, train_step
+from woodfisher_jax.training.train_step import TrainState, copied, train_step
 from woodfisher_jax.weights import state_dicts
 
 BATCH_SIZE, LEARNING_RATE, MOMENTUM, WEIGHT_DECAY = 128, 0.01, 0.9, 1e-4
@@ -37,7 +37,8 @@ def jax_loop(dtype: str | None, variables: Any, model: Any) -> Loop:
     """The training of a run: the next batch is read while a step runs."""
     tx = optimizer.make_optimizer("sgd", lambda step: LEARNING_RATE, WEIGHT_DECAY)
     params = variables["params"]
-    state = TrainState(params, variables["batch_stats"], {}, tx.init(params))
+    # The other loops start from the same weights.
+    state = copied(TrainState(params, variables["batch_stats"], {}, tx.init(params)))
     model = model.clone(dtype=dtype)
 
     def loop(batches: Batches) -> list[float]:

@@ -106,6 +106,8 @@ def test_full_help_has_every_field_and_flag(command: Command) -> None:
         ([DIGITS, "--quiet=3"], ["quiet='3'; expected True or False"]),
         (["--config=resnet50", "--config.data.dir=nowhere"], ["imagenet2012", "nowhe"]),
         ([DIGITS, "stray"], ["stray"]),
+        ([DIGITS, "--target=cuda:h100"], ["without --plan", "cuda:h100"]),
+        ([DIGITS, "--plan", "--target=tpu:v9:2x2"], ["tpu:v9:2x2", "tpu:v5e:4x4"]),
     ],
     ids=lambda value: " ".join(value[-1:]),
 )

@@ -28,6 +28,7 @@ from woodfisher_jax.progress import lines, live
 from woodfisher_jax.report import tables
 from woodfisher_jax.report.page import write_page
 from woodfisher_jax.rows.memory_plan import MemoryLimitError
+from woodfisher_jax.rows.targets import TargetError, target
 from woodfisher_jax.training import config as config_
 from woodfisher_jax.training import distributed
 from woodfisher_jax.training.config import Config, ConfigError, files
@@ -39,6 +40,7 @@ from woodfisher_jax.training.loop import (
 from woodfisher_jax.training.plan import fit, prepare
 from woodfisher_jax.training.preemption import Stopped
 from woodfisher_jax.training.pruning_step import forecast
+from woodfisher_jax.training.targets import NotForTargetError, check, compile_for
 from woodfisher_jax.training.workdir import LOG_FORMAT
 
 WORKDIR = flags.DEFINE_string(
@@ -52,6 +54,14 @@ PLAN = flags.DEFINE_bool(
     "plan",
     False,
     "Print the memory plan of a pruning step (traffic, arithmetic) and run nothing.",
+)
+
+TARGET = flags.DEFINE_string(
+    "target",
+    None,
+    "With --plan: compile every program of the run for devices that need not be here "
+    "(tpu:v5e:4x4, tpu:v4:2x2x2, cuda:h100, cuda:h100:8), and print what each takes of "
+    "one. Data and weights are not read.",
 )
 
 QUIET = flags.DEFINE_bool(
@@ -75,6 +85,8 @@ usage: {program} NAME [options]
   --workdir=FOLDER       where the run goes (default runs/NAME-TIME); given again,
                          a run that was stopped goes on
   --plan                 print the memory plan of a pruning step, run nothing
+  --plan --target=NAME   the same for a machine that is not there, such as
+                         tpu:v5e:4x4 or cuda:h100, with all programs compiled for it
   --quiet                print a line for each result, and errors
   --helpfull             every field of the config with its value, and all flags
 
@@ -97,6 +109,8 @@ ERRORS: dict[type[Exception], int] = {
     flags.Error: USAGE,
     DataMissingError: USAGE,
     MemoryLimitError: USAGE,
+    NotForTargetError: USAGE,
+    TargetError: USAGE,
     CurvatureError: FAILED,
     DivergedError: FAILED,
     RunFailedError: FAILED,
@@ -234,6 +248,14 @@ def main(argv: Sequence[str]) -> None:
             raise ConfigError(f"unexpected arguments {stray}; options start with --")
         name, config = read_config(own)
         _log_to_console()
+        if TARGET.value is not None:
+            if not PLAN.value:
+                raise ConfigError(
+                    f"target={TARGET.value!r} without --plan; a run takes the devices "
+                    "that are there, and --plan --target compiles for others"
+                )
+            print_target(config, TARGET.value)
+            return
         distributed.initialize(config.distributed)
         if not distributed.is_first():
             logging.getLogger("woodfisher_jax").setLevel(logging.WARNING)
@@ -316,6 +338,24 @@ def print_plan(config: Config) -> None:
             tables.print_needs(needs[name])
         else:
             print(f"{name}: {pruner.method!r} keeps no gradients: nothing to plan")
+
+
+def print_target(config: Config, name: str) -> None:
+    """Prints what a run takes of devices that need not be here.
+
+    Raises:
+        NotForTargetError: After that, if some program cannot run there.
+    """
+    devices = target(name)
+    with live("compiling", lines(), QUIET.value) as progress:
+        needs, reports = compile_for(config, devices, progress)
+    print(f"{name}: {len(devices.devices)} x {devices.kind.device_kind}")
+    tables.print_programs([one._asdict() for one in reports], devices.kind.memory)
+    for pruner in needs:
+        print()
+        print(f"{pruner}: ", end="")
+        tables.print_needs(needs[pruner])
+    check(reports, devices)
 
 
 def _default_workdir(config_file: str) -> Path:

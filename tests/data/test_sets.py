@@ -289,3 +289,12 @@ def test_the_newest_version_is_taken(copy):
         load("imagenet", copy)
     shutil.rmtree(newest)
     assert load("imagenet", copy).num_train == 12
+
+
+@pytest.mark.parametrize("name", data.SETS)
+def test_a_stand_in_has_the_shape_of_the_images(name: str) -> None:
+    found = data.stand_in(name, 7, data.ImageOptions(image_size=64))
+    assert found.num_classes == 7
+    expected = {"digits": (8, 8, 1), "mnist": (28, 28, 1)}.get(name, (32, 32, 3))
+    assert found.image_shape == ((64, 64, 3) if name in data.IN_FILES else expected)
+    assert found.train.images.strides[0] == 0  # no memory for each

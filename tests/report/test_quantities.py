@@ -24,6 +24,7 @@ from woodfisher_jax.report.quantities import MINUS, NONE
         ("scaled", 4_089_184_256, "4.09 G"),
         ("scaled", 1e20, "1e+05 P"),
         ("scaled", None, NONE),
+        ("scaled", float("nan"), NONE),
         ("storage", 512, "512 B"),
         ("storage", 1_230_000_000, "1.23 GB"),
         ("storage", None, NONE),

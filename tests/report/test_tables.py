@@ -103,3 +103,26 @@ def test_a_memory_plan_has_units_that_fit(capsys: pytest.CaptureFixture) -> None
         "block by dense; 5 blocks by sample_space; peak 12.6 GB of 17 GB; microbatches "
         "of 64"
     )
+
+
+def test_programs_say_what_they_take_of_a_device(capsys: pytest.CaptureFixture) -> None:
+    one = {
+        "name": "step of train",
+        "arguments": 200_000_000,
+        "results": 190_000_000,
+        "aliased": 180_000_000,
+        "temporaries": 590_000_000,
+        "flops": 1.5e12,
+        "collectives": {"all-reduce": 100, "all-gather": 2},
+        "seconds": 12.34,
+        "failure": "",
+    }
+    none = {key: 0 for key in one} | {"collectives": {}, "failure": "no room"}
+    tables.print_programs([one, none | {"name": "update"}], 1_600_000_000)
+    headers, _, step, update, kinds = capsys.readouterr().out.splitlines()
+    assert "of 1.6 GB" in headers
+    assert " ".join(step.split()) == (
+        "step of train 200 MB 590 MB 180 MB 50 % 1.5 T 102 12.3"
+    )
+    assert " ".join(update.split()) == "update 0 B 0 B 0 B no 0 0 0.0"
+    assert kinds == "step of train: 100 all-reduce, 2 all-gather"

@@ -15,6 +15,7 @@ from woodfisher_jax.training.train_step import (
     TrainState,
     averaged,
     averaging,
+    copied,
     network,
     train_step,
 )
@@ -41,7 +42,7 @@ def step(
 ) -> tuple[TrainState, Metrics]:
     flags = np.asarray(stop, np.float32)
     return train_step(
-        state, batch, flags, model=model, tx=TX, label_smoothing=0.1, **options
+        copied(state), batch, flags, model=model, tx=TX, label_smoothing=0.1, **options
     )
 
 
@@ -50,6 +51,15 @@ def close(one: Any, other: Any, **tolerance: float) -> None:
 
 
 MODEL = MLP((6,))
+
+
+def test_a_step_needs_no_second_state() -> None:
+    state, batch = problem(MODEL)
+    state = averaging(copied(state), 0.5)
+    settings = {"model": MODEL, "tx": TX, "label_smoothing": 0.1, "average_decay": 0.5}
+    after, _ = train_step(state, batch, np.zeros(1, np.float32), **settings)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state))
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(after))
 
 
 def test_parts_of_a_batch_have_its_loss_and_gradient() -> None:

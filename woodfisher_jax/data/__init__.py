@@ -12,7 +12,7 @@ from woodfisher_jax.data.batches import (
     test_batches,
 )
 from woodfisher_jax.data.dataset import DataSet, Progress, Split
-from woodfisher_jax.data.sets import IN_FILES, SETS, load
+from woodfisher_jax.data.sets import IN_FILES, SETS, load, stand_in
 from woodfisher_jax.data.streams import BadImagesError, ImageOptions, ImageStream
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "fisher_samples",
     "load",
     "normalize",
+    "stand_in",
     "steps_per_epoch",
     "test_batches",
 ]

@@ -25,6 +25,8 @@ from woodfisher_jax.extras import require
 
 _CHUNK = 5_000  # images between two calls of progress
 
+_MANY = 2**24  # more examples than a run asks for
+
 Source = Split | RecordImages | ImageFiles
 
 Opener = Callable[[str | None], tuple[Source, Source, int]]
@@ -85,6 +87,7 @@ class Recipe(NamedTuple):
         decode: from an image file to uint8 [h, w, c], where the images are held in
             memory; None where they stay in their files.
         mean: with `std`, of sets in memory; those of images in files are options.
+        shape: of an image, of sets in memory.
     """
 
     open: Opener
@@ -93,14 +96,15 @@ class Recipe(NamedTuple):
     std: tuple[float, ...] = ()
     augment: Augment | None = None
     scale: float = 255.0
+    shape: tuple[int, int, int] = (32, 32, 3)
 
 
 _HALF = (0.5, 0.5, 0.5)
 _CIFAR100 = ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762), crop_and_flip)
 
 SETS: dict[str, Recipe] = {
-    "digits": Recipe(_digits, _png, (0.30559,), (0.37630,), scale=16.0),
-    "mnist": Recipe(_records("mnist"), _png, (0.1307,), (0.3081,)),
+    "digits": Recipe(_digits, _png, (0.30559,), (0.37630,), None, 16.0, (8, 8, 1)),
+    "mnist": Recipe(_records("mnist"), _png, (0.1307,), (0.3081,), shape=(28, 28, 1)),
     # The original's checkpoint was trained with these constants: 91.43 % on the test
     # images. The original's own loader has (0.4914, 0.4822, 0.4465) and (0.2023,
     # 0.1994, 0.2010), which give that checkpoint 53.52 %.
@@ -151,11 +155,8 @@ def load(
         MissingExtraError: it needs a package that is not installed.
     """
     given = options or ImageOptions()
-    if name not in SETS:
-        close = difflib.get_close_matches(name.lower(), SETS, n=1, cutoff=0.5)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise ValueError(f"name: expected one of {', '.join(SETS)}; got {name!r}{hint}")
-    opener, decode, mean, std, augment, scale = SETS[name]
+    _check_name(name)
+    opener, decode, mean, std, augment, scale, _ = SETS[name]
     if decode is None:
         require("grain", f"the data set {name}")
         mean, std = given.mean, given.std
@@ -182,6 +183,38 @@ def load(
     folders = {one.folder for one in (train, test) if isinstance(one, ImageFiles)}
     split_off = len(folders) == 1
     return DataSet(name, *splits, num_classes, scale, mean, std, augment, split_off)
+
+
+def _check_name(name: str) -> None:
+    if name not in SETS:
+        close = difflib.get_close_matches(name.lower(), SETS, n=1, cutoff=0.5)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise ValueError(f"name: expected one of {', '.join(SETS)}; got {name!r}{hint}")
+
+
+def stand_in(name: str, num_classes: int, options: ImageOptions) -> DataSet:
+    """Black images of the shape that a data set has, where only shapes count.
+
+    Args:
+        name: a key of `SETS`.
+        num_classes: number of classes.
+        options: of which `image_size` counts, for images in files.
+
+    Returns:
+        Many examples, which take no memory.
+
+    Raises:
+        ValueError: there is no data set of that name.
+    """
+    _check_name(name)
+    recipe, side = SETS[name], options.image_size
+    shape = (side, side, 3) if recipe.decode is None else recipe.shape
+    pixel, label = np.zeros((), np.uint8), np.zeros((), np.int32)
+    split = Split(
+        np.broadcast_to(pixel, (_MANY, *shape)), np.broadcast_to(label, _MANY)
+    )
+    none = (0.0,) * shape[-1]
+    return DataSet(name, split, split, num_classes, recipe.scale, none, none, None)
 
 
 def _into_memory(

@@ -30,7 +30,7 @@ def percent(fraction: float | None, digits: int = 2) -> str:
 
 def scaled(value: float | None) -> str:
     """A count with a prefix for its power of a thousand, such as 4.09 G."""
-    if value is None:
+    if value is None or math.isnan(value):
         return NONE
     power = 0
     while abs(value) >= 999.5 and power < len(PREFIXES) - 1:

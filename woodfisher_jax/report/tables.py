@@ -140,6 +140,34 @@ def print_needs(needs: Needs) -> None:
     print(f"{needs_line(needs)}; microbatches of {needs.microbatch_size}")
 
 
+def print_programs(programs: Iterable[Mapping[str, Any]], memory: int) -> None:
+    """Prints what compiled programs take of a device.
+
+    Args:
+        programs: of each its ``name``; bytes of ``arguments``, ``results``, ``aliased``
+            (results in place of arguments) and ``temporaries``; ``flops``;
+            ``collectives``, kind to number; ``seconds`` to compile; ``failure``, empty
+            where it compiles.
+        memory: of a device, bytes.
+    """
+    rows, kinds = [], {}
+    for one in programs:
+        taken = [one[key] for key in ("arguments", "temporaries", "aliased")]
+        peak = one["arguments"] + one["results"] - one["aliased"] + one["temporaries"]
+        share = "no" if one["failure"] else percent(peak / memory, 0)
+        cells = [*map(storage, taken), share, scaled(one["flops"])]
+        number = sum(one["collectives"].values())
+        rows.append([one["name"], *cells, str(number), fixed(one["seconds"], 1)])
+        kinds[one["name"]] = one["collectives"]
+    headers = ["program", "arguments", "temporary", "aliased"]
+    headers += [f"of {storage(memory)}", "FLOP", "collectives", "compiled, s"]
+    _print(headers, rows)
+    for name, found in kinds.items():
+        if found:
+            each = ", ".join(f"{number} {kind}" for kind, number in found.items())
+            print(f"{name}: {each}")
+
+
 def needs_line(needs: Needs) -> str:
     """The choices of a plan and its peak, in one line."""
     where = {

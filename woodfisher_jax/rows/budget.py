@@ -11,6 +11,7 @@ from jax.experimental import multihost_utils
 from woodfisher_jax.rows.compute import Compute
 from woodfisher_jax.rows.disk import free_bytes
 from woodfisher_jax.rows.sharding import local_devices
+from woodfisher_jax.rows.targets import memory_of
 
 CONTAINER_LIMITS = (
     Path("/sys/fs/cgroup/memory.max"),
@@ -81,9 +82,21 @@ def budget_of(compute: Compute) -> Budget:
     """What the options and the machine allow.
 
     With several processes every number is that of the process with the least room, so
-    that all processes make the same plan.
+    that all processes make the same plan. Of devices that are not there (see
+    :mod:`woodfisher_jax.rows.targets`) what such machines have; their disk is this
+    one's.
     """
     devices = local_devices(compute.mesh) or jax.local_devices()[:1]
+    if (memory := memory_of(devices[0])) is not None:
+        return Budget(
+            used=0,
+            limit=int(HEADROOM * memory[0]),
+            host_used=0,
+            host_limit=int(HEADROOM * memory[1] * len(devices)),
+            disk=free_bytes(compute.store_dir),
+            shared=False,
+            devices=len(devices),
+        )
     host = (resident(), int(compute.memory_limit or host_limit()))
     device = device_memory(devices[0])
     # Limits are negative, so that the maximum over processes is the least room.

@@ -26,6 +26,7 @@ from woodfisher_jax.rows.sharding import (
     num_devices,
     on_each_device,
     placed,
+    platform_of,
     replicate,
     shard_rows,
 )
@@ -221,7 +222,7 @@ def row_chunks(
     groups = devices * chunk_length(number, m, microbatch_size, devices)
     parts = -(-m // microbatch_size)
     # An accelerator is given the next chunk before the last one is checked.
-    ahead = 0 if jax.default_backend() == "cpu" else 1
+    ahead = 0 if platform_of(mesh) == "cpu" else 1
     unchecked: deque[_Flags] = deque()
     done = 0
     problem.compute.report("gradients", 0, number)
@@ -315,6 +316,25 @@ def compile_rows(problem: Problem, microbatch_size: int) -> Program:
         problem: The loss, its parameters (shapes will do) and samples.
         microbatch_size: Most examples whose gradients a device forms at once.
     """
+    traced = trace_rows(problem, microbatch_size)
+    # The same object for the same loss and shapes, as long as JAX keeps the program.
+    found = _PROGRAMS.get(traced.jaxpr.jaxpr)
+    if found is None:
+        lowered = traced.lower()
+        compiled = lowered.compile()
+        # Of a device that is not there only the compiler counts, for one device.
+        each = (compiled.cost_analysis() or {}).get("flops", math.nan)
+        total = num_devices(problem.compute.mesh) * each
+        flops = (lowered.cost_analysis() or {}).get("flops", total)
+        memory = compiled.memory_analysis()
+        found = Program(memory.temp_size_in_bytes if memory else 0, flops)
+        _PROGRAMS[traced.jaxpr.jaxpr] = found
+    parts = -(-problem.batch_size // microbatch_size)
+    return found._replace(flops=found.flops * parts)
+
+
+def trace_rows(problem: Problem, microbatch_size: int) -> Any:
+    """The gradients of one chunk as a program to compile; arguments as above."""
     mesh, m = problem.compute.mesh, problem.batch_size
     devices = num_devices(mesh)
     groups = devices * chunk_length(problem.num_samples, m, microbatch_size, devices)
@@ -325,18 +345,9 @@ def compile_rows(problem: Problem, microbatch_size: int) -> Program:
         ),
         next(regroup(problem.samples, 1)),
     )
-    traced = _chunk.trace(
+    return _chunk.trace(
         problem.loss_fn, problem.params, problem.masks, batch, problem.order, mesh
     )
-    # The same object for the same loss and shapes, as long as JAX keeps the program.
-    found = _PROGRAMS.get(traced.jaxpr.jaxpr)
-    if found is None:
-        lowered = traced.lower()
-        flops = (lowered.cost_analysis() or {}).get("flops", math.nan)
-        memory = lowered.compile().memory_analysis()
-        found = Program(memory.temp_size_in_bytes if memory else 0, flops)
-        _PROGRAMS[traced.jaxpr.jaxpr] = found
-    return found._replace(flops=found.flops * parts)
 
 
 class _Flags(NamedTuple):

@@ -81,6 +81,11 @@ def num_devices(mesh: Mesh | None) -> int:
     return 1 if mesh is None else mesh.size
 
 
+def platform_of(mesh: Mesh | None) -> str:
+    """Where the work is done: "cpu", "gpu" or "tpu"."""
+    return mesh.devices.flat[0].platform if mesh else jax.default_backend()
+
+
 def local_devices(mesh: Mesh | None) -> list[jax.Device]:
     """This process's devices of the mesh, in its order; empty without a mesh."""
     here = jax.process_index()

@@ -9,19 +9,18 @@ import contextlib
 import json
 import logging
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh
+from jax.sharding import AxisType, Mesh
 
 from woodfisher_jax.rows.sharding import (
     AXIS,
     gathered,
     num_devices,
-    one_axis,
     placed,
 )
 from woodfisher_jax.training.config import Config, ConfigError, DistributedConfig
@@ -105,11 +104,15 @@ def shard() -> tuple[int, int]:
 
 def all_devices() -> Mesh | None:
     """The devices of all processes in one row; None if there is one only."""
+    devices = jax.devices()
+    return None if len(devices) == 1 else in_one_row(devices)
+
+
+def in_one_row(devices: Sequence[jax.Device]) -> Mesh:
+    """A mesh of devices, of which there may be one only."""
     # By process, so that its rows of a batch lie side by side in every process.
-    devices = sorted(jax.devices(), key=lambda d: (d.process_index, d.id))
-    if len(devices) == 1:
-        return None
-    return one_axis(Mesh(np.asarray(devices), (AXIS,)))
+    ordered = sorted(devices, key=lambda d: (d.process_index, d.id))
+    return Mesh(np.asarray(ordered), (AXIS,), axis_types=(AxisType.Auto,))
 
 
 def spread(rows: Any, mesh: Mesh | None) -> Any:

@@ -41,10 +41,10 @@ def evaluate(
     """
     variables = variables_of(params, batch_stats)
     devices = num_devices(mesh)
-    size = -(-min(batch_size, dataset.test.size) // devices) * devices
+    size = even_size(batch_size, dataset, devices)
     sums: list[dict[str, jax.Array]] = []
     for batch in test_batches(dataset, size, distributed.shard()):
-        sums.append(_sums(model, variables, distributed.spread(batch, mesh)))
+        sums.append(batch_sums(model, variables, distributed.spread(batch, mesh)))
         # The next batch is read meanwhile, but no more than one ahead.
         jax.block_until_ready(sums[-2:-1])
     total = {name: sum(float(part[name]) for part in sums) for name in sums[0]}
@@ -55,9 +55,23 @@ def evaluate(
     }
 
 
+def even_size(batch_size: int, dataset: DataSet, devices: int) -> int:
+    """Examples a step of evaluation, as many on each device."""
+    return -(-min(batch_size, dataset.test.size) // devices) * devices
+
+
 @functools.partial(jax.jit, static_argnames="model")
-def _sums(model: nn.Module, variables: Any, batch: dict) -> dict[str, jax.Array]:
-    """Weighted sums over one batch."""
+def batch_sums(model: nn.Module, variables: Any, batch: dict) -> dict[str, jax.Array]:
+    """Weighted sums over one batch.
+
+    Args:
+        model: A Linen classifier.
+        variables: Its collections.
+        batch: ``image`` [b, h, w, c], ``label`` [b] and ``weight`` [b].
+
+    Returns:
+        ``top1`` and ``top5`` (hits), ``loss`` and ``examples``.
+    """
     logits = predict(model, variables, batch["image"])
     labels, weight = batch["label"], batch["weight"]
     _, best = jax.lax.top_k(logits, min(5, logits.shape[-1]))

@@ -175,6 +175,43 @@ def prepare(config: Config, progress: Progress) -> tuple[Plan, tuple[Any, Masks]
     return plan._replace(costs=costs, axes=axes), (variables, masks)
 
 
+def outline(config: Config, mesh: Mesh) -> tuple[Plan, tuple[Any, Any]]:
+    """The plan of a run on devices that need not be there, without data or weights.
+
+    Args:
+        config: Of the run.
+        mesh: The devices, one or more.
+
+    Returns:
+        The plan, and the shapes of the variables to start from, with masks that keep
+        everything.
+
+    Raises:
+        ConfigError: If it cannot be run, or takes its number of classes from the data.
+    """
+    if config.fit_to_data:
+        raise ConfigError(
+            "config.fit_to_data=True takes values from the data, which are not read "
+            "for a target; expected False, with config.model.num_classes"
+        )
+    with _refused_as("config.model", Exception):
+        model = models.build_model(config.model.name, **config.model.settings)
+    with _refused_as("config.data"):
+        dataset = data.stand_in(config.data.name, 1, config.data)
+    image = np.zeros((1, *dataset.image_shape), np.float32)
+    with _refused_as("config.model", Exception):
+        variables = jax.eval_shape(model.init, jax.random.key(0), image)
+        logits = jax.eval_shape(functools.partial(predict, model), variables, image)
+    dataset = dataset._replace(num_classes=logits.shape[-1])
+    plan = make_plan(config, dataset, model, silent, mesh=mesh)
+    axes = axes_of(model, variables, dataset.image_shape)
+    shapes = jax.eval_shape(
+        lambda params: pruners.init_masks(params, config, axes), variables["params"]
+    )
+    masks = {path: np.ones(leaf.shape, bool) for path, leaf in shapes.items()}
+    return plan._replace(axes=axes), (variables, masks)
+
+
 def _data(config: Config, progress: Progress) -> data.DataSet:
     with _refused_as("config.data"):
         return data.load(
@@ -267,6 +304,7 @@ def make_plan(
     progress: Progress,
     *,
     trained: bool = True,
+    mesh: Mesh | None = None,
 ) -> Plan:
     """Lays the phases and the pruning steps out over global steps.
 
@@ -276,13 +314,14 @@ def make_plan(
         model: The Linen module.
         progress: Called with (label, done, total).
         trained: Whether a network of ``init_from`` needs no training before pruning.
+        mesh: Of the run; default all devices of all processes.
 
     Raises:
         ConfigError: If a batch or the Fisher samples exceed the training set, or the
             devices do not divide a batch.
     """
     available = dataset.num_train
-    mesh = distributed.all_devices()
+    mesh = mesh or distributed.all_devices()
     for name, pruner in config.pruners.items():
         _check_samples(name, pruner, dataset)
     for name, settings in (("dense", config.dense), ("train", config.train)):

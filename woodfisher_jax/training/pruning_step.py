@@ -38,7 +38,7 @@ from woodfisher_jax.training.objective import (
     variables_of,
 )
 from woodfisher_jax.training.plan import Plan, Stage
-from woodfisher_jax.training.train_step import TrainState
+from woodfisher_jax.training.train_step import TrainState, copied
 from woodfisher_jax.trees.masks import Masks
 from woodfisher_jax.trees.paths import leaves_by_path, replace_leaves
 from woodfisher_jax.trees.samples import Examples, regroup
@@ -252,21 +252,24 @@ def _goal(
 
 def _from_dense(state: TrainState, paths: Sequence[str]) -> TrainState:
     """The state before the first step, but for what other pruners prune."""
-    leaves, masks = leaves_by_path(state.dense["params"]), state.dense["masks"]
+    dense = copied(state.dense)
+    leaves, masks = leaves_by_path(dense["params"]), dense["masks"]
     return state._replace(
         params=replace_leaves(state.params, {path: leaves[path] for path in paths}),
-        batch_stats=state.dense["batch_stats"],
+        batch_stats=dense["batch_stats"],
         masks=state.masks | {path: masks[path] for path in paths},
     )
 
 
 def dense_copy(state: TrainState) -> dict[str, Any]:
     """What the steps of a repeated one-shot start from."""
-    return {
-        "params": state.params,
-        "batch_stats": state.batch_stats,
-        "masks": state.masks,
-    }
+    return copied(
+        {
+            "params": state.params,
+            "batch_stats": state.batch_stats,
+            "masks": state.masks,
+        }
+    )
 
 
 # ----------------------------------------------------------------------------- samples

@@ -57,6 +57,7 @@ class Metrics(NamedTuple):
         "accumulation_steps",
         "average_decay",
     ),
+    donate_argnames="state",
 )
 def train_step(
     state: TrainState,
@@ -80,7 +81,7 @@ def train_step(
     statistics are updated k times.
 
     Args:
-        state: Before the step.
+        state: Before the step; its arrays are given up, so none may be in it twice.
         batch: ``image`` [b, h, w, c] and ``label`` [b].
         stop: A number for each device, above zero where its process has been asked to
             stop; reduced within the step so that all processes stop after the same one.
@@ -157,4 +158,9 @@ def averaged(state: TrainState) -> TrainState:
 
 def averaging(state: TrainState, average_decay: float) -> TrainState:
     """The state with an average that starts from its network; none at a decay of 0."""
-    return state._replace(average=network(state) if average_decay else ())
+    return state._replace(average=copied(network(state)) if average_decay else ())
+
+
+def copied(tree: Any) -> Any:
+    """The same values in arrays of their own, since a train step gives up its state."""
+    return jax.tree.map(jnp.copy, tree)

@@ -55,7 +55,7 @@ def latency(
         ValueError: If no masked array has two dimensions, or a number is below 1.
     """
     # Imported here, since only this command multiplies with it.
-    import scipy.sparse  # type: ignore[import-untyped]
+    import scipy.sparse
 
     if batch_size < 1 or repeats < 1:
         raise ValueError(
