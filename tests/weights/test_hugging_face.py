@@ -6,39 +6,14 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
-from random_weights import random_variables
+from llama_folders import SIZES, llama_folder
 
-from woodfisher_jax.models.llama import Llama, LlamaConfig
 from woodfisher_jax.weights import hugging_face
 from woodfisher_jax.weights.files import load_safetensors, save_safetensors
 from woodfisher_jax.weights.hugging_face import FolderError, read_folder, write_folder
-from woodfisher_jax.weights.state_dicts import StateDictMismatchError, to_state_dict
+from woodfisher_jax.weights.state_dicts import StateDictMismatchError
 
-SIZES = {
-    "vocab_size": 11,
-    "hidden_size": 8,
-    "num_hidden_layers": 1,
-    "intermediate_size": 12,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-}
-TOKENS = np.arange(5)[None]
 UP = "model.layers.0.mlp.up_proj.weight"
-
-
-def llama_folder(folder, change=lambda tensors: None, **stated):
-    """A folder of a random network; its tensors."""
-    folder.mkdir(exist_ok=True)
-    config = {"model_type": "llama", **SIZES, **stated}
-    (folder / "config.json").write_text(json.dumps(config))
-    (folder / "tokenizer.json").write_text("{}")
-    tied = bool(stated.get("tie_word_embeddings"))
-    model = Llama(LlamaConfig(**SIZES, tie_word_embeddings=tied))
-    variables, _ = random_variables(model, TOKENS)
-    tensors = to_state_dict(variables)
-    change(tensors)
-    save_safetensors(folder / "model.safetensors", tensors, {"format": "pt"})
-    return tensors
 
 
 def test_a_folder_comes_back_bit_by_bit(tmp_path):
