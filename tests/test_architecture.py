@@ -26,7 +26,8 @@ step
 prune
 masked batch_norm
 stages layerwise
-models data weights report
+models data report
+weights
 training
 main evaluate export torch_weights report.__main__
 """

@@ -9,6 +9,7 @@ EXTRAS = {
     "matplotlib": "report",
     "sklearn": "digits",
     "tensorboardX": "report",
+    "tokenizers": "text",
 }
 """Top-level module to the extra of pyproject.toml that installs it."""
 

@@ -25,13 +25,13 @@ from woodfisher_jax.data import DataMissingError
 from woodfisher_jax.exit_codes import FAILED, USAGE, exits
 from woodfisher_jax.extras import MissingExtraError
 from woodfisher_jax.progress import lines, live
-from woodfisher_jax.report import tables
+from woodfisher_jax.report import language, tables
 from woodfisher_jax.report.page import write_page
 from woodfisher_jax.rows.memory_plan import MemoryLimitError
 from woodfisher_jax.rows.targets import TargetError, target
 from woodfisher_jax.training import config as config_
-from woodfisher_jax.training import distributed
-from woodfisher_jax.training.config import Config, ConfigError, files
+from woodfisher_jax.training import distributed, one_shot
+from woodfisher_jax.training.config import Config, ConfigError, LanguageConfig, files
 from woodfisher_jax.training.loop import (
     DivergedError,
     RunFailedError,
@@ -181,7 +181,7 @@ def _is_config(argument: str) -> bool:
     return re.match(r"--?(config(\.|=|$)|noconfig\.)", argument) is not None
 
 
-def read_config(arguments: Sequence[str]) -> tuple[str, Config]:
+def read_config(arguments: Sequence[str]) -> tuple[str, Config | LanguageConfig]:
     """The config that a command line names, with its overrides, checked.
 
     Args:
@@ -205,6 +205,8 @@ def read_config(arguments: Sequence[str]) -> tuple[str, Config]:
     for argument in arguments:
         if not _names_config(argument):
             files.override(values, argument)
+    if config_.root_of(values) is LanguageConfig:
+        return names[0], config_.build_language(values)
     return names[0], config_.from_dict(values)
 
 
@@ -248,6 +250,9 @@ def main(argv: Sequence[str]) -> None:
             raise ConfigError(f"unexpected arguments {stray}; options start with --")
         name, config = read_config(own)
         _log_to_console()
+        if isinstance(config, LanguageConfig):
+            run_language(config, Path(WORKDIR.value or _default_workdir(name)))
+            return
         if TARGET.value is not None:
             if not PLAN.value:
                 raise ConfigError(
@@ -263,6 +268,26 @@ def main(argv: Sequence[str]) -> None:
             print_plan(fit(config)[0])
         else:
             run_all(config, Path(WORKDIR.value or _default_workdir(name)))
+
+
+def run_language(config: LanguageConfig, workdir: Path) -> None:
+    """Prunes a language model, and prints what became of it."""
+    if PLAN.value:
+        raise ConfigError("--plan: a language model is pruned without gradients")
+    results = one_shot.run(config, workdir, quiet=QUIET.value)
+    if QUIET.value:
+        dense, pruned = (
+            results["perplexity"][name]["all"] for name in ("dense", "pruned")
+        )
+        print(
+            f"{100 * results['sparsity']:.2f} % sparse, perplexity {pruned:.2f} "
+            f"(dense {dense:.2f}), {results['seconds_total']:.1f} s, {workdir}"
+        )
+        return
+    language.print_results(results)
+    print(f"The pruned model is in {workdir / one_shot.MODEL}")
+    if (workdir / "report.html").exists():
+        print(f"Plots and all numbers: {workdir / 'report.html'}")
 
 
 def run_all(config: Config, workdir: Path) -> None:

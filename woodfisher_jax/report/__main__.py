@@ -11,6 +11,7 @@ from pathlib import Path
 
 from woodfisher_jax.exit_codes import FAILED, USAGE, exits
 from woodfisher_jax.progress import live
+from woodfisher_jax.report import language
 from woodfisher_jax.report.comparison import compare, comparison_csv, comparison_page
 from woodfisher_jax.report.environment import processor
 from woodfisher_jax.report.page import write_page
@@ -55,6 +56,8 @@ def report(
     found = [run for folder in folders for run in find_runs(folder)]
     if len(folders) == 1 and (is_run(folders[0]) or len(found) == 1):
         run = folders[0] if is_run(folders[0]) else found[0]
+        if language.is_language(run):
+            return [language.write_page(run, out)]
         if time_products:
             measure(run)
         return [write_page(run, to_dict(Config()), out)]

@@ -298,6 +298,48 @@ def histograms(title: str, label: str, histogram: Mapping[str, Any]) -> Picture:
         return _finished(figure, title, names, words)
 
 
+def heat_map(
+    title: str, label: str, cells: Mapping[str, Mapping[int, float]]
+) -> Picture:
+    """Coloured cells, rows by name against whole numbers, with a scale of colours.
+
+    Args:
+        title: Above the figure, with the unit.
+        label: Of the horizontal axis.
+        cells: From the name of a row to its values by number.
+    """
+    columns = sorted({column for row in cells.values() for column in row})
+    values = [[row.get(c, math.nan) for c in columns] for row in cells.values()]
+    with _settings():
+        from matplotlib.colors import LinearSegmentedColormap
+        from matplotlib.ticker import FuncFormatter
+
+        figure, (axes,) = _figure(0.3 * len(cells) + 0.2)
+        colours = LinearSegmentedColormap.from_list("", ["#e3eef7", "#063a5c"])
+        edges = [c - 0.5 for c in columns] + [columns[-1] + 0.5]
+        mesh = axes.pcolormesh(
+            edges, [n - 0.5 for n in range(len(cells) + 1)], values, cmap=colours
+        )
+        axes.invert_yaxis()
+        axes.set_yticks(range(len(cells)), [name for name in cells], fontsize=9)
+        axes.grid(visible=False)
+        axes.set_xlabel(label)
+        _whole(axes)
+        figure.colorbar(
+            mesh,
+            ax=axes,
+            fraction=0.05,
+            pad=0.02,
+            format=FuncFormatter(lambda value, _: number(value)),
+        )
+        words = "; ".join(
+            f"{name}: {number(min(row.values()))} to {number(max(row.values()))}"
+            for name, row in cells.items()
+        )
+        longest = max(map(len, cells))
+        return _finished(figure, title, [], f"{label}. {words}.", 0.2 + 0.075 * longest)
+
+
 def _settings() -> Any:
     """The settings of all figures, in force while one is drawn and written."""
     matplotlib = require("matplotlib", "a plot or report.html")

@@ -113,6 +113,11 @@ def read_record(folder: Path, defaults: Nested) -> RunRecord:
     config = _json(folder / "config.json")
     if config is None:
         raise no_run(folder)
+    if "task" in config:
+        raise ValueError(
+            f"{folder}: it is the run of a language model, which has a page of its own "
+            "and compares with no other run; leave it out"
+        )
     first = {**defaults["prune"], **config.get("prune", {})}
     further = {name: first for name in pruners(config) if name != "prune"}
     own = {**defaults, **further}

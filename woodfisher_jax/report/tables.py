@@ -82,7 +82,7 @@ def print_table(results: Mapping[str, Any]) -> None:
     time = duration(results["seconds_total"])
     rows.append(["final", "", "", "", level, "", top1, time])
     print(f"{results['method']}, target sparsity {percent(results['target_sparsity'])}")
-    _print(headers, rows)
+    print_rows(headers, rows)
     device, macs = results["device"], results["macs"]
     left = f"{results['nonzero']:,} of {results['prunable']:,} prunable weights"
     if macs:
@@ -112,12 +112,12 @@ def print_comparison(runs: Mapping[str, Mapping[str, Any]]) -> None:
         for name, results in runs.items()
     ]
     headers = ["run", "method", "sparsity", "dense top-1, %", "pruned, %", "final, %"]
-    _print([*headers, "time"], rows, words=2)
+    print_rows([*headers, "time"], rows, words=2)
 
 
 def print_layers(rows: Iterable[Mapping[str, Any]]) -> None:
     """Prints :func:`layers`."""
-    _print(*layers(rows))
+    print_rows(*layers(rows))
 
 
 def print_needs(needs: Needs) -> None:
@@ -136,7 +136,7 @@ def print_needs(needs: Needs) -> None:
         for phase in needs.phases
     ]
     print("one pruning step")
-    _print(["phase", "FLOP", "gradients moved", "peak memory"], rows)
+    print_rows(["phase", "FLOP", "gradients moved", "peak memory"], rows)
     print(f"{needs_line(needs)}; microbatches of {needs.microbatch_size}")
 
 
@@ -161,7 +161,7 @@ def print_programs(programs: Iterable[Mapping[str, Any]], memory: int) -> None:
         kinds[one["name"]] = one["collectives"]
     headers = ["program", "arguments", "temporary", "aliased"]
     headers += [f"of {storage(memory)}", "FLOP", "collectives", "compiled, s"]
-    _print(headers, rows)
+    print_rows(headers, rows)
     for name, found in kinds.items():
         if found:
             each = ", ".join(f"{number} {kind}" for kind, number in found.items())
@@ -189,7 +189,7 @@ def needs_line(needs: Needs) -> str:
     )
 
 
-def _print(
+def print_rows(
     headers: Sequence[str], rows: Sequence[Sequence[str]], words: int = 1
 ) -> None:
     """Prints a table whose first columns, of words, are aligned left."""

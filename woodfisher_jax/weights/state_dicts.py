@@ -7,6 +7,7 @@ The names map one to one:
     batch_stats/layer2/block0/bn1/mean              layer2.0.bn1.running_mean
     params/model1/depthwise_0/kernel                model.1.0.weight
     params/blocks0/attn/qkv/kernel                  blocks.0.attn.qkv.weight
+    params/model/layers_0/mlp/up_proj/kernel        model.layers.0.mlp.up_proj.weight
 
 Kernels are stored as [..., in, out] here and as [out, in, ...] there.
 """
@@ -22,6 +23,7 @@ from woodfisher_jax.trees.paths import leaves_by_path, replace_leaves
 _LEAVES = {
     "kernel": "weight",
     "scale": "weight",
+    "embedding": "weight",
     "bias": "bias",
     "mean": "running_mean",
     "var": "running_var",
@@ -32,6 +34,7 @@ _LEAVES = {
 _SEGMENTS = (
     (re.compile(r"block(\d+)"), r"\1"),
     (re.compile(r"(model|features|classifier|blocks)(\d+)"), r"\1.\2"),
+    (re.compile(r"(layers?)_(\d+)"), r"\1.\2"),
     # PyTorch has the place in a sequence only, and not what the layer is.
     (re.compile(r"(?:conv|bn|depthwise|pointwise|expand|project)_(\d+)"), r"\1"),
     (re.compile(r"downsample_conv"), "downsample.0"),

@@ -7,6 +7,7 @@ from woodfisher_jax.training.config.checks import (
     from_dict,
     step_options,
 )
+from woodfisher_jax.training.config.language import LanguageConfig
 from woodfisher_jax.training.config.sections import (
     Config,
     DataConfig,
@@ -19,7 +20,9 @@ from woodfisher_jax.training.config.sections import (
 from woodfisher_jax.training.config.values import (
     ConfigError,
     build,
+    build_language,
     is_pruner,
+    root_of,
     to_dict,
 )
 
@@ -28,16 +31,19 @@ __all__ = [
     "ConfigError",
     "DataConfig",
     "DistributedConfig",
+    "LanguageConfig",
     "ModelConfig",
     "OptimizerConfig",
     "PruneConfig",
     "StepOptions",
     "TrainConfig",
     "build",
+    "build_language",
     "check",
     "compared",
     "from_dict",
     "is_pruner",
+    "root_of",
     "step_options",
     "to_dict",
 ]

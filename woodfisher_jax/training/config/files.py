@@ -16,12 +16,14 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from woodfisher_jax.options import Field, shown
+from woodfisher_jax.training.config.language import LanguageConfig
 from woodfisher_jax.training.config.sections import Config, PruneConfig
 from woodfisher_jax.training.config.values import (
     NAMED,
     ConfigError,
     check_key,
     is_pruner,
+    root_of,
     section_fields,
     subsections,
     to_dict,
@@ -147,7 +149,7 @@ def override(values: dict[str, Any], argument: str) -> None:
     elif not given:
         text = "True"
     _, *groups, key = name.split(".")
-    section: type = Config
+    section: type = root_of(values)
     level, where = values, "config"
     for group in groups:
         section = _inner(section, level, group, where)
@@ -217,9 +219,9 @@ def _setting(text: str, present: Any) -> Any:
 # ------------------------------------------------------------------------------- help
 
 
-def explained(config: Config) -> str:
+def explained(config: Config | LanguageConfig) -> str:
     """Every field of a config with its value and its documentation."""
-    return "\n".join(_explained(Config, to_dict(config), "config"))
+    return "\n".join(_explained(type(config), to_dict(config), "config"))
 
 
 def _explained(section: type, values: Mapping[str, Any], where: str) -> list[str]:

@@ -15,6 +15,7 @@ from woodfisher_jax.options import (
     fields_of,
     shown,
 )
+from woodfisher_jax.training.config.language import TASK, LanguageConfig
 from woodfisher_jax.training.config.sections import (
     Config,
     ModelConfig,
@@ -29,6 +30,11 @@ NAMED = (ModelConfig, OptimizerConfig)
 
 class ConfigError(ValueError):
     """A config that cannot be run; the message names the field."""
+
+
+def root_of(values: Mapping[str, Any]) -> type[Config] | type[LanguageConfig]:
+    """The kind of config that a file states."""
+    return LanguageConfig if values.get("task") == TASK else Config
 
 
 def is_pruner(key: str) -> bool:
@@ -123,6 +129,12 @@ def build(values: Mapping[str, Any]) -> Config:
     return dataclasses.replace(config, also_prune=tuple(others))
 
 
+def build_language(values: Mapping[str, Any]) -> LanguageConfig:
+    """As `build`, of a language model."""
+    found: LanguageConfig = _section(LanguageConfig(), values, "config")
+    return found
+
+
 def _check_keys(values: Mapping[Any, Any], where: str) -> None:
     """Raises unless all keys are names."""
     for key in values:
@@ -165,9 +177,11 @@ def _section(defaults: Any, values: Mapping[str, Any], where: str) -> Any:
 # -------------------------------------------------------------------- to plain values
 
 
-def to_dict(config: Config) -> dict[str, Any]:
+def to_dict(config: Config | LanguageConfig) -> dict[str, Any]:
     """The config as nested dicts of plain values, as it is written to files."""
     values = _plain(config)
+    if isinstance(config, LanguageConfig):
+        return values
     return values | {name: _plain(one) for name, one in config.pruners.items()}
 
 

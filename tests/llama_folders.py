@@ -1,0 +1,35 @@
+"""Folders of tiny random networks, as Hugging Face's Transformers has them."""
+
+import json
+
+import numpy as np
+from random_weights import random_variables
+
+from woodfisher_jax.models.llama import Llama, LlamaConfig
+from woodfisher_jax.weights.files import save_safetensors
+from woodfisher_jax.weights.state_dicts import to_state_dict
+
+SIZES = {
+    "vocab_size": 11,
+    "hidden_size": 8,
+    "num_hidden_layers": 1,
+    "intermediate_size": 12,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+TOKENS = np.arange(5)[None]
+
+
+def llama_folder(folder, change=lambda tensors: None, **stated):
+    """A folder of a random network; its tensors."""
+    folder.mkdir(exist_ok=True)
+    config = {"model_type": "llama", **SIZES, **stated}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "tokenizer.json").write_text("{}")
+    tied = bool(stated.get("tie_word_embeddings"))
+    model = Llama(LlamaConfig(**SIZES, tie_word_embeddings=tied))
+    variables, _ = random_variables(model, TOKENS)
+    tensors = to_state_dict(variables)
+    change(tensors)
+    save_safetensors(folder / "model.safetensors", tensors, {"format": "pt"})
+    return tensors

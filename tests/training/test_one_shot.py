@@ -1,0 +1,104 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from llama_folders import llama_folder
+
+from woodfisher_jax import main
+from woodfisher_jax.report import language
+from woodfisher_jax.report.__main__ import report
+from woodfisher_jax.training.config import (
+    ConfigError,
+    LanguageConfig,
+    build_language,
+    to_dict,
+)
+from woodfisher_jax.training.one_shot import run
+from woodfisher_jax.training.perplexity import perplexity
+from woodfisher_jax.weights.hugging_face import read_folder
+
+
+def given(folder: Path, **prune: object) -> LanguageConfig:
+    """A tiny network and its text."""
+    llama_folder(folder / "dense")
+    rng = np.random.default_rng(0)
+    parts = {n: rng.integers(0, 11, (4, 6)) for n in ("calibration", "evaluation")}
+    np.savez(folder / "text.npz", **parts, kinds=["a", "b", "a", "b"])
+    text = {"dir": str(folder / "text.npz"), "calibration": 2, "evaluation": 2}
+    section = {"init_from": str(folder / "dense"), "data": text, "prune": prune}
+    return build_language({"task": "language", **section})
+
+
+def test_a_run_from_folder_to_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    config = given(tmp_path, sparsity=0.5)
+    workdir = tmp_path / "run"
+    results = run(config, workdir, quiet=True)
+    module, params = read_folder(workdir / "model")
+    zeros = params["model"]["layers_0"]["mlp"]["up_proj"]["kernel"] == 0
+    assert zeros.mean() == 0.5
+    assert params["model"]["embed_tokens"]["embedding"].all()
+    assert results["sparsity"] == 0.5
+    assert len(results["layers"]) == 7
+
+    tokens = np.load(tmp_path / "text.npz")["evaluation"][:2]
+    found = perplexity(lambda p, t: module.apply({"params": p}, t), params, tokens)
+    measured = results["perplexity"]
+    assert measured["pruned"]["all"] == pytest.approx(found.all, rel=1e-5)
+    assert measured["dense"]["all"] != measured["pruned"]["all"]
+    saved = json.loads((workdir / "results.json").read_text())
+    assert saved["config"] == json.loads((workdir / "config.json").read_text())
+    assert build_language(saved["config"]) == config
+
+    language.print_results(results)
+    printed = capsys.readouterr().out
+    for word in ("all text", "prune: weights", "50.00 % sparse"):
+        assert word in printed
+    page = (workdir / "report.html").read_text()
+    assert page.count("<svg") == 2
+    assert "self_attn/q_proj" in page
+    assert report([workdir], tmp_path / "again.html") == [tmp_path / "again.html"]
+    assert (tmp_path / "again.html").read_text() == page
+    with pytest.raises(ConfigError, match="holds a run that has ended"):
+        run(config, workdir)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"init_from": None}, r"config.init_from=None; expected a folder"),
+        ({"data": {}}, r"config.data.dir=None; expected some text"),
+        ({"init_from": "nowhere"}, r"config.init_from: nowhere/config.json is not"),
+        ({"prune": {"sparsity": 0.5, "pattern": "2:3"}}, r"config.prune.sparsity: "),
+        ({"prune": {}}, r"config.prune.sparsity: sparsity=None; expected"),
+    ],
+)
+def test_what_cannot_be_run(tmp_path: Path, changes: dict, message: str) -> None:
+    values = to_dict(given(tmp_path, sparsity=0.5)) | changes
+    with pytest.raises(ConfigError, match=message):
+        run(build_language(values), tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run" / "model").exists()
+
+
+def test_tokens_of_another_network(tmp_path: Path) -> None:
+    config = given(tmp_path, sparsity=0.5)
+    np.savez(tmp_path / "text.npz", calibration=[[11]], evaluation=[[0]])
+    with pytest.raises(ConfigError, match=r"data.dir: .*calibration\[0, 0\] is 11"):
+        run(config, tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_command_line(tmp_path: Path) -> None:
+    arguments = ["--config=smollm2", "--config.prune.pattern=2:4"]
+    name, config = main.read_config([*arguments, "--config.data.length=64"])
+    assert isinstance(config, LanguageConfig)
+    assert (name, config.prune.sparsity, config.prune.pattern) == (
+        "smollm2",
+        0.6,
+        "2:4",
+    )
+    assert config.data.length == 64
+    with pytest.raises(ConfigError, match=r"did you mean config.prune.sparsity\?"):
+        main.read_config(["--config=smollm2", "--config.prune.sparsty=0.5"])

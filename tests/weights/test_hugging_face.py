@@ -1,0 +1,161 @@
+import json
+import os
+from pathlib import Path
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+from llama_folders import SIZES, llama_folder
+
+from woodfisher_jax.weights import hugging_face
+from woodfisher_jax.weights.files import load_safetensors, save_safetensors
+from woodfisher_jax.weights.hugging_face import FolderError, read_folder, write_folder
+from woodfisher_jax.weights.state_dicts import StateDictMismatchError
+
+UP = "model.layers.0.mlp.up_proj.weight"
+
+
+def test_a_folder_comes_back_bit_by_bit(tmp_path):
+    def change(tensors):
+        tensors[UP] = tensors[UP].astype(ml_dtypes.bfloat16)
+        tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.ones(3, np.float32)
+
+    tensors = llama_folder(tmp_path / "a", change, rope_parameters={"rope_theta": 7.0})
+    module, params = read_folder(tmp_path / "a")
+    assert module.config.rope_theta == 7.0
+    kernel = params["model"]["layers_0"]["mlp"]["up_proj"]["kernel"]
+    np.testing.assert_array_equal(kernel, tensors[UP].T.astype(np.float32))
+    write_folder(tmp_path / "b", params, tmp_path / "a")
+    written, metadata = load_safetensors(tmp_path / "b" / "model.safetensors")
+    assert metadata == {"format": "pt"}
+    assert {k: (a.dtype, a.tobytes()) for k, a in written.items()} == {
+        k: (a.dtype, a.tobytes()) for k, a in tensors.items()
+    }
+    names = ["config.json", "model.safetensors", "tokenizer.json"]
+    assert sorted(path.name for path in (tmp_path / "b").iterdir()) == names
+
+
+def test_shards_and_a_tied_head_are_read(tmp_path):
+    def change(tensors):
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
+
+    tensors = llama_folder(tmp_path, change, tie_word_embeddings=True)
+    (tmp_path / "model.safetensors").unlink()
+    places = {k: f"{i % 2}.safetensors" for i, k in enumerate(tensors)}
+    for shard in set(places.values()):
+        part = {k: a for k, a in tensors.items() if places[k] == shard}
+        save_safetensors(tmp_path / shard, part, {})
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": places}))
+    _, params = read_folder(tmp_path)
+    params["model"]["embed_tokens"]["embedding"] = np.ones((11, 8), np.float32)
+    write_folder(tmp_path / "out", params, tmp_path)
+    written, _ = load_safetensors(tmp_path / "out" / "model.safetensors")
+    assert (written["lm_head.weight"] == 1).all()
+    assert not (tmp_path / "out" / index.name).exists()
+
+
+@pytest.mark.parametrize(
+    ("stated", "message"),
+    [
+        ({"model_type": "gpt2"}, "model_type='gpt2'; expected one of llama"),
+        ({"hidden_act": "gelu"}, "hidden_act='gelu'; expected 'silu'"),
+        ({"rope_parameters": {"rope_type": "yarn"}}, "rope_scaling=.* expected None"),
+        ({"num_key_value_heads": 3}, "config.json: num_key_value_heads=3; expected a"),
+    ],
+)
+def test_a_network_of_another_form(tmp_path, stated, message):
+    llama_folder(tmp_path, **stated)
+    with pytest.raises(FolderError, match=message):
+        read_folder(tmp_path)
+
+
+def test_tensors_that_do_not_fit_are_listed(tmp_path):
+    def change(tensors):
+        del tensors["model.norm.weight"]
+        tensors["model.layers.7.extra.weight"] = np.ones(3, np.float32)
+        tensors[UP] = tensors[UP][:5]
+
+    llama_folder(tmp_path, change)
+    with pytest.raises(StateDictMismatchError) as caught:
+        read_folder(tmp_path)
+    for part in (
+        "missing (1): model.norm.weight",
+        "unexpected (1): model.layers.7.extra.weight",
+        f"of another shape (1): {UP} (state dict (5, 8), model (12, 8))",
+    ):
+        assert part in str(caught.value)
+
+
+def test_folders_without_weights(tmp_path):
+    with pytest.raises(FolderError, match=r"config.json is not there; expected a fold"):
+        read_folder(tmp_path)
+    llama_folder(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-9])
+    with pytest.raises(FolderError, match=r"weights cannot be read .* save them again"):
+        read_folder(tmp_path)
+    weights.rename(tmp_path / "pytorch_model.bin")
+    with pytest.raises(FolderError, match=r"expected model.safetensors, found pytorch"):
+        read_folder(tmp_path)
+    (tmp_path / "config.json").write_text("[")
+    with pytest.raises(FolderError, match=r"config.json cannot be read"):
+        read_folder(tmp_path)
+
+
+def test_nothing_is_written_of_another_network(tmp_path):
+    llama_folder(tmp_path / "a")
+    _, params = read_folder(tmp_path / "a")
+    with pytest.raises(FolderError, match="expected another folder"):
+        write_folder(tmp_path / "a", params, tmp_path / "a")
+    del params["model"]["norm"]
+    with pytest.raises(StateDictMismatchError, match=r"expected model.norm.weight of"):
+        write_folder(tmp_path / "b", params, tmp_path / "a")
+    assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.slow
+def test_transformers_loads_what_is_written(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    torch = pytest.importorskip("torch")
+    tokens = np.arange(40)[None] % 11
+    for tied in (False, True):
+        config = transformers.LlamaConfig(**SIZES, tie_word_embeddings=tied)
+        network = transformers.LlamaForCausalLM(config)
+        network.save_pretrained(tmp_path / "a")
+        module, params = read_folder(tmp_path / "a")
+        params = jax.tree.map(lambda leaf: leaf * 1.1, params)
+        write_folder(tmp_path / "b", params, tmp_path / "a")
+        loaded, found = transformers.LlamaForCausalLM.from_pretrained(
+            tmp_path / "b", output_loading_info=True
+        )
+        assert not any(found.values())
+        with torch.no_grad():
+            expected = loaded(torch.tensor(tokens)).logits.numpy()
+        logits = module.apply({"params": params}, tokens)
+        np.testing.assert_allclose(logits, expected, atol=1e-4 * abs(expected).max())
+
+
+SMOLLM2 = os.environ.get("WOODFISHER_SMOLLM2")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not SMOLLM2,
+    reason="set WOODFISHER_SMOLLM2 to a folder with SmolLM2-135M-Instruct, for "
+    "instance by huggingface-cli download HuggingFaceTB/SmolLM2-135M-Instruct",
+)
+def test_a_published_network_continues_a_sentence(tmp_path):
+    tokenizers = pytest.importorskip("tokenizers")
+    folder = Path(SMOLLM2)
+    module, params = hugging_face.read_folder(folder)
+    tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokens = np.array([tokenizer.encode("The capital of France is").ids])
+    logits = module.apply({"params": params}, tokens)
+    assert tokenizer.decode([int(logits[0, -1].argmax())]).strip() == "Paris"
+    write_folder(tmp_path, params, folder)
+    old, new = (
+        load_safetensors(f / "model.safetensors")[0] for f in (folder, tmp_path)
+    )
+    assert all((new[key] == old[key]).all() for key in old.keys() | new.keys())

@@ -1,0 +1,184 @@
+"""A language model pruned in one shot: read, pruned, measured, written."""
+
+import contextlib
+import dataclasses
+import json
+import logging
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from woodfisher_jax.data.tokens import Tokens, read_tokens
+from woodfisher_jax.extras import MissingExtraError
+from woodfisher_jax.models.llama import Llama
+from woodfisher_jax.options import OptionError
+from woodfisher_jax.progress import Callback, live
+from woodfisher_jax.report import environment, language, metrics
+from woodfisher_jax.stages.layerwise import LayerwiseInfo, prune_layerwise
+from woodfisher_jax.training.config import ConfigError, LanguageConfig, to_dict
+from woodfisher_jax.training.perplexity import perplexity
+from woodfisher_jax.training.workdir import held, log_file
+from woodfisher_jax.weights import hugging_face
+from woodfisher_jax.weights.state_dicts import StateDictMismatchError
+from woodfisher_jax.written_files import check_room, replace_file
+
+MODEL = "model"
+"""Folder of the pruned network, in that of the run."""
+
+logger = logging.getLogger(__name__)
+
+
+def run(
+    config: LanguageConfig, workdir: str | Path, *, quiet: bool = False
+) -> dict[str, Any]:
+    """Prunes a language model, and writes it with what became of it.
+
+    Args:
+        config: Checked.
+        workdir: Folder of the run, which is made: ``config.json``, ``results.json``,
+            ``report.html`` where matplotlib is installed, ``log.txt``, and in ``model``
+            the network as Hugging Face's Transformers loads it.
+        quiet: Whether to show no progress.
+
+    Returns:
+        The content of ``results.json``.
+
+    Raises:
+        ConfigError: If a field is missing or does not fit, the network cannot be read
+            or has no head, or the folder has a run already; before anything starts.
+        DataMissingError: If there is no text.
+        WriteError: If the disk does not take a file.
+    """
+    workdir, start = Path(workdir), time.perf_counter()
+    seconds: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def timed(phase: str) -> Iterator[None]:
+        since = time.perf_counter()
+        yield
+        seconds[phase] = seconds.get(phase, 0.0) + time.perf_counter() - since
+
+    for section, field in (("config", "init_from"), ("config.data", "dir")):
+        value = getattr(config.data if field == "dir" else config, field)
+        if value is None:
+            what = "a folder, see --helpfull" if field == "init_from" else "some text"
+            raise ConfigError(f"{section}.{field}=None; expected {what}")
+    if (workdir / "results.json").exists():
+        raise ConfigError(
+            f"workdir={workdir} holds a run that has ended; choose another --workdir"
+        )
+    source = Path(str(config.init_from))
+    with live("pruning", quiet=quiet) as progress, timed("read"):
+        module, params, tokens = _read(config, source, progress)
+    with held(workdir), log_file(workdir), live("pruning", quiet=quiet) as progress:
+        check_room(workdir, 2 * sum(leaf.nbytes for leaf in jax.tree.leaves(params)))
+        replace_file(
+            workdir / "config.json", json.dumps(to_dict(config), indent=2) + "\n"
+        )
+
+        def net_fn(params: Any, tokens: jax.Array) -> jax.Array:
+            logits = module.apply({"params": params}, tokens)
+            assert isinstance(logits, jax.Array)
+            return logits
+
+        pruned, info = _pruned(config, net_fn, params, tokens, progress)
+        with timed("write"):
+            progress("write", 0, 1)
+            hugging_face.write_folder(workdir / MODEL, pruned, source)
+            progress("write", 1, 1)
+        measured = {}
+        for name, weights in (("dense", params), ("pruned", pruned)):
+            with timed("perplexity"):
+                measured[name] = perplexity(
+                    net_fn,
+                    jax.device_put(weights),
+                    tokens.evaluation,
+                    tokens.kinds,
+                    progress,
+                )._asdict()
+        results = {
+            "task": config.task,
+            "sparsity": info.sparsity,
+            "nonzero": info.nonzero,
+            "prunable": info.prunable,
+            "perplexity": measured,
+            "layers": [layer._asdict() for layer in info.layers],
+            "seconds": {
+                "read": seconds["read"],
+                **{f"prune: {phase}": s for phase, s in info.seconds.items() if s},
+                "write": seconds["write"],
+                "perplexity": seconds["perplexity"],
+            },
+            "seconds_total": time.perf_counter() - start,
+            "peak_rss_bytes": environment.peak_rss_bytes(),
+            **environment.environment(),
+            "calibration_tokens": int(tokens.calibration.size),
+            "evaluation_tokens": int(tokens.evaluation.size),
+            "config": to_dict(config),
+        }
+        metrics.write_results(workdir, results)
+        try:
+            language.write_page(workdir)
+        except MissingExtraError as error:
+            logger.warning("%s", error)
+    return results
+
+
+def _read(
+    config: LanguageConfig, source: Path, progress: Callback
+) -> tuple[Llama, Any, Tokens]:
+    """The network and the text.
+
+    Raises:
+        ConfigError: If one of them cannot be taken, with the field.
+    """
+    progress("read", 0, 1)
+    try:
+        module, params = hugging_face.read_folder(source)
+    except (hugging_face.FolderError, StateDictMismatchError) as error:
+        raise ConfigError(f"config.init_from: {error}") from error
+    if not isinstance(module, Llama):
+        raise ConfigError(
+            f"config.init_from={str(source)!r} is a {type(module).__name__}, which "
+            "gives no probabilities of tokens; expected a causal language model. In "
+            "Python wf.prune_layerwise prunes it"
+        )
+    data = config.data
+    try:
+        tokens = read_tokens(
+            str(data.dir),
+            module.config.vocab_size,
+            length=data.length,
+            tokenizer=source,
+        )
+    except ValueError as error:
+        raise ConfigError(f"config.data.dir: {error}") from error
+    progress("read", 1, 1)
+    return (
+        module,
+        params,
+        Tokens(
+            tokens.calibration[: data.calibration],
+            tokens.evaluation[: data.evaluation],
+            tokens.kinds[: data.evaluation],
+        ),
+    )
+
+
+def _pruned(
+    config: LanguageConfig, net_fn: Any, params: Any, tokens: Tokens, progress: Callback
+) -> tuple[Any, LayerwiseInfo]:
+    options = {
+        field.name: getattr(config.prune, field.name)
+        for field in dataclasses.fields(config.prune)
+    }
+    try:
+        pruned, _, info = prune_layerwise(
+            net_fn, params, tokens.calibration, progress=progress, **options
+        )
+    except OptionError as error:
+        raise ConfigError(f"config.prune.{error.name}: {error}") from error
+    return pruned, info

@@ -1,0 +1,68 @@
+"""How well a language model predicts text."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from woodfisher_jax.progress import Callback, silent
+
+
+class Perplexity(NamedTuple):
+    """Exponential of the mean negative log-likelihood of a token.
+
+    Attributes:
+        all: Over all sequences.
+        by_kind: Over those of each kind; empty where kinds are not known.
+    """
+
+    all: float
+    by_kind: dict[str, float]
+
+
+def perplexity(
+    net_fn: Callable[[Any, jax.Array], jax.Array],
+    params: Any,
+    tokens: Any,
+    kinds: Sequence[str] = (),
+    progress: Callback = silent,
+) -> Perplexity:
+    """Measures a language model on text, a sequence at a time.
+
+    ``exp(-mean_t log softmax(z_t)[x_(t+1)])`` with the logits z of each token but the
+    last.
+
+    Args:
+        net_fn: (params, tokens [1, T]) -> logits [1, T, vocabulary].
+        params: Any pytree.
+        tokens: [sequences, T], whole numbers; T is 2 or more.
+        kinds: Of each sequence; default not known.
+        progress: Called with (label, done, total).
+
+    Example:
+        >>> from woodfisher_jax.training.perplexity import perplexity
+        >>> def uniform(params, tokens):
+        ...     return jnp.zeros((*tokens.shape, 5))
+        >>> round(perplexity(uniform, {}, [[0, 1, 2]]).all, 4)
+        5.0
+    """
+    tokens = np.asarray(tokens, np.int32)
+
+    @jax.jit
+    def loss(params: Any, sequence: jax.Array) -> jax.Array:
+        logits = net_fn(params, sequence[None])[0, :-1].astype(jnp.float32)
+        own = jnp.take_along_axis(logits, sequence[1:, None], axis=-1)[:, 0]
+        return jnp.mean(jax.nn.logsumexp(logits, axis=-1) - own)
+
+    losses = []
+    for number, sequence in enumerate(tokens):
+        progress("perplexity", number, len(tokens))
+        losses.append(float(loss(params, sequence)))
+    progress("perplexity", len(tokens), len(tokens))
+    found: dict[str, list[float]] = {}
+    for kind, value in zip(kinds, losses, strict=bool(kinds)):
+        found.setdefault(kind, []).append(value)
+    by_kind = {kind: float(np.exp(np.mean(values))) for kind, values in found.items()}
+    return Perplexity(float(np.exp(np.mean(losses))), by_kind)
