@@ -61,7 +61,7 @@ def maps(results: Mapping[str, Any]) -> dict[str, figures.Picture]:
     cells: dict[str, dict[str, dict[int, float]]] = {"sparsity": {}, "error": {}}
     for layer in results["layers"]:
         found = _BLOCK.search(layer["path"])
-        block = int(found[1]) if found else layer["index"]
+        block = int(found[1]) if found else layer["number"]
         place = layer["path"][found.end() :] if found else layer["path"]
         for name, scale in (("sparsity", 100), ("error", 1)):
             row = cells[name].setdefault(tables.layer_name(place), {})

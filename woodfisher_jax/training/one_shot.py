@@ -13,11 +13,12 @@ import jax
 
 from woodfisher_jax.data.tokens import Tokens, read_tokens
 from woodfisher_jax.extras import MissingExtraError
+from woodfisher_jax.layerwise.sequence import prune_layerwise
+from woodfisher_jax.layerwise.settings import LayerwiseInfo
 from woodfisher_jax.models.llama import Llama
 from woodfisher_jax.options import OptionError
 from woodfisher_jax.progress import Callback, live
 from woodfisher_jax.report import environment, language, metrics
-from woodfisher_jax.stages.layerwise import LayerwiseInfo, prune_layerwise
 from woodfisher_jax.training.config import ConfigError, LanguageConfig, to_dict
 from woodfisher_jax.training.perplexity import perplexity
 from woodfisher_jax.training.workdir import held, log_file

@@ -2,8 +2,8 @@
 
 import dataclasses
 
+from woodfisher_jax.layerwise.settings import Layerwise
 from woodfisher_jax.options import Options, option
-from woodfisher_jax.stages.layerwise import Layerwise
 
 TASK = "language"
 """What ``task`` says in a config of this kind."""
