@@ -264,11 +264,13 @@ def _kind(use: Use) -> str:
 
 
 def _check_once(product: Product, shape: tuple[int, ...]) -> None:
-    if int(np.prod(product.operands[product.side])) != int(np.prod(shape)):
+    used = product.operands[product.side]
+    if int(np.prod(used)) != int(np.prod(shape)):
+        how = "broadcast" if np.prod(used) > np.prod(shape) else "cut"
         raise ValueError(
-            f"kfac: {product.path!r} of shape {shape} is broadcast to "
-            f"{product.operands[product.side]} for its layer; expected each weight "
-            "once; leave it out of the masks, or choose another method"
+            f"kfac: {product.path!r} of shape {shape} is {how} to {used} for its layer; "
+            "expected each weight once; leave it out of the masks, or choose another "
+            "method"
         )
 
 
