@@ -268,9 +268,9 @@ def _check_once(product: Product, shape: tuple[int, ...]) -> None:
     if int(np.prod(used)) != int(np.prod(shape)):
         how = "broadcast" if np.prod(used) > np.prod(shape) else "cut"
         raise ValueError(
-            f"kfac: {product.path!r} of shape {shape} is {how} to {used} for its layer; "
-            "expected each weight once; leave it out of the masks, or choose another "
-            "method"
+            f"kfac: {product.path!r} of shape {shape} is {how} to {used} for its "
+            "layer; expected each weight once; leave it out of the masks, or choose "
+            "another method"
         )
 
 

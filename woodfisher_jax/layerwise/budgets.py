@@ -14,7 +14,7 @@ def scores_of(leaf: Any, layer: Layer, found: Sensitivity) -> np.ndarray:
 
     ``w_oi² E[g_o²] E[x_i²]``: the diagonal of the layer's Kronecker factors.
     """
-    weights = np.asarray(leaf).reshape(-1)[layer.entries].astype(np.float32)
+    weights = np.asarray(leaf).reshape(-1)[layer.entries()].astype(np.float32)
     g = np.asarray(found.outputs)[layer.groups][:, :, None]
     x = np.asarray(found.inputs)[layer.groups][:, layer.columns][:, None, :]
     return (np.square(weights) * g * x).reshape(-1)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from woodfisher_jax.options import OptionError
-from woodfisher_jax.selection.patterns import Pattern, groups_of
+from woodfisher_jax.selection.patterns import Pattern
 from woodfisher_jax.tracing.capture import weight_entries
 from woodfisher_jax.tracing.layers import Other, Product, Use
 from woodfisher_jax.tracing.segments import Program
@@ -22,16 +22,26 @@ class Layer(NamedTuple):
         product: Where it is in the program.
         number: Its number in a tensor of stacked layers.
         groups: Which groups of the product belong to it.
-        entries: Places of its weights in the flat tensor, [groups, outputs, inputs],
-            inputs in the order of the pattern.
-        columns: That order.
+        columns: The order of its inputs in which those of a group of a pattern follow
+            one another.
+        shape: Of its weight tensor.
+        size: How many weights it has.
     """
 
     product: Product
     number: int
     groups: np.ndarray
-    entries: np.ndarray
     columns: np.ndarray
+    shape: tuple[int, ...]
+    size: int
+
+    def entries(self) -> np.ndarray:
+        """Places of its weights in the flat tensor, [groups, outputs, inputs].
+
+        Formed when they are needed: for all layers of a network they would take more
+        memory than the weights.
+        """
+        return weight_entries(self.product, self.shape)[self.groups][..., self.columns]
 
 
 def find_layers(
@@ -48,10 +58,9 @@ def find_layers(
         shape = tuple(mask.shape)
         products = _products(path, program.uses.get(path, ()))
         order = flat_order({path: mask}, axes)
-        places = [weight_entries(product, shape) for product in products]
-        _check_once(path, shape, places)
-        for product, entries in zip(products, places, strict=True):
-            found[product] = list(_parts(product, entries, order, rule))
+        _check_once(path, shape, products)
+        for product in products:
+            found[product] = list(_parts(product, order, rule))
     return found
 
 
@@ -82,11 +91,12 @@ def _products(path: str, uses: Sequence[Use]) -> list[Product]:
     return products
 
 
-def _check_once(path: str, shape: tuple[int, ...], places: list[np.ndarray]) -> None:
+def _check_once(path: str, shape: tuple[int, ...], products: list[Product]) -> None:
     """Raises unless every weight belongs to exactly one layer."""
     counts = np.zeros(int(np.prod(shape)), np.int32)
-    for entries in places:
-        np.add.at(counts, entries.reshape(-1), 1)
+    for product in products:
+        places = weight_entries(product, shape).reshape(-1)
+        counts += np.bincount(places, minlength=len(counts)).astype(np.int32)
     if (counts == 1).all():
         return
     how = "in several layers" if counts.max() > 1 else "only in part"
@@ -98,18 +108,20 @@ def _check_once(path: str, shape: tuple[int, ...], places: list[np.ndarray]) -> 
     )
 
 
-def _parts(
-    product: Product, entries: np.ndarray, order: FlatOrder, rule: Pattern | None
-) -> Iterator[Layer]:
+def _parts(product: Product, order: FlatOrder, rule: Pattern | None) -> Iterator[Layer]:
     """The layers that one product has: several for stacked ones, as of experts."""
     axes = order.axes[0]
     read = np.empty(order.size, np.int64)
     read[as_read(axes, np.arange(order.size).reshape(order.shapes[0]))] = np.arange(
         order.size
     )
+    entries = weight_entries(product, order.shapes[0])
     place = read[entries]
     owner = place // (order.size // axes.sizes[0])
-    of = None if rule is None else groups_of(rule, order).of
+    of = None
+    if rule is not None:
+        _, numbers = rule.names(order.paths[0], order.shapes[0], axes)
+        of = np.broadcast_to(numbers, axes.sizes).reshape(-1)
     for number in np.unique(owner):
         groups = np.flatnonzero((owner == number).all(axis=(1, 2)))
         columns = np.arange(entries.shape[2])
@@ -124,5 +136,10 @@ def _parts(
                     "along the inputs of its layer; leave it out with prunable",
                 )
         yield Layer(
-            product, int(number), groups, entries[groups][..., columns], columns
+            product,
+            int(number),
+            groups,
+            columns,
+            order.shapes[0],
+            entries[groups].size,
         )

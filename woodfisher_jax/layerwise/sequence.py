@@ -220,7 +220,7 @@ class _Work:
     def allocate(self, level: float) -> None:
         """Decides how many weights of each layer stay."""
         every = [(p, layer) for p, layers in self.layers.items() for layer in layers]
-        sizes = [layer.entries.size for _, layer in every]
+        sizes = [layer.size for _, layer in every]
         counts = [num_kept(size, level) for size in sizes]
         if self.settings.scope == "global" and self.rule is None:
             start = time.perf_counter()
@@ -396,8 +396,9 @@ class _Work:
         mask = self.masks[path].reshape(-1)
         for layer in self.layers[product]:
             own, other = (_part(matrix, layer) for matrix in (moment, cross))
-            weights = leaf.reshape(-1)[layer.entries].astype(np.float32)
-            allowed = mask[layer.entries]
+            entries = layer.entries()
+            weights = leaf.reshape(-1)[entries].astype(np.float32)
+            allowed = mask[entries]
             kept = min(self.kept[product, layer.number], int(allowed.sum()))
             found = self.found.get(product)
             importance = np.ones(weights.shape[:2], np.float32)
@@ -417,8 +418,8 @@ class _Work:
                 polish=self.settings.polish,
             )
             error = float(layer_error(weights, pruned, own))
-            leaf.reshape(-1)[layer.entries] = np.asarray(pruned).astype(leaf.dtype)
-            mask[layer.entries] = np.asarray(stays)
+            leaf.reshape(-1)[entries] = np.asarray(pruned).astype(leaf.dtype)
+            mask[entries] = np.asarray(stays)
             self.results.append(
                 LayerResult(
                     path, layer.number, 1 - int(stays.sum()) / stays.size, error
