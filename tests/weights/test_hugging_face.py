@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from llama_folders import SIZES, llama_folder
 
+from woodfisher_jax.models.bert import Bert, BertConfig
 from woodfisher_jax.weights import hugging_face
 from woodfisher_jax.weights.files import load_safetensors, save_safetensors
 from woodfisher_jax.weights.hugging_face import FolderError, read_folder, write_folder
-from woodfisher_jax.weights.state_dicts import StateDictMismatchError
+from woodfisher_jax.weights.state_dicts import StateDictMismatchError, to_state_dict
 
 UP = "model.layers.0.mlp.up_proj.weight"
 
@@ -159,3 +160,58 @@ def test_a_published_network_continues_a_sentence(tmp_path):
         load_safetensors(f / "model.safetensors")[0] for f in (folder, tmp_path)
     )
     assert all((new[key] == old[key]).all() for key in old.keys() | new.keys())
+
+
+BERT = {
+    "vocab_size": 11,
+    "hidden_size": 8,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 12,
+    "max_position_embeddings": 40,
+}
+
+
+def test_an_encoder_under_a_head_is_read_without_it(tmp_path):
+    shapes = jax.eval_shape(
+        Bert(BertConfig(**BERT)).init, jax.random.key(0), np.zeros((1, 2), np.int32)
+    )
+    rng = np.random.default_rng(0)
+    variables = jax.tree.map(lambda s: rng.normal(size=s.shape), shapes)
+    tensors = {f"bert.{k}": np.float32(a) for k, a in to_state_dict(variables).items()}
+    tensors["bert.embeddings.position_ids"] = np.arange(40)
+    tensors["bert.pooler.dense.weight"] = np.ones((8, 8), np.float32)
+    tensors["cls.predictions.bias"] = np.ones(11, np.float32)
+    source = tmp_path / "a"
+    source.mkdir()
+    (source / "config.json").write_text(json.dumps({"model_type": "bert", **BERT}))
+    save_safetensors(source / "model.safetensors", tensors, {})
+    _, params = read_folder(source)
+    kernel = params["encoder"]["layer_0"]["attention"]["self"]["query"]["kernel"]
+    name = "bert.encoder.layer.0.attention.self.query.weight"
+    np.testing.assert_array_equal(kernel, tensors[name].T)
+    write_folder(tmp_path / "b", params, source)
+    written, _ = load_safetensors(tmp_path / "b" / "model.safetensors")
+    assert written.keys() == tensors.keys()
+    assert all((written[key] == tensors[key]).all() for key in tensors)
+
+
+@pytest.mark.slow
+def test_transformers_loads_an_encoder_that_is_written(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    torch = pytest.importorskip("torch")
+    tokens, mask = np.arange(40)[None] % 11, np.arange(40)[None] < 30
+    network = transformers.BertModel(transformers.BertConfig(**BERT))
+    network.save_pretrained(tmp_path / "a")
+    module, params = read_folder(tmp_path / "a")
+    params = jax.tree.map(lambda leaf: leaf * 1.1, params)
+    write_folder(tmp_path / "b", params, tmp_path / "a")
+    loaded, found = transformers.BertModel.from_pretrained(
+        tmp_path / "b", output_loading_info=True
+    )
+    assert not any(found.values())
+    with torch.no_grad():
+        expected = loaded.eval()(torch.tensor(tokens), torch.tensor(mask))
+    expected = expected.last_hidden_state.numpy()[mask]
+    hidden = module.apply({"params": params}, tokens, mask)[mask]
+    np.testing.assert_allclose(hidden, expected, atol=1e-4 * abs(expected).max())

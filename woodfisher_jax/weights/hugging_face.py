@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 
+from woodfisher_jax.models.bert import Bert, BertConfig
 from woodfisher_jax.models.llama import Llama, LlamaConfig
 from woodfisher_jax.options import fields_of, shown
 from woodfisher_jax.weights.files import load_safetensors, save_safetensors
@@ -57,6 +58,17 @@ FORMS = {
             "rope_scaling": (None,),
         },
         r"rotary_emb\.inv_freq$",
+    ),
+    "bert": Form(
+        BertConfig,
+        Bert,
+        {
+            "hidden_act": ("gelu",),
+            "position_embedding_type": ("absolute",),
+            "is_decoder": (False,),
+        },
+        # The pooler and the heads of other tasks take the hidden states.
+        r"(^|\.)pooler\.|^cls\.|^classifier\.|^qa_outputs\.|\.position_ids$",
     ),
 }
 """From ``model_type`` to the network."""
