@@ -104,11 +104,8 @@ def in_torch(params: Any, samples: Any) -> Callable[[], Any] | None:
         return None
     from torch_step import TorchStep
 
-    layers = [params[name] for name in ("fc1", "fc2", "fc3")]
-    step = TorchStep(
-        [np.asarray(layer["kernel"]).T for layer in layers],
-        [np.asarray(layer["bias"]) for layer in layers],
-    )
+    names = ("fc1", "fc2", "fc3")
+    step = TorchStep([np.asarray(params[name]["kernel"]).T for name in names])
     images = np.asarray(samples["image"], np.float32)
     labels = np.asarray(samples["label"], np.int64)
     return lambda: step(images, labels, DAMPING, SPARSITY)

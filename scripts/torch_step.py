@@ -10,14 +10,14 @@ from torch.func import functional_call, grad, vmap
 
 
 class Mlp(torch.nn.Module):
-    """784 - 40 - 20 - 10 with ReLU."""
+    """784 - 40 - 20 - 10 with ReLU, without biases."""
 
     def __init__(self) -> None:
         """Random weights."""
         super().__init__()
-        self.fc1 = torch.nn.Linear(784, 40)
-        self.fc2 = torch.nn.Linear(40, 20)
-        self.fc3 = torch.nn.Linear(20, 10)
+        self.fc1 = torch.nn.Linear(784, 40, bias=False)
+        self.fc2 = torch.nn.Linear(40, 20, bias=False)
+        self.fc3 = torch.nn.Linear(20, 10, bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Logits."""
@@ -30,17 +30,15 @@ class TorchStep:
 
     Args:
         kernels: Of the three layers, [outputs, inputs].
-        biases: Of the three layers.
     """
 
-    def __init__(self, kernels: list[np.ndarray], biases: list[np.ndarray]) -> None:
+    def __init__(self, kernels: list[np.ndarray]) -> None:
         """Makes the network."""
         self.model = Mlp()
         layers = (self.model.fc1, self.model.fc2, self.model.fc3)
         with torch.no_grad():
-            for layer, kernel, bias in zip(layers, kernels, biases, strict=True):
+            for layer, kernel in zip(layers, kernels, strict=True):
                 layer.weight.copy_(torch.tensor(kernel))
-                layer.bias.copy_(torch.tensor(bias))
 
     def __call__(
         self,
@@ -51,12 +49,10 @@ class TorchStep:
     ) -> list[torch.Tensor]:
         """Pruned and updated kernels."""
         x, y = torch.from_numpy(images), torch.from_numpy(labels)
-        params = {k: p.detach() for k, p in self.model.named_parameters()}
-        kernels = {k: p for k, p in params.items() if p.ndim > 1}
-        rest = {k: p for k, p in params.items() if p.ndim == 1}
+        kernels = {k: p.detach() for k, p in self.model.named_parameters()}
 
         def loss(some, image, label):  # type: ignore[no-untyped-def]
-            logits = functional_call(self.model, some | rest, (image[None],))
+            logits = functional_call(self.model, some, (image[None],))
             return torch.nn.functional.cross_entropy(logits, label[None])
 
         rows = vmap(grad(loss), in_dims=(None, 0, 0))(kernels, x, y)

@@ -229,8 +229,6 @@ def surgeon(damping, mean=None, targets=-1.0, centered=False):
     [
         ({}, {}),
         pytest.param({"store": "recompute"}, {}, marks=pytest.mark.slow),
-        pytest.param({"solver": "dense"}, {}, marks=pytest.mark.slow),
-        pytest.param({"solver": "recursion"}, {}, marks=pytest.mark.slow),
         ({"targets": CHANGES}, {"targets": CHANGES}),
         pytest.param(
             {"mean_samples": OTHERS},

@@ -40,8 +40,15 @@ def matmul(left: jax.Array, right: jax.Array) -> jax.Array:
 
 
 MOST_LOST = 1e-5
-"""Relative error to which a factor must be accurate, or it is NaN. Results are then
-right to 1e-4, and to 1e-5 up to condition numbers of 1e9."""
+"""Most that float64 may lose, as a relative error; beyond it a result is NaN. What is
+multiplied in float32 is then right to 1e-4, and to 1e-5 up to condition numbers of
+1e9."""
+
+_EPS = 2.0**-52
+"""Of float64."""
+
+LEAST_LEFT = _EPS / MOST_LOST
+"""Of a difference from 1 that is not lost."""
 
 WORST = 64
 """Entries of a diagonal, at least, that are taken in float64: those in which most
@@ -200,9 +207,10 @@ def shifted_factor(gram: jax.Array, shift: jax.Array) -> jax.Array:
     gram, shift = wide(gram), wide(shift)
     matrix = gram + shift * jnp.eye(len(gram))
     factor = jax.lax.linalg.cholesky(matrix, symmetrize_input=False)
-    # The condition number is at most 1 + tr X / s.
-    lost = jnp.finfo(gram.dtype).eps * jnp.trace(gram) / shift
-    return jnp.where(lost < MOST_LOST, _triangular_inverse(factor), jnp.nan)
+    inverse = _triangular_inverse(factor)
+    # An estimate of the condition number, from the diagonal of the inverse.
+    condition = jnp.linalg.norm(matrix) * jnp.max(jnp.sum(inverse * inverse, axis=0))
+    return jnp.where(_EPS * condition < MOST_LOST, inverse, jnp.nan)
 
 
 # ---------------------------------------------------------------- sample space, N < c
@@ -223,14 +231,17 @@ def _sample_space_diagonal(
         whitened = _lower_product(lower, columns)
         return 1.0 - jnp.sum(whitened * whitened, axis=0)
 
+    def exact(columns: jax.Array) -> jax.Array:
+        left = remainder(factor, wide(columns))
+        return jnp.where(left > LEAST_LEFT, left, jnp.nan)
+
     number, width = gradients.shape
     some = max(WORST, number)
     if width <= 2 * some:
-        return remainder(factor, wide(gradients)) / damping
+        return exact(gradients) / damping
     found = remainder(factor.astype(gradients.dtype), gradients)
     _, worst = jax.lax.top_k(-found, some)
-    better = remainder(factor, wide(gradients[:, worst]))
-    return wide(found).at[worst].set(better) / damping
+    return wide(found).at[worst].set(exact(gradients[:, worst])) / damping
 
 
 def _sample_space_product(
@@ -239,7 +250,10 @@ def _sample_space_product(
     vector = wide(vector)
     whitened = matmul(factor, along_rows(gradients, vector)[:, None])
     along = matmul(factor.T, whitened)[:, 0]
-    return (vector - sum_of_rows(along, gradients)) / damping
+    left = vector - sum_of_rows(along, gradients)
+    lost = _EPS * jnp.max(jnp.abs(vector))
+    sound = lost <= MOST_LOST * jnp.max(jnp.abs(left))
+    return jnp.where(sound, left / damping, jnp.nan)
 
 
 SAMPLE_SPACE = _solver(
@@ -319,8 +333,9 @@ def recursive_inverse(
 
     start = jnp.eye(width, dtype=gradients.dtype) / damping
     inverse, _ = jax.lax.scan(step, start, padded.reshape(steps, rank, width))
-    lost = jnp.finfo(inverse.dtype).eps * jnp.sum(padded**2) / (num_samples * damping)
-    return jnp.where(lost < MOST_LOST, inverse, jnp.nan)
+    # The condition number is at most 1 + tr GᵀG / (N λ).
+    condition = jnp.sum(padded**2) / (num_samples * damping)
+    return jnp.where(_EPS * condition < MOST_LOST, inverse, jnp.nan)
 
 
 def _recursion_diagonal(

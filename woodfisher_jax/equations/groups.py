@@ -18,7 +18,13 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.linalg import solve_triangular
 
-from woodfisher_jax.equations.fisher import SOLVERS, in_float64, matmul, wide
+from woodfisher_jax.equations.fisher import (
+    LEAST_LEFT,
+    SOLVERS,
+    in_float64,
+    matmul,
+    wide,
+)
 
 ELIMINATED = 16
 """Largest group that is solved by elimination, in batches of groups."""
@@ -201,6 +207,7 @@ def group_forms(
     inverse = _inverse_of(solver, factor, wide(gradients), wide(damping))
     weights = wide(weights)
     found = [_forms(inverse, columns, weights, removals) for columns in tables]
-    sound = [jnp.all(f.pivots > 0) & jnp.all(f.forms >= 0) for f in found]
+    least = LEAST_LEFT if inverse.sign < 0 else 0.0
+    sound = [jnp.all(f.pivots > least) & jnp.all(f.forms >= 0) for f in found]
     scale = jnp.where(jnp.all(jnp.stack(sound)), wide(damping) / 2, jnp.nan)
     return [(scale * f.forms).astype(gradients.dtype) for f in found]

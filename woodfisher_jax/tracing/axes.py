@@ -11,9 +11,11 @@ stacked by ``scan`` and ``vmap``, fused projections.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+from jax.tree_util import Partial
 
 from woodfisher_jax.tracing.dims import Axis, Dims
 from woodfisher_jax.tracing.layers import CALLS, called, contains_product
@@ -140,18 +142,39 @@ def find_axes(
     return traced(f, params, batch).axes()
 
 
+@jax.jit
+def _applied(f: Partial, params: Params, batch: Any) -> Any:
+    return f(params, batch)
+
+
+_TRACES: WeakKeyDictionary[Jaxpr, "Trace"] = WeakKeyDictionary()
+"""Of programs, as long as JAX keeps them."""
+
+
 def traced(f: Callable[[Params, Any], Any], params: Params, batch: Any) -> "Trace":
-    """Walks the program of a function; see :func:`find_axes`."""
+    """Walks the program of a function; see :func:`find_axes`.
+
+    A function that was walked with the same shapes is not traced again.
+    """
+    given = f if isinstance(f, Partial) else Partial(f)
     with explained():
-        closed = jax.make_jaxpr(f)(params, batch)
+        # By jit, which keeps the program of a function and shapes.
+        program = _applied.trace(given, params, batch).jaxpr.jaxpr
+    if program in _TRACES:
+        return _TRACES[program]
     trace = Trace({p: tuple(leaf.shape) for p, leaf in leaves_by_path(params).items()})
+    constants = len(jax.tree.leaves(given))
     arguments = [
-        _Array(axes, False, {path: _Source(axes)}, frozenset([path]))
-        for path, axes in trace.raw.items()
+        *(trace.fresh(v.aval.shape) for v in program.invars[:constants]),
+        *(
+            _Array(axes, False, {path: _Source(axes)}, frozenset([path]))
+            for path, axes in trace.raw.items()
+        ),
     ]
-    for variable in closed.jaxpr.invars[len(arguments) :]:
+    for variable in program.invars[len(arguments) :]:
         arguments.append(trace.fresh(variable.aval.shape, active=True))
-    trace.walk(closed.jaxpr, arguments, 1)
+    trace.walk(program, arguments, 1)
+    _TRACES[program] = trace
     return trace
 
 
