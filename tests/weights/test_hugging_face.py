@@ -7,11 +7,13 @@ import ml_dtypes
 import numpy as np
 import pytest
 from llama_folders import SIZES, llama_folder
+from random_weights import random_variables
 
+from woodfisher_jax.models.bert import Bert, BertConfig
 from woodfisher_jax.weights import hugging_face
 from woodfisher_jax.weights.files import load_safetensors, save_safetensors
 from woodfisher_jax.weights.hugging_face import FolderError, read_folder, write_folder
-from woodfisher_jax.weights.state_dicts import StateDictMismatchError
+from woodfisher_jax.weights.state_dicts import StateDictMismatchError, to_state_dict
 
 UP = "model.layers.0.mlp.up_proj.weight"
 
@@ -56,10 +58,40 @@ def test_shards_and_a_tied_head_are_read(tmp_path):
     assert not (tmp_path / "out" / index.name).exists()
 
 
+BERT = {
+    "vocab_size": 11,
+    "hidden_size": 8,
+    "num_hidden_layers": 1,
+    "intermediate_size": 12,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 6,
+}
+
+
+def test_tensors_that_an_encoder_does_without_are_kept(tmp_path):
+    """Names have a prefix, as where an encoder has a head."""
+    source = tmp_path / "a"
+    (source / "1_Pooling").mkdir(parents=True)
+    (source / "1_Pooling" / "config.json").write_text("{}")
+    (source / "config.json").write_text(json.dumps({"model_type": "bert", **BERT}))
+    variables, _ = random_variables(Bert(BertConfig(**BERT)), np.arange(5)[None])
+    tensors = {f"bert.{k}": a for k, a in to_state_dict(variables).items()}
+    tensors["bert.pooler.dense.weight"] = np.ones((8, 8), np.float32)
+    tensors["bert.embeddings.position_ids"] = np.arange(6)[None]
+    save_safetensors(source / "model.safetensors", tensors, {})
+    _, params = read_folder(source)
+    write_folder(tmp_path / "b", params, source)
+    written, _ = load_safetensors(tmp_path / "b" / "model.safetensors")
+    assert {k: a.tobytes() for k, a in written.items()} == {
+        k: a.tobytes() for k, a in tensors.items()
+    }
+    assert (tmp_path / "b" / "1_Pooling" / "config.json").read_text() == "{}"
+
+
 @pytest.mark.parametrize(
     ("stated", "message"),
     [
-        ({"model_type": "gpt2"}, "model_type='gpt2'; expected one of llama"),
+        ({"model_type": "gpt2"}, "model_type='gpt2'; expected one of llama, bert"),
         ({"hidden_act": "gelu"}, "hidden_act='gelu'; expected 'silu'"),
         ({"rope_parameters": {"rope_type": "yarn"}}, "rope_scaling=.* expected None"),
         ({"num_key_value_heads": 3}, "config.json: num_key_value_heads=3; expected a"),
@@ -135,6 +167,27 @@ def test_transformers_loads_what_is_written(tmp_path):
             expected = loaded(torch.tensor(tokens)).logits.numpy()
         logits = module.apply({"params": params}, tokens)
         np.testing.assert_allclose(logits, expected, atol=1e-4 * abs(expected).max())
+
+
+@pytest.mark.slow
+def test_transformers_loads_an_encoder(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    torch = pytest.importorskip("torch")
+    network = transformers.BertModel(transformers.BertConfig(**BERT))
+    network.save_pretrained(tmp_path / "a")
+    module, params = read_folder(tmp_path / "a")
+    params = jax.tree.map(lambda leaf: leaf * 1.1, params)
+    write_folder(tmp_path / "b", params, tmp_path / "a")
+    loaded, found = transformers.BertModel.from_pretrained(
+        tmp_path / "b", output_loading_info=True
+    )
+    assert not any(found.values())
+    tokens, mask = np.array([[1, 2, 3], [4, 5, 0]]), np.array([[1, 1, 1], [1, 1, 0]])
+    with torch.no_grad():
+        output = loaded(torch.tensor(tokens), attention_mask=torch.tensor(mask))
+    expected = output.last_hidden_state.numpy()
+    hidden = np.asarray(module.apply({"params": params}, tokens, mask))
+    np.testing.assert_allclose(hidden[mask == 1], expected[mask == 1], atol=1e-4)
 
 
 SMOLLM2 = os.environ.get("WOODFISHER_SMOLLM2")

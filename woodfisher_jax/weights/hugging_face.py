@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 
+from woodfisher_jax.models.bert import Bert, BertConfig
 from woodfisher_jax.models.llama import Llama, LlamaConfig
 from woodfisher_jax.options import fields_of, shown
 from woodfisher_jax.weights.files import load_safetensors, save_safetensors
@@ -25,8 +26,16 @@ CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
-COPIED = ("*.json", "*.txt", "*.model", "*.jinja", "README*", "LICENSE*")
-"""Files that are copied beside the weights: config, tokenizer, licence."""
+COPIED = (
+    "*.json",
+    "*.txt",
+    "*.model",
+    "*.jinja",
+    "README*",
+    "LICENSE*",
+    "[0-9]_*/*.json",
+)
+"""Files that are copied: config, tokenizer, licence, parts of Sentence Transformers."""
 
 
 class Form(NamedTuple):
@@ -57,6 +66,16 @@ FORMS = {
             "rope_scaling": (None,),
         },
         r"rotary_emb\.inv_freq$",
+    ),
+    "bert": Form(
+        BertConfig,
+        Bert,
+        {
+            "hidden_act": ("gelu",),
+            "position_embedding_type": ("absolute", None),
+            "is_decoder": (False,),
+        },
+        r"(^|\.)(pooler|cls)\.|position_ids$",
     ),
 }
 """From ``model_type`` to the network."""
@@ -140,7 +159,7 @@ def write_folder(
         written |= {k: written[table] for k in old if k.endswith("lm_head.weight")}
     for path in {path for pattern in COPIED for path in source.glob(pattern)}:
         if path.name != INDEX:
-            replace_file(folder / path.name, path.read_bytes())
+            replace_file(folder / path.relative_to(source), path.read_bytes())
     save_safetensors(folder / WEIGHTS, written, {"format": "pt"})
 
 
