@@ -7,7 +7,6 @@ import ml_dtypes
 import numpy as np
 import pytest
 from llama_folders import SIZES, llama_folder
-from random_weights import random_variables
 
 from woodfisher_jax.models.bert import Bert, BertConfig
 from woodfisher_jax.weights import hugging_face
@@ -24,6 +23,8 @@ def test_a_folder_comes_back_bit_by_bit(tmp_path):
         tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.ones(3, np.float32)
 
     tensors = llama_folder(tmp_path / "a", change, rope_parameters={"rope_theta": 7.0})
+    (tmp_path / "a" / "1_Pooling").mkdir()
+    (tmp_path / "a" / "1_Pooling" / "config.json").write_text("{}")
     module, params = read_folder(tmp_path / "a")
     assert module.config.rope_theta == 7.0
     kernel = params["model"]["layers_0"]["mlp"]["up_proj"]["kernel"]
@@ -34,7 +35,7 @@ def test_a_folder_comes_back_bit_by_bit(tmp_path):
     assert {k: (a.dtype, a.tobytes()) for k, a in written.items()} == {
         k: (a.dtype, a.tobytes()) for k, a in tensors.items()
     }
-    names = ["config.json", "model.safetensors", "tokenizer.json"]
+    names = ["1_Pooling", "config.json", "model.safetensors", "tokenizer.json"]
     assert sorted(path.name for path in (tmp_path / "b").iterdir()) == names
 
 
@@ -58,40 +59,10 @@ def test_shards_and_a_tied_head_are_read(tmp_path):
     assert not (tmp_path / "out" / index.name).exists()
 
 
-BERT = {
-    "vocab_size": 11,
-    "hidden_size": 8,
-    "num_hidden_layers": 1,
-    "intermediate_size": 12,
-    "num_attention_heads": 2,
-    "max_position_embeddings": 6,
-}
-
-
-def test_tensors_that_an_encoder_does_without_are_kept(tmp_path):
-    """Names have a prefix, as where an encoder has a head."""
-    source = tmp_path / "a"
-    (source / "1_Pooling").mkdir(parents=True)
-    (source / "1_Pooling" / "config.json").write_text("{}")
-    (source / "config.json").write_text(json.dumps({"model_type": "bert", **BERT}))
-    variables, _ = random_variables(Bert(BertConfig(**BERT)), np.arange(5)[None])
-    tensors = {f"bert.{k}": a for k, a in to_state_dict(variables).items()}
-    tensors["bert.pooler.dense.weight"] = np.ones((8, 8), np.float32)
-    tensors["bert.embeddings.position_ids"] = np.arange(6)[None]
-    save_safetensors(source / "model.safetensors", tensors, {})
-    _, params = read_folder(source)
-    write_folder(tmp_path / "b", params, source)
-    written, _ = load_safetensors(tmp_path / "b" / "model.safetensors")
-    assert {k: a.tobytes() for k, a in written.items()} == {
-        k: a.tobytes() for k, a in tensors.items()
-    }
-    assert (tmp_path / "b" / "1_Pooling" / "config.json").read_text() == "{}"
-
-
 @pytest.mark.parametrize(
     ("stated", "message"),
     [
-        ({"model_type": "gpt2"}, "model_type='gpt2'; expected one of llama, bert"),
+        ({"model_type": "gpt2"}, "model_type='gpt2'; expected one of llama"),
         ({"hidden_act": "gelu"}, "hidden_act='gelu'; expected 'silu'"),
         ({"rope_parameters": {"rope_type": "yarn"}}, "rope_scaling=.* expected None"),
         ({"num_key_value_heads": 3}, "config.json: num_key_value_heads=3; expected a"),
@@ -169,27 +140,6 @@ def test_transformers_loads_what_is_written(tmp_path):
         np.testing.assert_allclose(logits, expected, atol=1e-4 * abs(expected).max())
 
 
-@pytest.mark.slow
-def test_transformers_loads_an_encoder(tmp_path):
-    transformers = pytest.importorskip("transformers")
-    torch = pytest.importorskip("torch")
-    network = transformers.BertModel(transformers.BertConfig(**BERT))
-    network.save_pretrained(tmp_path / "a")
-    module, params = read_folder(tmp_path / "a")
-    params = jax.tree.map(lambda leaf: leaf * 1.1, params)
-    write_folder(tmp_path / "b", params, tmp_path / "a")
-    loaded, found = transformers.BertModel.from_pretrained(
-        tmp_path / "b", output_loading_info=True
-    )
-    assert not any(found.values())
-    tokens, mask = np.array([[1, 2, 3], [4, 5, 0]]), np.array([[1, 1, 1], [1, 1, 0]])
-    with torch.no_grad():
-        output = loaded(torch.tensor(tokens), attention_mask=torch.tensor(mask))
-    expected = output.last_hidden_state.numpy()
-    hidden = np.asarray(module.apply({"params": params}, tokens, mask))
-    np.testing.assert_allclose(hidden[mask == 1], expected[mask == 1], atol=1e-4)
-
-
 SMOLLM2 = os.environ.get("WOODFISHER_SMOLLM2")
 
 
@@ -212,3 +162,58 @@ def test_a_published_network_continues_a_sentence(tmp_path):
         load_safetensors(f / "model.safetensors")[0] for f in (folder, tmp_path)
     )
     assert all((new[key] == old[key]).all() for key in old.keys() | new.keys())
+
+
+BERT = {
+    "vocab_size": 11,
+    "hidden_size": 8,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 12,
+    "max_position_embeddings": 40,
+}
+
+
+def test_an_encoder_under_a_head_is_read_without_it(tmp_path):
+    shapes = jax.eval_shape(
+        Bert(BertConfig(**BERT)).init, jax.random.key(0), np.zeros((1, 2), np.int32)
+    )
+    rng = np.random.default_rng(0)
+    variables = jax.tree.map(lambda s: rng.normal(size=s.shape), shapes)
+    tensors = {f"bert.{k}": np.float32(a) for k, a in to_state_dict(variables).items()}
+    tensors["bert.embeddings.position_ids"] = np.arange(40)
+    tensors["bert.pooler.dense.weight"] = np.ones((8, 8), np.float32)
+    tensors["cls.predictions.bias"] = np.ones(11, np.float32)
+    source = tmp_path / "a"
+    source.mkdir()
+    (source / "config.json").write_text(json.dumps({"model_type": "bert", **BERT}))
+    save_safetensors(source / "model.safetensors", tensors, {})
+    _, params = read_folder(source)
+    kernel = params["encoder"]["layer_0"]["attention"]["self"]["query"]["kernel"]
+    name = "bert.encoder.layer.0.attention.self.query.weight"
+    np.testing.assert_array_equal(kernel, tensors[name].T)
+    write_folder(tmp_path / "b", params, source)
+    written, _ = load_safetensors(tmp_path / "b" / "model.safetensors")
+    assert written.keys() == tensors.keys()
+    assert all((written[key] == tensors[key]).all() for key in tensors)
+
+
+@pytest.mark.slow
+def test_transformers_loads_an_encoder_that_is_written(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    torch = pytest.importorskip("torch")
+    tokens, mask = np.arange(40)[None] % 11, np.arange(40)[None] < 30
+    network = transformers.BertModel(transformers.BertConfig(**BERT))
+    network.save_pretrained(tmp_path / "a")
+    module, params = read_folder(tmp_path / "a")
+    params = jax.tree.map(lambda leaf: leaf * 1.1, params)
+    write_folder(tmp_path / "b", params, tmp_path / "a")
+    loaded, found = transformers.BertModel.from_pretrained(
+        tmp_path / "b", output_loading_info=True
+    )
+    assert not any(found.values())
+    with torch.no_grad():
+        expected = loaded.eval()(torch.tensor(tokens), torch.tensor(mask))
+    expected = expected.last_hidden_state.numpy()[mask]
+    hidden = module.apply({"params": params}, tokens, mask)[mask]
+    np.testing.assert_allclose(hidden, expected, atol=1e-4 * abs(expected).max())

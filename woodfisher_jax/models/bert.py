@@ -23,13 +23,11 @@ class BertConfig(Options):
     """Sizes of an encoder; names and defaults are Hugging Face's."""
 
     vocab_size: int = option(30522, "Tokens there are.", least=1)
-    hidden_size: int = option(768, "Width of a token.", least=1)
+    hidden_size: int = option(768, "Width of the residual stream.", least=1)
     num_hidden_layers: int = option(12, "Blocks.", least=1)
+    num_attention_heads: int = option(12, "Heads, a divisor of hidden_size.", least=1)
     intermediate_size: int = option(3072, "Width inside the perceptron.", least=1)
-    num_attention_heads: int = option(
-        12, "Heads of attention, a divisor of the width.", least=1
-    )
-    max_position_embeddings: int = option(512, "Most tokens of a sequence.", least=1)
+    max_position_embeddings: int = option(512, "Most tokens of a text.", least=1)
     type_vocab_size: int = option(2, "Kinds of segments.", least=1)
     layer_norm_eps: float = option(1e-12, "Added to the variance.", above=0)
 
@@ -48,63 +46,56 @@ class BertConfig(Options):
 
 
 class Embeddings(nn.Module):
-    """The sum of a word's, a position's and a segment's vector, normalised."""
+    """Sum of a token's, its position's and its segment's vectors, normalised."""
 
     config: BertConfig
 
     @nn.compact
-    def __call__(self, tokens: jax.Array, types: jax.Array) -> jax.Array:
-        """Maps tokens and types [B, T] to [B, T, width]."""
+    def __call__(self, tokens: jax.Array, segments: jax.Array) -> jax.Array:
+        """Maps tokens and their segments [B, T] to [B, T, width]."""
         c = self.config
 
-        def table(name: str, number: int) -> nn.Embed:
-            return nn.Embed(number, c.hidden_size, embedding_init=_normal, name=name)
+        def table(number: int, name: str) -> nn.Embed:
+            embed = partial(nn.Embed, embedding_init=_normal)
+            return embed(number, c.hidden_size, name=name)
 
-        length = tokens.shape[1]
-        if length > c.max_position_embeddings:
-            raise ValueError(
-                f"tokens: expected sequences of at most max_position_embeddings="
-                f"{c.max_position_embeddings}, got {length}"
-            )
-        x = table("word_embeddings", c.vocab_size)(tokens)
-        positions = table("position_embeddings", c.max_position_embeddings)
-        x = x + positions(jnp.arange(length))
-        x = x + table("token_type_embeddings", c.type_vocab_size)(types)
-        normed = nn.LayerNorm(c.layer_norm_eps, name="LayerNorm")(x)
-        assert isinstance(normed, jax.Array)
-        return normed
+        positions = jnp.arange(tokens.shape[1])
+        x = table(c.vocab_size, "word_embeddings")(tokens)
+        x += table(c.type_vocab_size, "token_type_embeddings")(segments)
+        x += table(c.max_position_embeddings, "position_embeddings")(positions)
+        return nn.LayerNorm(c.layer_norm_eps, name="LayerNorm")(x)
 
 
 class SelfAttention(nn.Module):
-    """Attention of each token to those that the mask lets through."""
+    """Every token of a text looks at all of them."""
 
     config: BertConfig
 
     @nn.compact
-    def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
-        """Maps tokens [B, T, width] and a mask [B, T] to [B, T, width]."""
-        c = self.config
-        shape = (*x.shape[:2], c.num_attention_heads, -1)
-        query, key, value = (
-            _dense(c.hidden_size, name=name)(x).reshape(shape)
-            for name in ("query", "key", "value")
-        )
-        y = jax.nn.dot_product_attention(query, key, value, mask=mask[:, None, None])
+    def __call__(self, x: jax.Array, mask: jax.Array | None) -> jax.Array:
+        """Maps tokens [B, T, width], real where mask [B, T], to [B, T, width]."""
+        number = self.config.num_attention_heads
+
+        def heads(name: str) -> jax.Array:
+            y = _dense(x.shape[-1], name=name)(x)
+            return y.reshape(*x.shape[:2], number, -1)
+
+        query, key, value = map(heads, ("query", "key", "value"))
+        seen = None if mask is None else mask.astype(bool)[:, None, None]
+        y = jax.nn.dot_product_attention(query, key, value, mask=seen)
         return y.reshape(x.shape)
 
 
 class Output(nn.Module):
-    """A dense layer and a layer norm after the shortcut."""
+    """A dense layer, then the layer norm of its sum with the shortcut."""
 
     config: BertConfig
 
     @nn.compact
-    def __call__(self, x: jax.Array, shortcut: jax.Array) -> jax.Array:
-        """Maps [B, T, any] and the shortcut [B, T, width] to [B, T, width]."""
-        x = _dense(self.config.hidden_size, name="dense")(x) + shortcut
-        normed = nn.LayerNorm(self.config.layer_norm_eps, name="LayerNorm")(x)
-        assert isinstance(normed, jax.Array)
-        return normed
+    def __call__(self, y: jax.Array, x: jax.Array) -> jax.Array:
+        """Maps features [B, T, n] and shortcut [B, T, width] to [B, T, width]."""
+        y = _dense(x.shape[-1], name="dense")(y)
+        return nn.LayerNorm(self.config.layer_norm_eps, name="LayerNorm")(x + y)
 
 
 class Attention(nn.Module):
@@ -113,8 +104,8 @@ class Attention(nn.Module):
     config: BertConfig
 
     @nn.compact
-    def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
-        """Maps tokens [B, T, width] and a mask [B, T] to [B, T, width]."""
+    def __call__(self, x: jax.Array, mask: jax.Array | None) -> jax.Array:
+        """Maps tokens [B, T, width], real where mask [B, T], to [B, T, width]."""
         y = SelfAttention(self.config, name="self")(x, mask)
         return Output(self.config, name="output")(y, x)
 
@@ -126,39 +117,39 @@ class Intermediate(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps tokens [B, T, width] to [B, T, wider]."""
+        """Maps tokens [B, T, width] to [B, T, intermediate_size]."""
         x = _dense(self.config.intermediate_size, name="dense")(x)
         return nn.gelu(x, approximate=False)
 
 
 class Block(nn.Module):
-    """Attention and a perceptron, a layer norm after each."""
+    """Attention and a perceptron, each normalised after its shortcut."""
 
     config: BertConfig
 
     @nn.compact
-    def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
-        """Maps tokens [B, T, width] and a mask [B, T] to [B, T, width]."""
+    def __call__(self, x: jax.Array, mask: jax.Array | None) -> jax.Array:
+        """Maps tokens [B, T, width], real where mask [B, T], to [B, T, width]."""
         x = Attention(self.config, name="attention")(x, mask)
         y = Intermediate(self.config, name="intermediate")(x)
         return Output(self.config, name="output")(y, x)
 
 
 class Encoder(nn.Module):
-    """Blocks one after another."""
+    """The blocks."""
 
     config: BertConfig
 
     @nn.compact
-    def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
-        """Maps tokens [B, T, width] and a mask [B, T] to [B, T, width]."""
+    def __call__(self, x: jax.Array, mask: jax.Array | None) -> jax.Array:
+        """Maps tokens [B, T, width], real where mask [B, T], to [B, T, width]."""
         for number in range(self.config.num_hidden_layers):
             x = Block(self.config, name=f"layer_{number}")(x, mask)
         return x
 
 
 class Bert(nn.Module):
-    """An encoder of text, without a head.
+    """An encoder of texts: learned positions, layer norms after shortcuts, GELU.
 
     Attributes:
         config: Its sizes.
@@ -171,36 +162,45 @@ class Bert(nn.Module):
         self,
         tokens: jax.Array,
         mask: jax.Array | None = None,
-        types: jax.Array | None = None,
+        segments: jax.Array | None = None,
     ) -> jax.Array:
-        """Maps tokens to hidden states.
+        """Maps tokens to hidden states, one for each.
 
         Args:
-            tokens: [B, T].
-            mask: [B, T], True or 1 where a token is no padding; default everywhere.
-            types: [B, T], the segment of each token; default 0.
+            tokens: [B, T], T at most ``max_position_embeddings``.
+            mask: [B, T], true at tokens and false at padding; default all true.
+            segments: [B, T], kind of the segment of a token; default 0.
 
         Returns:
-            [B, T, width].
+            [B, T, width]; what it holds at padding means nothing.
+
+        Raises:
+            ValueError: If the texts are longer than there are positions.
         """
-        mask = jnp.ones(tokens.shape, bool) if mask is None else mask.astype(bool)
-        types = jnp.zeros(tokens.shape, int) if types is None else types
-        x = Embeddings(self.config, name="embeddings")(tokens, types)
+        most = self.config.max_position_embeddings
+        if tokens.shape[1] > most:
+            raise ValueError(
+                f"tokens: expected at most max_position_embeddings={most} a text, got "
+                f"{tokens.shape[1]}; cut the texts"
+            )
+        if segments is None:
+            segments = jnp.zeros_like(tokens)
+        x = Embeddings(self.config, name="embeddings")(tokens, segments)
         return Encoder(self.config, name="encoder")(x, mask)
 
 
-def mean_pooled(hidden: jax.Array, mask: jax.Array) -> jax.Array:
-    """Embeddings of sentences, as of Sentence Transformers.
+def mean_pooled(hidden: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+    """One vector a text, as sentence-transformers take it: the mean over its tokens.
 
-    ``y / ‖y‖`` with y the mean of the hidden states of all tokens that are no padding.
+    ``sum_t m_t h_t / sum_t m_t``.
 
     Args:
         hidden: [B, T, width].
-        mask: [B, T], True or 1 where a token is no padding, somewhere in each row.
+        mask: [B, T], true at tokens, of which a text has at least one, and false at
+            padding; default all true.
 
     Returns:
-        [B, width], of length 1.
+        [B, width], not normalised.
     """
-    share = (mask / jnp.sum(mask, axis=-1, keepdims=True)).astype(hidden.dtype)
-    mean = jnp.einsum("btw,bt->bw", hidden, share)
-    return mean / jnp.linalg.norm(mean, axis=-1, keepdims=True)
+    where = None if mask is None else mask.astype(bool)[..., None]
+    return jnp.mean(hidden, axis=1, where=where)

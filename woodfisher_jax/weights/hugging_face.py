@@ -72,10 +72,11 @@ FORMS = {
         Bert,
         {
             "hidden_act": ("gelu",),
-            "position_embedding_type": ("absolute", None),
+            "position_embedding_type": ("absolute",),
             "is_decoder": (False,),
         },
-        r"(^|\.)(pooler|cls)\.|position_ids$",
+        # The pooler and the heads of other tasks take the hidden states.
+        r"(^|\.)pooler\.|^cls\.|^classifier\.|^qa_outputs\.|\.position_ids$",
     ),
 }
 """From ``model_type`` to the network."""
