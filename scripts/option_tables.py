@@ -18,6 +18,7 @@ from woodfisher_jax.training.config import (
     PruneConfig,
     TrainConfig,
 )
+from woodfisher_jax.training.config.language import TextConfig
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -30,6 +31,7 @@ SECTIONS: dict[str, type] = {
     "goal": Goal,
     "compute": Compute,
     "layerwise": Layerwise,
+    "text": TextConfig,
 }
 """Dataclasses by the name of their table."""
 

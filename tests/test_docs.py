@@ -274,9 +274,10 @@ def test_a_new_command_is_found() -> None:
 
 
 def test_overrides_name_fields_that_exist() -> None:
-    from woodfisher_jax.training.config import Config, to_dict
+    from woodfisher_jax.training.config import Config, LanguageConfig, to_dict
 
-    fields = to_dict(Config())
+    fields, others = to_dict(Config()), to_dict(LanguageConfig())
+    fields |= {name: fields[name] | others[name] for name in ("data", "prune")}
     # Its option is one of the method that the page adds.
     for page in (p for p in PAGES if p.name != "adding_a_method.md"):
         for name in re.findall(r"--config\.([a-z][\w.]*)[= `]", page.read_text()):

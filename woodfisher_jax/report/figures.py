@@ -308,7 +308,8 @@ def heat_map(
         label: Of the horizontal axis.
         cells: From the name of a row to its values by number.
     """
-    columns = sorted({column for row in cells.values() for column in row})
+    known = {column for row in cells.values() for column in row}
+    columns = range(min(known), max(known) + 1)
     values = [[row.get(c, math.nan) for c in columns] for row in cells.values()]
     with _settings():
         from matplotlib.colors import LinearSegmentedColormap
@@ -316,7 +317,7 @@ def heat_map(
 
         figure, (axes,) = _figure(0.3 * len(cells) + 0.2)
         colours = LinearSegmentedColormap.from_list("", ["#e3eef7", "#063a5c"])
-        edges = [c - 0.5 for c in columns] + [columns[-1] + 0.5]
+        edges = [c - 0.5 for c in (*columns, columns.stop)]
         mesh = axes.pcolormesh(
             edges, [n - 0.5 for n in range(len(cells) + 1)], values, cmap=colours
         )

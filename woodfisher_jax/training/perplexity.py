@@ -1,6 +1,7 @@
 """How well a language model predicts text."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -20,6 +21,17 @@ class Perplexity(NamedTuple):
 
     all: float
     by_kind: dict[str, float]
+
+
+# Of the function, not of a call: pruned weights take the program of the dense ones.
+@partial(jax.jit, static_argnums=0)
+def _loss(
+    net_fn: Callable[[Any, jax.Array], jax.Array], params: Any, sequence: jax.Array
+) -> jax.Array:
+    """Mean negative log-likelihood of the tokens of a sequence after the first."""
+    logits = net_fn(params, sequence[None])[0, :-1].astype(jnp.float32)
+    own = jnp.take_along_axis(logits, sequence[1:, None], axis=-1)[:, 0]
+    return jnp.mean(jax.nn.logsumexp(logits, axis=-1) - own)
 
 
 def perplexity(
@@ -50,16 +62,10 @@ def perplexity(
     """
     tokens = np.asarray(tokens, np.int32)
 
-    @jax.jit
-    def loss(params: Any, sequence: jax.Array) -> jax.Array:
-        logits = net_fn(params, sequence[None])[0, :-1].astype(jnp.float32)
-        own = jnp.take_along_axis(logits, sequence[1:, None], axis=-1)[:, 0]
-        return jnp.mean(jax.nn.logsumexp(logits, axis=-1) - own)
-
     losses = []
     for number, sequence in enumerate(tokens):
         progress("perplexity", number, len(tokens))
-        losses.append(float(loss(params, sequence)))
+        losses.append(float(_loss(net_fn, params, sequence)))
     progress("perplexity", len(tokens), len(tokens))
     found: dict[str, list[float]] = {}
     for kind, value in zip(kinds, losses, strict=bool(kinds)):

@@ -26,8 +26,16 @@ CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
-COPIED = ("*.json", "*.txt", "*.model", "*.jinja", "README*", "LICENSE*")
-"""Files that are copied beside the weights: config, tokenizer, licence."""
+COPIED = (
+    "*.json",
+    "*.txt",
+    "*.model",
+    "*.jinja",
+    "README*",
+    "LICENSE*",
+    "[0-9]_*/*.json",
+)
+"""Files that are copied: config, tokenizer, licence, parts of Sentence Transformers."""
 
 
 class Form(NamedTuple):
@@ -152,7 +160,7 @@ def write_folder(
         written |= {k: written[table] for k in old if k.endswith("lm_head.weight")}
     for path in {path for pattern in COPIED for path in source.glob(pattern)}:
         if path.name != INDEX:
-            replace_file(folder / path.name, path.read_bytes())
+            replace_file(folder / path.relative_to(source), path.read_bytes())
     save_safetensors(folder / WEIGHTS, written, {"format": "pt"})
 
 
