@@ -57,6 +57,7 @@ def test_both_methods_prune_from_python(folder: Path) -> None:
     assert fourth.startswith("power=-1; expected a number above 0")
 
 
+@pytest.mark.slow
 def test_the_command_line_finds_the_method_and_its_option(folder: Path) -> None:
     words = COMMAND.replace("python -m woodfisher_jax.main ", "").split()
     main = (

@@ -125,7 +125,9 @@ def in_equinox(mode: str = "batch") -> tuple[Any, Any, Callable[..., jax.Array]]
     return params, state, updated, evaluated
 
 
-@pytest.mark.parametrize("framework", [in_nnx, in_equinox])
+@pytest.mark.parametrize(
+    "framework", [in_nnx, pytest.param(in_equinox, marks=pytest.mark.slow)]
+)
 def test_one_batch_makes_evaluation_training(framework: Any) -> None:
     """So outputs have mean zero and variance one, also after few updates."""
     params, state, updated, evaluated = framework()

@@ -360,6 +360,7 @@ def test_the_snippet_of_the_readme_runs_as_it_stands() -> None:
     assert kept == names["info"].nonzero == names["info"].prunable // 10
 
 
+@pytest.mark.slow
 def test_the_page_on_your_own_models_runs() -> None:
     *which, loop = (b.text for b in PYTHON if b.page == OWN_MODELS)
     traced, given, chosen, trees = which
@@ -378,7 +379,14 @@ def test_the_page_on_your_own_models_runs() -> None:
     assert kept == names["info"].nonzero == 592 // 10
 
 
-@pytest.mark.parametrize("number", range(3), ids=["linen", "nnx", "equinox"])
+@pytest.mark.parametrize(
+    "number",
+    [
+        pytest.param(0, id="linen", marks=pytest.mark.slow),
+        pytest.param(1, id="nnx", marks=pytest.mark.slow),
+        pytest.param(2, id="equinox"),
+    ],
+)
 def test_the_page_on_batch_norm_runs(number: int) -> None:
     text = [b.text for b in PYTHON if b.page == BATCH_NORM and not b.comment][number]
     names = network()

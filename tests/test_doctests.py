@@ -43,7 +43,14 @@ def examples_of(module: ModuleType) -> list[doctest.DocTest]:
     return [test for test in found if test.examples]
 
 
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        # Those of stages compile whole runs, which the tests of stages do as well.
+        pytest.param(name, marks=[pytest.mark.slow] * name.startswith("stages."))
+        for name in MODULES
+    ],
+)
 def test_examples_are_true(name: str) -> None:
     module = importlib.import_module(f"woodfisher_jax.{name}")
     examples = examples_of(module)

@@ -39,9 +39,7 @@ def test_every_example_is_in_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        name
-        if name in ("plain_dict", "flax_linen")
-        else pytest.param(name, marks=pytest.mark.slow)
+        name if name == "plain_dict" else pytest.param(name, marks=pytest.mark.slow)
         for name in SHORT
     ],
 )

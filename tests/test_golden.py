@@ -208,7 +208,7 @@ def assert_same(found, expected, rtol: float) -> None:
 @pytest.mark.parametrize(
     ("block_size", "scope", "sparsity", "batch_size", "layout"),
     [
-        (784, "layer", 0.8, 1, "torch"),
+        pytest.param(784, "layer", 0.8, 1, "torch", marks=pytest.mark.slow),
         (500, "global", 0.9, 10, "flax"),
         # Slow tests compile with optimizations, without which a weight rounds worse.
         pytest.param(None, "global", 0.95, 1, "torch", marks=pytest.mark.slow),
@@ -308,9 +308,20 @@ def original_kfac(weights, examples, sparsity, damping, pi, layerwise):
     return new, masks
 
 
-@pytest.mark.parametrize("layout", ["torch", "flax"])
 @pytest.mark.parametrize(
-    ("pi", "scope"), [(False, "global"), (True, "global"), (False, "layer")]
+    ("pi", "scope", "layout"),
+    [
+        pytest.param(
+            *case,
+            marks=[pytest.mark.slow]
+            * (case not in ((True, "global", "torch"), (False, "layer", "flax"))),
+        )
+        for case in [
+            (pi, scope, layout)
+            for pi, scope in [(False, "global"), (True, "global"), (False, "layer")]
+            for layout in ("torch", "flax")
+        ]
+    ],
 )
 def test_the_original_s_kfac_in_float64(weights, examples, layout, pi, scope) -> None:
     expected = original_kfac(weights, examples, 0.95, DAMPING, pi, scope == "layer")

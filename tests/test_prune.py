@@ -205,8 +205,10 @@ def assert_step(found, expected, rtol=1e-4) -> None:
 @pytest.mark.parametrize(
     ("method", "scope"),
     [
-        # From a pruned network every row is among the quick ones.
-        pytest.param(*row, marks=[pytest.mark.slow] * (row[1] == "layer"))
+        # From a pruned network every method is among the quick ones.
+        pytest.param(
+            *row, marks=[pytest.mark.slow] * (row != ("woodfisherblock", "global"))
+        )
         for row in ROWS
     ],
 )
@@ -214,7 +216,18 @@ def test_a_step_from_dense(method, scope) -> None:
     assert_step(done(method, scope), expected_step(method, scope, 0.6))
 
 
-@pytest.mark.parametrize(("method", "scope"), ROWS)
+@pytest.mark.parametrize(
+    ("method", "scope"),
+    [
+        # Every method is quick in its first scope, one in both.
+        pytest.param(
+            *row,
+            marks=[pytest.mark.slow]
+            * (row[1] != METHODS[row[0]].scopes[0] and row[0] != "woodfisherblock"),
+        )
+        for row in ROWS
+    ],
+)
 def test_a_step_from_a_pruned_network(method, scope) -> None:
     found = done(method, scope, pruned=True)
     batch_size = 3 if INJECTED[method].needs_samples else 1
@@ -228,7 +241,9 @@ def test_a_step_from_a_pruned_network(method, scope) -> None:
             np.testing.assert_array_equal(leaf, leaves_by_path(params_of())[path])
 
 
-@pytest.mark.parametrize("block_size", [None, 1, 12, 10**6])
+@pytest.mark.parametrize(
+    "block_size", [None, 1, 12, pytest.param(10**6, marks=pytest.mark.slow)]
+)
 def test_block_sizes_that_divide_or_not(block_size) -> None:
     found = run(block_size=block_size)
     expected = expected_step("woodfisherblock", "global", 0.6, block_size=block_size)
@@ -238,8 +253,15 @@ def test_block_sizes_that_divide_or_not(block_size) -> None:
         np.testing.assert_array_equal(weights_of(found[0])[kept], flat(WEIGHTS)[kept])
 
 
-@pytest.mark.parametrize("scale_update", [0.0, 0.5])
-@pytest.mark.parametrize("method", ["woodfisherblock", "woodtaylorblock"])
+@pytest.mark.parametrize(
+    ("method", "scale_update"),
+    [
+        ("woodfisherblock", 0.0),
+        pytest.param("woodfisherblock", 0.5, marks=pytest.mark.slow),
+        pytest.param("woodtaylorblock", 0.0, marks=pytest.mark.slow),
+        ("woodtaylorblock", 0.5),
+    ],
+)
 def test_the_update_is_scaled(method, scale_update) -> None:
     found = run(method=method, scale_update=scale_update)
     expected = expected_step(method, "global", 0.6, scale_update=scale_update)

@@ -40,8 +40,15 @@ def gram(rows: np.ndarray) -> jax.Array:
     return jnp.asarray(rows @ rows.T)
 
 
-@pytest.mark.parametrize("block_size", [None, 7])
-@pytest.mark.parametrize("with_targets", [False, True])
+@pytest.mark.parametrize(
+    ("with_targets", "block_size"),
+    [
+        pytest.param(False, None, marks=pytest.mark.slow),
+        (False, 7),
+        (True, None),
+        pytest.param(True, 7, marks=pytest.mark.slow),
+    ],
+)
 def test_the_choices_are_those_of_the_pruned_weights(
     problem: Any, block_size: int | None, with_targets: bool
 ) -> None:
@@ -83,6 +90,7 @@ def test_the_choices_are_those_of_the_pruned_weights(
         assert steps[1] == 0
 
 
+@pytest.mark.slow
 def test_damping_is_raised_where_a_step_leads_beyond_its_linear_model() -> None:
     """Rows that are means agree; tanh saturates, which no gradient before it shows."""
     keys = jax.random.split(jax.random.key(0), 3)

@@ -179,7 +179,9 @@ def test_kfac_takes_the_examples_of_a_batch_one_by_one() -> None:
     assert_same(run(method="kfac", batch_size=4), run(method="kfac"))
 
 
-@pytest.mark.parametrize("scope", ["global", "layer"])
+@pytest.mark.parametrize(
+    "scope", [pytest.param("global", marks=pytest.mark.slow), "layer"]
+)
 def test_naivehess(scope) -> None:
     found = run(method="naivehess", masks=MASKS, scope=scope)
     w = weights_of(PARAMS) * ACTIVE
@@ -226,7 +228,9 @@ def test_dynamic_with_whole_layers_is_block(masks, active) -> None:
 # ------------------------------------------------------------------------- first order
 
 
-@pytest.mark.parametrize("scope", ["global", "layer"])
+@pytest.mark.parametrize(
+    "scope", ["global", pytest.param("layer", marks=pytest.mark.slow)]
+)
 def test_woodtaylorblock(scope) -> None:
     masks, active = MASKS, ACTIVE
     found = run(method="woodtaylorblock", masks=masks, scope=scope)
@@ -236,7 +240,9 @@ def test_woodtaylorblock(scope) -> None:
     assert found[2].saliency_sum == pytest.approx(saliency, rel=1e-3)
 
 
-@pytest.mark.parametrize("taylor", ["woodtaylor", "woodtaylorblock"])
+@pytest.mark.parametrize(
+    "taylor", [pytest.param("woodtaylor", marks=pytest.mark.slow), "woodtaylorblock"]
+)
 def test_without_a_slope_woodtaylor_is_woodfisher(taylor) -> None:
     """Every example and one that pulls the other way."""
     given = RANDOM.standard_normal((20, 6, 5)).astype(np.float32)
@@ -263,7 +269,10 @@ def test_the_slope_may_have_samples_of_its_own() -> None:
         run(method="woodtaylorblock", mean_samples=[])
 
 
-@pytest.mark.parametrize("method", ["woodfisherblock", "woodtaylorblock"])
+@pytest.mark.parametrize(
+    "method",
+    ["woodfisherblock", pytest.param("woodtaylorblock", marks=pytest.mark.slow)],
+)
 def test_centered(method) -> None:
     found = run(method=method, centered=True, masks=MASKS)
     taylor = method == "woodtaylorblock"
@@ -344,7 +353,7 @@ def test_no_update() -> None:
     assert_same(run(update="none"), run(scale_update=0))
 
 
-@pytest.mark.parametrize("most", [0.05, 1.0])
+@pytest.mark.parametrize("most", [0.05, pytest.param(1.0, marks=pytest.mark.slow)])
 def test_the_update_is_shortened(most) -> None:
     found = run(method="woodtaylorblock", normalize_update=most)
     mean = backpropagation()[1].mean(0)
@@ -371,7 +380,9 @@ def test_weight_decay_is_damping(method) -> None:
 @pytest.mark.parametrize(
     ("method", "schedule", "fractions"),
     [
-        ("woodtaylorblock", "linear", [1 / 3, 2 / 3]),
+        pytest.param(
+            *("woodtaylorblock", "linear", [1 / 3, 2 / 3]), marks=pytest.mark.slow
+        ),
         ("kfac", "poly", [1 - (2 / 3) ** 3, 1 - (1 / 3) ** 3]),
     ],
 )

@@ -100,7 +100,11 @@ def is_that_of_prune(found: wf.Step, params, samples, sparsity, **options) -> No
 
 
 @pytest.mark.parametrize(
-    ("method", "scope"), [("woodfisher", "layer"), ("woodtaylorblock", "global")]
+    ("method", "scope"),
+    [
+        ("woodfisher", "layer"),
+        pytest.param("woodtaylorblock", "global", marks=pytest.mark.slow),
+    ],
 )
 def test_inside_a_caller_s_jit_it_is_the_step_of_prune(method, scope) -> None:
     options = {"method": method, "scope": scope}
@@ -172,9 +176,12 @@ EVERY = [
     for scope in wf.METHODS[method].scopes
     for update in ("sum", "joint")
 ]
-OWN = [[case for case in EVERY if case[0] == method] for method in SURGEONS]
-# Each method once, with the scopes and updates in turn; the others are slow.
-FAST = [cases[number % len(cases)] for number, cases in enumerate(OWN)]
+# Full matrices, blocks and groups once each; the others are slow.
+FAST = [
+    ("woodfisher", "global", "sum"),
+    ("woodtaylorblock", "layer", "sum"),
+    ("woodfisherblockgroup", "layer", "joint"),
+]
 
 
 def spread(scale: float) -> tuple[dict, tuple[np.ndarray, np.ndarray]]:
@@ -206,7 +213,9 @@ def driven(params, samples, store, monkeypatch, **options):
     ]
     + [
         ("woodtaylorblock", "global", "sum", 300.0, 1e-6),
-        ("woodfisher", "layer", "joint", 300.0, 1e-6),
+        pytest.param(
+            *("woodfisher", "layer", "joint", 300.0, 1e-6), marks=pytest.mark.slow
+        ),
     ],
 )
 def test_every_driver_gives_the_same_masks_and_weights(

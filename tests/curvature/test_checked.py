@@ -162,7 +162,10 @@ def test_never_silently_wrong(solver, count) -> None:
     assert not wrong.any(), described(wrong)
 
 
-@pytest.mark.parametrize("count", COUNTS)
+@pytest.mark.parametrize(
+    "count",
+    [COUNTS[0], pytest.param(COUNTS[1], marks=pytest.mark.slow), *COUNTS[2:]],
+)
 def test_the_chosen_solver_refuses_nothing_that_is_within_reach(count) -> None:
     gradients, found = sweep(choose_solver(count, WIDTH), count)
     within = conditions(gradients) < WITHIN_REACH
@@ -240,10 +243,10 @@ def mnist_gradients(tfds_dir: Path, checkpoints_dir: Path) -> dict[str, np.ndarr
     ("layer", "solver", "count"),
     [
         pytest.param("fc1", "sample_space", 100, marks=pytest.mark.slow),
-        pytest.param("fc1", "sample_space", 300),
+        pytest.param("fc1", "sample_space", 300, marks=pytest.mark.slow),
         pytest.param("fc2", "sample_space", 100, marks=pytest.mark.slow),
         pytest.param("fc2", "sample_space", 300, marks=pytest.mark.slow),
-        pytest.param("fc3", "sample_space", 100, marks=pytest.mark.slow),
+        pytest.param("fc3", "sample_space", 100),
         pytest.param("fc3", "dense", 300),
         pytest.param("fc3", "recursion", 300, marks=pytest.mark.slow),
     ],

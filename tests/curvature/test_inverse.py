@@ -130,7 +130,7 @@ def close(found, expected, share=2e-4) -> None:
     "case",
     [
         # Every tensor size compiles by itself.
-        pytest.param(case, marks=[pytest.mark.slow] * (name == "whole tensors"))
+        pytest.param(case, marks=[pytest.mark.slow] * (name != "several tiles"))
         for name, case in CASES.items()
     ],
     ids=CASES,
@@ -191,7 +191,7 @@ def test_the_other_formulas_of_the_fisher() -> None:
     close(found, np.linalg.solve(centered, w), 1e-3)
 
 
-@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("full", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_chosen_damping_is_that_of_the_gram_matrix(full) -> None:
     case = Case(block_size=None, full=full)
     plain, targets = in_memory(case), jnp.asarray(TARGETS)

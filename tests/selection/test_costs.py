@@ -104,6 +104,7 @@ class TestTarget:
                 self.scores, self.mask, self.costs + 0.3, target, **options
             )
 
+    @pytest.mark.slow
     def test_resnet20_within_a_tenth_of_a_million(self) -> None:
         model, x = build_model("resnet20"), jax.ShapeDtypeStruct((1, 32, 32, 3), float)
         shapes = jax.eval_shape(model.init, jax.random.key(0), x)

@@ -78,8 +78,14 @@ def assert_masks(masks, expected) -> None:
     ("method", "options", "factor"),
     [
         ("globalmagni", {"flops_power": 0.5}, lambda cost, size: (cost * size) ** 0.5),
-        (
+        pytest.param(
             "woodfisherblock_flops",
+            {"flops_power": 0.5, "flops_per_parameter": True},
+            lambda cost, size: cost**0.5,
+            marks=pytest.mark.slow,
+        ),
+        (
+            "globalmagni",
             {"flops_power": 0.5, "flops_per_parameter": True},
             lambda cost, size: cost**0.5,
         ),
@@ -269,7 +275,11 @@ def test_by_magnitude_the_largest_of_each_group_stay(pattern: str) -> None:
 
 @pytest.mark.filterwarnings("ignore:no weight is left")  # of so few
 @pytest.mark.parametrize(
-    "method", ["globalmagni", "diagfisher", "woodfisherblock", "kfac"]
+    "method",
+    [
+        *("globalmagni", "diagfisher", "kfac"),
+        pytest.param("woodfisherblock", marks=pytest.mark.slow),
+    ],
 )
 def test_groups_of_one_are_single_weights(method: str) -> None:
     alone, in_groups = (

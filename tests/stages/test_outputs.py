@@ -24,6 +24,7 @@ def distance(params) -> float:
     return float(jnp.mean((net(params, INPUTS) - net(PARAMS, INPUTS)) ** 2))
 
 
+@pytest.mark.slow
 def test_outputs_stay_nearer_than_after_one_step_or_magnitude() -> None:
     """With leave-one-out alone, one step took the distance to 4.9."""
     params, masks, info = wf.prune_outputs(net, PARAMS, INPUTS, sparsity=0.6)

@@ -163,6 +163,7 @@ def same_bits(one: Any, other: Any) -> None:
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_to_the_same_bits(
     finished: tuple[Path, dict], tmp_path: Path
 ) -> None:
