@@ -108,7 +108,7 @@ def test_equal_segments_share_one_program() -> None:
     _, segments = cut(program)
     assert segments[3].reads != segments[5].reads
     # Before the first layer, before a block, within one, between two, after the last.
-    assert len(program.functions) == 6
+    assert len(program.functions) == 5
     assert len(segments) == 2 * DEPTH + 3
 
 

@@ -24,7 +24,7 @@ from woodfisher_jax.equations.fisher import (
 from woodfisher_jax.equations.groups import group_forms
 from woodfisher_jax.equations.joint import joint_update, least_squares
 from woodfisher_jax.rows.budget import BATCH_BYTES, block_bytes
-from woodfisher_jax.rows.sharding import AXIS, on_each_device
+from woodfisher_jax.rows.sharding import AXIS, on_each_device, platform_of
 
 TOLERANCE = 1e-4
 """Largest relative error that is accepted."""
@@ -155,13 +155,13 @@ def _groups(
 # ----------------------------------------------------------------- over blocks, checked
 
 
-def _together(shape: tuple[int, ...], solver: str) -> int | None:
+def _together(shape: tuple[int, ...], solver: str, mesh: Mesh | None) -> int | None:
     """How many blocks of a shape [num_blocks, N, c] a device computes at a time.
 
     None, one by one, on a CPU: its matrix products occupy all cores, and a batched
     LAPACK call may deadlock beside another (up to jaxlib 0.10).
     """
-    if jax.default_backend() == "cpu":
+    if platform_of(mesh) == "cpu":
         return None
     _, num_samples, width = shape
     return max(1, BATCH_BYTES // block_bytes(num_samples, width, solver))
@@ -198,7 +198,7 @@ def run_blocks(
         return Block(value, error, found.factor)
 
     def local(damping: jax.Array, *arrays: jax.Array) -> Block:
-        together = _together(arrays[0].shape, solver)
+        together = _together(arrays[0].shape, solver, mesh)
         return jax.lax.map(partial(one_block, damping), arrays, batch_size=together)
 
     specs = (PartitionSpec(), BLOCKS, *(BLOCKS for _ in others))
