@@ -364,9 +364,9 @@ def test_the_joint_update_of_gradients_that_almost_repeat() -> None:
         checked_blocks(checked.joint, *given, 1e-20, "sample_space", NAMES)
 
 
-def group_saliencies(scale: float, damping: float):
+def group_saliencies(scale: float, damping: float, gradients=GRADIENTS):
     """ρ of groups of four weights in blocks from well to ill conditioned."""
-    gradients = GRADIENTS * scale * 30.0 ** np.arange(4)[:, None, None]
+    gradients = gradients * scale * 30.0 ** np.arange(4)[:, None, None]
     of, slots = np.divmod(np.arange(4 * WIDTH), 4)
     groups = Groups(of, slots, WIDTH, np.zeros(WIDTH), None)
     (part,) = parts_of(np.arange(4 * WIDTH).reshape(4, WIDTH), groups)
@@ -390,4 +390,4 @@ def test_groups_of_blocks_from_well_to_ill_conditioned(damping) -> None:
 
 def test_groups_of_a_block_that_cannot_be_inverted_are_refused() -> None:
     with pytest.raises(CurvatureError, match=r"raise damping"):
-        group_saliencies(1e8, 1e-12)
+        group_saliencies(1e8, 1e-12, np.repeat(GRADIENTS[:, ::2], 2, axis=1))

@@ -12,7 +12,6 @@ from woodfisher_jax.equations.fisher import (
     change_by_rounding,
     choose_solver,
     fisher_product,
-    in_float64,
     recursive_inverse,
 )
 
@@ -97,7 +96,7 @@ def test_the_recursion_is_the_paper_s(count) -> None:
 @pytest.mark.parametrize("rank", [1, 64])
 def test_the_rank_of_a_recursion_step_does_not_matter(rank) -> None:
     g = gradients_of(12)
-    found = jax.jit(in_float64(recursive_inverse), static_argnums=2)(
+    found = jax.jit(recursive_inverse, static_argnums=2)(
         jnp.asarray(g), jnp.float32(DAMPING), rank
     )
     expected = np.linalg.inv(fisher(g, DAMPING))

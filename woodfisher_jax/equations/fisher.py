@@ -293,6 +293,7 @@ DENSE = _solver(_dense_factorize, _dense_diagonal, _dense_product)
 # -------------------------------------------------------------------------- recursion
 
 
+@in_float64
 def recursive_inverse(
     gradients: jax.Array, damping: jax.Array, rank: int = RECURSION_RANK
 ) -> jax.Array:
@@ -310,11 +311,11 @@ def recursive_inverse(
         rank: Gradients in one step; the result does not depend on it.
 
     Returns:
-        F⁻¹, [c, c].
+        F⁻¹, float64 [c, c]; NaN where F is too ill conditioned.
 
     Example:
         >>> G = jnp.array([[1.0, 0.0]])
-        >>> wf.fisher.recursive_inverse(G, 1.0).round(4).tolist()
+        >>> wf.fisher.recursive_inverse(G, 1.0).astype("float32").tolist()
         [[0.5, 0.0], [0.0, 1.0]]
     """
     gradients, damping = wide(gradients), wide(damping)
