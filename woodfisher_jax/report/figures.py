@@ -299,7 +299,10 @@ def histograms(title: str, label: str, histogram: Mapping[str, Any]) -> Picture:
 
 
 def heat_map(
-    title: str, label: str, cells: Mapping[str, Mapping[int, float]]
+    title: str,
+    label: str,
+    cells: Mapping[str, Mapping[int, float]],
+    ends: tuple[float, float | None],
 ) -> Picture:
     """Coloured cells, rows by name against whole numbers, with a scale of colours.
 
@@ -307,6 +310,7 @@ def heat_map(
         title: Above the figure, with the unit.
         label: Of the horizontal axis.
         cells: From the name of a row to its values by number.
+        ends: Of the scale; None is the largest value.
     """
     known = {column for row in cells.values() for column in row}
     columns = range(min(known), max(known) + 1)
@@ -318,8 +322,9 @@ def heat_map(
         figure, (axes,) = _figure(0.3 * len(cells) + 0.2)
         colours = LinearSegmentedColormap.from_list("", ["#e3eef7", "#063a5c"])
         edges = [c - 0.5 for c in (*columns, columns.stop)]
+        heights = [n - 0.5 for n in range(len(cells) + 1)]
         mesh = axes.pcolormesh(
-            edges, [n - 0.5 for n in range(len(cells) + 1)], values, cmap=colours
+            edges, heights, values, cmap=colours, vmin=ends[0], vmax=ends[1]
         )
         axes.invert_yaxis()
         axes.set_yticks(range(len(cells)), [name for name in cells], fontsize=9)
@@ -338,7 +343,9 @@ def heat_map(
             for name, row in cells.items()
         )
         longest = max(map(len, cells))
-        return _finished(figure, title, [], f"{label}. {words}.", 0.2 + 0.075 * longest)
+        left = 0.2 + 0.075 * longest
+        # Room for the numbers of the scale.
+        return _finished(figure, title, [], f"{label}. {words}.", left, right=0.65)
 
 
 def _settings() -> Any:
@@ -363,7 +370,12 @@ def _figure(height: float, panels: int = 1) -> tuple["Figure", list["Axes"]]:
 
 
 def _finished(
-    figure: "Figure", title: str, names: Iterable[str], words: str, left: float = 0.75
+    figure: "Figure",
+    title: str,
+    names: Iterable[str],
+    words: str,
+    left: float = 0.75,
+    right: float = 0.18,
 ) -> Picture:
     """The figure with a title above and a legend below, for which it grows.
 
@@ -376,6 +388,7 @@ def _finished(
         names: In the legend, each once.
         words: What it shows.
         left: Room for labels at the vertical axis.
+        right: Room at the other side.
     """
     handles: dict[str, Any] = {}
     for axes in figure.axes:
@@ -392,7 +405,7 @@ def _finished(
     figure.set_figheight(height)
     figure.subplots_adjust(
         left=left / WIDTH,
-        right=1 - 0.18 / WIDTH,
+        right=1 - right / WIDTH,
         bottom=bottom / height,
         top=1 - top / height,
         hspace=0.25,

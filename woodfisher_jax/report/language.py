@@ -68,10 +68,12 @@ def maps(results: Mapping[str, Any]) -> dict[str, figures.Picture]:
             row[block] = scale * layer[name]
     titles = {
         "sparsity": "Sparsity of each matrix, %",
-        "error": "Error of its outputs, relative",
+        "error": "Squared error of its outputs, relative",
     }
+    ends = {"sparsity": (0, 100), "error": (0, None)}
     return {
-        name: figures.heat_map(titles[name], "block", cells[name]) for name in cells
+        name: figures.heat_map(titles[name], "block", cells[name], ends[name])
+        for name in cells
     }
 
 
