@@ -199,6 +199,17 @@ def test_pruned_weights_stay_pruned(pruned) -> None:
     assert new["layers"].sum() == 16 * DEPTH
 
 
+@pytest.mark.parametrize("options", [{}, {"repair": 2, "distil": 2}])
+def test_half_precision_stays_half_precision(options) -> None:
+    half = jax.tree.map(lambda a: a.astype(jnp.bfloat16), parameters())
+    params, masks, _ = wf.prune_layerwise(
+        stacked, half, X.astype(jnp.bfloat16), sparsity=0.5, **options
+    )
+    assert {a.dtype for a in jax.tree.leaves(params)} == {jnp.dtype(jnp.bfloat16)}
+    assert (params["layers"][~masks["layers"]] == 0).all()
+    assert distance(params) < 1
+
+
 def tied(params, tokens):
     h = params["table"][tokens]
     return jnp.tanh(h @ params["w"]) @ params["table"].T

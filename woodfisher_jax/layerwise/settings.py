@@ -36,8 +36,8 @@ class Layerwise(Options):
     )
     metric: str = option(
         "identity",
-        "With scope='global': of the network's outputs, identity or softmax (of "
-        "logits).",
+        "With scope='global' or distil: how far outputs of the network are from each "
+        "other, identity (squares) or softmax (divergence, of logits).",
         choices=METRICS,
     )
     seed: int = option(0, "With scope='global': of random projections of the outputs.")

@@ -29,10 +29,16 @@ class Window:
         reads = list(dict.fromkeys(r for segment in segments for r in segment.reads))
         self._own = [read for read in reads if read.path in masks]
         self._others = [read for read in reads if read.path not in masks]
-        self.weights = [jnp.array(r.of(leaves[r.path])) for r in self._own]
+        values = [r.of(leaves[r.path]) for r in self._own]
+        self._dtypes = [value.dtype for value in values]
+        # In float32 whatever they are given in: steps are small.
+        self.weights = [jnp.array(value, jnp.float32) for value in values]
         self._masks = [jnp.array(r.of(masks[r.path])) for r in self._own]
         self._sizes = [
-            jnp.sqrt(jnp.mean(jnp.square(r.of(original[r.path])))) for r in self._own
+            jnp.sqrt(
+                jnp.mean(jnp.square(jnp.array(r.of(original[r.path]), jnp.float32)))
+            )
+            for r in self._own
         ]
         self._fixed = (
             [jnp.array(r.of(leaves[r.path])) for r in self._others],
@@ -59,7 +65,8 @@ class Window:
         self, weights: list[jax.Array], fixed: Any, taken: list[Any]
     ) -> list[Any]:
         others, constants = fixed
-        known = dict(zip(self._own, weights, strict=True))
+        cast = [w.astype(d) for w, d in zip(weights, self._dtypes, strict=True)]
+        known = dict(zip(self._own, cast, strict=True))
         known |= zip(self._others, others, strict=True)
         ends: list[Any] = []
         for segment, own in zip(self._segments, constants, strict=True):
@@ -224,15 +231,17 @@ class Head:
 
 def _divergence(logits: jax.Array, wanted: jax.Array) -> jax.Array:
     """KL divergence of the softmax of some logits from that of the wanted ones."""
-    log_p, log_q = jax.nn.log_softmax(wanted), jax.nn.log_softmax(logits)
+    log_p, log_q = (jax.nn.log_softmax(z.astype(jnp.float32)) for z in (wanted, logits))
     return jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
 
 
 def _distances(found: list[Any], wanted: list[Any]) -> list[jax.Array]:
     """Relative squared distances of arrays."""
+    pairs = zip(floats(found), floats(wanted), strict=True)
+    wide = [(z.astype(jnp.float32), aim.astype(jnp.float32)) for z, aim in pairs]
     return [
         jnp.sum(jnp.square(z - aim)) / jnp.maximum(jnp.sum(aim * aim), 1e-30)
-        for z, aim in zip(floats(found), floats(wanted), strict=True)
+        for z, aim in wide
     ]
 
 
