@@ -1,5 +1,6 @@
 """Roles of axes found in the jaxpr of small functions; nothing is executed."""
 
+import dataclasses
 from collections.abc import Callable
 from functools import partial
 from itertools import permutations
@@ -661,3 +662,16 @@ def test_a_name_that_the_loss_does_not_confirm_is_in_doubt_for_patterns() -> Non
     assert set(masks) == {"kernel"}
     with pytest.raises(wf.OptionError, match=r"'scale/kernel'.* is in no product"):
         prune(prunable="kernel")
+
+
+def test_a_function_without_a_hash_is_walked() -> None:
+    @dataclasses.dataclass  # with fields that are compared, and so no hash
+    class Net:
+        scale: jax.Array
+
+        def __call__(self, params, x):
+            return self.scale * (x @ params["w"])
+
+    net = Net(jnp.ones(2))
+    axes = find_axes(net, {"w": jnp.ones((3, 2))}, jnp.ones((4, 3)))
+    assert axes["w"].roles == "io"

@@ -151,12 +151,21 @@ _TRACES: WeakKeyDictionary[Jaxpr, "Trace"] = WeakKeyDictionary()
 """Of programs, as long as JAX keeps them."""
 
 
+def _hashable(f: Callable[..., Any]) -> Callable[..., Any]:
+    """The function as jit takes it: an object with arrays in it has no hash."""
+    try:
+        hash(f)
+    except TypeError:
+        return lambda params, batch: f(params, batch)
+    return f
+
+
 def traced(f: Callable[[Params, Any], Any], params: Params, batch: Any) -> "Trace":
     """Walks the program of a function; see :func:`find_axes`.
 
     A function that was walked with the same shapes is not traced again.
     """
-    given = f if isinstance(f, Partial) else Partial(f)
+    given = f if isinstance(f, Partial) else Partial(_hashable(f))
     with explained():
         # By jit, which keeps the program of a function and shapes.
         program = _applied.trace(given, params, batch).jaxpr.jaxpr
