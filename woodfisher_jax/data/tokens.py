@@ -93,8 +93,8 @@ def _of_file(path: Path) -> Tokens:
     except (OSError, ValueError, AttributeError, zipfile.BadZipFile) as error:
         if "Object arrays" in str(error):
             raise TokensError(
-                f"{path}: {name} has sequences of unequal length; cut them to one "
-                "length, or cut them where text is joined"
+                f"{path}: {name} has sequences of unequal length; expected an array "
+                "[sequences, tokens]: cut all to one length"
             ) from error
         raise TokensError(
             f"{path} cannot be read ({error!s:.200}); expected an .npz file with the "

@@ -85,27 +85,25 @@ def run(
             assert isinstance(logits, jax.Array)
             return logits
 
+        def measured(weights: Any) -> dict[str, Any]:
+            with timed("perplexity"):
+                weights = jax.device_put(weights)
+                text = tokens.evaluation, tokens.kinds
+                return perplexity(net_fn, weights, *text, progress)._asdict()
+
         pruned, info = _pruned(config, net_fn, params, tokens, progress)
+        dense = measured(params)
+        del params  # Room for what is written.
         with timed("write"):
             progress("write", 0, 1)
             hugging_face.write_folder(workdir / MODEL, pruned, source)
             progress("write", 1, 1)
-        measured = {}
-        for name, weights in (("dense", params), ("pruned", pruned)):
-            with timed("perplexity"):
-                measured[name] = perplexity(
-                    net_fn,
-                    jax.device_put(weights),
-                    tokens.evaluation,
-                    tokens.kinds,
-                    progress,
-                )._asdict()
         results = {
             "task": config.task,
             "sparsity": info.sparsity,
             "nonzero": info.nonzero,
             "prunable": info.prunable,
-            "perplexity": measured,
+            "perplexity": {"dense": dense, "pruned": measured(pruned)},
             "layers": [layer._asdict() for layer in info.layers],
             "seconds": {
                 "read": seconds["read"],

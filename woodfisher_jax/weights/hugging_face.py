@@ -141,11 +141,11 @@ def write_folder(
     if folder.resolve() == source.resolve():
         raise FolderError(f"{folder}: expected another folder than that of the source")
     form, config = _read_config(source)
-    old = _read_weights(source)
+    written = _read_weights(source)
     new = to_state_dict({"params": params})
-    used = _used(form, config, old)
-    written = {key: array for key, array in old.items() if key not in used}
-    for key, array in used.items():
+    used = list(_used(form, config, written))
+    for key in used:
+        array = written[key]
         name = next((n for n in new if key == n or key.endswith(f".{n}")), None)
         if name is None or new[name].shape != array.shape:
             given = "none" if name is None else new[name].shape
@@ -153,11 +153,12 @@ def write_folder(
                 f"params: expected {key} of shape {array.shape}, as {source} has it; "
                 f"got {given}"
             )
-        written[key] = new[name].astype(array.dtype)
+        # In its place, so that no weight is in memory twice.
+        written[key] = new[name].astype(array.dtype, copy=False)
     if getattr(config, "tie_word_embeddings", False):
         # Where a file has the tied head as well, it is the table.
         table = next(k for k in used if k.endswith("embed_tokens.weight"))
-        written |= {k: written[table] for k in old if k.endswith("lm_head.weight")}
+        written |= {k: written[table] for k in written if k.endswith("lm_head.weight")}
     for path in {path for pattern in COPIED for path in source.glob(pattern)}:
         if path.name != INDEX:
             replace_file(folder / path.relative_to(source), path.read_bytes())
