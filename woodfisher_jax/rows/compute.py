@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
-import scipy.linalg  # noqa: F401  # Loads that library.
 import threadpoolctl
 from jax.sharding import Mesh
 
@@ -96,6 +95,9 @@ class Compute(Options):
 @functools.cache
 def _lapack() -> threadpoolctl.ThreadpoolController:
     """The threads of the library that JAX takes its LAPACK from on a CPU."""
+    # Loads that library, which importing this package does not need.
+    import scipy.linalg  # noqa: F401
+
     every = threadpoolctl.ThreadpoolController()
     paths = [lib.filepath for lib in every.lib_controllers]
     own = [path for path in paths if "scipy" in Path(path).parent.as_posix()]
