@@ -659,7 +659,7 @@ FEW = {path: few(path) for path in SHAPES}
         ),
         (
             CurvatureError,
-            ["raise damping", "fc1/kernel"],
+            ["raise damping", "fc2/w"],
             {"damping": 1e-30, "num_samples": 4},
         ),
     ],
