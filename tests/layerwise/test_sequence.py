@@ -93,6 +93,19 @@ def test_a_stacked_network_is_pruned_as_its_layers(pruned) -> None:
         np.testing.assert_array_equal(own_masks[f"layer{i}"], masks["layers"][i])
 
 
+def test_it_prints_as_a_table(pruned) -> None:
+    lines = str(pruned[2]).splitlines()
+    assert lines[0] == "50.00 % sparse: 116 of 232 prunable weights left"
+    assert {line.split()[0] for line in lines[3:7]} == {
+        "first",
+        "layers",
+        "layers[1]",
+        "layers[2]",
+    }
+    assert lines[-1].startswith("seconds  inputs")
+    assert repr(pruned[2]).count("\n") == 0
+
+
 def distance(params) -> float:
     dense = stacked(parameters(), X)
     return float(jnp.sum((stacked(params, X) - dense) ** 2) / jnp.sum(dense**2))

@@ -9,6 +9,9 @@ from woodfisher_jax.options import Options, option
 from woodfisher_jax.rows.projections import METRICS
 from woodfisher_jax.selection.goal import SCOPES
 
+MOST_LAYERS = 20
+"""Rows of a printed table; the attribute has all layers."""
+
 AIMS = ("network", "layer")
 """What a layer's outputs are to be near to."""
 
@@ -130,3 +133,36 @@ class LayerwiseInfo(NamedTuple):
         for layer in self.layers:
             found.setdefault(layer.path, []).append(layer.error)
         return {path: float(np.mean(errors)) for path, errors in found.items()}
+
+    def __repr__(self) -> str:
+        """The outcome in one line."""
+        seconds = sum(self.seconds.values())
+        return (
+            f"LayerwiseInfo(sparsity={self.sparsity:.4f}, nonzero={self.nonzero}, "
+            f"prunable={self.prunable}, layers={len(self.layers)}, "
+            f"seconds={seconds:.2f})"
+        )
+
+    def __str__(self) -> str:
+        """A table: sparsity and error of the layers that lost most, and seconds."""
+        worst = sorted(self.layers, key=lambda layer: -layer.error)[:MOST_LAYERS]
+        names = [
+            f"{layer.path}[{layer.number}]" if layer.number else layer.path
+            for layer in worst
+        ]
+        width = max(map(len, names), default=0)
+        lines = [
+            f"{100 * self.sparsity:.2f} % sparse: {self.nonzero:,} of "
+            f"{self.prunable:,} prunable weights left",
+            "",
+            f"{'':{width}}  sparsity   error",
+        ]
+        lines += [
+            f"{name:{width}}  {100 * layer.sparsity:6.2f} %  {layer.error:.4f}"
+            for name, layer in zip(names, worst, strict=True)
+        ]
+        if len(worst) < len(self.layers):
+            others = len(self.layers) - len(worst)
+            lines.append(f"{others} more with lower errors: info.layers")
+        phases = ", ".join(f"{name} {s:.2f}" for name, s in self.seconds.items() if s)
+        return "\n".join([*lines, "", f"seconds  {phases}"])
