@@ -1,5 +1,7 @@
 """Layer-wise pruning in sequence, against an explicit loop over the layers."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -261,3 +263,59 @@ def test_a_weight_of_several_layers_is_refused() -> None:
 def test_what_is_wrong_is_named(options, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         wf.prune_layerwise(stacked, parameters(), X, **options)
+
+
+def deep(params, x):
+    for i in range(5):
+        x = x + jnp.tanh(x @ params[f"layer{i}"])
+    return x
+
+
+@pytest.fixture(scope="module")
+def five_layers():
+    keys = jax.random.split(jax.random.key(0), 6)
+    params = {f"layer{i}": jax.random.normal(keys[i], (8, 8)) / 3 for i in range(5)}
+    return params, jax.random.normal(keys[5], (32, 8))
+
+
+def test_a_layer_that_is_left_over_is_repaired_as_well(five_layers) -> None:
+    dense, x = five_layers
+    far = []
+    for passes in (0, 20):
+        new, _, _ = wf.prune_layerwise(
+            deep, dense, x, sparsity=0.5, repair=passes, repair_rate=0.01
+        )
+        far.append(float(jnp.var(deep(new, x) - deep(dense, x))))
+    assert far[1] < 0.8 * far[0]
+
+
+def test_layers_side_by_side_have_inputs_of_their_own(five_layers) -> None:
+    dense, x = five_layers
+
+    def net(params, x):
+        return jnp.tanh(x) @ params["layer0"] + jax.nn.relu(x) @ params["layer1"]
+
+    two = {name: dense[name] for name in ("layer0", "layer1")}
+    new, _, _ = wf.prune_layerwise(net, two, x, sparsity=0.5)
+    by_hand = prune_by_hand(two["layer1"].T, jax.nn.relu(x), jax.nn.relu(x), 32)
+    np.testing.assert_allclose(new["layer1"], by_hand.T, atol=1e-4)
+
+
+def test_with_64_bits_enabled_it_is_the_same(pruned) -> None:
+    dense = parameters()
+    with jax.enable_x64(True):
+        params, _, _ = wf.prune_layerwise(stacked, dense, X, sparsity=0.5)
+    np.testing.assert_allclose(params["layers"], pruned[0]["layers"], atol=1e-4)
+
+
+def test_what_cannot_be_estimated_is_refused(five_layers) -> None:
+    dense, x = five_layers
+    run = functools.partial(wf.prune_layerwise, sparsity=0.5)
+    with pytest.raises(wf.OptionError, match=r"layer of 'layer0' are not finite"):
+        run(deep, dense, x.at[2, 3].set(jnp.nan))
+    with pytest.raises(wf.OptionError, match="distil=1: net_fn returns no floating"):
+        run(lambda p, x: deep(p, x).argmax(axis=1), dense, x, distil=1)
+    with pytest.raises(wf.OptionError, match="scope='global' with pattern='2:4'"):
+        wf.prune_layerwise(deep, dense, x, pattern="2:4", scope="global")
+    with pytest.raises(wf.OptionError, match="damping=0"):
+        run(deep, dense, x, damping=0.0)

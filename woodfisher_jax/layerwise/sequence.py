@@ -63,7 +63,7 @@ def prune_layerwise(
         net_fn: (params, inputs) -> any pytree of arrays, in evaluation mode.
         params: Any pytree of floating-point arrays.
         inputs: One batch: a pytree of arrays with a leading axis of examples, such as
-            tokens [sequences, tokens].
+            tokens [sequences, tokens]; or a list of batches.
         sparsity: Fraction of the weights of each layer to be zero, in [0, 1).
         pattern: "2:4" or any N:M; default single weights.
         masks: Masks of the weights that are pruned already; default none are.
@@ -101,6 +101,7 @@ def prune_layerwise(
         masks = init_masks(params, prunable, known)
     check_masks(params, masks)
     level = _level(sparsity, rule)
+    _check_together(program, settings, rule)
     layers = find_layers(program, masks, axes, rule)
     work = _Work(program, params, masks, batches, layers, rule, settings)
     work.allocate(level)
@@ -117,6 +118,33 @@ def _rule(pattern: str | GroupNames | None) -> Pattern | None:
             "or none; wf.prune and wf.prune_outputs know the others",
         )
     return rule
+
+
+def _check_together(
+    program: Program, settings: Layerwise, rule: Pattern | None
+) -> None:
+    """Raises if what is beyond single layers does not fit the network or pattern."""
+    if settings.scope == "global" and rule is not None:
+        raise OptionError(
+            "scope",
+            f"scope='global' with pattern={rule.name!r}, which has one sparsity for "
+            "all layers; expected scope='layer'",
+        )
+    floating = any(
+        jnp.issubdtype(v.aval.dtype, jnp.floating)
+        for v in program.jaxpr.outvars
+        if v in program.varies
+    )
+    for name, asked in (
+        ("distil", settings.distil),
+        ("scope", settings.scope == "global"),
+    ):
+        if asked and not floating:
+            raise OptionError(
+                name,
+                f"{name}={getattr(settings, name)!r}: net_fn returns no floating-point "
+                "numbers that depend on the inputs; expected outputs such as logits",
+            )
 
 
 def _level(sparsity: float | None, rule: Pattern | None) -> float:
@@ -257,7 +285,8 @@ class _Work:
                 entry = number, list(self.sparse)
             for product in stage:
                 self._prune(product, *moments[self._key(product)])
-            if self.settings.repair and (number + 1) % span in (0, total % span):
+            ends = (number + 1) % span == 0 or number + 1 == total
+            if self.settings.repair and ends:
                 self._repair(*entry, number)
         progress("layers", total, total)
         if self.settings.distil:
@@ -290,7 +319,8 @@ class _Work:
         window = Window(self.program, segments, self.masks, self.leaves, self.original)
         window.fit(sparse, wanted, self.settings)
         self.leaves |= window.leaves(self.leaves)
-        self.sparse = sparse
+        # A list of its own: what is before the stages stays as it is.
+        self.sparse = list(sparse)
         for segment in segments[:-1]:
             values = self._values(segment, self.leaves)
             self.sparse = [segment.run(values, taken)[0] for taken in self.sparse]
@@ -384,7 +414,10 @@ class _Work:
             key: (total[0] / rows[key], total[-1] / rows[key])
             for key, total in sums.items()
         }
-        jax.block_until_ready(found)
+        # Not the dict, whose keys cannot be sorted.
+        jax.block_until_ready(list(found.values()))
+        for key, both in found.items():
+            _check_finite(products[key].path, *both)
         self.seconds["inputs"] += time.perf_counter() - start
         return found
 
@@ -411,8 +444,8 @@ class _Work:
                 importance,
                 allowed,
                 kept,
-                self.settings.damping,
-                jnp.asarray(PENALTIES),
+                np.float32(self.settings.damping),
+                np.asarray(PENALTIES, np.float32),
                 pattern=None if self.rule is None else (self.rule.kept, self.rule.size),
                 rounds=self.settings.rounds,
                 polish=self.settings.polish,
@@ -427,6 +460,16 @@ class _Work:
             )
         self.leaves[path] = leaf
         self.seconds["weights"] += time.perf_counter() - start
+
+
+def _check_finite(path: str, *moments: jax.Array) -> None:
+    if not all(bool(jnp.all(jnp.isfinite(moment))) for moment in moments):
+        raise OptionError(
+            "inputs",
+            f"the inputs of the layer of {path!r} are not finite for some of the "
+            "examples; look for NaN or infinity in inputs and params, and for numbers "
+            "that leave the range of the network's precision",
+        )
 
 
 def _part(moment: jax.Array, layer: Layer) -> jax.Array:

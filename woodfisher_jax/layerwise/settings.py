@@ -46,8 +46,9 @@ class Layerwise(Options):
     seed: int = option(0, "With scope='global': of random projections of the outputs.")
     damping: float = option(
         0.01,
-        "Added to the second moments of a layer's inputs, in units of their mean.",
-        least=0,
+        "Added to the second moments of a layer's inputs, in units of their mean; it "
+        "draws weights towards what they were.",
+        above=0,
     )
     aim: str = option(
         "network",
@@ -98,7 +99,8 @@ class LayerResult(NamedTuple):
         path: Its weight tensor.
         number: Its number in a tensor of stacked layers; 0 for others.
         sparsity: Fraction of its weights that are zero.
-        error: ``E ‖P x - W x‖² / E ‖W x‖²`` on the inputs that it was pruned with.
+        error: ``E ‖P x - W x‖² / E ‖W x‖²`` on the inputs that it was pruned with,
+            before any repair.
     """
 
     path: str
