@@ -219,7 +219,8 @@ def test_a_given_store_is_kept_to_or_refused(store) -> None:
 
 
 def test_a_disk_that_just_holds_them(monkeypatch) -> None:
-    above = peaks(plan(store="disk"))["curvature"] - FACTORS  # formed again
+    # Just too little for the device.
+    above = peaks(plan(store="device"))["curvature"] - FACTORS - 1
     for free, store in ((STORED, "disk"), (STORED - 1, "recompute")):
         free_disk(monkeypatch, free)
         assert plan(above).store == store
