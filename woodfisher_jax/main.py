@@ -273,7 +273,10 @@ def main(argv: Sequence[str]) -> None:
 def run_language(config: LanguageConfig, workdir: Path) -> None:
     """Prunes a language model, and prints what became of it."""
     if PLAN.value:
-        raise ConfigError("--plan: a language model is pruned without gradients")
+        raise ConfigError(
+            "--plan: a language model has no plan, for it is pruned without gradients; "
+            "leave it out"
+        )
     results = one_shot.run(config, workdir, quiet=QUIET.value)
     if QUIET.value:
         dense, pruned = (

@@ -41,6 +41,10 @@ ROWS = np.ones((2, 3), int)
             {"evaluation": np.array([[1], [1, 2]], object)},
             "evaluation has sequences of unequal length",
         ),
+        (
+            {"evaluation": np.ones((3, 1), int)},
+            r"evaluation is int64\[3, 1\]; expected",
+        ),
         ({"kinds": ["x"]}, "kinds has 1 words; expected one for each of the 2"),
     ],
 )

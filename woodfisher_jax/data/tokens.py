@@ -112,10 +112,12 @@ def _of_file(path: Path) -> Tokens:
 
 def _check(source: Path, name: str, tokens: np.ndarray, vocab_size: int) -> None:
     """Raises unless an array can be the input of a network."""
-    if tokens.ndim != 2 or tokens.dtype.kind not in "iu" or min(tokens.shape) < 1:
+    numbers = tokens.ndim == 2 and tokens.dtype.kind in "iu"
+    # A token is predicted from the one before it.
+    if not numbers or len(tokens) < 1 or tokens.shape[1] < 2:
         raise TokensError(
             f"{source}: {name} is {tokens.dtype}{list(tokens.shape)}; expected whole "
-            "numbers [sequences, tokens], sequences of one length"
+            "numbers [sequences, tokens], sequences of one length of at least 2"
         )
     wrong = np.argwhere((tokens < 0) | (tokens >= vocab_size))
     if len(wrong):
