@@ -73,7 +73,7 @@ class Layerwise(Options):
         least=1,
     )
     repair_rate: float = option(
-        2e-3,
+        8e-3,
         "Learning rate of the repair at its start, relative to the weights of a "
         "tensor; it falls to zero.",
         above=0,
