@@ -79,7 +79,7 @@ def test_what_cannot_be_run(tmp_path: Path, changes: dict, message: str) -> None
 
 def test_tokens_of_another_network(tmp_path: Path) -> None:
     config = given(tmp_path, sparsity=0.5)
-    np.savez(tmp_path / "text.npz", calibration=[[11]], evaluation=[[0]])
+    np.savez(tmp_path / "text.npz", calibration=[[11, 0]], evaluation=[[0, 0]])
     with pytest.raises(ConfigError, match=r"data.dir: .*calibration\[0, 0\] is 11"):
         run(config, tmp_path / "run", quiet=True)
     assert not (tmp_path / "run").exists()
