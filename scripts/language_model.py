@@ -58,7 +58,7 @@ def parsed(row: str) -> tuple[dict[str, Any], dict[str, Any]]:
 def _value(text: str) -> Any:
     try:
         return ast.literal_eval(text)
-    except ValueError:
+    except (ValueError, SyntaxError):  # "global" is a keyword
         return text
 
 
