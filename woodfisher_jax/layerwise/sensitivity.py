@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from woodfisher_jax.rows.projections import directions
 from woodfisher_jax.tracing.capture import input_rows, output_rows
 from woodfisher_jax.tracing.layers import Product
-from woodfisher_jax.tracing.segments import Program, Segment
+from woodfisher_jax.tracing.segments import Program, Segment, floats, mixed
 
 
 class Sensitivity(NamedTuple):
@@ -74,9 +74,7 @@ directions`.
                 if product is None:
                     continue
                 x = inputs[i - 1][program.operand(product)]
-                parts = _squares(
-                    product._replace(path="", position=(), views=()), x, slope
-                )
+                parts = _squares(product.anywhere(), x, slope)
                 old = sums.get(product)
                 sums[product] = jax.tree.map(jnp.add, old, parts) if old else parts
     return {
@@ -108,25 +106,20 @@ def _back(
         values: list[Any], taken: list[Any], constants: Any, slopes: list[Any]
     ) -> tuple[list[Any], list[Any]]:
         def forward(floating: list[Any], noise: list[Any]) -> list[Any]:
-            parts = iter(floating)
-            mixed = [next(parts) if _floats(a) else a for a in taken]
-            given, ends = segment.pure(values, mixed, constants, noise)
-            return [a for a in given or ends if _floats(a)]
+            whole = mixed(taken, floating)
+            given, ends = segment.pure(values, whole, constants, noise)
+            return floats(given or ends)
 
         zeros = [
             jnp.zeros(variable.aval.shape, variable.aval.dtype)
             for index in segment.products
             for variable in program.jaxpr.eqns[index].outvars
         ]
-        _, pull = jax.vjp(forward, [a for a in taken if _floats(a)], zeros)
+        _, pull = jax.vjp(forward, floats(taken), zeros)
         return pull(slopes)
 
     arguments = (values, taken, segment.constants, slopes)
     return program.compiled(back, *arguments)(*arguments)
-
-
-def _floats(array: Any) -> bool:
-    return bool(jnp.issubdtype(array.dtype, jnp.floating))
 
 
 @partial(jax.jit, static_argnames="product")

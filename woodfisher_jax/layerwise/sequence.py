@@ -11,6 +11,12 @@ import numpy as np
 
 from woodfisher_jax.equations.fisher import matmul
 from woodfisher_jax.equations.layerwise import layer_error, pruned_layer
+from woodfisher_jax.layerwise.arguments import (
+    batches_of,
+    check_together,
+    level_of,
+    rule_of,
+)
 from woodfisher_jax.layerwise.budgets import importance_of, scores_of, shared_out
 from woodfisher_jax.layerwise.layers import Layer, find_layers, untied
 from woodfisher_jax.layerwise.sensitivity import Sensitivity, sensitivities
@@ -19,7 +25,7 @@ from woodfisher_jax.layerwise.windows import Head, Window
 from woodfisher_jax.options import OptionError
 from woodfisher_jax.rows.compute import watched
 from woodfisher_jax.rows.inputs import check_params
-from woodfisher_jax.selection.patterns import GroupNames, Pattern, parse
+from woodfisher_jax.selection.patterns import GroupNames, Pattern
 from woodfisher_jax.tracing.axes import find_axes
 from woodfisher_jax.tracing.capture import input_rows
 from woodfisher_jax.tracing.layers import Convolution, Product
@@ -33,7 +39,7 @@ from woodfisher_jax.trees.masks import (
     sparsity_by_path,
 )
 from woodfisher_jax.trees.paths import Params, leaves_by_path, replace_leaves
-from woodfisher_jax.trees.samples import num_examples, regroup, shapes_of
+from woodfisher_jax.trees.samples import shapes_of
 
 PENALTIES = (0.3, 1.0)
 """Penalties of ADMM in turn, in units of the second moment of an input."""
@@ -90,9 +96,9 @@ def prune_layerwise(
         [[True, False], [False, True]]
     """
     settings = Layerwise().replace(**options)
-    rule = _rule(pattern)
+    rule = rule_of(pattern)
     check_params(params)
-    batches = _batches(inputs, settings.batch_size)
+    batches = batches_of(inputs, settings.batch_size)
     shapes = shapes_of(batches[0], len(jax.tree.leaves(batches[0])[0]))
     program = Program(net_fn, params, shapes)
     axes = find_axes(net_fn, params, shapes)
@@ -100,89 +106,18 @@ def prune_layerwise(
         known = axes if prunable is not None else untied(axes, program.uses)
         masks = init_masks(params, prunable, known)
     check_masks(params, masks)
-    level = _level(sparsity, rule)
-    _check_together(program, settings, rule)
+    level = level_of(sparsity, rule)
+    check_together(program, settings, rule)
     layers = find_layers(program, masks, axes, rule)
     work = _Work(program, params, masks, batches, layers, rule, settings)
     work.allocate(level)
     return work.run(progress)
 
 
-def _rule(pattern: str | GroupNames | None) -> Pattern | None:
-    """The pattern, which has to be N:M."""
-    rule = parse(pattern)
-    if rule is not None and rule.size is None:
-        raise OptionError(
-            "pattern",
-            f"pattern={rule.name!r} in layer-wise pruning; expected N:M such as 2:4, "
-            "or none; wf.prune and wf.prune_outputs know the others",
-        )
-    return rule
-
-
-def _check_together(
-    program: Program, settings: Layerwise, rule: Pattern | None
-) -> None:
-    """Raises if what is beyond single layers does not fit the network or pattern."""
-    if settings.scope == "global" and rule is not None:
-        raise OptionError(
-            "scope",
-            f"scope='global' with pattern={rule.name!r}, which has one sparsity for "
-            "all layers; expected scope='layer'",
-        )
-    floating = any(
-        jnp.issubdtype(v.aval.dtype, jnp.floating)
-        for v in program.jaxpr.outvars
-        if v in program.varies
-    )
-    for name, asked in (
-        ("distil", settings.distil),
-        ("scope", settings.scope == "global"),
-    ):
-        if asked and not floating:
-            raise OptionError(
-                name,
-                f"{name}={getattr(settings, name)!r}: net_fn returns no floating-point "
-                "numbers that depend on the inputs; expected outputs such as logits",
-            )
-
-
-def _level(sparsity: float | None, rule: Pattern | None) -> float:
-    if sparsity is None and rule is not None:
-        sparsity = rule.sparsity
-    if not isinstance(sparsity, (int, float)) or not 0 <= sparsity < 1:
-        raise OptionError(
-            "sparsity",
-            f"sparsity={sparsity!r}; expected the fraction of each layer's weights to "
-            "be zero, from 0 to below 1",
-        )
-    if rule is not None and abs(sparsity - (rule.sparsity or 0.0)) > 1e-6:
-        raise OptionError(
-            "sparsity",
-            f"sparsity={sparsity} with pattern={rule.name!r}; expected "
-            f"{rule.sparsity}, or no sparsity",
-        )
-    return float(sparsity)
-
-
-def _batches(inputs: Any, most: int) -> list[Any]:
-    """The inputs in batches of one length."""
-    number = num_examples(inputs)
-    if not number:
-        raise OptionError(
-            "inputs",
-            "inputs hold no examples that can be counted; expected one batch (array, "
-            "tuple or dict of arrays) or a list of batches",
-        )
-    # Of one length, so that each segment is compiled once.
-    size = next(n for n in range(min(most, number), 0, -1) if number % n == 0)
-    return list(regroup(inputs, size))
-
-
 def _operand_key(product: Product) -> Any:
     """What the rows of a layer's inputs depend on, beside the inputs."""
     if isinstance(product.geometry, Convolution):
-        return product._replace(path="", position=(), views=(), rule="")
+        return product.anywhere()
     other = 1 - product.side
     return (
         product.geometry.batch[other],
@@ -196,11 +131,6 @@ def _moment(product: Product, left: jax.Array, right: jax.Array) -> jax.Array:
     """``Σ_t z_t x_tᵀ`` of the inputs of a layer [groups, inputs, inputs]."""
     z, x = (input_rows(product, a.astype(jnp.float32)) for a in (left, right))
     return matmul(jnp.swapaxes(z, 1, 2), x)
-
-
-def _plain(product: Product) -> Product:
-    """The product without its place, so that equal layers share a program."""
-    return product._replace(path="", position=(), views=(), rule="")
 
 
 # --------------------------------------------------------------------------- the work
@@ -238,7 +168,6 @@ class _Work:
         self.segments = program.segments(targets)
         live = [jax.tree.leaves(batch) for batch in batches]
         self.batches = list(live)
-        self.distances: list[float] = []
         self.sparse: list[Any] = live
         self.dense: list[Any] = list(live)
         self.results: list[LayerResult] = []
@@ -359,8 +288,7 @@ class _Work:
             states = [batches[batch]]
             for window in windows:
                 states.append(window.forward(states[-1]))
-            value, slopes = head.slopes(states[-1], wanted[batch])
-            self.distances.append(float(value))
+            slopes = head.slopes(states[-1], wanted[batch])
             for window, taken in zip(windows[::-1], states[-2::-1], strict=True):
                 slopes = window.step(taken, slopes, rate)
         progress("distillation", rounds, rounds)
@@ -405,9 +333,9 @@ class _Work:
             place = dict(zip(segment.inputs, zip(x, z, strict=True), strict=True))
             for key, product in products.items():
                 own, other = place[key[0]]
-                parts = [_moment(_plain(product), own, own)]
+                parts = [_moment(product.anywhere(), own, own)]
                 if across:
-                    parts.append(_moment(_plain(product), other, own))
+                    parts.append(_moment(product.anywhere(), other, own))
                 sums[key] = jax.tree.map(jnp.add, sums[key], parts) if i else parts
                 rows[key] += _positions(product, own)
         found = {

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 from woodfisher_jax.layerwise.settings import Layerwise
-from woodfisher_jax.tracing.segments import Program, Segment
+from woodfisher_jax.tracing.segments import Program, Segment, floats, mixed
 
 ADAM = optax.scale_by_adam()
 
@@ -74,30 +74,6 @@ class Window:
             taken, ends = segment.pure(values, taken, own)
         return taken or ends
 
-    def _distance(
-        self, weights: list[jax.Array], fixed: Any, taken: list[Any], wanted: list[Any]
-    ) -> jax.Array:
-        """Relative squared distance of what is left after the layers, its mean."""
-        found = self._outputs(weights, fixed, taken)
-        return jnp.mean(jnp.stack(_distances(found, wanted)))
-
-    def _moved(
-        self,
-        slopes: list[jax.Array],
-        weights: list[jax.Array],
-        state: Any,
-        masks: list[jax.Array],
-        sizes: list[jax.Array],
-        rate: jax.Array,
-    ) -> tuple[list[jax.Array], Any]:
-        slopes = jax.tree.map(lambda g, m: g * m, slopes, masks)
-        moves, state = ADAM.update(slopes, state)
-        weights = [
-            w - rate * size * move * mask
-            for w, size, move, mask in zip(weights, sizes, moves, masks, strict=True)
-        ]
-        return weights, state
-
     def forward(self, taken: list[Any]) -> list[Any]:
         """What is left of a batch after the layers."""
         return self._run("forward", self._outputs, self.weights, self._fixed, taken)
@@ -108,6 +84,31 @@ class Window:
         Returns:
             The gradients at what they take.
         """
+        return self._moved("step", lambda _, given: given, taken, slopes, rate)
+
+    def fit(self, taken: list[Any], wanted: list[Any], settings: Layerwise) -> None:
+        """Moves the weights so that what the layers give comes near to what is wanted.
+
+        Args:
+            taken: What the layers take of each batch.
+            wanted: What they should give.
+            settings: Number of passes and learning rate.
+        """
+        total = settings.repair * len(taken)
+        for number in range(total):
+            batch = number % len(taken)
+            rate = jnp.float32(settings.repair_rate * (1 - number / total))
+            self._moved("fit", jax.grad(_distance), taken[batch], wanted[batch], rate)
+
+    def _moved(
+        self,
+        name: str,
+        slopes_of: Callable[[list[Any], list[Any]], list[Any]],
+        taken: list[Any],
+        given: list[Any],
+        rate: jax.Array,
+    ) -> list[Any]:
+        """One step of Adam; ``slopes_of`` (outputs, given) are gradients at outputs."""
 
         def step(
             weights: list[jax.Array],
@@ -117,17 +118,26 @@ class Window:
             fixed: Any,
             rate: jax.Array,
             taken: list[Any],
-            slopes: list[Any],
+            given: list[Any],
         ) -> tuple[list[jax.Array], Any, list[Any]]:
             def forward(weights: list[jax.Array], floating: list[Any]) -> list[Any]:
-                found = self._outputs(weights, fixed, mixed(taken, floating))
-                return floats(found)
+                return floats(self._outputs(weights, fixed, mixed(taken, floating)))
 
-            _, pull = jax.vjp(forward, weights, floats(taken))
-            own, before = pull(slopes)
-            return *self._moved(own, weights, state, masks, sizes, rate), before
+            found, pull = jax.vjp(forward, weights, floats(taken))
+            own, before = pull(slopes_of(found, floats(given)))
+            own = jax.tree.map(lambda g, m: g * m, own, masks)
+            moves, state = ADAM.update(own, state)
+            weights = [
+                w - rate * size * move * mask
+                for w, size, move, mask in zip(
+                    weights, sizes, moves, masks, strict=True
+                )
+            ]
+            return weights, state, before
 
-        arguments = (
+        self.weights, self._state, before = self._run(
+            name,
+            step,
             self.weights,
             self._state,
             self._masks,
@@ -135,54 +145,9 @@ class Window:
             self._fixed,
             rate,
             taken,
-            slopes,
+            given,
         )
-        self.weights, self._state, before = self._run("step", step, *arguments)
         return before
-
-    def fit(
-        self, taken: list[Any], wanted: list[Any], settings: Layerwise
-    ) -> tuple[float, float]:
-        """Moves the weights by Adam.
-
-        Returns:
-            The distance of the first and of the last pass, means over the batches.
-        """
-
-        def step(
-            weights: list[jax.Array],
-            state: Any,
-            masks: list[jax.Array],
-            sizes: list[jax.Array],
-            fixed: Any,
-            rate: jax.Array,
-            taken: list[Any],
-            wanted: list[Any],
-        ) -> tuple[list[jax.Array], Any, jax.Array]:
-            value, slopes = jax.value_and_grad(self._distance)(
-                weights, fixed, taken, wanted
-            )
-            return *self._moved(slopes, weights, state, masks, sizes, rate), value
-
-        total = settings.repair * len(taken)
-        values = []
-        for number in range(total):
-            batch = number % len(taken)
-            rate = jnp.float32(settings.repair_rate * (1 - number / total))
-            arguments = (
-                self.weights,
-                self._state,
-                self._masks,
-                self._sizes,
-                self._fixed,
-                rate,
-                taken[batch],
-                wanted[batch],
-            )
-            self.weights, self._state, value = self._run("fit", step, *arguments)
-            values.append(value)
-        first, last = values[: len(taken)], values[-len(taken) :]
-        return float(np.mean(first)), float(np.mean(last))
 
 
 class Head:
@@ -209,8 +174,8 @@ class Head:
             taken, ends = segment.pure(own, taken, fixed)
         return floats(ends)
 
-    def slopes(self, taken: list[Any], wanted: list[Any]) -> tuple[Any, list[Any]]:
-        """The distance of the outputs, and its gradient at what the head takes."""
+    def slopes(self, taken: list[Any], wanted: list[Any]) -> list[Any]:
+        """The gradient of the outputs' distance at what the head takes."""
 
         def distance(
             floating: list[Any], values: Any, constants: Any, taken: Any, wanted: Any
@@ -218,15 +183,16 @@ class Head:
             found = self._outputs(values, constants, mixed(taken, floating))
             aims = self._outputs(values, constants, wanted)
             if self._metric == "identity":
-                return jnp.mean(jnp.stack(_distances(found, aims)))
+                return _distance(found, aims)
             pairs = zip(found, aims, strict=True)
             parts = [jnp.mean(_divergence(z, aim)) for z, aim in pairs]
             return jnp.mean(jnp.stack(parts))
 
-        f = jax.value_and_grad(distance)
+        f = jax.grad(distance)
         arguments = (floats(taken), self._values, self._constants, taken, wanted)
         self._compiled = self._compiled or self._program.compiled(f, *arguments)
-        return self._compiled(*arguments)
+        found: list[Any] = self._compiled(*arguments)
+        return found
 
 
 def _divergence(logits: jax.Array, wanted: jax.Array) -> jax.Array:
@@ -235,22 +201,12 @@ def _divergence(logits: jax.Array, wanted: jax.Array) -> jax.Array:
     return jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
 
 
-def _distances(found: list[Any], wanted: list[Any]) -> list[jax.Array]:
-    """Relative squared distances of arrays."""
-    pairs = zip(floats(found), floats(wanted), strict=True)
+def _distance(found: list[Any], wanted: list[Any]) -> jax.Array:
+    """Relative squared distance of arrays from others, the mean over them."""
+    pairs = zip(found, wanted, strict=True)
     wide = [(z.astype(jnp.float32), aim.astype(jnp.float32)) for z, aim in pairs]
-    return [
+    parts = [
         jnp.sum(jnp.square(z - aim)) / jnp.maximum(jnp.sum(aim * aim), 1e-30)
         for z, aim in wide
     ]
-
-
-def floats(arrays: Sequence[Any]) -> list[Any]:
-    """Those that are floating-point numbers."""
-    return [a for a in arrays if jnp.issubdtype(a.dtype, jnp.floating)]
-
-
-def mixed(arrays: Sequence[Any], floating: Sequence[Any]) -> list[Any]:
-    """The arrays with other floating-point ones."""
-    parts = iter(floating)
-    return [next(parts) if jnp.issubdtype(a.dtype, jnp.floating) else a for a in arrays]
+    return jnp.mean(jnp.stack(parts))

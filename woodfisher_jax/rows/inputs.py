@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from woodfisher_jax.options import OptionError
 from woodfisher_jax.rows.gradients import LossFn
 from woodfisher_jax.rows.sharding import gathered, spans_processes
 from woodfisher_jax.tracing.training_mode import explained
@@ -79,6 +80,22 @@ def check_loss(loss_fn: LossFn | None, params: Params, samples: Any) -> LossFn:
             f"or metrics beside it; for a batch of one example it returned {found}"
         )
     return loss_fn
+
+
+def counted_inputs(inputs: Any) -> int:
+    """The number of examples of the inputs of a network.
+
+    Raises:
+        OptionError: If there are none, or they cannot be counted.
+    """
+    number = num_examples(inputs)
+    if not number:
+        raise OptionError(
+            "inputs",
+            "inputs hold no examples that can be counted; expected one batch (array, "
+            "tuple or dict of arrays) or a list of batches",
+        )
+    return number
 
 
 def check_targets(targets: Any, num_samples: int) -> jax.Array:

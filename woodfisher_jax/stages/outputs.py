@@ -10,12 +10,13 @@ import numpy as np
 from woodfisher_jax.info import PruneInfo, joined
 from woodfisher_jax.options import OptionError
 from woodfisher_jax.rows.compute import watched
+from woodfisher_jax.rows.inputs import counted_inputs
 from woodfisher_jax.selection.patterns import GroupNames, parse
 from woodfisher_jax.stages.matching import OutputsFn, Stage, outputs_of, prune_matched
 from woodfisher_jax.tracing.training_mode import explained
 from woodfisher_jax.trees.masks import Masks, Prunable
 from woodfisher_jax.trees.paths import Params
-from woodfisher_jax.trees.samples import num_examples, regroup
+from woodfisher_jax.trees.samples import regroup
 
 
 @watched
@@ -122,13 +123,7 @@ def prune_outputs(
 
 def _number(inputs: Any) -> int:
     """Of examples; all are used at once, so they must be countable."""
-    number = num_examples(inputs)
-    if not number:
-        raise OptionError(
-            "inputs",
-            "inputs hold no examples that can be counted; expected one batch (array, "
-            "tuple or dict of arrays) or a list of batches",
-        )
+    number = counted_inputs(inputs)
     if number == 1:
         raise OptionError(
             "inputs",

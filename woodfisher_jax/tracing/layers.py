@@ -79,6 +79,10 @@ class Product(NamedTuple):
     output: jax.ShapeDtypeStruct
     rule: str
 
+    def anywhere(self) -> "Product":
+        """The product without its place, so that equal layers share a program."""
+        return self._replace(path="", position=(), views=(), rule="")
+
 
 class Bias(NamedTuple):
     """A bias: added to the output of a layer, one entry for each output.

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Literal, jaxpr_as_fun
 
@@ -299,6 +300,17 @@ class Program:
             return jax.tree.unflatten(structure, run(*jax.tree.leaves(arguments)))
 
         return called
+
+
+def floats(arrays: Sequence[Any]) -> list[Any]:
+    """Those that are floating-point numbers."""
+    return [a for a in arrays if jnp.issubdtype(a.dtype, jnp.floating)]
+
+
+def mixed(arrays: Sequence[Any], floating: Sequence[Any]) -> list[Any]:
+    """The arrays with other floating-point ones."""
+    parts = iter(floating)
+    return [next(parts) if jnp.issubdtype(a.dtype, jnp.floating) else a for a in arrays]
 
 
 def _variables(atoms: Iterable[Any]) -> list[Var]:

@@ -1,0 +1,76 @@
+"""What layer-wise pruning is given, checked alone and together."""
+
+from typing import Any
+
+import jax.numpy as jnp
+
+from woodfisher_jax.layerwise.settings import Layerwise
+from woodfisher_jax.options import OptionError
+from woodfisher_jax.rows.inputs import counted_inputs
+from woodfisher_jax.selection.patterns import GroupNames, Pattern, parse
+from woodfisher_jax.tracing.segments import Program
+from woodfisher_jax.trees.samples import regroup
+
+
+def rule_of(pattern: str | GroupNames | None) -> Pattern | None:
+    """The pattern, which has to be N:M."""
+    rule = parse(pattern)
+    if rule is not None and rule.size is None:
+        raise OptionError(
+            "pattern",
+            f"pattern={rule.name!r} in layer-wise pruning; expected N:M such as 2:4, "
+            "or none; wf.prune and wf.prune_outputs know the others",
+        )
+    return rule
+
+
+def check_together(program: Program, settings: Layerwise, rule: Pattern | None) -> None:
+    """Raises if what is beyond single layers does not fit the network or pattern."""
+    if settings.scope == "global" and rule is not None:
+        raise OptionError(
+            "scope",
+            f"scope='global' with pattern={rule.name!r}, which has one sparsity for "
+            "all layers; expected scope='layer'",
+        )
+    floating = any(
+        jnp.issubdtype(v.aval.dtype, jnp.floating)
+        for v in program.jaxpr.outvars
+        if v in program.varies
+    )
+    for name, asked in (
+        ("distil", settings.distil),
+        ("scope", settings.scope == "global"),
+    ):
+        if asked and not floating:
+            raise OptionError(
+                name,
+                f"{name}={getattr(settings, name)!r}: net_fn returns no floating-point "
+                "numbers that depend on the inputs; expected outputs such as logits",
+            )
+
+
+def level_of(sparsity: float | None, rule: Pattern | None) -> float:
+    """The sparsity, which is that of a pattern where there is one."""
+    if sparsity is None and rule is not None:
+        sparsity = rule.sparsity
+    if not isinstance(sparsity, (int, float)) or not 0 <= sparsity < 1:
+        raise OptionError(
+            "sparsity",
+            f"sparsity={sparsity!r}; expected the fraction of each layer's weights to "
+            "be zero, from 0 to below 1",
+        )
+    if rule is not None and abs(sparsity - (rule.sparsity or 0.0)) > 1e-6:
+        raise OptionError(
+            "sparsity",
+            f"sparsity={sparsity} with pattern={rule.name!r}; expected "
+            f"{rule.sparsity}, or no sparsity",
+        )
+    return float(sparsity)
+
+
+def batches_of(inputs: Any, most: int) -> list[Any]:
+    """The inputs in batches of one length."""
+    number = counted_inputs(inputs)
+    # Of one length, so that each segment is compiled once.
+    size = next(n for n in range(min(most, number), 0, -1) if number % n == 0)
+    return list(regroup(inputs, size))
