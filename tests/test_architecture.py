@@ -24,7 +24,7 @@ curvature
 methods
 step
 prune
-masked batch_norm
+masked batch_norm shrink
 stages layerwise
 models data report
 weights

@@ -37,6 +37,8 @@ from woodfisher_jax.rows.problem import Problem
 from woodfisher_jax.schedules import gradual
 from woodfisher_jax.selection import patterns
 from woodfisher_jax.selection.goal import Goal
+from woodfisher_jax.selection.structures import structures
+from woodfisher_jax.shrink import shrink, shrunk
 from woodfisher_jax.stages import matching
 from woodfisher_jax.stages.damping_search import prune_searched
 from woodfisher_jax.stages.matching import prune_matched
@@ -112,9 +114,12 @@ __all__ = [
     "prune_searched",
     "ready",
     "schedules",
+    "shrink",
+    "shrunk",
     "sparse_files",
     "sparsity",
     "sparsity_by_path",
     "step",
+    "structures",
     "with_masks",
 ]

@@ -1,0 +1,437 @@
+"""Structures: channels, neurons and heads that can be taken out of a network.
+
+A structure is all that belongs to one channel: the filter that makes it, its bias and
+what a norm has of it, and what its consumers do with it. Found in the function's own
+program (:mod:`woodfisher_jax.tracing.coupling`), for any framework.
+"""
+
+import heapq
+import math
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from woodfisher_jax.options import OptionError
+from woodfisher_jax.tracing.axes import traced
+from woodfisher_jax.tracing.coupling import Coupling, coupled
+from woodfisher_jax.tracing.entries import Axis
+from woodfisher_jax.trees.axes import WeightAxes
+from woodfisher_jax.trees.paths import Params, leaves_by_path
+
+KINDS = ("channels", "neurons", "heads")
+"""Of structures: of convolutions, of dense layers, of attention."""
+
+MOST_ROWS = 40
+"""Rows of a printed table; the attributes have all."""
+
+
+class Member(NamedTuple):
+    """What a structure has of one axis of one tensor.
+
+    Attributes:
+        path: Of the tensor.
+        axis: Of the tensor.
+        entries: Along it, of each structure of a family [number, entries].
+        role: "outputs" or "inputs" of a weight; "" for a bias, a norm or a statistic.
+    """
+
+    path: str
+    axis: int
+    entries: np.ndarray
+    role: str
+
+
+class Family(NamedTuple):
+    """Structures that are alike: the channels of one layer, the heads of another.
+
+    Attributes:
+        kind: One of :data:`KINDS`.
+        members: What each structure has.
+        units: The number of each structure in the program [number].
+        size: Parameters that go with the first one taken out.
+        macs: Multiply-accumulates of one example that go with it.
+    """
+
+    kind: str
+    members: tuple[Member, ...]
+    units: tuple[int, ...]
+    size: int
+    macs: float
+
+    @property
+    def name(self) -> str:
+        """The first tensor whose outputs they are."""
+        made = [m.path for m in self.members if m.role == "outputs"]
+        return (made or [m.path for m in self.members])[0]
+
+
+class Whole(NamedTuple):
+    """An axis of a weight that nothing can be taken out of.
+
+    Attributes:
+        path: Of the weight.
+        axis: Of the weight.
+        reason: Why, a clause whose subject is the axis.
+    """
+
+    path: str
+    axis: int
+    reason: str
+
+
+class Structures(NamedTuple):
+    """The structures of a network.
+
+    Attributes:
+        families: Structures that are alike, in the order of the tensors.
+        whole: Axes of weights that stay as they are.
+        size: Parameters of the network.
+        macs: Multiply-accumulates of one example.
+        coupling: What they were found from.
+        examples: Examples of the traced inputs.
+    """
+
+    families: tuple[Family, ...]
+    whole: tuple[Whole, ...]
+    size: int
+    macs: float
+    coupling: Coupling
+    examples: int
+
+    @property
+    def number(self) -> int:
+        """How many structures there are."""
+        return sum(len(family.units) for family in self.families)
+
+    def of(self, kinds: Iterable[str]) -> "Structures":
+        """Those of some kinds."""
+        chosen = tuple(f for f in self.families if f.kind in kinds)
+        return self._replace(families=chosen)
+
+    def masks(self, masks: Mapping[str, Any], gone: set[int]) -> dict[str, np.ndarray]:
+        """Masks without some structures.
+
+        Args:
+            masks: From path to bool.
+            gone: Units of structures.
+        """
+        found = {path: np.array(mask) for path, mask in masks.items()}
+        for family in self.families:
+            some = [i for i, unit in enumerate(family.units) if unit in gone]
+            for member in family.members if some else ():
+                if member.path in found:
+                    at = [slice(None)] * found[member.path].ndim
+                    at[member.axis] = member.entries[some].reshape(-1)  # type: ignore
+                    found[member.path][tuple(at)] = False
+        return found
+
+    def gone(self, masks: Mapping[str, Any], role: str = "inputs") -> set[int]:
+        """Units of the structures of which masks leave nothing in some weights.
+
+        Args:
+            masks: From path to bool; of other weights everything is left.
+            role: "inputs", the weights that read a structure, or "outputs", those that
+                make it.
+        """
+        found = set()
+        for family in self.families:
+            own = [m for m in family.members if m.role == role]
+            if any(m.path not in masks for m in own):
+                continue
+            left = np.zeros(len(family.units), bool)
+            for member in own:
+                moved = np.moveaxis(np.asarray(masks[member.path]), member.axis, 0)
+                stays = np.any(moved.reshape(len(moved), -1), axis=1)
+                left |= np.any(stays[member.entries], axis=1)
+            if own:
+                found.update(np.array(family.units)[~left].tolist())
+        return found
+
+    def __repr__(self) -> str:
+        """The outcome in one line."""
+        return (
+            f"Structures(number={self.number}, families={len(self.families)}, "
+            f"size={self.size}, macs={self.macs:.6g})"
+        )
+
+    def __str__(self) -> str:
+        """A table of families, and what stays whole."""
+        names = [family.name for family in self.families[:MOST_ROWS]]
+        width = max(map(len, names), default=0)
+        lines = [
+            f"{self.number:,} structures; {self.size:,} parameters, "
+            f"{self.macs:,.0f} multiply-accumulates for one example",
+            "",
+            f"{'':{width}}  kind      number  parameters        MACs  of one, in",
+        ]
+        for family, name in zip(self.families, names, strict=False):
+            tensors = len({m.path for m in family.members})
+            lines.append(
+                f"{name:{width}}  {family.kind:8}  {len(family.units):6}  "
+                f"{family.size:10,}  {family.macs:10,.0f}  {tensors} tensors"
+            )
+        if len(self.families) > MOST_ROWS:
+            lines.append(f"{len(self.families) - MOST_ROWS} more: .families")
+        if self.whole:
+            lines += ["", "left whole:"]
+        lines += [
+            f"{w.path}, axis {w.axis}: {w.reason}" for w in self.whole[:MOST_ROWS]
+        ]
+        if len(self.whole) > MOST_ROWS:
+            lines.append(f"{len(self.whole) - MOST_ROWS} more: .whole")
+        return "\n".join(lines)
+
+
+def structures(
+    net_fn: Callable[[Params, Any], Any], params: Params, inputs: Any
+) -> Structures:
+    """Lists what can be taken out of a network, found in its own program.
+
+    Channels go through sums, concatenations, norms, reshapes, slices, loops and calls;
+    where they are summed over without a weight, enter an operation that is not
+    followed, or are inputs or outputs of the function, they stay. Nothing is executed.
+
+    Args:
+        net_fn: (params, inputs) -> outputs, in evaluation mode. Statistics of batch
+            norms are best part of ``params``, such as ``{"params": ..., "batch_stats":
+            ...}``, for they become smaller as well.
+        params: Any pytree of arrays or ``jax.ShapeDtypeStruct``.
+        inputs: The same, with a leading axis of examples.
+
+    Returns:
+        :class:`Structures`; printed it is a table.
+
+    Example:
+        >>> def net(params, x):
+        ...     return jax.nn.relu(x @ params["a"] + params["b"]) @ params["c"]
+        >>> params = {"a": jnp.ones((3, 5)), "b": jnp.ones(5), "c": jnp.ones((5, 2))}
+        >>> found = wf.structures(net, params, jnp.ones((1, 3)))
+        >>> found.number, found.families[0].kind, found.families[0].size
+        (5, 'neurons', 6)
+    """
+    if not callable(net_fn):
+        raise OptionError(
+            "net_fn",
+            f"net_fn is of type {type(net_fn).__name__}; expected a function (params, "
+            "inputs) -> outputs",
+        )
+    coupling = coupled(net_fn, params, inputs)
+    known = traced(net_fn, params, inputs).all_axes()
+    examples = len(jax.tree.leaves(inputs)[0])
+    shapes = {path: leaf.shape for path, leaf in leaves_by_path(params).items()}
+    roles = {path: _roles(shape, known.get(path)) for path, shape in shapes.items()}
+    account = Account(coupling, examples)
+    families = tuple(
+        _family(units, members, known, coupling, account)
+        for units, members in _alike(coupling, roles)
+    )
+    size = sum(math.prod(shape) for shape in shapes.values())
+    whole = tuple(_whole(coupling, roles))
+    return Structures(families, whole, size, account.macs, coupling, examples)
+
+
+def _roles(shape: Sequence[int], axes: WeightAxes | None) -> list[str]:
+    """What each axis of a tensor is: "outputs", "inputs", "both" or neither ("")."""
+    if axes is None or not axes.roles or len(shape) < 2:
+        return [""] * len(shape)
+    found, part = [], 0
+    for length in shape:
+        letters, left = "", length
+        while part < len(axes.shape) and (left > 1 or not letters):
+            letters += axes.roles[part]
+            left //= axes.shape[part]
+            part += 1
+        both = {"i", "o"} <= {*letters}
+        name = "both" if both else "inputs" if "i" in letters else "outputs"
+        found.append(name if {"i", "o"} & {*letters} else "")
+    return found
+
+
+def _alike(
+    coupling: Coupling, roles: Mapping[str, Sequence[str]]
+) -> list[tuple[tuple[int, ...], tuple[Member, ...]]]:
+    """Units that can go, and their members, by family."""
+    places: dict[int, dict[tuple[str, int], list[int]]] = defaultdict(dict)
+    for path, axes in coupling.weights.items():
+        for i, axis in enumerate(axes):
+            for entry, unit in _free(coupling, axis):
+                places[unit].setdefault((path, i), []).append(entry)
+    families: dict[tuple, list[int]] = defaultdict(list)
+    for unit, own in places.items():
+        families[tuple((at, len(e)) for at, e in own.items())].append(unit)
+    found = []
+    for signature, units in families.items():
+        members = tuple(
+            Member(
+                path,
+                axis,
+                np.array([places[unit][path, axis] for unit in units]),
+                roles[path][axis],
+            )
+            for (path, axis), _ in signature
+        )
+        if any(member.role for member in members):
+            found.append((tuple(units), members))
+    return found
+
+
+def _free(coupling: Coupling, axis: Axis) -> Iterable[tuple[int, int]]:
+    """Entries that can go, each with the unit that it goes with."""
+    units = coupling.units
+    for number, entry in enumerate(axis):
+        for unit in units.classes(entry):
+            if not units.reason(unit):
+                yield number, unit
+
+
+def _family(
+    units: tuple[int, ...],
+    members: tuple[Member, ...],
+    known: Mapping[str, WeightAxes],
+    coupling: Coupling,
+    account: "Account",
+) -> Family:
+    size, macs = account.of(units[0])
+    if coupling.units.is_head(units[0]):
+        kind = "heads"
+    else:
+        letters = "".join(known[m.path].roles for m in members if m.role)
+        kind = "channels" if "k" in letters else "neurons"
+    return Family(kind, members, units, size, macs)
+
+
+def _whole(coupling: Coupling, roles: Mapping[str, Sequence[str]]) -> Iterable[Whole]:
+    for path, axes in coupling.weights.items():
+        for i, (axis, role) in enumerate(zip(axes, roles[path], strict=True)):
+            if not role or len(axis) == 1 or any(_free(coupling, axis)):
+                continue
+            (first, *_) = coupling.units.classes(axis[0]) or (None,)
+            reason = "" if first is None else coupling.units.reason(first)
+            yield Whole(path, i, reason or "has entries that always stay")
+
+
+class Account:
+    """What a network costs while structures are taken out of it.
+
+    Attributes:
+        size: Parameters that are left.
+        macs: Multiply-accumulates of one example that are left.
+    """
+
+    def __init__(
+        self,
+        coupling: Coupling,
+        examples: int,
+        counted: Iterable[str] | None = None,
+    ) -> None:
+        """Nothing is taken out yet.
+
+        Args:
+            coupling: Of the program.
+            examples: Of the traced inputs.
+            counted: Tensors whose parameters count; default all.
+        """
+        self._left: list[int] = []
+        self._axes: dict[int, int] = {}
+        # Of each unit, the axes that it is in and how many entries it has there.
+        self._in: dict[int, Counter[int]] = defaultdict(Counter)
+        # Of each axis, the terms that it is a factor of.
+        self._terms_of: dict[int, list[int]] = defaultdict(list)
+        self._terms: list[tuple[float, tuple[int, ...], bool]] = []
+        self._coupling = coupling
+        paths = coupling.weights if counted is None else counted
+        for path in paths:
+            self._add(1, coupling.weights[path], False)
+        for cost in coupling.costs:
+            self._add(cost.factor / examples, cost.axes, True)
+        self.size = sum(self._value(i) for i, t in enumerate(self._terms) if not t[2])
+        self.macs = sum(self._value(i) for i, t in enumerate(self._terms) if t[2])
+
+    def _add(self, factor: float, axes: Sequence[Axis], macs: bool) -> None:
+        own = []
+        for axis in axes:
+            number = self._axes.setdefault(id(axis), len(self._left))
+            if number == len(self._left):
+                self._left.append(len(axis))
+                for _, unit in _free(self._coupling, axis):
+                    self._in[unit][number] += 1
+            own.append(number)
+            self._terms_of[number].append(len(self._terms))
+        self._terms.append((factor, tuple(own), macs))
+
+    def _value(self, term: int) -> float:
+        factor, axes, _ = self._terms[term]
+        return factor * math.prod(self._left[axis] for axis in axes)
+
+    def of(self, unit: int) -> tuple[int, float]:
+        """Parameters and multiply-accumulates that would go with a unit now."""
+        size, macs = self.size, self.macs
+        self.remove(unit)
+        found = round(size - self.size), macs - self.macs
+        self.remove(unit, -1)
+        self.size, self.macs = size, macs
+        return found
+
+    def remove(self, unit: int, times: int = 1) -> None:
+        """Takes a unit out; with -1 puts it back."""
+        terms = {t for axis in self._in[unit] for t in self._terms_of[axis]}
+        before = [(t, self._value(t)) for t in terms]
+        for axis, number in self._in[unit].items():
+            self._left[axis] -= times * number
+        for term, value in before:
+            change = self._value(term) - value
+            if self._terms[term][2]:
+                self.macs += change
+            else:
+                self.size += round(change)
+
+
+def cheapest(
+    found: Structures,
+    losses: Mapping[int, float],
+    account: Account,
+    cost: Callable[[tuple[int, float]], float],
+    done: Callable[[Account], bool],
+    gone: set[int],
+    least: int = 1,
+) -> set[int]:
+    """Structures to take out: those of the lowest loss for what they save, in turn.
+
+    Args:
+        found: All structures.
+        losses: Loss increase of each unit.
+        account: Of the network without ``gone``; it is changed.
+        cost: Of (parameters, multiply-accumulates) that a structure saves now.
+        done: Whether the account has come to the goal.
+        gone: Units that are taken out already.
+        least: Structures of each family that stay.
+
+    Returns:
+        All units that are to go, ``gone`` among them.
+    """
+    family = {unit: f for f in found.families for unit in f.units}
+    left = {id(f): sum(unit not in gone for unit in f.units) for f in found.families}
+    gone = set(gone)
+
+    def price(unit: int) -> float:
+        saved = cost(account.of(unit))
+        return losses[unit] / saved if saved > 0 else math.inf
+
+    order = [(price(u), u) for u in losses if u in family and u not in gone]
+    heapq.heapify(order)
+    while order and not done(account):
+        old, unit = heapq.heappop(order)
+        if left[id(family[unit])] <= least:
+            continue
+        now = price(unit)
+        # What others save shrinks as structures go, so that prices only rise.
+        if order and now > max(old, order[0][0]):
+            heapq.heappush(order, (now, unit))
+            continue
+        account.remove(unit)
+        left[id(family[unit])] -= 1
+        gone.add(unit)
+    return gone
