@@ -60,6 +60,7 @@ from woodfisher_jax.selection import scope as scopes
 from woodfisher_jax.selection.costs import MILLION, Costs, count_costs, macs_of
 from woodfisher_jax.selection.goal import Goal
 from woodfisher_jax.selection.patterns import GroupNames, Groups, Pattern, groups_of
+from woodfisher_jax.selection.structures import Structures, structures
 from woodfisher_jax.step import (
     Model,
     in_units,
@@ -99,7 +100,7 @@ def prune(
     masks: Masks | None = None,
     prunable: Prunable = None,
     scope: str | None = None,
-    pattern: str | GroupNames | None = None,
+    pattern: str | GroupNames | Structures | None = None,
     flops_target: float | None = None,
     mean_samples: Any = None,
     targets: Any = None,
@@ -140,7 +141,7 @@ def prune(
         scope: "global" (one threshold) or "layer" (the sparsity in each layer, of
             which a tensor may have several, stacked); default the method's own.
         pattern: What stays or goes together: "2:4" (any N:M of consecutive inputs),
-            "4x1" (any block of inputs by outputs), "filters", "heads", or a function
+            "4x1" (any block of inputs by outputs), "filters", "heads", "structures", or a function
             (path, shape) -> group numbers. Default None, single weights.
         flops_target: Instead of a sparsity: millions of multiply-accumulates of one
             example to be left, in all layers.
@@ -345,6 +346,7 @@ def _checked(
     masks = {path: masks[path] for path in leaves_by_path(params) if path in masks}
     order = blocks.flat_order(masks, all_known or known)
     if isinstance(goal.pattern, Pattern):
+        goal = _of_network(goal, loss_fn, params, samples if kept is None else kept)
         groups_of(goal.pattern, order)  # refuses tensors that it does not fit
     means = _drawn(mean_samples, 0)
     return _Job(
@@ -361,6 +363,23 @@ def _checked(
         diagnostics=diagnostics,
         unused=() if chosen else tuple(p for p in unused if p not in masks),
     )
+
+
+def _of_network(
+    goal: Goal, loss_fn: LossFn | None, params: Params, samples: Any
+) -> Goal:
+    """The goal, its pattern with the structures of the network if it needs them."""
+    pattern = goal.pattern
+    if not isinstance(pattern, Pattern) or not pattern.kinds or pattern.structures:
+        return goal
+    if loss_fn is None or samples is None or callable(samples):
+        raise OptionError(
+            "pattern",
+            f"pattern={pattern.name!r} without loss_fn and samples; expected both, or "
+            "pattern=wf.structures(net_fn, params, inputs)",
+        )
+    found = structures(loss_fn, params, next(regroup(samples, 1)))
+    return goal.replace(pattern=pattern._replace(structures=found))
 
 
 def _traced(
@@ -421,10 +440,15 @@ def _levels(params: Params, job: _Job) -> list[Goal]:
         start = masks_.sparsity(job.masks)
         way = levels(start, goal.sparsity, number, goal.degree)
         return [goal.replace(sparsity=level) for level in way]
-    costs = _costs(params, job)
-    assert costs is not None
     assert goal.flops_target is not None
-    way = levels(costs.total / MILLION, goal.flops_target, number, goal.degree, 0.0)
+    if isinstance(goal.pattern, Pattern) and goal.pattern.structures is not None:
+        found = goal.pattern.structures
+        total = found.account(found.gone(job.masks)).macs
+    else:
+        costs = _costs(params, job)
+        assert costs is not None
+        total = costs.total
+    way = levels(total / MILLION, goal.flops_target, number, goal.degree, 0.0)
     return [goal.replace(flops_target=level) for level in way]
 
 
@@ -434,7 +458,9 @@ def _check_reachable(job: _Job) -> None:
 
 
 def _costs(params: Params, job: _Job) -> Costs | None:
-    if not job.goal.counts_macs:
+    pattern = job.goal.pattern
+    structured = isinstance(pattern, Pattern) and pattern.kinds
+    if structured or not job.goal.counts_macs:
         return None
     everything = job.goal.flops_target is not None
     return count_costs(
@@ -816,6 +842,11 @@ def _ranked_groups(
             most = scopes.num_kept(np.asarray(active), job.order, goal)
         return scopes.choose_of_each(values, scores, active, groups, most)
     scores = scopes.shared(values, active, groups)
+    if groups.structures is not None:
+        kept = scopes.keep_structures(
+            values, active, job.masks, job.order, groups, goal
+        )
+        return kept, scores
     kept = scopes.choose(
         scores, active, job.masks, job.order, goal, before.costs, groups
     )

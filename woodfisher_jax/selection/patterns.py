@@ -9,12 +9,13 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from itertools import combinations
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from woodfisher_jax.options import OptionError
+from woodfisher_jax.selection.structures import KINDS, Budget, Structures
 from woodfisher_jax.trees.axes import Axes, WeightAxes
 from woodfisher_jax.trees.blocks import FlatOrder, as_read, flat_order
 from woodfisher_jax.trees.masks import Prunable, by_path, init_masks
@@ -43,6 +44,10 @@ class Pattern(NamedTuple):
             goes as a whole.
         size: M, the weights of a group of N:M; None for other patterns.
         in_tensors: Whether no group crosses a tensor border.
+        kinds: Of structures that go as a whole, with what reads and makes them; none
+            for other patterns.
+        structures: Those of the network, once it is known.
+        budget: What may be left of the network, in place of a sparsity.
     """
 
     name: str
@@ -50,6 +55,9 @@ class Pattern(NamedTuple):
     kept: int | None = None
     size: int | None = None
     in_tensors: bool = True
+    kinds: tuple[str, ...] = ()
+    structures: Structures | None = None
+    budget: Budget | None = None
 
     @property
     def sparsity(self) -> float | None:
@@ -69,6 +77,9 @@ class Groups(NamedTuple):
         layers: The layer that each lies in, or starts in, int32 [number].
         removals: Slots that may go together, int32 [num_choices, M - N], for N:M; None
             where a group goes as a whole.
+        units: The group that tells what each structure is worth, by its unit; empty for
+            other patterns.
+        structures: Of a network whose structures go as a whole.
     """
 
     of: np.ndarray
@@ -76,6 +87,8 @@ class Groups(NamedTuple):
     number: int
     layers: np.ndarray
     removals: np.ndarray | None
+    units: Mapping[int, int] = {}
+    structures: Structures | None = None
 
 
 # ------------------------------------------------------------------------ by their name
@@ -171,23 +184,47 @@ def _heads(numbers: tuple[int, ...], name: str) -> Pattern:
     return Pattern(name, names, in_tensors=False)
 
 
+def _structures(numbers: tuple[int, ...], name: str) -> Pattern:
+    """Channels, neurons and heads, as far as they can be taken out."""
+    del numbers
+    kinds = KINDS if name == "structures" else (name,)
+    return Pattern(name, _no_names, in_tensors=False, kinds=kinds)
+
+
+def _no_names(
+    path: str, shape: tuple[int, ...], axes: WeightAxes
+) -> tuple[str, np.ndarray]:
+    raise OptionError(
+        "pattern",
+        f"structures of {path!r} are not known without a network; expected a function "
+        "and inputs, from which wf.structures finds them",
+    )
+
+
 PATTERNS: dict[str, tuple[str, Callable[[tuple[int, ...], str], Pattern]]] = {
     "N:M": (r"(\d+):(\d+)", _several),
     "AxB": (r"(\d+)x(\d+)", _rectangles),
     "filters": (r"filters", _filters),
+    "structures": (r"structures", _structures),
+    "channels": (r"channels", _structures),
+    "neurons": (r"neurons", _structures),
     "heads": (r"heads", _heads),
     "heads:H": (r"heads:(\d+)", _heads),
 }
 """For each kind of pattern what its names look like, and what makes one of it."""
 
 
-def parse(pattern: "str | GroupNames | Pattern | None") -> Pattern | None:
+def parse(
+    pattern: "str | GroupNames | Structures | Pattern | None",
+) -> Pattern | None:
     """A pattern by its name, or of a function.
 
     Args:
         pattern: "2:4" (any N:M: of M consecutive inputs N stay), "4x1" (any AxB: A
             inputs by B outputs go together), "filters" (all weights into one output),
-            "heads" (attention heads; "heads:6" says how many there are); a function
+            "heads" (attention heads; "heads:6" says how many there are), "structures"
+            (all that :func:`woodfisher_jax.structures` finds; "channels" or "neurons"
+            of them), or what that found; a function
             (path, shape) ->
             the number of each entry's group, an array that broadcasts to the shape,
             where the same number in several tensors is one group; or None.
@@ -200,6 +237,8 @@ def parse(pattern: "str | GroupNames | Pattern | None") -> Pattern | None:
     """
     if pattern is None or isinstance(pattern, Pattern):
         return pattern
+    if isinstance(pattern, Structures):
+        return _structures((), "structures")._replace(structures=pattern)
     if callable(pattern):
         return Pattern(
             getattr(pattern, "__name__", "a function"),
@@ -277,6 +316,14 @@ def check_goal(
         OptionError: Naming what contradicts it.
     """
     name = pattern.name
+    if pattern.kinds:
+        if flops_power:
+            raise OptionError(
+                "pattern",
+                f"pattern={name!r} with flops_power={flops_power}; expected "
+                "flops_target, with which structures compete by what they cost",
+            )
+        return
     if flops_target is not None:
         raise OptionError(
             "pattern",
@@ -319,6 +366,8 @@ def groups_of(pattern: Pattern, order: FlatOrder) -> Groups:
     Raises:
         ValueError: If the pattern does not fit a tensor; with its path.
     """
+    if pattern.kinds:
+        return _structured(pattern, order)
     keys: dict[str, int] = {}
     parts, owners = [], []
     for path, shape, axes in zip(order.paths, order.shapes, order.axes, strict=True):
@@ -333,6 +382,11 @@ def groups_of(pattern: Pattern, order: FlatOrder) -> Groups:
         sizes = np.zeros(len(keys), np.int64)
         np.maximum.at(sizes, owner, names + 1)
         names = names + (np.cumsum(sizes) - sizes)[owner]
+    return _numbered(names, order)._replace(removals=_removals(pattern))
+
+
+def _numbered(names: np.ndarray, order: FlatOrder) -> Groups:
+    """Groups of the flat vector by the names of its weights, ints [d]."""
     _, first, of = np.unique(names, return_index=True, return_inverse=True)
     place = np.empty(len(first), np.int64)
     place[np.argsort(first)] = np.arange(len(first))
@@ -342,13 +396,50 @@ def groups_of(pattern: Pattern, order: FlatOrder) -> Groups:
     slots = np.empty(order.size, np.int32)
     slots[by_group] = np.arange(order.size) - starts[of[by_group]]
     layers = np.searchsorted(order.layers, np.sort(first), side="right") - 1
-    return Groups(
-        of.astype(np.int32),
-        slots,
-        len(first),
-        layers.astype(np.int32),
-        _removals(pattern),
+    of = of.astype(np.int32)
+    return Groups(of, slots, len(first), layers.astype(np.int32), None)
+
+
+def _structured(pattern: Pattern, order: FlatOrder) -> Groups:
+    """Groups that tell what structures are worth: the weights that read them.
+
+    What makes a structure does nothing without them, so it goes too and is not counted
+    again. Only a structure that no prunable weight reads is worth what makes it.
+    """
+    if pattern.structures is None:
+        _no_names(order.paths[0], order.shapes[0], order.axes[0])
+    assert pattern.structures is not None
+    found = pattern.structures.of(pattern.kinds)
+    names = {path: np.full(shape, -1) for path, shape in _shapes(order).items()}
+    units: dict[int, int] = {}
+    for family in found.families:
+        own = [m for m in family.members if m.path in names]
+        mine = [m for m in own if m.role == "inputs"] or [m for m in own if m.role]
+        for i, unit in enumerate(family.units if mine else ()):
+            for member in mine:
+                at: list[Any] = [slice(None)] * names[member.path].ndim
+                at[member.axis] = member.entries[i]
+                names[member.path][tuple(at)] = len(units)
+            units[unit] = len(units)
+    flat = np.concatenate(
+        [as_read(a, names[p]) for p, a in zip(order.paths, order.axes, strict=True)]
     )
+    if not units:
+        raise OptionError(
+            "pattern",
+            f"pattern={pattern.name!r}: the network has none in its prunable tensors; "
+            "wf.structures(net_fn, params, inputs) lists what there is",
+        )
+    alone = flat < 0
+    groups = _numbered(np.where(alone, len(units) + np.arange(order.size), flat), order)
+    number = np.empty(len(units), int)
+    number[flat[~alone]] = groups.of[~alone]
+    owners = {unit: int(number[i]) for unit, i in units.items()}
+    return groups._replace(units=owners, structures=found)
+
+
+def _shapes(order: FlatOrder) -> dict[str, tuple[int, ...]]:
+    return dict(zip(order.paths, order.shapes, strict=True))
 
 
 def _removals(pattern: Pattern) -> np.ndarray | None:

@@ -18,9 +18,13 @@ from woodfisher_jax.selection.costs import (
 )
 from woodfisher_jax.selection.goal import Goal
 from woodfisher_jax.selection.patterns import Groups
+from woodfisher_jax.selection.structures import (
+    cheapest,
+    lowest_of_each,
+)
 from woodfisher_jax.tracing.macs import flat_costs
 from woodfisher_jax.trees import masks as masks_
-from woodfisher_jax.trees.blocks import FlatOrder
+from woodfisher_jax.trees.blocks import FlatOrder, flat_mask
 from woodfisher_jax.trees.masks import Masks
 
 
@@ -167,6 +171,50 @@ def sums_of_single(scores: jax.Array, groups: Groups) -> np.ndarray:
     goes = np.zeros((len(groups.removals), table.shape[1]))
     np.put_along_axis(goes, groups.removals, 1.0, axis=1)
     return table @ goes.T
+
+
+def keep_structures(
+    saliencies: Any,
+    active: jax.Array,
+    masks: Masks,
+    order: FlatOrder,
+    groups: Groups,
+    goal: Goal,
+) -> jax.Array:
+    """The mask without whole structures, those of the lowest saliency for their cost.
+
+    With a sparsity the cost is prunable weights, and structures go until no more than
+    the goal's number stay; in layer scope the same share of each family goes, by
+    saliency alone. Else the cost is that of the goal's budget.
+
+    Args:
+        saliencies: Of groups, [groups, 1].
+        active: Weights that are not pruned [d], bool.
+        masks: The same by path.
+        order: The flat order.
+        groups: With units and structures.
+        goal: With a scope.
+
+    Raises:
+        OptionError: If structures alone cannot meet the goal.
+    """
+    found = groups.structures
+    assert found is not None
+    values = np.asarray(saliencies, np.float64)[:, 0]
+    losses = {unit: max(values[group], 0.0) for unit, group in groups.units.items()}
+    gone = found.gone({path: np.asarray(mask) for path, mask in masks.items()})
+    budget = goal.budget
+    if budget is None and goal.scope == "layer":
+        assert goal.sparsity is not None
+        gone = lowest_of_each(found, losses, goal.sparsity, gone)
+    elif budget is None:
+        account = found.account(gone, order.paths)
+        (most,) = num_kept(np.asarray(active), order, goal)
+        gone = cheapest(found, losses, account, {"size": most}, gone)
+    else:
+        gone = cheapest(found, losses, found.account(gone), budget, gone)
+    kept = found.masks(masks, gone)
+    return active & jnp.asarray(flat_mask(order, kept))
 
 
 def _by_slot(values: np.ndarray, groups: Groups) -> np.ndarray:

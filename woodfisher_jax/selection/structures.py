@@ -19,10 +19,14 @@ from woodfisher_jax.tracing.axes import traced
 from woodfisher_jax.tracing.coupling import Coupling, coupled
 from woodfisher_jax.tracing.entries import Axis
 from woodfisher_jax.trees.axes import WeightAxes
+from woodfisher_jax.trees.masks import num_kept
 from woodfisher_jax.trees.paths import Params, leaves_by_path
 
 KINDS = ("channels", "neurons", "heads")
 """Of structures: of convolutions, of dense layers, of attention."""
+
+COSTS = {"size": "parameters", "macs": "multiply-accumulates"}
+"""What a network costs."""
 
 MOST_ROWS = 40
 """Rows of a printed table; the attributes have all."""
@@ -149,6 +153,20 @@ class Structures(NamedTuple):
             if own:
                 found.update(np.array(family.units)[~left].tolist())
         return found
+
+    def account(
+        self, gone: Iterable[int] = (), counted: Iterable[str] | None = None
+    ) -> "Account":
+        """What the network costs without some structures.
+
+        Args:
+            gone: Units of structures.
+            counted: Tensors whose parameters count; default all.
+        """
+        account = Account(self.coupling, self.examples, counted)
+        for unit in gone:
+            account.remove(unit)
+        return account
 
     def __repr__(self) -> str:
         """The outcome in one line."""
@@ -294,13 +312,13 @@ def _family(
     coupling: Coupling,
     account: "Account",
 ) -> Family:
-    size, macs = account.of(units[0])
+    costs = account.of(units[0])
     if coupling.units.is_head(units[0]):
         kind = "heads"
     else:
         letters = "".join(known[m.path].roles for m in members if m.role)
         kind = "channels" if "k" in letters else "neurons"
-    return Family(kind, members, units, size, macs)
+    return Family(kind, members, units, round(costs["size"]), costs["macs"])
 
 
 def _whole(coupling: Coupling, roles: Mapping[str, Sequence[str]]) -> Iterable[Whole]:
@@ -350,6 +368,11 @@ class Account:
         self.size = sum(self._value(i) for i, t in enumerate(self._terms) if not t[2])
         self.macs = sum(self._value(i) for i, t in enumerate(self._terms) if t[2])
 
+    @property
+    def left(self) -> dict[str, float]:
+        """What is left, by the names of :data:`COSTS`."""
+        return {"size": self.size, "macs": self.macs}
+
     def _add(self, factor: float, axes: Sequence[Axis], macs: bool) -> None:
         own = []
         for axis in axes:
@@ -366,14 +389,15 @@ class Account:
         factor, axes, _ = self._terms[term]
         return factor * math.prod(self._left[axis] for axis in axes)
 
-    def of(self, unit: int) -> tuple[int, float]:
-        """Parameters and multiply-accumulates that would go with a unit now."""
-        size, macs = self.size, self.macs
+    def of(self, unit: int) -> dict[str, float]:
+        """What would go with a unit now, by the names of :data:`COSTS`."""
+        before = self.left
         self.remove(unit)
-        found = round(size - self.size), macs - self.macs
+        after = self.left
         self.remove(unit, -1)
-        self.size, self.macs = size, macs
-        return found
+        # Without what rounding adds up to.
+        self.size, self.macs = before["size"], before["macs"]
+        return {name: before[name] - after[name] for name in before}
 
     def remove(self, unit: int, times: int = 1) -> None:
         """Takes a unit out; with -1 puts it back."""
@@ -386,52 +410,93 @@ class Account:
             if self._terms[term][2]:
                 self.macs += change
             else:
-                self.size += round(change)
+                self.size += change
+
+
+Budget = Mapping[str, float]
+"""What may be left: "size" (parameters), "macs" (of one example), or both."""
 
 
 def cheapest(
     found: Structures,
     losses: Mapping[int, float],
     account: Account,
-    cost: Callable[[tuple[int, float]], float],
-    done: Callable[[Account], bool],
+    budget: Budget,
     gone: set[int],
     least: int = 1,
 ) -> set[int]:
     """Structures to take out: those of the lowest loss for what they save, in turn.
 
+    Where several costs are above their budgets, what is saved is the sum of savings in
+    units of the budgets.
+
     Args:
         found: All structures.
         losses: Loss increase of each unit.
         account: Of the network without ``gone``; it is changed.
-        cost: Of (parameters, multiply-accumulates) that a structure saves now.
-        done: Whether the account has come to the goal.
+        budget: What may be left.
         gone: Units that are taken out already.
-        least: Structures of each family that stay.
+        least: Structures of each family that stay; default 1.
+
+    Returns:
+        All units that are to go, ``gone`` among them.
+
+    Raises:
+        OptionError: If more is left without any other structure.
+    """
+    family = {unit: i for i, f in enumerate(found.families) for unit in f.units}
+    left = Counter(i for unit, i in family.items() if unit not in gone)
+    gone = set(gone)
+
+    def price(unit: int, above: Sequence[str]) -> float:
+        costs = account.of(unit)
+        saved = sum(costs[name] / budget[name] for name in above)
+        return losses[unit] / saved if saved > 0 else math.inf
+
+    while above := [name for name, most in budget.items() if account.left[name] > most]:
+        order = [(price(u, above), u) for u in losses if u in family and u not in gone]
+        heapq.heapify(order)
+        while order and all(account.left[name] > budget[name] for name in above):
+            old, unit = heapq.heappop(order)
+            if left[family[unit]] <= least:
+                continue
+            now = price(unit, above)
+            # As structures go others save less: a price only rises.
+            if order and now > max(old, order[0][0]):
+                heapq.heappush(order, (now, unit))
+                continue
+            account.remove(unit)
+            left[family[unit]] -= 1
+            gone.add(unit)
+        if not order and all(account.left[name] > budget[name] for name in above):
+            name = above[0]
+            raise OptionError(
+                "pattern",
+                f"structures: {account.left[name]:,.0f} {COSTS[name]} are left with "
+                f"{least} structure of each family, expected at most "
+                f"{budget[name]:,.0f}; set a lower goal, or make more tensors prunable",
+            )
+    return gone
+
+
+def lowest_of_each(
+    found: Structures, losses: Mapping[int, float], sparsity: float, gone: set[int]
+) -> set[int]:
+    """Structures to take out: the same share of each family, those of lowest loss.
+
+    Args:
+        found: All structures.
+        losses: Loss increase of each unit.
+        sparsity: Share of each family that goes; one stays at least.
+        gone: Units that are taken out already.
 
     Returns:
         All units that are to go, ``gone`` among them.
     """
-    family = {unit: f for f in found.families for unit in f.units}
-    left = {id(f): sum(unit not in gone for unit in f.units) for f in found.families}
     gone = set(gone)
-
-    def price(unit: int) -> float:
-        saved = cost(account.of(unit))
-        return losses[unit] / saved if saved > 0 else math.inf
-
-    order = [(price(u), u) for u in losses if u in family and u not in gone]
-    heapq.heapify(order)
-    while order and not done(account):
-        old, unit = heapq.heappop(order)
-        if left[id(family[unit])] <= least:
-            continue
-        now = price(unit)
-        # What others save shrinks as structures go, so that prices only rise.
-        if order and now > max(old, order[0][0]):
-            heapq.heappush(order, (now, unit))
-            continue
-        account.remove(unit)
-        left[id(family[unit])] -= 1
-        gone.add(unit)
+    for family in found.families:
+        own = [unit for unit in family.units if unit in losses]
+        more = len(own) - max(1, num_kept(len(own), sparsity))
+        ranked = sorted(own, key=lambda unit: (unit not in gone, losses[unit]))
+        gone.update(ranked[: max(0, more)])
     return gone

@@ -76,12 +76,6 @@ def prune_outputs(
         >>> masks["w"].tolist(), info.sparsity
         ([[True, False], [False, True]], 0.5)
     """
-    if not callable(net_fn):
-        raise OptionError(
-            "net_fn",
-            f"net_fn is of type {type(net_fn).__name__}; expected a function (params, "
-            "inputs) -> outputs",
-        )
     rule = parse(pattern)
     if sparsity is None and rule is not None:
         sparsity = rule.sparsity
@@ -89,16 +83,8 @@ def prune_outputs(
         raise OptionError(
             "sparsity", "sparsity is missing; expected a fraction, such as 0.9"
         )
-    (images,) = regroup(inputs, _number(inputs))
-    _check_outputs(net_fn, params, images)
-    wanted = outputs_of(net_fn, params, images)
-    if not jnp.all(jnp.isfinite(wanted)):
-        raise OptionError(
-            "net_fn",
-            "net_fn gives outputs that are not finite for some of the inputs; expected "
-            "finite logits, look for NaN in params and inputs",
-        )
-    drawn = _draws(len(wanted), num_samples, seed)
+    wanted, images = dense_outputs(net_fn, params, inputs)
+    drawn = draws(len(wanted), num_samples, seed)
 
     def stage(number: int, params: Params) -> Stage:
         del params
@@ -119,6 +105,37 @@ def prune_outputs(
         **options,
     )
     return params, masks, joined(infos)
+
+
+def dense_outputs(
+    net_fn: OutputsFn, params: Params, inputs: Any
+) -> tuple[jax.Array, Any]:
+    """The outputs of a network as it is, and its inputs as one batch.
+
+    Args:
+        net_fn: (params, inputs) -> outputs [n, k].
+        params: Any pytree.
+        inputs: One batch, or a list of batches.
+
+    Raises:
+        OptionError: If ``net_fn`` is no such function, or its outputs are not finite.
+    """
+    if not callable(net_fn):
+        raise OptionError(
+            "net_fn",
+            f"net_fn is of type {type(net_fn).__name__}; expected a function (params, "
+            "inputs) -> outputs",
+        )
+    (images,) = regroup(inputs, _number(inputs))
+    _check_outputs(net_fn, params, images)
+    wanted = outputs_of(net_fn, params, images)
+    if not jnp.all(jnp.isfinite(wanted)):
+        raise OptionError(
+            "net_fn",
+            "net_fn gives outputs that are not finite for some of the inputs; expected "
+            "finite logits, look for NaN in params and inputs",
+        )
+    return wanted, images
 
 
 def _number(inputs: Any) -> int:
@@ -155,7 +172,7 @@ def _check_outputs(net_fn: OutputsFn, params: Params, inputs: Any) -> None:
     )
 
 
-def _draws(available: int, number: int, seed: int) -> Callable[[int], np.ndarray]:
+def draws(available: int, number: int, seed: int) -> Callable[[int], np.ndarray]:
     """For each stage so many of the inputs, all of which come before one repeats."""
     size = min(available, number)
     order = np.random.default_rng(seed).permutation(available)
