@@ -141,8 +141,9 @@ def prune(
         scope: "global" (one threshold) or "layer" (the sparsity in each layer, of
             which a tensor may have several, stacked); default the method's own.
         pattern: What stays or goes together: "2:4" (any N:M of consecutive inputs),
-            "4x1" (any block of inputs by outputs), "filters", "heads", "structures", or a function
-            (path, shape) -> group numbers. Default None, single weights.
+            "4x1" (any block of inputs by outputs), "filters", "heads", "structures"
+            (what :func:`woodfisher_jax.structures` finds, or that itself), or a
+            function (path, shape) -> group numbers. Default None, single weights.
         flops_target: Instead of a sparsity: millions of multiply-accumulates of one
             example to be left, in all layers.
         mean_samples: Examples for ḡ alone in methods of first order, all of which are
@@ -346,8 +347,10 @@ def _checked(
     masks = {path: masks[path] for path in leaves_by_path(params) if path in masks}
     order = blocks.flat_order(masks, all_known or known)
     if isinstance(goal.pattern, Pattern):
-        goal = _of_network(goal, loss_fn, params, samples if kept is None else kept)
-        groups_of(goal.pattern, order)  # refuses tensors that it does not fit
+        sample = samples if kept is None else kept
+        pattern = _of_network(goal.pattern, loss_fn, params, sample)
+        goal = goal.replace(pattern=pattern)
+        groups_of(pattern, order)  # refuses tensors that it does not fit
     means = _drawn(mean_samples, 0)
     return _Job(
         loss_fn=loss_fn,
@@ -366,12 +369,11 @@ def _checked(
 
 
 def _of_network(
-    goal: Goal, loss_fn: LossFn | None, params: Params, samples: Any
-) -> Goal:
-    """The goal, its pattern with the structures of the network if it needs them."""
-    pattern = goal.pattern
-    if not isinstance(pattern, Pattern) or not pattern.kinds or pattern.structures:
-        return goal
+    pattern: Pattern, loss_fn: LossFn | None, params: Params, samples: Any
+) -> Pattern:
+    """The pattern with the structures of the network, if it needs them."""
+    if not pattern.kinds or pattern.structures is not None:
+        return pattern
     if loss_fn is None or samples is None or callable(samples):
         raise OptionError(
             "pattern",
@@ -379,7 +381,7 @@ def _of_network(
             "pattern=wf.structures(net_fn, params, inputs)",
         )
     found = structures(loss_fn, params, next(regroup(samples, 1)))
-    return goal.replace(pattern=pattern._replace(structures=found))
+    return pattern._replace(structures=found)
 
 
 def _traced(

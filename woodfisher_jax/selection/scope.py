@@ -213,7 +213,7 @@ def keep_structures(
         gone = cheapest(found, losses, account, {"size": most}, gone)
     else:
         gone = cheapest(found, losses, found.account(gone), budget, gone)
-    kept = found.masks(masks, gone)
+    kept = {path: jnp.asarray(m) for path, m in found.masks(masks, gone).items()}
     return active & jnp.asarray(flat_mask(order, kept))
 
 

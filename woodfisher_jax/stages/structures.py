@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from woodfisher_jax.info import PruneInfo, joined
 from woodfisher_jax.options import OptionError
@@ -160,8 +159,8 @@ def _goal(found: Structures, shares: dict[str, float | None]) -> dict[str, float
         if isinstance(share, bool) or not 0 < share <= 1:
             raise OptionError(
                 name,
-                f"{name}={share!r}; expected the share of the {COSTS[name]} to be left, "
-                "above 0 and at most 1, such as 0.5",
+                f"{name}={share!r}; expected the share of the {COSTS[name]} to be "
+                "left, above 0 and at most 1, such as 0.5",
             )
     if not given:
         raise OptionError(
