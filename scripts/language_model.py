@@ -32,7 +32,9 @@ import woodfisher_jax as wf
 from woodfisher_jax.equations.layerwise import layer_error, pruned_layer
 from woodfisher_jax.layerwise.sequence import PENALTIES
 from woodfisher_jax.layerwise.settings import Layerwise
+from woodfisher_jax.models import num_parameters
 from woodfisher_jax.report.environment import peak_rss_bytes
+from woodfisher_jax.selection.patterns import parse
 from woodfisher_jax.tracing.capture import input_rows, weight_entries
 from woodfisher_jax.tracing.layers import Product
 from woodfisher_jax.tracing.segments import Program
@@ -73,11 +75,12 @@ def run_row(arguments: argparse.Namespace, row: str) -> dict[str, Any]:
     def net_fn(params: Any, tokens: jax.Array) -> jax.Array:
         return module.apply({"params": params}, tokens)  # type: ignore[return-value]
 
+    original = params
     start, cpu = time.perf_counter(), time.process_time()
     found: dict[str, Any] = {"row": row}
     if row != "dense":
         goal, options = parsed(row)
-        params, _, info = wf.prune_layerwise(
+        params, masks, info = wf.prune_layerwise(
             net_fn, params, calibration, prunable=PRUNABLE, **goal, **options
         )
         found |= {
@@ -91,8 +94,29 @@ def run_row(arguments: argparse.Namespace, row: str) -> dict[str, Any]:
         "peak_gb": round(peak_rss_bytes() / 1e9, 2),
     }
     kinds = kinds[: len(evaluation)]
+    if row != "dense" and parse(options.get("pattern")):
+        whole, dense_fn = original, net_fn
+        net_fn, params = wf.shrunk(net_fn, params, masks, evaluation[:1])
+        found |= {
+            "parameters": num_parameters(params) / num_parameters(whole),
+            "tokens_a_second": tokens_a_second(net_fn, params, evaluation),
+            "dense_tokens_a_second": tokens_a_second(dense_fn, whole, evaluation),
+        }
     text = perplexity(net_fn, jax.device_put(params), evaluation, kinds)
     return found | {"perplexity": round(text.all, 2), **text.by_kind}
+
+
+def tokens_a_second(net_fn: Any, params: Any, tokens: np.ndarray) -> float:
+    """Of a whole forward pass of one sequence, the median of five."""
+    compiled = jax.jit(net_fn)
+    params, one = jax.device_put(params), jnp.asarray(tokens[:1])
+    jax.block_until_ready(compiled(params, one))
+    seconds = []
+    for _ in range(5):
+        start = time.perf_counter()
+        jax.block_until_ready(compiled(params, one))
+        seconds.append(time.perf_counter() - start)
+    return round(one.size / sorted(seconds)[2], 1)
 
 
 def moments_of(

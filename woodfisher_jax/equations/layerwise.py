@@ -295,3 +295,87 @@ def pruned_layer(
     )
     fitted = least_squares_on(mask, sparse, scaled_moment, wanted, polish)
     return fitted / scale / rows, mask
+
+
+@partial(jax.jit, static_argnames=("size", "number", "together"))
+def without_inputs(
+    weights: jax.Array,
+    moment: jax.Array,
+    cross: jax.Array,
+    damping: jax.Array,
+    *,
+    size: int,
+    number: int,
+    together: int,
+) -> tuple[jax.Array, jax.Array]:
+    """A layer that no longer reads some groups of its inputs, outputs kept.
+
+    Optimal Brain Surgeon for whole groups Q of inputs, from the least-squares weights
+    ``P = B A⁻¹`` on: those of lowest
+
+        tr(P_Q ([A⁻¹]_QQ)⁻¹ P_Qᵀ)
+
+    go, and ``P ← P - P_Q ([A⁻¹]_QQ)⁻¹ [A⁻¹]_Q``, so that P stays the least-squares
+    solution on what is left; A⁻¹ follows alike.
+
+    Args:
+        weights: W, [outputs, inputs]; groups of inputs follow one another.
+        moment: E[x xᵀ], [inputs, inputs].
+        cross: E[z xᵀ], of the same shape.
+        damping: λ' relative to the mean of A's diagonal.
+        size: Inputs of a group.
+        number: Groups that go, fewer than there are.
+        together: Groups that go at once.
+
+    Returns:
+        P, zero where inputs have gone, and which groups stay, bool [groups].
+
+    Source: Kurtic et al. 2023 (ZipLM, arXiv:2302.04089), algorithm 1, there one group
+    at a time.
+    """
+    inputs = moment.shape[0]
+    groups = inputs // size
+    mean = jnp.mean(jnp.diagonal(moment))
+    ridge = damping * jnp.where(mean > 0, mean, 1.0) * jnp.eye(inputs)
+    lower = jnp.linalg.cholesky(moment + ridge)
+    half = jax.scipy.linalg.solve_triangular(lower, jnp.eye(inputs), lower=True)
+    inverse = matmul(half.T, half)
+    found = matmul(matmul(weights, cross + ridge), inverse)
+
+    def own(matrix: jax.Array) -> jax.Array:
+        """Blocks of a matrix on its diagonal, [groups, size, size]."""
+        parts = matrix.reshape(groups, size, groups, size)
+        return jnp.moveaxis(jnp.diagonal(parts, axis1=0, axis2=2), -1, 0)
+
+    identity = jnp.eye(size)
+
+    def step(
+        i: int, state: tuple[jax.Array, jax.Array, jax.Array]
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        found, inverse, stays = state
+        parts = found.reshape(-1, groups, size)
+        energy = jnp.einsum("ogi,ogj->gij", parts, parts)
+        blocks = jnp.where(stays[:, None, None], own(inverse), identity)
+        losses = jnp.trace(jnp.linalg.solve(blocks, energy), axis1=1, axis2=2)
+        ranked = jnp.argsort(jnp.where(stays, losses, jnp.inf))[:together]
+        # The last step may take fewer.
+        goes = jnp.arange(together) < number - i * together
+        index = (ranked[:, None] * size + jnp.arange(size)).reshape(-1)
+        real = jnp.repeat(goes, size)
+        columns = jnp.where(real, inverse[:, index], 0.0)
+        block = jnp.where(real[:, None] & real, columns[index], jnp.eye(len(index)))
+        solved = jnp.linalg.solve(block, columns.T)
+        found = found - matmul(jnp.where(real, found[:, index], 0.0), solved)
+        inverse = inverse - matmul(columns, solved)
+        stays = stays & ~jnp.zeros(groups, bool).at[ranked].set(goes)
+        left = jnp.repeat(stays, size)
+        # Exactly, for what cancels leaves rounding.
+        return found * left, inverse * left * left[:, None], stays
+
+    state = (found, inverse, jnp.ones(groups, bool))
+    _, _, stays = jax.lax.fori_loop(0, -(-number // together), step, state)
+    # Once more from the start, without the rounding of all steps.
+    left = jnp.repeat(stays, size)
+    damped = jnp.where(left & left[:, None], moment + ridge, jnp.eye(inputs))
+    wanted = matmul(weights, cross + ridge) * left
+    return jnp.linalg.solve(damped, wanted.T).T * left, stays

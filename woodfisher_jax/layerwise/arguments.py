@@ -13,13 +13,19 @@ from woodfisher_jax.trees.samples import regroup
 
 
 def rule_of(pattern: str | GroupNames | None) -> Pattern | None:
-    """The pattern, which has to be N:M."""
+    """The pattern, which has to be N:M or structures."""
+    if pattern == "heads":
+        # Not the pattern of that name, which leaves what makes and reads them.
+        pattern = "structures"
+        rule = parse(pattern)
+        return rule if rule is None else rule._replace(name="heads", kinds=("heads",))
     rule = parse(pattern)
-    if rule is not None and rule.size is None:
+    if rule is not None and rule.size is None and not rule.kinds:
         raise OptionError(
             "pattern",
             f"pattern={rule.name!r} in layer-wise pruning; expected N:M such as 2:4, "
-            "or none; wf.prune and wf.prune_outputs know the others",
+            "'structures', 'channels', 'neurons' or 'heads', or none; wf.prune and "
+            "wf.prune_outputs know the others",
         )
     return rule
 
@@ -59,7 +65,7 @@ def level_of(sparsity: float | None, rule: Pattern | None) -> float:
             f"sparsity={sparsity!r}; expected the fraction of each layer's weights to "
             "be zero, from 0 to below 1",
         )
-    if rule is not None and abs(sparsity - (rule.sparsity or 0.0)) > 1e-6:
+    if rule is not None and rule.size and abs(sparsity - (rule.sparsity or 0.0)) > 1e-6:
         raise OptionError(
             "sparsity",
             f"sparsity={sparsity} with pattern={rule.name!r}; expected "

@@ -10,7 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from woodfisher_jax.equations.fisher import matmul
-from woodfisher_jax.equations.layerwise import layer_error, pruned_layer
+from woodfisher_jax.equations.layerwise import (
+    layer_error,
+    pruned_layer,
+    without_inputs,
+)
 from woodfisher_jax.layerwise.arguments import (
     batches_of,
     check_together,
@@ -21,11 +25,18 @@ from woodfisher_jax.layerwise.budgets import importance_of, scores_of, shared_ou
 from woodfisher_jax.layerwise.layers import Layer, find_layers, untied
 from woodfisher_jax.layerwise.sensitivity import Sensitivity, sensitivities
 from woodfisher_jax.layerwise.settings import LayerResult, Layerwise, LayerwiseInfo
+from woodfisher_jax.layerwise.structures import (
+    Reader,
+    only_read,
+    readers,
+    structured,
+)
 from woodfisher_jax.layerwise.windows import Head, Window
 from woodfisher_jax.options import OptionError
 from woodfisher_jax.rows.compute import watched
 from woodfisher_jax.rows.inputs import check_params
 from woodfisher_jax.selection.patterns import GroupNames, Pattern
+from woodfisher_jax.selection.structures import structures
 from woodfisher_jax.tracing.axes import find_axes
 from woodfisher_jax.tracing.capture import input_rows
 from woodfisher_jax.tracing.layers import Convolution, Product
@@ -40,6 +51,9 @@ from woodfisher_jax.trees.masks import (
 )
 from woodfisher_jax.trees.paths import Params, leaves_by_path, replace_leaves
 from woodfisher_jax.trees.samples import shapes_of
+
+STEPS = 64
+"""In which a layer's structures go, some at once in each."""
 
 PENALTIES = (0.3, 1.0)
 """Penalties of ADMM in turn, in units of the second moment of an input."""
@@ -71,7 +85,9 @@ def prune_layerwise(
         inputs: One batch: a pytree of arrays with a leading axis of examples, such as
             tokens [sequences, tokens]; or a list of batches.
         sparsity: Fraction of the weights of each layer to be zero, in [0, 1).
-        pattern: "2:4" or any N:M; default single weights.
+        pattern: "2:4" or any N:M; "structures" ("channels", "neurons", "heads"), with
+            ``sparsity`` the share of each layer's structures that go; default single
+            weights. :func:`woodfisher_jax.shrink` takes structures out.
         masks: Masks of the weights that are pruned already; default none are.
         prunable: As for :func:`woodfisher_jax.prune`, if no masks are given; default
             weights of dense layers and convolutions that are nothing else, so no
@@ -108,8 +124,14 @@ def prune_layerwise(
     check_masks(params, masks)
     level = level_of(sparsity, rule)
     check_together(program, settings, rule)
-    layers = find_layers(program, masks, axes, rule)
-    work = _Work(program, params, masks, batches, layers, rule, settings)
+    layers = find_layers(program, masks, axes, None if structured(rule) else rule)
+    chosen: dict[str, Reader] = {}
+    if rule is not None and rule.kinds:
+        found = rule.structures or structures(net_fn, params, shapes)
+        sizes = {path: tuple(mask.shape) for path, mask in masks.items()}
+        chosen = readers(found.of(rule.kinds), sizes, level)
+        layers, rule = only_read(layers, chosen), None
+    work = _Work(program, params, masks, batches, layers, rule, settings, chosen)
     work.allocate(level)
     return work.run(progress)
 
@@ -148,7 +170,9 @@ class _Work:
         layers: dict[Product, list[Layer]],
         rule: Pattern | None,
         settings: Layerwise,
+        readers: Mapping[str, Reader],
     ) -> None:
+        self.readers = readers
         self.program, self.params, self.settings = program, params, settings
         self.layers, self.rule = layers, rule
         self.original = leaves_by_path(params)
@@ -355,6 +379,9 @@ class _Work:
         path = product.path
         leaf = np.array(self.leaves[path])
         mask = self.masks[path].reshape(-1)
+        if path in self.readers:
+            self._take_out(product, moment, cross)
+            return
         for layer in self.layers[product]:
             own, other = (_part(matrix, layer) for matrix in (moment, cross))
             entries = layer.entries()
@@ -387,6 +414,39 @@ class _Work:
                 )
             )
         self.leaves[path] = leaf
+        self.seconds["weights"] += time.perf_counter() - start
+
+    def _take_out(self, product: Product, moment: jax.Array, cross: jax.Array) -> None:
+        """Takes structures from the layer that reads them and those that make them."""
+        start = time.perf_counter()
+        (layer,), reader = self.layers[product], self.readers[product.path]
+        columns = reader.columns(layer)
+        leaf = np.array(self.leaves[reader.path])
+        entries = layer.entries()[0][:, columns]
+        weights = leaf.reshape(-1)[entries].astype(np.float32)
+        order = np.ix_(columns, columns)
+        size = len(columns) // len(reader.family.units)
+        own, other = moment[0][order], cross[0][order]
+        pruned, stays = without_inputs(
+            weights,
+            own,
+            other,
+            np.float32(self.settings.damping),
+            size=size,
+            number=reader.number,
+            together=-(-reader.number // STEPS) or 1,
+        )
+        leaf.reshape(-1)[entries] = np.asarray(pruned).astype(leaf.dtype)
+        self.leaves[reader.path] = leaf
+        units = np.array(reader.family.units)[~np.asarray(stays)]
+        reader.family.take_out(self.masks, set(units.tolist()))
+        for path in {m.path for m in reader.family.members} & self.masks.keys():
+            leaf = np.array(self.leaves[path])
+            leaf[~self.masks[path]] = 0
+            self.leaves[path] = leaf
+        error = float(layer_error(weights[None], pruned[None], own[None]))
+        left = float(np.mean(stays))
+        self.results.append(LayerResult(reader.path, layer.number, 1 - left, error))
         self.seconds["weights"] += time.perf_counter() - start
 
 

@@ -71,6 +71,20 @@ class Family(NamedTuple):
         made = [m.path for m in self.members if m.role == "outputs"]
         return (made or [m.path for m in self.members])[0]
 
+    def take_out(self, masks: dict[str, np.ndarray], gone: set[int]) -> None:
+        """Writes False where masks have some of the structures.
+
+        Args:
+            masks: From path to bool.
+            gone: Units of structures.
+        """
+        some = [i for i, unit in enumerate(self.units) if unit in gone]
+        for member in self.members if some else ():
+            if member.path in masks:
+                at: list[Any] = [slice(None)] * masks[member.path].ndim
+                at[member.axis] = member.entries[some].reshape(-1)
+                masks[member.path][tuple(at)] = False
+
 
 class Whole(NamedTuple):
     """An axis of a weight that nothing can be taken out of.
@@ -124,12 +138,7 @@ class Structures(NamedTuple):
         """
         found = {path: np.array(mask) for path, mask in masks.items()}
         for family in self.families:
-            some = [i for i, unit in enumerate(family.units) if unit in gone]
-            for member in family.members if some else ():
-                if member.path in found:
-                    at = [slice(None)] * found[member.path].ndim
-                    at[member.axis] = member.entries[some].reshape(-1)  # type: ignore
-                    found[member.path][tuple(at)] = False
+            family.take_out(found, gone)
         return found
 
     def gone(self, masks: Mapping[str, Any], role: str = "inputs") -> set[int]:
