@@ -43,7 +43,6 @@ from woodfisher_jax.stages import matching
 from woodfisher_jax.stages.damping_search import prune_searched
 from woodfisher_jax.stages.matching import prune_matched
 from woodfisher_jax.stages.outputs import prune_outputs
-from woodfisher_jax.stages.structures import prune_structures
 from woodfisher_jax.step import Step, step
 from woodfisher_jax.tracing.axes import find_axes
 from woodfisher_jax.trees import axes, blocks, masks
@@ -113,7 +112,6 @@ __all__ = [
     "prune_matched",
     "prune_outputs",
     "prune_searched",
-    "prune_structures",
     "ready",
     "schedules",
     "shrink",

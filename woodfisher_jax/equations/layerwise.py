@@ -302,6 +302,7 @@ def without_inputs(
     weights: jax.Array,
     moment: jax.Array,
     cross: jax.Array,
+    allowed: jax.Array,
     damping: jax.Array,
     *,
     size: int,
@@ -322,6 +323,7 @@ def without_inputs(
         weights: W, [outputs, inputs]; groups of inputs follow one another.
         moment: E[x xᵀ], [inputs, inputs].
         cross: E[z xᵀ], of the same shape.
+        allowed: Groups that are there, bool [groups].
         damping: λ' relative to the mean of A's diagonal.
         size: Inputs of a group.
         number: Groups that go, fewer than there are.
@@ -337,10 +339,18 @@ def without_inputs(
     groups = inputs // size
     mean = jnp.mean(jnp.diagonal(moment))
     ridge = damping * jnp.where(mean > 0, mean, 1.0) * jnp.eye(inputs)
-    lower = jnp.linalg.cholesky(moment + ridge)
+
+    def damped(left: jax.Array) -> jax.Array:
+        """A on what is left, the identity elsewhere."""
+        both = left & left[:, None]
+        return jnp.where(both, moment + ridge, jnp.eye(inputs))
+
+    there = jnp.repeat(allowed, size)
+    lower = jnp.linalg.cholesky(damped(there))
     half = jax.scipy.linalg.solve_triangular(lower, jnp.eye(inputs), lower=True)
-    inverse = matmul(half.T, half)
-    found = matmul(matmul(weights, cross + ridge), inverse)
+    inverse = matmul(half.T, half) * there * there[:, None]
+    wanted = matmul(weights, cross + ridge)
+    found = matmul(wanted, inverse)
 
     def own(matrix: jax.Array) -> jax.Array:
         """Blocks of a matrix on its diagonal, [groups, size, size]."""
@@ -372,10 +382,8 @@ def without_inputs(
         # Exactly, for what cancels leaves rounding.
         return found * left, inverse * left * left[:, None], stays
 
-    state = (found, inverse, jnp.ones(groups, bool))
+    state = (found, inverse, allowed)
     _, _, stays = jax.lax.fori_loop(0, -(-number // together), step, state)
     # Once more from the start, without the rounding of all steps.
     left = jnp.repeat(stays, size)
-    damped = jnp.where(left & left[:, None], moment + ridge, jnp.eye(inputs))
-    wanted = matmul(weights, cross + ridge) * left
-    return jnp.linalg.solve(damped, wanted.T).T * left, stays
+    return jnp.linalg.solve(damped(left), (wanted * left).T).T * left, stays

@@ -8,11 +8,12 @@ from woodfisher_jax.layerwise.settings import Layerwise
 from woodfisher_jax.options import OptionError
 from woodfisher_jax.rows.inputs import counted_inputs
 from woodfisher_jax.selection.patterns import GroupNames, Pattern, parse
+from woodfisher_jax.selection.structures import Structures
 from woodfisher_jax.tracing.segments import Program
 from woodfisher_jax.trees.samples import regroup
 
 
-def rule_of(pattern: str | GroupNames | None) -> Pattern | None:
+def rule_of(pattern: str | GroupNames | Structures | None) -> Pattern | None:
     """The pattern, which has to be N:M or structures."""
     if pattern == "heads":
         # Not the pattern of that name, which leaves what makes and reads them.
@@ -52,6 +53,17 @@ def check_together(program: Program, settings: Layerwise, rule: Pattern | None) 
                 name,
                 f"{name}={getattr(settings, name)!r}: net_fn returns no floating-point "
                 "numbers that depend on the inputs; expected outputs such as logits",
+            )
+
+
+def check_no_budget(macs: float | None, size: float | None) -> None:
+    """Raises if there are budgets without structures."""
+    for name, share in (("macs", macs), ("size", size)):
+        if share is not None:
+            raise OptionError(
+                name,
+                f"{name}={share} without structures; expected pattern='structures', "
+                "'channels', 'neurons' or 'heads' with it, or a sparsity",
             )
 
 

@@ -17,6 +17,7 @@ from woodfisher_jax.equations.layerwise import (
 )
 from woodfisher_jax.layerwise.arguments import (
     batches_of,
+    check_no_budget,
     check_together,
     level_of,
     rule_of,
@@ -27,16 +28,16 @@ from woodfisher_jax.layerwise.sensitivity import Sensitivity, sensitivities
 from woodfisher_jax.layerwise.settings import LayerResult, Layerwise, LayerwiseInfo
 from woodfisher_jax.layerwise.structures import (
     Reader,
-    only_read,
+    counts_of,
+    goal_of,
     readers,
-    structured,
 )
 from woodfisher_jax.layerwise.windows import Head, Window
 from woodfisher_jax.options import OptionError
 from woodfisher_jax.rows.compute import watched
 from woodfisher_jax.rows.inputs import check_params
 from woodfisher_jax.selection.patterns import GroupNames, Pattern
-from woodfisher_jax.selection.structures import structures
+from woodfisher_jax.selection.structures import Budget, Structures, structures
 from woodfisher_jax.tracing.axes import find_axes
 from woodfisher_jax.tracing.capture import input_rows
 from woodfisher_jax.tracing.layers import Convolution, Product
@@ -66,7 +67,9 @@ def prune_layerwise(
     inputs: Any,
     *,
     sparsity: float | None = None,
-    pattern: str | GroupNames | None = None,
+    macs: float | None = None,
+    size: float | None = None,
+    pattern: str | GroupNames | Structures | None = None,
     masks: Masks | None = None,
     prunable: Prunable = None,
     progress: Any = True,
@@ -85,9 +88,13 @@ def prune_layerwise(
         inputs: One batch: a pytree of arrays with a leading axis of examples, such as
             tokens [sequences, tokens]; or a list of batches.
         sparsity: Fraction of the weights of each layer to be zero, in [0, 1).
+        macs: With structures in place of a sparsity, the share of the network's
+            multiply-accumulates to be left, in (0, 1].
+        size: The same for its parameters; one of both or both.
         pattern: "2:4" or any N:M; "structures" ("channels", "neurons", "heads"), with
-            ``sparsity`` the share of each layer's structures that go; default single
-            weights. :func:`woodfisher_jax.shrink` takes structures out.
+            ``sparsity`` the share of each layer's structures that go; or what
+            :func:`woodfisher_jax.structures` found; default single weights.
+            :func:`woodfisher_jax.shrink` takes structures out.
         masks: Masks of the weights that are pruned already; default none are.
         prunable: As for :func:`woodfisher_jax.prune`, if no masks are given; default
             weights of dense layers and convolutions that are nothing else, so no
@@ -122,17 +129,23 @@ def prune_layerwise(
         known = axes if prunable is not None else untied(axes, program.uses)
         masks = init_masks(params, prunable, known)
     check_masks(params, masks)
-    level = level_of(sparsity, rule)
-    check_together(program, settings, rule)
-    layers = find_layers(program, masks, axes, None if structured(rule) else rule)
-    chosen: dict[str, Reader] = {}
-    if rule is not None and rule.kinds:
-        found = rule.structures or structures(net_fn, params, shapes)
-        sizes = {path: tuple(mask.shape) for path, mask in masks.items()}
-        chosen = readers(found.of(rule.kinds), sizes, level)
-        layers, rule = only_read(layers, chosen), None
-    work = _Work(program, params, masks, batches, layers, rule, settings, chosen)
-    work.allocate(level)
+    layers = find_layers(program, masks, axes, rule if rule and rule.size else None)
+    if rule is None or rule.size:
+        check_no_budget(macs, size)
+        level = level_of(sparsity, rule)
+        check_together(program, settings, rule)
+        work = _Work(program, params, masks, batches, layers, rule, settings)
+        work.allocate(level)
+        return work.run(progress)
+    found = (rule.structures or structures(net_fn, params, shapes)).of(rule.kinds)
+    sizes = {path: tuple(mask.shape) for path, mask in masks.items()}
+    chosen = readers(found, sizes)
+    found = found._replace(families=tuple(r.family for r in chosen.values()))
+    level, budget = goal_of(found, sparsity, {"macs": macs, "size": size})
+    check_together(program, settings, None)
+    layers = {p: own for p, own in layers.items() if p.path in chosen}
+    work = _Work(program, params, masks, batches, layers, None, settings, chosen)
+    work.allocate_structures(found, level, budget)
     return work.run(progress)
 
 
@@ -170,9 +183,9 @@ class _Work:
         layers: dict[Product, list[Layer]],
         rule: Pattern | None,
         settings: Layerwise,
-        readers: Mapping[str, Reader],
+        readers: Mapping[str, Reader] | None = None,
     ) -> None:
-        self.readers = readers
+        self.readers = readers or {}
         self.program, self.params, self.settings = program, params, settings
         self.layers, self.rule = layers, rule
         self.original = leaves_by_path(params)
@@ -205,16 +218,7 @@ class _Work:
         counts = [num_kept(size, level) for size in sizes]
         if self.settings.scope == "global" and self.rule is None:
             start = time.perf_counter()
-            number = len(jax.tree.leaves(self.sparse[0])[0])
-            some = -(-self.settings.sensitivity_examples // number)
-            self.found = sensitivities(
-                self.program,
-                list(self.layers),
-                self.original,
-                self.sparse[:some],
-                self.settings.metric,
-                self.settings.seed,
-            )
+            self._look()
             scores = [
                 scores_of(self.original[p.path], layer, self.found[p])
                 for p, layer in every
@@ -225,6 +229,43 @@ class _Work:
             (product, layer.number): count
             for (product, layer), count in zip(every, counts, strict=True)
         }
+
+    def allocate_structures(
+        self, found: Structures, level: float, budget: Budget
+    ) -> None:
+        """Decides how many structures each layer no longer reads."""
+        start, losses = time.perf_counter(), None
+        if self.settings.scope == "global":
+            self._look()
+            losses = {
+                unit: loss
+                for product, (layer,) in self.layers.items()
+                for unit, loss in self.readers[product.path]
+                .losses(
+                    layer,
+                    scores_of(self.original[product.path], layer, self.found[product]),
+                )
+                .items()
+            }
+        counts = counts_of(found, level, budget, losses, self.settings.spread)
+        self.gone = {
+            reader.path: count
+            for reader, count in zip(self.readers.values(), counts, strict=True)
+        }
+        self.seconds["allocation"] = time.perf_counter() - start
+
+    def _look(self) -> None:
+        """Asks what the outputs of each layer mean to those of the network."""
+        number = len(jax.tree.leaves(self.sparse[0])[0])
+        some = -(-self.settings.sensitivity_examples // number)
+        self.found = sensitivities(
+            self.program,
+            list(self.layers),
+            self.original,
+            self.sparse[:some],
+            self.settings.metric,
+            self.settings.seed,
+        )
 
     def run(self, progress: Any) -> tuple[Params, Masks, LayerwiseInfo]:
         """Prunes every layer, and repairs them."""
@@ -427,14 +468,17 @@ class _Work:
         order = np.ix_(columns, columns)
         size = len(columns) // len(reader.family.units)
         own, other = moment[0][order], cross[0][order]
+        there = reader.there(self.masks[reader.path], layer)
+        number = max(0, self.gone[reader.path] - int((~there).sum()))
         pruned, stays = without_inputs(
             weights,
             own,
             other,
+            there,
             np.float32(self.settings.damping),
             size=size,
-            number=reader.number,
-            together=-(-reader.number // STEPS) or 1,
+            number=number,
+            together=-(-number // STEPS) or 1,
         )
         leaf.reshape(-1)[entries] = np.asarray(pruned).astype(leaf.dtype)
         self.leaves[reader.path] = leaf

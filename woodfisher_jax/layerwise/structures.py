@@ -7,9 +7,13 @@ import numpy as np
 
 from woodfisher_jax.layerwise.layers import Layer
 from woodfisher_jax.options import OptionError
-from woodfisher_jax.selection.patterns import Pattern
-from woodfisher_jax.selection.structures import Family, Structures
-from woodfisher_jax.tracing.layers import Product
+from woodfisher_jax.selection.structures import (
+    COSTS,
+    Budget,
+    Family,
+    Structures,
+    cheapest,
+)
 from woodfisher_jax.trees.masks import num_kept
 
 
@@ -21,13 +25,11 @@ class Reader(NamedTuple):
         path: Of the layer's weights.
         labels: The number of the structure that each weight reads, of the tensor's
             shape.
-        number: How many structures go.
     """
 
     family: Family
     path: str
     labels: np.ndarray
-    number: int
 
     def columns(self, layer: Layer) -> np.ndarray:
         """The order of a layer's inputs in which those of a structure are together.
@@ -44,11 +46,38 @@ class Reader(NamedTuple):
             )
         return np.argsort(labels[0, 0], kind="stable")
 
+    def there(self, mask: np.ndarray, layer: Layer) -> np.ndarray:
+        """Structures that the layer still reads, bool [structures].
+
+        Raises:
+            OptionError: If it reads one in part.
+        """
+        labels = self.labels.reshape(-1)[layer.entries()].reshape(-1)
+        left = mask.reshape(-1)[layer.entries()].reshape(-1)
+        number = np.bincount(labels, left, len(self.family.units))
+        if ((number > 0) & (number < np.bincount(labels))).any():
+            raise OptionError(
+                "masks",
+                f"masks of {self.path!r} have single weights pruned; expected none, or "
+                "all that read a structure: take structures out first, and prune what "
+                "is left then",
+            )
+        return number > 0
+
+    def losses(self, layer: Layer, scores: np.ndarray) -> dict[int, float]:
+        """What each unit is worth: the sum over the weights that read it.
+
+        Args:
+            layer: Of these weights.
+            scores: Of its weights, in their order.
+        """
+        labels = self.labels.reshape(-1)[layer.entries()].reshape(-1)
+        sums = np.bincount(labels, scores, len(self.family.units))
+        return dict(zip(self.family.units, map(float, sums), strict=True))
+
 
 def readers(
-    found: Structures,
-    shapes: Mapping[str, tuple[int, ...]],
-    level: float,
+    found: Structures, shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[str, Reader]:
     """The layers that alone read a family of structures, by the path of their weights.
 
@@ -58,7 +87,6 @@ def readers(
     Args:
         found: Structures of the network.
         shapes: Of the tensors that may be pruned.
-        level: Share of the structures of each family that goes; one stays at least.
 
     Raises:
         OptionError: If there is none.
@@ -74,27 +102,119 @@ def readers(
         along[..., member.entries.reshape(-1)] = np.repeat(
             np.arange(len(member.entries)), member.entries.shape[1]
         )
-        total = len(family.units)
-        number = total - max(1, num_kept(total, level))
         if (labels >= 0).all():
-            chosen[member.path] = Reader(family, member.path, labels, number)
+            chosen[member.path] = Reader(family, member.path, labels)
     if not chosen:
         raise OptionError(
             "pattern",
             "structures: no prunable layer reads some that no other layer reads; "
             "wf.structures(net_fn, params, inputs) lists what there is, and "
-            "wf.prune_structures also prunes what several layers read",
+            "wf.prune_outputs with pattern='structures' also prunes what several "
+            "layers read",
         )
     return chosen
 
 
-def structured(rule: Pattern | None) -> bool:
-    """Whether a pattern is one of structures."""
-    return rule is not None and bool(rule.kinds)
+def goal_of(
+    found: Structures,
+    sparsity: float | None,
+    shares: Mapping[str, float | None],
+) -> tuple[float, Budget]:
+    """The share of each family that goes, and what may be left in all.
+
+    Args:
+        found: Structures that may go.
+        sparsity: That share, if it is given.
+        shares: Of each cost of the network what may be left, if it is given.
+
+    Raises:
+        OptionError: If one is out of range, or structures cannot meet it.
+    """
+    given = {name: share for name, share in shares.items() if share is not None}
+    if (sparsity is None) == (not given):
+        raise OptionError(
+            "sparsity",
+            f"sparsity={sparsity} with {given or 'neither macs nor size'}; expected "
+            "either the share of each layer's structures that go, such as 0.5, or what "
+            "may be left of the network, such as macs=0.5",
+        )
+    if sparsity is not None:
+        return sparsity, {}
+    for name, share in given.items():
+        if isinstance(share, bool) or not 0 < share <= 1:
+            raise OptionError(
+                name,
+                f"{name}={share!r}; expected the share of the {COSTS[name]} to be "
+                "left, above 0 and at most 1, such as 0.5",
+            )
+    whole = {"size": found.size, "macs": found.macs}
+    budget = {name: share * whole[name] for name, share in given.items()}
+    low, high = 0.0, 1.0
+    for _ in range(30):
+        middle = (low + high) / 2
+        fits = _within(found, _counts(found, middle), budget)
+        low, high = (low, middle) if fits else (middle, high)
+    if not _within(found, _counts(found, high), budget):
+        left = found.account(_first(found, _counts(found, 1.0))).left
+        name = next(name for name in budget if left[name] > budget[name])
+        raise OptionError(
+            name,
+            f"{name}={given[name]}; with one structure of each kind "
+            f"{left[name] / whole[name]:.3f} of the {COSTS[name]} are left, expected a "
+            "larger share, more kinds, or more tensors in prunable",
+        )
+    return high, budget
 
 
-def only_read(
-    layers: dict[Product, list[Layer]], chosen: Mapping[str, Reader]
-) -> dict[Product, list[Layer]]:
-    """The layers of these readers."""
-    return {product: own for product, own in layers.items() if product.path in chosen}
+def counts_of(
+    found: Structures,
+    level: float,
+    budget: Budget,
+    losses: Mapping[int, float] | None = None,
+    spread: float = 0.0,
+) -> list[int]:
+    """How many structures of each family go.
+
+    Args:
+        found: Structures that may go.
+        level: Share of each family.
+        budget: What may be left; empty for the same share of each.
+        losses: Loss increase of each unit; those go that are cheapest for what they
+            save. Default none: the same share of each family.
+        spread: How far the share of a family may be from ``level``.
+    """
+    counts = _counts(found, level)
+    if losses is None:
+        return counts
+    least = _counts(found, max(level - spread, 0.0))
+    most = _counts(found, min(level + spread, 1.0))
+    start = _first(found, least, losses)
+    if not budget:
+        account = found.account(_first(found, counts, losses))
+        budget = {"size": account.size}
+    stay = [len(f.units) - n for f, n in zip(found.families, most, strict=True)]
+    gone = cheapest(found, losses, found.account(start), budget, start, stay)
+    return [sum(unit in gone for unit in family.units) for family in found.families]
+
+
+def _counts(found: Structures, level: float) -> list[int]:
+    return [
+        len(f.units) - max(1, num_kept(len(f.units), level)) for f in found.families
+    ]
+
+
+def _first(
+    found: Structures, counts: list[int], losses: Mapping[int, float] | None = None
+) -> set[int]:
+    """So many units of each family, those of lowest loss."""
+    known = losses or {}
+    return {
+        unit
+        for family, count in zip(found.families, counts, strict=True)
+        for unit in sorted(family.units, key=lambda u: known.get(u, 0.0))[:count]
+    }
+
+
+def _within(found: Structures, counts: list[int], budget: Budget) -> bool:
+    left = found.account(_first(found, counts)).left
+    return all(left[name] <= most for name, most in budget.items())

@@ -6,7 +6,7 @@ from woodfisher_jax.options import OptionError, Options, option
 from woodfisher_jax.schedules import POLY_DEGREE, SPACINGS
 from woodfisher_jax.selection.costs import RESCALINGS
 from woodfisher_jax.selection.patterns import GroupNames, Pattern, check_goal, parse
-from woodfisher_jax.selection.structures import Budget, Structures
+from woodfisher_jax.selection.structures import Structures
 
 SCOPES = ("global", "layer")
 """What a threshold spans: all tensors, or each by itself."""
@@ -113,13 +113,6 @@ class Goal(Options):
         return 1.0 if self.recompute_schedule == "linear" else None
 
     @property
-    def budget(self) -> Budget | None:
-        """What may be left of a network whose structures go; None with a sparsity."""
-        if self.flops_target is not None:
-            return {"macs": self.flops_target * 1e6}
-        return self.pattern.budget if isinstance(self.pattern, Pattern) else None
-
-    @property
     def counts_macs(self) -> bool:
         """Whether the choice of weights depends on what they cost."""
         return self.flops_target is not None or self.flops_power > 0
@@ -139,8 +132,6 @@ class Goal(Options):
         sparsity = self.sparsity
         if sparsity is None and isinstance(self.pattern, Pattern):
             sparsity = self.pattern.sparsity
-        if isinstance(self.pattern, Pattern) and self.pattern.budget is not None:
-            return self.replace(scope="global")
         if (sparsity is None) == (self.flops_target is None):
             raise OptionError(
                 "sparsity",

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from woodfisher_jax.options import OptionError
-from woodfisher_jax.selection.structures import KINDS, Budget, Structures
+from woodfisher_jax.selection.structures import KINDS, Structures
 from woodfisher_jax.trees.axes import Axes, WeightAxes
 from woodfisher_jax.trees.blocks import FlatOrder, as_read, flat_order
 from woodfisher_jax.trees.masks import Prunable, by_path, init_masks
@@ -47,7 +47,6 @@ class Pattern(NamedTuple):
         kinds: Of structures that go as a whole, with what reads and makes them; none
             for other patterns.
         structures: Those of the network, once it is known.
-        budget: What may be left of the network, in place of a sparsity.
     """
 
     name: str
@@ -57,7 +56,6 @@ class Pattern(NamedTuple):
     in_tensors: bool = True
     kinds: tuple[str, ...] = ()
     structures: Structures | None = None
-    budget: Budget | None = None
 
     @property
     def sparsity(self) -> float | None:

@@ -185,7 +185,7 @@ def keep_structures(
 
     With a sparsity the cost is prunable weights, and structures go until no more than
     the goal's number stay; in layer scope the same share of each family goes, by
-    saliency alone. Else the cost is that of the goal's budget.
+    saliency alone. With MACs the cost is MACs.
 
     Args:
         saliencies: Of groups, [groups, 1].
@@ -203,16 +203,16 @@ def keep_structures(
     values = np.asarray(saliencies, np.float64)[:, 0]
     losses = {unit: max(values[group], 0.0) for unit, group in groups.units.items()}
     gone = found.gone({path: np.asarray(mask) for path, mask in masks.items()})
-    budget = goal.budget
-    if budget is None and goal.scope == "layer":
+    if goal.flops_target is not None:
+        budget = {"macs": goal.flops_target * MILLION}
+        gone = cheapest(found, losses, found.account(gone), budget, gone)
+    elif goal.scope == "layer":
         assert goal.sparsity is not None
         gone = lowest_of_each(found, losses, goal.sparsity, gone)
-    elif budget is None:
+    else:
         account = found.account(gone, order.paths)
         (most,) = num_kept(np.asarray(active), order, goal)
         gone = cheapest(found, losses, account, {"size": most}, gone)
-    else:
-        gone = cheapest(found, losses, found.account(gone), budget, gone)
     kept = {path: jnp.asarray(m) for path, m in found.masks(masks, gone).items()}
     return active & jnp.asarray(flat_mask(order, kept))
 

@@ -432,7 +432,7 @@ def cheapest(
     account: Account,
     budget: Budget,
     gone: set[int],
-    least: int = 1,
+    least: Sequence[int] | None = None,
 ) -> set[int]:
     """Structures to take out: those of the lowest loss for what they save, in turn.
 
@@ -445,7 +445,7 @@ def cheapest(
         account: Of the network without ``gone``; it is changed.
         budget: What may be left.
         gone: Units that are taken out already.
-        least: Structures of each family that stay; default 1.
+        least: How many structures of each family stay at least; default 1.
 
     Returns:
         All units that are to go, ``gone`` among them.
@@ -455,7 +455,7 @@ def cheapest(
     """
     family = {unit: i for i, f in enumerate(found.families) for unit in f.units}
     left = Counter(i for unit, i in family.items() if unit not in gone)
-    gone = set(gone)
+    gone, stay = set(gone), least or [1] * len(found.families)
 
     def price(unit: int, above: Sequence[str]) -> float:
         costs = account.of(unit)
@@ -467,7 +467,8 @@ def cheapest(
         heapq.heapify(order)
         while order and all(account.left[name] > budget[name] for name in above):
             old, unit = heapq.heappop(order)
-            if left[family[unit]] <= least:
+            number = family[unit]
+            if left[number] <= stay[number]:
                 continue
             now = price(unit, above)
             # As structures go others save less: a price only rises.
@@ -482,7 +483,7 @@ def cheapest(
             raise OptionError(
                 "pattern",
                 f"structures: {account.left[name]:,.0f} {COSTS[name]} are left with "
-                f"{least} structure of each family, expected at most "
+                "the fewest structures of each kind, expected at most "
                 f"{budget[name]:,.0f}; set a lower goal, or make more tensors prunable",
             )
     return gone

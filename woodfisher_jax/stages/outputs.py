@@ -83,8 +83,8 @@ def prune_outputs(
         raise OptionError(
             "sparsity", "sparsity is missing; expected a fraction, such as 0.9"
         )
-    wanted, images = dense_outputs(net_fn, params, inputs)
-    drawn = draws(len(wanted), num_samples, seed)
+    wanted, images = _dense_outputs(net_fn, params, inputs)
+    drawn = _draws(len(wanted), num_samples, seed)
 
     def stage(number: int, params: Params) -> Stage:
         del params
@@ -107,7 +107,7 @@ def prune_outputs(
     return params, masks, joined(infos)
 
 
-def dense_outputs(
+def _dense_outputs(
     net_fn: OutputsFn, params: Params, inputs: Any
 ) -> tuple[jax.Array, Any]:
     """The outputs of a network as it is, and its inputs as one batch.
@@ -172,7 +172,7 @@ def _check_outputs(net_fn: OutputsFn, params: Params, inputs: Any) -> None:
     )
 
 
-def draws(available: int, number: int, seed: int) -> Callable[[int], np.ndarray]:
+def _draws(available: int, number: int, seed: int) -> Callable[[int], np.ndarray]:
     """For each stage so many of the inputs, all of which come before one repeats."""
     size = min(available, number)
     order = np.random.default_rng(seed).permutation(available)
