@@ -8,7 +8,7 @@ Each is called as ``model.apply(variables, images, train=False)`` and returns lo
 
 import difflib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -19,6 +19,7 @@ from woodfisher_jax.models import resnet, vgg
 from woodfisher_jax.models.cifarnet import CifarNet
 from woodfisher_jax.models.mlp import MLP, LogisticRegression
 from woodfisher_jax.models.mobilenet import MobileNetV1, MobileNetV2
+from woodfisher_jax.models.resizing import check_widths, layer_outputs, resized
 from woodfisher_jax.models.resnet import CifarResNet, ResNet
 from woodfisher_jax.models.vgg import VGG
 from woodfisher_jax.models.vit import VisionTransformer
@@ -76,6 +77,16 @@ def build_model(name: str, **settings: Any) -> nn.Module:
     return build(**settings)
 
 
+__all__ = [
+    "MODELS",
+    "build_model",
+    "check_widths",
+    "layer_outputs",
+    "num_parameters",
+    "resized",
+]
+
+
 def num_parameters(params: Any) -> int:
     """Counts the parameters of a tree of arrays (or of their shapes)."""
     return sum(leaf.size for leaf in jax.tree.leaves(params))
@@ -98,6 +109,9 @@ def _check_setting(name: str, value: Any, default: Any) -> None:
     elif isinstance(default, float):
         fits = isinstance(value, (int, float)) and 0 <= value < 1
         expected = "a number from 0 and below 1"
+    elif isinstance(default, Mapping):
+        fits = isinstance(value, Mapping) and all(map(is_width, value.values()))
+        expected = "whole numbers from 1 to 2**20 by path, such as {'fc1': 30}"
     elif isinstance(default, tuple):
         fits = isinstance(value, (tuple, list)) and all(map(is_width, value))
         expected = f"whole numbers from 1 to 2**20 in brackets, such as {default}"
