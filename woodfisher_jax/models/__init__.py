@@ -25,6 +25,16 @@ from woodfisher_jax.models.vgg import VGG
 from woodfisher_jax.models.vit import VisionTransformer
 from woodfisher_jax.options import shown
 
+__all__ = [
+    "MODELS",
+    "build_model",
+    "check_widths",
+    "layer_outputs",
+    "num_parameters",
+    "resized",
+    "settings_of",
+]
+
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "mlp": MLP,
     "logistic_regression": LogisticRegression,
@@ -62,29 +72,28 @@ def build_model(name: str, **settings: Any) -> nn.Module:
             f"name: expected one of {', '.join(MODELS)}; got {name!r}."
             f"{_did_you_mean(name, list(MODELS))}"
         )
-    build = MODELS[name]
-    # The settings that the name fixes and Linen's own are not the caller's.
-    fixed = {*getattr(build, "keywords", {}), "parent", "name"}
-    parameters = inspect.signature(build).parameters
-    allowed = [p for p in parameters if p not in fixed]
+    allowed = settings_of(name)
     for setting, value in settings.items():
         if setting not in allowed:
             raise ValueError(
                 f"model {name!r}: expected settings among {', '.join(allowed)}; "
-                f"got {setting!r}.{_did_you_mean(setting, allowed)}"
+                f"got {setting!r}.{_did_you_mean(setting, list(allowed))}"
             )
-        _check_setting(setting, value, parameters[setting].default)
-    return build(**settings)
+        _check_setting(setting, value, allowed[setting])
+    return MODELS[name](**settings)
 
 
-__all__ = [
-    "MODELS",
-    "build_model",
-    "check_widths",
-    "layer_outputs",
-    "num_parameters",
-    "resized",
-]
+def settings_of(name: str) -> dict[str, Any]:
+    """The settings of a model by name, each with its default.
+
+    Args:
+        name: A key of `MODELS`.
+    """
+    build = MODELS[name]
+    # The settings that the name fixes and Linen's own are not the caller's.
+    fixed = {*getattr(build, "keywords", {}), "parent", "name"}
+    parameters = inspect.signature(build).parameters
+    return {k: p.default for k, p in parameters.items() if k not in fixed}
 
 
 def num_parameters(params: Any) -> int:
