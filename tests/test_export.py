@@ -59,6 +59,21 @@ def test_the_command(
         np.testing.assert_array_equal(found[key], array)
 
 
+def test_a_small_network_comes_with_lines_that_build_it(tmp_path: Path, capsys) -> None:
+    network = random_network("mlp", (8, 8, 1), 0.0, hidden=(50,), widths={"fc1": 9})
+    run = save_run(tmp_path / "run", {**MLP, "widths": {"fc1": 9}}, {3: network})
+    out = tmp_path / "net.safetensors"
+    export.cli([str(run), "--format=torch", f"--out={out}"])
+    line = capsys.readouterr().out.splitlines()[1]
+    assert line.startswith(f"{tmp_path / 'net.py'}: load() builds the network")
+    assert 'load(path="net.safetensors")' in (tmp_path / "net.py").read_text()
+    assert read_state_dict(out)["fc1.weight"].shape == (9, 64)
+    out.unlink()
+    with pytest.raises(FileExistsError, match=r"net\.py: there is"):
+        export.export(run, "torch", out)
+    assert not out.exists()
+
+
 @pytest.mark.parametrize(
     ("format", "out", "words"),
     [

@@ -7,6 +7,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+import flax.linen as nn
 import jax
 import numpy as np
 
@@ -20,6 +21,8 @@ from woodfisher_jax.weights.files import check_output, save_safetensors
 from woodfisher_jax.weights.latency import latency, latency_line
 from woodfisher_jax.weights.serving import load_stablehlo, save_stablehlo
 from woodfisher_jax.weights.state_dicts import to_state_dict
+from woodfisher_jax.weights.torch_code import torch_code
+from woodfisher_jax.written_files import replace_file
 
 FORMATS = ("torch", *sparse_files.FORMATS, "stablehlo")
 """What a run is exported as: see docs/formats.md."""
@@ -43,7 +46,8 @@ def export(
 
     Args:
         run: Folder of the run, or of one of its saves.
-        format: One of :data:`FORMATS`.
+        format: One of :data:`FORMATS`. "torch" also writes lines of PyTorch that build
+            a network from which structure was taken out, beside the file, as ``.py``.
         out: The file: ``.stablehlo`` for that format, else ``.safetensors``.
         which: "latest" or "best" save.
         image_shape: [h, w, c] of a program's input; default that of the run's data set,
@@ -66,7 +70,10 @@ def export(
     suffix = ".stablehlo" if format == "stablehlo" else ".safetensors"
     out = check_output(out, suffix=suffix, overwrite=overwrite)
     saved = read_run(run, which)
+    lines = []
     if format == "torch":
+        if saved.config.model.settings.get("widths"):
+            lines.append(_write_code(out, saved, overwrite))
         save_safetensors(out, to_state_dict(saved.variables), TORCH_METADATA)
         remark = "a state dict of PyTorch"
     elif format == "stablehlo":
@@ -80,7 +87,7 @@ def export(
         remark = (
             f"{100 * out.stat().st_size / dense:.1f} % of its {dense:,} dense bytes"
         )
-    lines = [f"{out}: {out.stat().st_size:,} bytes, {remark}"]
+    lines.insert(0, f"{out}: {out.stat().st_size:,} bytes, {remark}")
     if time_products:
         for rows in BATCH_SIZES:
             found = latency(saved.variables["params"], saved.masks, rows)
@@ -88,8 +95,19 @@ def export(
     return lines
 
 
+def _model(run: SavedRun) -> nn.Module:
+    return models.build_model(run.config.model.name, **run.config.model.settings)
+
+
+def _write_code(weights: Path, run: SavedRun, overwrite: bool) -> str:
+    file = weights.with_suffix(".py")
+    check_output(file, suffix=".py", overwrite=overwrite)
+    replace_file(file, torch_code(_model(run), weights.name))
+    return f"{file}: load() builds the network in PyTorch with these weights"
+
+
 def _write_program(out: Path, run: SavedRun, image_shape: tuple[int, ...]) -> str:
-    model = models.build_model(run.config.model.name, **run.config.model.settings)
+    model = _model(run)
     save_stablehlo(out, lambda images: model.apply(run.variables, images), image_shape)
     images = np.random.default_rng(0).standard_normal((2, *image_shape), np.float32)
     expected = jax.jit(model.apply)(run.variables, images)
@@ -122,7 +140,8 @@ def cli(arguments: Sequence[str] | None = None) -> None:
         description="Writes the network of a saved run to one file.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="""formats (layouts and loaders: docs/formats.md):
-  torch       a state dict, for load_state_dict
+  torch       a state dict, for load_state_dict; of a network of other widths than
+              its model's also a .py that builds it
   masked      dense arrays, with their masks
   bitmask     the weights left, and a bit for each weight that says where
   csr         the weights left, as compressed sparse rows

@@ -47,6 +47,7 @@ class ConvNorm(nn.Module):
     @nn.compact
     def __call__(self, x, train=False):
         return layers.conv_norm(
+            self,
             x,
             6,
             3,

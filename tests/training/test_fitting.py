@@ -7,17 +7,21 @@ from typing import Any
 import numpy as np
 import pytest
 from jax.sharding import AbstractMesh
+from saved_runs import random_network
 from small_runs import small
 
+from woodfisher_jax import models
 from woodfisher_jax.data import DataSet, Split
 from woodfisher_jax.data.generated import Shape, write_folder
 from woodfisher_jax.training import fitting
-from woodfisher_jax.training.config import from_dict
+from woodfisher_jax.training.config import ConfigError, from_dict
 from woodfisher_jax.training.config.files import load_config, override
 from woodfisher_jax.training.fitting import fitted
 from woodfisher_jax.training.loop import run
 from woodfisher_jax.training.plan import fit, prepare
 from woodfisher_jax.training.saved_run import read_config
+from woodfisher_jax.weights.files import save_safetensors
+from woodfisher_jax.weights.state_dicts import to_state_dict
 
 
 def of_size(number: int, classes: int = 3) -> DataSet:
@@ -146,3 +150,49 @@ def test_a_run_keeps_what_it_was_fitted_to(tmp_path: Path) -> None:
     assert "config.prune.loss_samples=1437 instead of 5000" in log
     # The same command again, of a finished run.
     assert run(config, tmp_path, quiet=True)["final"] == first["final"]
+
+
+def written(path: Path, **settings: Any) -> str:
+    """A file with a network of 8 x 8 images and two hidden layers."""
+    variables, _ = random_network("mlp", (8, 8, 1), 0.0, **settings)
+    save_safetensors(path, to_state_dict(variables), {})
+    return str(path)
+
+
+def test_widths_are_those_of_a_smaller_network(tmp_path: Path) -> None:
+    file = written(tmp_path / "small.safetensors", hidden=(5, 7))
+    model = {"name": "mlp", "hidden": (16, 7)}
+    config, notes = fit(small(init_from=file, model=model))
+    assert config.model.settings["widths"] == {"fc1": 5}
+    assert notes == [
+        "config.model.widths: 1 layers of config.init_from have fewer outputs than mlp "
+        "says, the first is fc1 with 5 of 16"
+    ]
+    plan, (variables, _) = prepare(config, quiet)
+    assert variables["params"]["fc1"]["kernel"].shape == (64, 5)
+    assert (
+        models.resized(
+            models.build_model("mlp", hidden=(16, 7)),
+            variables,
+            np.zeros((1, 8, 8, 1)),
+        )
+        == plan.model
+    )
+    # Read once, they are the config's own.
+    assert fit(config) == (config, [])
+
+
+def test_more_outputs_and_other_classes_are_no_widths(tmp_path: Path) -> None:
+    model = {"name": "mlp", "hidden": (16, 7)}
+    for stored in ({"hidden": (20, 7)}, {"hidden": (16, 7), "num_classes": 3}):
+        file = written(tmp_path / "other.safetensors", **stored)
+        config = small(init_from=file, model=model)
+        assert fit(config) == (config, [])
+    with pytest.raises(ConfigError, match=r"fc3\.weight .*\(3, 7\), model \(10, 7\)"):
+        prepare(config, quiet)
+
+
+def test_widths_of_no_layer_are_refused() -> None:
+    model = {"name": "mlp", "hidden": (16,), "widths": {"fc7": 3}}
+    with pytest.raises(ConfigError, match=r"config\.model: widths\['fc7'\]: there is"):
+        prepare(small(model=model), quiet)

@@ -17,6 +17,7 @@ import numpy as np
 import optax
 import pytest
 from read_pages import Page
+from saved_runs import random_network
 from small_runs import small
 
 from woodfisher_jax.evaluate import evaluate_run
@@ -24,9 +25,12 @@ from woodfisher_jax.report import metrics
 from woodfisher_jax.training import checkpoint
 from woodfisher_jax.training import loop as train
 from woodfisher_jax.training.config import Config, ConfigError, to_dict
-from woodfisher_jax.training.plan import prepare
+from woodfisher_jax.training.plan import fit, prepare
 from woodfisher_jax.training.preemption import Stopped, StopRequest
+from woodfisher_jax.training.saved_run import read_config
 from woodfisher_jax.training.train_step import Metrics
+from woodfisher_jax.weights.files import save_safetensors
+from woodfisher_jax.weights.state_dicts import to_state_dict
 
 
 def quiet(label: str, done: int, total: int) -> None:
@@ -285,6 +289,26 @@ def test_an_averaged_network_is_judged_pruned_and_resumed(tmp_path: Path) -> Non
     stopped(config, tmp_path / "cut", signal.SIGTERM, after=30)
     again = run(config, tmp_path / "cut")
     assert again["final"] == whole["final"]
+
+
+@pytest.mark.slow
+def test_a_small_network_is_trained_resumed_and_evaluated(tmp_path: Path) -> None:
+    variables, _ = random_network("mlp", (8, 8, 1), 0.0, hidden=(9,))
+    file = tmp_path / "small.safetensors"
+    save_safetensors(file, to_state_dict(variables), {})
+    config = small(init_from=str(file), train__epochs=1, prune__end=0)
+    whole = run(config, tmp_path / "whole")
+    assert read_config(tmp_path / "whole").model.settings["widths"] == {"fc1": 9}
+    interrupted(config, tmp_path / "cut", 2)
+    again = run(config, tmp_path / "cut")
+    fitted = fit(config)[0]
+    same_bits(
+        *(saved(tmp_path / folder, fitted)[0] for folder in ("cut", "whole")),
+    )
+    found = evaluate_run(tmp_path / "cut")
+    for key, value in whole["final"].items():
+        assert again["final"][key] == value == found[key]
+    assert found["prunable"] == 9 * 64 + 9 * 10
 
 
 def test_a_finished_run_started_again_changes_nothing(

@@ -8,7 +8,7 @@ Each is called as ``model.apply(variables, images, train=False)`` and returns lo
 
 import difflib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -19,10 +19,21 @@ from woodfisher_jax.models import resnet, vgg
 from woodfisher_jax.models.cifarnet import CifarNet
 from woodfisher_jax.models.mlp import MLP, LogisticRegression
 from woodfisher_jax.models.mobilenet import MobileNetV1, MobileNetV2
+from woodfisher_jax.models.resizing import check_widths, layer_outputs, resized
 from woodfisher_jax.models.resnet import CifarResNet, ResNet
 from woodfisher_jax.models.vgg import VGG
 from woodfisher_jax.models.vit import VisionTransformer
 from woodfisher_jax.options import shown
+
+__all__ = [
+    "MODELS",
+    "build_model",
+    "check_widths",
+    "layer_outputs",
+    "num_parameters",
+    "resized",
+    "settings_of",
+]
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "mlp": MLP,
@@ -61,19 +72,28 @@ def build_model(name: str, **settings: Any) -> nn.Module:
             f"name: expected one of {', '.join(MODELS)}; got {name!r}."
             f"{_did_you_mean(name, list(MODELS))}"
         )
-    build = MODELS[name]
-    # The settings that the name fixes and Linen's own are not the caller's.
-    fixed = {*getattr(build, "keywords", {}), "parent", "name"}
-    parameters = inspect.signature(build).parameters
-    allowed = [p for p in parameters if p not in fixed]
+    allowed = settings_of(name)
     for setting, value in settings.items():
         if setting not in allowed:
             raise ValueError(
                 f"model {name!r}: expected settings among {', '.join(allowed)}; "
-                f"got {setting!r}.{_did_you_mean(setting, allowed)}"
+                f"got {setting!r}.{_did_you_mean(setting, list(allowed))}"
             )
-        _check_setting(setting, value, parameters[setting].default)
-    return build(**settings)
+        _check_setting(setting, value, allowed[setting])
+    return MODELS[name](**settings)
+
+
+def settings_of(name: str) -> dict[str, Any]:
+    """The settings of a model by name, each with its default.
+
+    Args:
+        name: A key of `MODELS`.
+    """
+    build = MODELS[name]
+    # The settings that the name fixes and Linen's own are not the caller's.
+    fixed = {*getattr(build, "keywords", {}), "parent", "name"}
+    parameters = inspect.signature(build).parameters
+    return {k: p.default for k, p in parameters.items() if k not in fixed}
 
 
 def num_parameters(params: Any) -> int:
@@ -98,6 +118,9 @@ def _check_setting(name: str, value: Any, default: Any) -> None:
     elif isinstance(default, float):
         fits = isinstance(value, (int, float)) and 0 <= value < 1
         expected = "a number from 0 and below 1"
+    elif isinstance(default, Mapping):
+        fits = isinstance(value, Mapping) and all(map(is_width, value.values()))
+        expected = "whole numbers from 1 to 2**20 by path, such as {'fc1': 30}"
     elif isinstance(default, tuple):
         fits = isinstance(value, (tuple, list)) and all(map(is_width, value))
         expected = f"whole numbers from 1 to 2**20 in brackets, such as {default}"

@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from woodfisher_jax.models.layers import Resizable, num_heads, width
 from woodfisher_jax.options import Options, option
 
 _normal = nn.initializers.normal(0.02)
@@ -55,9 +56,10 @@ class Embeddings(nn.Module):
         """Maps tokens and their segments [B, T] to [B, T, width]."""
         c = self.config
 
+        length = width(self, "word_embeddings", c.hidden_size)
+
         def table(number: int, name: str) -> nn.Embed:
-            embed = partial(nn.Embed, embedding_init=_normal)
-            return embed(number, c.hidden_size, name=name)
+            return nn.Embed(number, length, embedding_init=_normal, name=name)
 
         positions = jnp.arange(tokens.shape[1])
         x = table(c.vocab_size, "word_embeddings")(tokens)
@@ -73,17 +75,19 @@ class SelfAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array | None) -> jax.Array:
-        """Maps tokens [B, T, width], real where mask [B, T], to [B, T, width]."""
-        number = self.config.num_attention_heads
+        """Maps tokens [B, T, width], real where mask [B, T], to [B, T, heads * d]."""
+        c = self.config
+        size = c.hidden_size // c.num_attention_heads
+        number = num_heads(self, "query", c.num_attention_heads, size)
 
         def heads(name: str) -> jax.Array:
-            y = _dense(x.shape[-1], name=name)(x)
-            return y.reshape(*x.shape[:2], number, -1)
+            y = _dense(number * size, name=name)(x)
+            return y.reshape(*x.shape[:2], number, size)
 
         query, key, value = map(heads, ("query", "key", "value"))
         seen = None if mask is None else mask.astype(bool)[:, None, None]
         y = jax.nn.dot_product_attention(query, key, value, mask=seen)
-        return y.reshape(x.shape)
+        return y.reshape(*x.shape[:2], -1)
 
 
 class Output(nn.Module):
@@ -118,8 +122,8 @@ class Intermediate(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps tokens [B, T, width] to [B, T, intermediate_size]."""
-        x = _dense(self.config.intermediate_size, name="dense")(x)
-        return nn.gelu(x, approximate=False)
+        inside = width(self, "dense", self.config.intermediate_size)
+        return nn.gelu(_dense(inside, name="dense")(x), approximate=False)
 
 
 class Block(nn.Module):
@@ -148,7 +152,7 @@ class Encoder(nn.Module):
         return x
 
 
-class Bert(nn.Module):
+class Bert(Resizable):
     """An encoder of texts: learned positions, layer norms after shortcuts, GELU.
 
     Attributes:

@@ -1,12 +1,75 @@
-"""Layers by the conventions of PyTorch's image models, channels last."""
+"""Layers by the conventions of PyTorch's image models, channels last; their widths."""
+
+from collections.abc import Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.core import FrozenDict
 from jax.typing import DTypeLike
 
 he_normal_by_output = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 """Normal with standard deviation sqrt(2 / (kernel height * kernel width * out))."""
+
+
+class Resizable(nn.Module, kw_only=True):
+    """A network of which each layer may have a width of its own.
+
+    Attributes:
+        widths: From the path of a layer, such as ``layer1/block0/conv1``, to its number
+            of outputs, where that is not what the other attributes say; default none.
+            A layer whose outputs are added to a shortcut, and a depthwise convolution,
+            have as many as come in.
+    """
+
+    widths: Mapping[str, int] = FrozenDict()
+
+    def __post_init__(self) -> None:
+        """Makes the widths hashable, for a module may be a static argument of jit."""
+        object.__setattr__(self, "widths", FrozenDict(self.widths))
+        super().__post_init__()
+
+
+def width(module: nn.Module, name: str, usual: int) -> int:
+    """Outputs of a layer: what ``widths`` of the network has for it, or the usual.
+
+    Args:
+        module: The calling module, bound.
+        name: Of the layer in it.
+        usual: Outputs where the network, a `Resizable`, has none for its path.
+    """
+    network: Any = module
+    while not isinstance(network, Resizable):
+        network = getattr(network, "parent", None)
+        if network is None:
+            return usual
+    path = module.path[len(network.path) :]
+    return int(network.widths.get("/".join([*path, name]), usual))
+
+
+def num_heads(
+    module: nn.Module, name: str, usual: int, size: int, parts: int = 1
+) -> int:
+    """Heads of a projection, by its width.
+
+    Args:
+        module: The calling module, bound.
+        name: Of the projection in it.
+        usual: Heads where ``widths`` has nothing for it.
+        size: Outputs of a head, the same whatever the width.
+        parts: Projections in one, 3 for queries, keys and values together; default 1.
+
+    Raises:
+        ValueError: If the width is not that of whole heads.
+    """
+    outputs = width(module, name, parts * usual * size)
+    if outputs % (parts * size):
+        raise ValueError(
+            f"widths[{'/'.join([*module.path, name])!r}]={outputs}; expected a "
+            f"multiple of {parts * size}, whole heads"
+        )
+    return outputs // (parts * size)
 
 
 def conv(
@@ -46,12 +109,14 @@ def conv(
 
 
 def conv_norm(
+    module: nn.Module,
     x: jax.Array,
     channels: int,
     size: int,
     stride: int = 1,
     *,
     groups: int = 1,
+    fixed: bool = False,
     use_bias: bool = False,
     zero_scale: bool = False,
     train: bool,
@@ -61,11 +126,14 @@ def conv_norm(
     """Applies a convolution and a batch norm, as submodules of the calling module.
 
     Args:
+        module: The calling module.
         x: [B, H, W, C].
-        channels: Output channels.
+        channels: Output channels, unless `width` says otherwise.
         size: Kernel height and width.
         stride: Stride in both directions; default 1.
-        groups: Groups of channels; default 1.
+        groups: Groups of channels; default 1. With more, and where ``fixed``, the
+            output channels are ``channels`` in any case.
+        fixed: Default False.
         use_bias: Whether the convolution has a bias; default False.
         zero_scale: Whether the norm's scale is initially 0; default 1.
         train: Whether the norm uses the batch's statistics and updates the stored ones.
@@ -75,6 +143,8 @@ def conv_norm(
     Returns:
         [B, H / stride, W / stride, channels].
     """
+    if groups == 1 and not fixed:
+        channels = width(module, names[0], channels)
     layer = conv(
         channels,
         size,

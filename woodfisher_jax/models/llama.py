@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from woodfisher_jax.models.layers import Resizable, num_heads, width
 from woodfisher_jax.options import Options, option
 
 _normal = nn.initializers.normal(0.02)
@@ -107,15 +108,23 @@ class Attention(nn.Module):
         """Maps tokens [B, T, width] to [B, T, width]."""
         c = self.config
 
+        queries = num_heads(self, "q_proj", c.num_attention_heads, c.head_width)
+        keys = num_heads(self, "k_proj", c.key_value_heads, c.head_width)
+        if queries % keys:
+            raise ValueError(
+                f"widths: {'/'.join(self.path)} has {queries} heads of queries for "
+                f"{keys} of keys; expected as many in each group"
+            )
+
         def heads(name: str, number: int) -> jax.Array:
             y = _dense(number * c.head_width, name=name)(x)
             return y.reshape(*x.shape[:2], number, c.head_width)
 
-        query = rotated(heads("q_proj", c.num_attention_heads), c.rope_theta)
-        key = rotated(heads("k_proj", c.key_value_heads), c.rope_theta)
-        value = heads("v_proj", c.key_value_heads)
+        query = rotated(heads("q_proj", queries), c.rope_theta)
+        key = rotated(heads("k_proj", keys), c.rope_theta)
+        value = heads("v_proj", keys)
         y = jax.nn.dot_product_attention(query, key, value, is_causal=True)
-        return _dense(c.hidden_size, name="o_proj")(y.reshape(*x.shape[:2], -1))
+        return _dense(x.shape[-1], name="o_proj")(y.reshape(*x.shape[:2], -1))
 
 
 class Mlp(nn.Module):
@@ -126,10 +135,10 @@ class Mlp(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps tokens [B, T, width] to [B, T, width]."""
-        c = self.config
-        gate = nn.silu(_dense(c.intermediate_size, name="gate_proj")(x))
-        up = _dense(c.intermediate_size, name="up_proj")(x)
-        return _dense(c.hidden_size, name="down_proj")(gate * up)
+        inside = width(self, "gate_proj", self.config.intermediate_size)
+        gate = nn.silu(_dense(inside, name="gate_proj")(x))
+        up = _dense(inside, name="up_proj")(x)
+        return _dense(x.shape[-1], name="down_proj")(gate * up)
 
 
 class Block(nn.Module):
@@ -155,9 +164,8 @@ class Decoder(nn.Module):
     def setup(self) -> None:
         """Makes the submodules."""
         c = self.config
-        self.embed_tokens = nn.Embed(
-            c.vocab_size, c.hidden_size, embedding_init=_normal
-        )
+        length = width(self, "embed_tokens", c.hidden_size)
+        self.embed_tokens = nn.Embed(c.vocab_size, length, embedding_init=_normal)
         # Linen calls them layers_0, layers_1 and so on.
         self.layers = [Block(c) for _ in range(c.num_hidden_layers)]
         self.norm = nn.RMSNorm(c.rms_norm_eps)
@@ -170,7 +178,7 @@ class Decoder(nn.Module):
         return self.norm(x)
 
 
-class Llama(nn.Module):
+class Llama(Resizable):
     """A language model: RMS norms, rotary positions, grouped queries, SwiGLU.
 
     Attributes:

@@ -3,8 +3,10 @@
 import flax.linen as nn
 import jax
 
+from woodfisher_jax.models.layers import Resizable, width
 
-class MLP(nn.Module):
+
+class MLP(Resizable):
     """Dense layers ``fc1``, ``fc2``, ... with ReLU between; the last gives the logits.
 
     With the default widths and 28 x 28 inputs it is the paper's MLPNet of 32,360
@@ -24,8 +26,10 @@ class MLP(nn.Module):
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """Maps inputs [B, ...], flattened in C order, to logits [B, num_classes]."""
         x = x.reshape(x.shape[0], -1)
-        for number, width in enumerate(self.hidden, start=1):
-            x = nn.relu(nn.Dense(width, self.use_bias, name=f"fc{number}")(x))
+        for number, usual in enumerate(self.hidden, start=1):
+            name = f"fc{number}"
+            outputs = width(self, name, usual)
+            x = nn.relu(nn.Dense(outputs, self.use_bias, name=name)(x))
         last = f"fc{len(self.hidden) + 1}"
         return nn.Dense(self.num_classes, self.use_bias, name=last)(x)
 

@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 from jax.typing import DTypeLike
 
-from woodfisher_jax.models.layers import conv_norm, global_average_pool
+from woodfisher_jax.models.layers import Resizable, conv_norm, global_average_pool
 
 _V1_BLOCKS = (
     # channels, stride
@@ -58,6 +58,7 @@ class ConvBlock(nn.Module):
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """Maps [B, H, W, C] to [B, H / stride, W / stride, channels]."""
         x = conv_norm(
+            self,
             x,
             self.channels,
             self.size,
@@ -88,13 +89,13 @@ class SeparableBlock(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """Maps [B, H, W, C] to [B, H / stride, W / stride, channels]."""
-        apply = partial(conv_norm, train=train, dtype=self.dtype)
+        apply = partial(conv_norm, self, train=train, dtype=self.dtype)
         inputs, names = x.shape[-1], ("depthwise_0", "bn_1")
         x = nn.relu(apply(x, inputs, 3, self.stride, groups=inputs, names=names))
         return nn.relu(apply(x, self.channels, 1, names=("pointwise_3", "bn_4")))
 
 
-class MobileNetV1(nn.Module):
+class MobileNetV1(Resizable):
     """MobileNetV1 (Howard et al. 2017, arXiv:1704.04861) of width 1, channels last.
 
     Attributes:
@@ -128,21 +129,32 @@ class InvertedResidual(nn.Module):
         expansion: Factor of the channels inside; without the first convolution if 1.
         stride: Stride of the depthwise convolution.
         dtype: Dtype of the computation; default that of the parameters.
+        inputs: Channels of the input where no layer has another width; default those
+            that come.
     """
 
     channels: int
     expansion: int
     stride: int = 1
     dtype: DTypeLike | None = None
+    inputs: int | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """Maps [B, H, W, C] to [B, H / stride, W / stride, channels]."""
+        inputs = self.inputs or x.shape[-1]
+        adds = self.stride == 1 and inputs == self.channels
         branch = _InvertedBranch(
-            self.channels, self.expansion, self.stride, self.dtype, name="conv"
+            self.channels,
+            self.expansion,
+            self.stride,
+            self.dtype,
+            inputs,
+            adds,
+            name="conv",
         )
         y = branch(x, train)
-        return x + y if x.shape == y.shape else y
+        return x + y if adds else y
 
 
 class _InvertedBranch(nn.Module):
@@ -152,16 +164,21 @@ class _InvertedBranch(nn.Module):
     expansion: int
     stride: int
     dtype: DTypeLike | None
+    inputs: int
+    adds: bool
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        inside = self.expansion * x.shape[-1]
+        # What is added to the input has its channels.
+        outputs = x.shape[-1] if self.adds else self.channels
         # The place in PyTorch's sequence, which begins with the expansion if any.
         place = 0
         if self.expansion != 1:
+            inside = self.expansion * self.inputs
             expand = ConvBlock(inside, size=1, dtype=self.dtype, name="expand_0")
             x = expand(x, train)
             place = 1
+        inside = x.shape[-1]
         x = ConvBlock(
             inside,
             stride=self.stride,
@@ -171,11 +188,18 @@ class _InvertedBranch(nn.Module):
         )(x, train)
         names = (f"project_{place + 1}", f"bn_{place + 2}")
         return conv_norm(
-            x, self.channels, 1, names=names, train=train, dtype=self.dtype
+            self,
+            x,
+            outputs,
+            1,
+            fixed=self.adds,
+            names=names,
+            train=train,
+            dtype=self.dtype,
         )
 
 
-class MobileNetV2(nn.Module):
+class MobileNetV2(Resizable):
     """MobileNetV2 (Sandler et al. 2018, arXiv:1801.04381) of width 1, channels last.
 
     Attributes:
@@ -194,7 +218,7 @@ class MobileNetV2(nn.Module):
         """Maps images [B, H, W, 3] to logits [B, num_classes]."""
         dtype = self.dtype
         x = ConvBlock(32, stride=2, dtype=dtype, name="features0")(x, train)
-        number = 1
+        number, inputs = 1, 32
         for expansion, channels, num_blocks, stride in _V2_STAGES:
             for i in range(num_blocks):
                 x = InvertedResidual(
@@ -202,9 +226,10 @@ class MobileNetV2(nn.Module):
                     expansion,
                     stride if i == 0 else 1,
                     dtype,
+                    inputs,
                     name=f"features{number}",
                 )(x, train)
-                number += 1
+                number, inputs = number + 1, channels
         x = ConvBlock(1280, size=1, dtype=dtype, name=f"features{number}")(x, train)
         x = global_average_pool(x)
         x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)

@@ -11,7 +11,12 @@ import flax.linen as nn
 import jax
 from jax.typing import DTypeLike
 
-from woodfisher_jax.models.layers import conv_norm, global_average_pool, max_pool
+from woodfisher_jax.models.layers import (
+    Resizable,
+    conv_norm,
+    global_average_pool,
+    max_pool,
+)
 
 CIFAR_DEPTHS = (20, 32, 44, 56, 110)
 """The paper's depths for 32 x 32 images (section 4.2); each is 6n + 2."""
@@ -45,6 +50,8 @@ class ResidualBlock(nn.Module):
         zero_init_residual: Whether the last batch norm has an initial scale of 0, so
             that the block is initially its shortcut.
         dtype: Dtype of the computation; default that of the parameters.
+        inputs: Channels of the input where no layer has another width, which decide
+            whether the shape changes; default those that come.
 
     Note:
         A bottleneck has its stride in the 3 x 3 convolution, as in torchvision (its
@@ -55,24 +62,29 @@ class ResidualBlock(nn.Module):
     stride: int = 1
     zero_init_residual: bool = False
     dtype: DTypeLike | None = None
+    inputs: int | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """Maps [B, H, W, C] to [B, H / stride, W / stride, channels[-1]]."""
-        apply = partial(conv_norm, train=train, dtype=self.dtype)
-        zero = self.zero_init_residual
+        apply = partial(conv_norm, self, train=train, dtype=self.dtype)
+        inputs = self.inputs or x.shape[-1]
+        project = self.stride != 1 or inputs != self.channels[-1]
+        # What is added to the input as it is has its channels.
+        outputs = self.channels[-1] if project else x.shape[-1]
+        last = partial(apply, fixed=not project, zero_scale=self.zero_init_residual)
         if len(self.channels) == 2:
-            inside, outputs = self.channels
+            inside, _ = self.channels
             y = nn.relu(apply(x, inside, 3, self.stride, names=("conv1", "bn1")))
-            y = apply(y, outputs, 3, names=("conv2", "bn2"), zero_scale=zero)
+            y = last(y, outputs, 3, names=("conv2", "bn2"))
         else:
-            first, inside, outputs = self.channels
+            first, inside, _ = self.channels
             y = nn.relu(apply(x, first, 1, names=("conv1", "bn1")))
             y = nn.relu(apply(y, inside, 3, self.stride, names=("conv2", "bn2")))
-            y = apply(y, outputs, 1, names=("conv3", "bn3"), zero_scale=zero)
-        if self.stride != 1 or x.shape[-1] != outputs:
+            y = last(y, outputs, 1, names=("conv3", "bn3"))
+        if project:
             names = ("downsample_conv", "downsample_bn")
-            x = apply(x, outputs, 1, self.stride, names=names)
+            x = apply(x, y.shape[-1], 1, self.stride, fixed=True, names=names)
         return nn.relu(x + y)
 
 
@@ -81,7 +93,7 @@ class Stage(nn.Module):
 
     Attributes:
         num_blocks: Number of blocks.
-        channels, stride, zero_init_residual, dtype: See `ResidualBlock`.
+        channels, stride, zero_init_residual, dtype, inputs: See `ResidualBlock`.
     """
 
     num_blocks: int
@@ -89,6 +101,7 @@ class Stage(nn.Module):
     stride: int
     zero_init_residual: bool
     dtype: DTypeLike | None
+    inputs: int
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -99,12 +112,13 @@ class Stage(nn.Module):
                 self.stride if i == 0 else 1,
                 self.zero_init_residual,
                 self.dtype,
+                self.inputs if i == 0 else self.channels[-1],
                 name=f"block{i}",
             )(x, train)
         return x
 
 
-class ResNet(nn.Module):
+class ResNet(Resizable):
     """ResNet-18, 34, 50, 101 or 152, or a wide one; channels last.
 
     From ResNet-50 on, blocks are bottlenecks. WideResNet-50-2 (Zagoruyko and Komodakis
@@ -130,19 +144,23 @@ class ResNet(nn.Module):
         """Maps images [B, H, W, 3] to logits [B, num_classes]."""
         form = self._form()
         names = ("conv1", "bn1")
-        x = conv_norm(x, 64, 7, 2, names=names, train=train, dtype=self.dtype)
+        x = conv_norm(self, x, 64, 7, 2, names=names, train=train, dtype=self.dtype)
         x = max_pool(nn.relu(x), 3, stride=2, padding=1)
+        inputs = 64
         for i, num_blocks in enumerate(form.num_blocks):
             width = 64 * 2**i
             inside = self.widening * width
+            channels = (inside, inside, 4 * width) if form.bottleneck else (width,) * 2
             x = Stage(
                 num_blocks,
-                (inside, inside, 4 * width) if form.bottleneck else (width, width),
+                channels,
                 1 if i == 0 else 2,
                 self.zero_init_residual,
                 self.dtype,
+                inputs,
                 name=f"layer{i + 1}",
             )(x, train)
+            inputs = channels[-1]
         # Without a dtype: float32 logits, since the parameters are.
         return nn.Dense(self.num_classes, name="fc")(global_average_pool(x))
 
@@ -159,7 +177,7 @@ class ResNet(nn.Module):
         return form
 
 
-class CifarResNet(nn.Module):
+class CifarResNet(Resizable):
     """ResNet-20, 32, 44, 56 or 110 for 32 x 32 images, channels last.
 
     Three stages of n basic blocks with 16, 32 and 64 channels, so 6n + 2 layers.
@@ -185,12 +203,12 @@ class CifarResNet(nn.Module):
                 f"depth: expected one of {allowed} (6n + 2), got {self.depth!r}"
             )
         names = ("conv1", "bn1")
-        x = conv_norm(x, 16, 3, names=names, train=train, dtype=self.dtype)
+        x = conv_norm(self, x, 16, 3, names=names, train=train, dtype=self.dtype)
         x = nn.relu(x)
         num_blocks = (self.depth - 2) // 6
         rest = (self.zero_init_residual, self.dtype)
-        x = Stage(num_blocks, (16, 16), 1, *rest, name="layer1")(x, train)
-        x = Stage(num_blocks, (32, 32), 2, *rest, name="layer2")(x, train)
-        x = Stage(num_blocks, (64, 64), 2, *rest, name="layer3")(x, train)
+        x = Stage(num_blocks, (16, 16), 1, *rest, 16, name="layer1")(x, train)
+        x = Stage(num_blocks, (32, 32), 2, *rest, 16, name="layer2")(x, train)
+        x = Stage(num_blocks, (64, 64), 2, *rest, 32, name="layer3")(x, train)
         # Without a dtype: float32 logits, since the parameters are.
         return nn.Dense(self.num_classes, name="fc")(global_average_pool(x))

@@ -8,7 +8,13 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from woodfisher_jax.models.layers import conv_norm, flatten_channels_first, max_pool
+from woodfisher_jax.models.layers import (
+    Resizable,
+    conv_norm,
+    flatten_channels_first,
+    max_pool,
+    width,
+)
 
 _CONVS_PER_STAGE = {
     11: (1, 1, 2, 2, 2),
@@ -23,7 +29,7 @@ DEPTHS = tuple(_CONVS_PER_STAGE)
 """The depths of the paper."""
 
 
-class VGG(nn.Module):
+class VGG(Resizable):
     """VGG-11, 13, 16 or 19 with batch norm, channels last.
 
     Attributes:
@@ -50,7 +56,8 @@ class VGG(nn.Module):
         init = nn.initializers.normal(0.01)
         for place in (0, 3):
             name = f"classifier{place}"
-            dense = nn.Dense(4096, dtype=self.dtype, kernel_init=init, name=name)
+            outputs = width(self, name, 4096)
+            dense = nn.Dense(outputs, dtype=self.dtype, kernel_init=init, name=name)
             x = nn.relu(dense(x))
             x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
         # Without a dtype: float32 logits, since the parameters are.
@@ -64,6 +71,7 @@ class VGG(nn.Module):
         for channels, num_convs in zip(_CHANNELS, convs_per_stage, strict=True):
             for _ in range(num_convs):
                 x = conv_norm(
+                    self,
                     x,
                     channels,
                     3,

@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from woodfisher_jax.models.layers import Resizable, num_heads, width
+
 _truncated_normal = nn.initializers.truncated_normal(0.02)
 
 _dense = partial(nn.Dense, kernel_init=_truncated_normal)
@@ -18,53 +20,63 @@ _layer_norm = partial(nn.LayerNorm, epsilon=1e-6)
 
 
 class Attention(nn.Module):
-    """Self-attention with ``num_heads`` heads, a divisor of the width."""
+    """Self-attention with ``num_heads`` heads of ``head_width``."""
 
     num_heads: int
+    head_width: int
     dtype: DTypeLike | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps tokens [B, T, width] to [B, T, width]."""
-        batch, tokens, width = x.shape
-        qkv = _dense(3 * width, dtype=self.dtype, name="qkv")(x)
-        qkv = qkv.reshape(batch, tokens, 3, self.num_heads, width // self.num_heads)
+        size = self.head_width
+        heads = num_heads(self, "qkv", self.num_heads, size, parts=3)
+        qkv = _dense(3 * heads * size, dtype=self.dtype, name="qkv")(x)
+        qkv = qkv.reshape(*x.shape[:2], 3, heads, size)
         query, key, value = (qkv[:, :, i] for i in range(3))
         y = jax.nn.dot_product_attention(query, key, value)
-        y = y.reshape(batch, tokens, width)
-        return _dense(width, dtype=self.dtype, name="proj")(y)
+        y = y.reshape(*x.shape[:2], heads * size)
+        return _dense(x.shape[-1], dtype=self.dtype, name="proj")(y)
 
 
 class Mlp(nn.Module):
-    """Two dense layers with an exact GELU between, four times as wide inside."""
+    """Two dense layers, ``inside`` wide, with an exact GELU between."""
 
+    inside: int
     dtype: DTypeLike | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps tokens [B, T, width] to [B, T, width]."""
-        width = x.shape[-1]
-        x = _dense(4 * width, dtype=self.dtype, name="fc1")(x)
-        x = nn.gelu(x, approximate=False)
-        return _dense(width, dtype=self.dtype, name="fc2")(x)
+        inside = width(self, "fc1", self.inside)
+        y = nn.gelu(_dense(inside, dtype=self.dtype, name="fc1")(x), approximate=False)
+        return _dense(x.shape[-1], dtype=self.dtype, name="fc2")(y)
 
 
 class Block(nn.Module):
-    """Attention and a perceptron, each after a layer norm and beside a shortcut."""
+    """Attention and a perceptron, each after a layer norm and beside a shortcut.
 
+    Attributes:
+        width: Of a token, of which the sizes of both layers follow.
+        num_heads: A divisor of the width.
+        dtype: Dtype of the computation; default that of the parameters.
+    """
+
+    width: int
     num_heads: int
     dtype: DTypeLike | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps tokens [B, T, width] to [B, T, width]."""
-        attention = Attention(self.num_heads, self.dtype, name="attn")
+        head_width = self.width // self.num_heads
+        attention = Attention(self.num_heads, head_width, self.dtype, name="attn")
         x = x + attention(_layer_norm(dtype=self.dtype, name="norm1")(x))
-        mlp = Mlp(self.dtype, name="mlp")
+        mlp = Mlp(4 * self.width, self.dtype, name="mlp")
         return x + mlp(_layer_norm(dtype=self.dtype, name="norm2")(x))
 
 
-class VisionTransformer(nn.Module):
+class VisionTransformer(Resizable):
     """A vision transformer that classifies by a class token; channels last.
 
     With 12 blocks and patches of 16 x 16 pixels it is DeiT (Touvron et al. 2020,
@@ -93,7 +105,8 @@ class VisionTransformer(nn.Module):
         self._check(x)
         x = self._embed(x)
         for number in range(self.depth):
-            x = Block(self.num_heads, self.dtype, name=f"blocks{number}")(x)
+            name = f"blocks{number}"
+            x = Block(self.width, self.num_heads, self.dtype, name=name)(x)
         x = _layer_norm(dtype=self.dtype, name="norm")(x)
         # Without a dtype: float32 logits, since the parameters are.
         return _dense(self.num_classes, name="head")(x[:, 0])
@@ -113,19 +126,15 @@ class VisionTransformer(nn.Module):
 
     def _embed(self, x: jax.Array) -> jax.Array:
         """Maps [B, H, W, 3] to the class token and the patches, [B, 1 + P, width]."""
-        size = (self.patch_size, self.patch_size)
+        size, name = (self.patch_size, self.patch_size), "patch_embed_proj"
+        length = width(self, name, self.width)
         patches = nn.Conv(
-            self.width,
-            size,
-            size,
-            padding="VALID",
-            dtype=self.dtype,
-            name="patch_embed_proj",
+            length, size, size, padding="VALID", dtype=self.dtype, name=name
         )(x)
-        patches = patches.reshape(x.shape[0], -1, self.width)
-        token = self.param("cls_token", _truncated_normal, (1, 1, self.width))
-        shape = (1, 1 + patches.shape[1], self.width)
+        patches = patches.reshape(x.shape[0], -1, length)
+        token = self.param("cls_token", _truncated_normal, (1, 1, length))
+        shape = (1, 1 + patches.shape[1], length)
         position = self.param("pos_embed", _truncated_normal, shape)
-        token = jnp.broadcast_to(token, (x.shape[0], 1, self.width))
+        token = jnp.broadcast_to(token, (x.shape[0], 1, length))
         tokens = jnp.concatenate([token.astype(patches.dtype), patches], axis=1)
         return tokens + position.astype(patches.dtype)

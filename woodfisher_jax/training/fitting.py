@@ -1,12 +1,18 @@
-"""A config adapted to its data set: its classes, and as many examples as it has."""
+"""A config adapted to its data: classes, numbers of examples; widths of a network."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
+import jax
+import numpy as np
+
+from woodfisher_jax import models
 from woodfisher_jax.data import DataSet
 from woodfisher_jax.rows.sharding import num_devices
 from woodfisher_jax.training import distributed
 from woodfisher_jax.training.config import Config, PruneConfig, TrainConfig
+from woodfisher_jax.weights.state_dicts import num_outputs
 
 
 def fitted(config: Config, dataset: DataSet) -> tuple[Config, list[str]]:
@@ -58,6 +64,55 @@ def fitted(config: Config, dataset: DataSet) -> tuple[Config, list[str]]:
         ),
         notes,
     )
+
+
+def narrowed(
+    config: Config,
+    state_dict: Mapping[str, np.ndarray],
+    image_shape: tuple[int, ...],
+) -> tuple[Config, list[str]]:
+    """Takes widths of layers from a network from which structure was taken out.
+
+    Args:
+        config: Of the run.
+        state_dict: The network, as for
+            :func:`~woodfisher_jax.weights.state_dicts.to_variables`.
+        image_shape: [h, w, c].
+
+    Returns:
+        The config with ``model.widths`` of the layers with fewer outputs than it says,
+        as far as a network has them; and a line that says so, if there are any.
+
+    Raises:
+        ValueError: If an attention layer has part of a head.
+    """
+    image = jax.ShapeDtypeStruct((1, *image_shape), np.float32)
+    name, settings = config.model.name, config.model.settings
+
+    def shapes(settings: Mapping[str, Any]) -> Any:
+        model = models.build_model(name, **settings)
+        return jax.eval_shape(model.init, jax.random.key(0), image)
+
+    dense = shapes(settings)
+    usual = models.layer_outputs(dense)
+    found = num_outputs(state_dict, dense)
+    fewer = {k: found[k] for k, n in usual.items() if found.get(k, n) < n}
+    if not fewer or "widths" not in models.settings_of(name):
+        return config, []
+    widths = {**settings.get("widths", {}), **fewer}
+    # Not the classifier, whose outputs are classes.
+    taken = models.layer_outputs(shapes({**settings, "widths": widths}))
+    widths = {k: n for k, n in widths.items() if taken[k] == n}
+    if widths == settings.get("widths", {}):
+        return config, []
+    model = dataclasses.replace(config.model, settings={**settings, "widths": widths})
+    smaller = [k for k in fewer if k in widths]
+    first = smaller[0]
+    return dataclasses.replace(config, model=model), [
+        f"config.model.widths: {len(smaller)} layers of config.init_from have fewer "
+        f"outputs than {name} says, the first is {first} with {fewer[first]} of "
+        f"{usual[first]}"
+    ]
 
 
 def _batch(settings: TrainConfig, total: int) -> dict[str, int]:

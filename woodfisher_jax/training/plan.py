@@ -20,7 +20,7 @@ from woodfisher_jax.progress import silent
 from woodfisher_jax.rows.sharding import num_devices
 from woodfisher_jax.training import distributed, optimizer, pruners
 from woodfisher_jax.training.config import Config, ConfigError, PruneConfig, TrainConfig
-from woodfisher_jax.training.fitting import fitted
+from woodfisher_jax.training.fitting import fitted, narrowed
 from woodfisher_jax.training.objective import axes_of, macs_per_weight, predict
 from woodfisher_jax.training.saved_run import read_weights
 from woodfisher_jax.trees.axes import Axes
@@ -113,12 +113,27 @@ class Plan(NamedTuple):
 
 
 def fit(config: Config) -> tuple[Config, list[str]]:
-    """Adapts a config to its data set, if it says ``fit_to_data``.
+    """Adapts a config to a smaller network in ``init_from``, and to its data set.
 
     Returns:
-        The config, and a line for each value that has changed.
+        The config, and a line for each value that has changed. The data set counts if
+        the config says ``fit_to_data``.
+
+    Raises:
+        ConfigError: If the network cannot be built, or its weights cannot be read.
     """
-    return fitted(config, _data(config, silent)) if config.fit_to_data else (config, [])
+    notes: list[str] = []
+    if config.fit_to_data:
+        config, notes = fitted(config, _data(config, silent))
+    if config.init_from is None:
+        return config, notes
+    with _refused_as("config.init_from"):
+        state_dict = read_weights(config.init_from)
+    with _refused_as("config.data"):
+        shape = data.stand_in(config.data.name, 1, config.data).image_shape
+    with _refused_as(f"config.init_from={config.init_from} as {config.model.name}"):
+        config, more = narrowed(config, state_dict, shape)
+    return config, notes + more
 
 
 def prepare(config: Config, progress: Progress) -> tuple[Plan, tuple[Any, Masks]]:
@@ -147,6 +162,7 @@ def prepare(config: Config, progress: Progress) -> tuple[Plan, tuple[Any, Masks]
     image = np.zeros((1, *dataset.image_shape), np.float32)
     with _refused_as("config.model", Exception):  # Any, of any settings.
         variables = jax.jit(model.init)(jax.random.key(config.seed), image)
+        models.check_widths(config.model.settings.get("widths", {}), variables)
     _check_classes(config, dataset, model, variables)
     saved: dict[str, np.ndarray] = {}
     own: list[str] = []
@@ -201,6 +217,7 @@ def outline(config: Config, mesh: Mesh) -> tuple[Plan, tuple[Any, Any]]:
     image = np.zeros((1, *dataset.image_shape), np.float32)
     with _refused_as("config.model", Exception):
         variables = jax.eval_shape(model.init, jax.random.key(0), image)
+        models.check_widths(config.model.settings.get("widths", {}), variables)
         logits = jax.eval_shape(functools.partial(predict, model), variables, image)
     dataset = dataset._replace(num_classes=logits.shape[-1])
     plan = make_plan(config, dataset, model, silent, mesh=mesh)
@@ -244,7 +261,8 @@ def _new_classifier(
     )
     paths = [path for path in present if present[path].shape != larger[path].shape]
     (kernel,) = (path for path in paths if path.endswith("kernel"))
-    outputs = num_outputs(state_dict, variables, kernel)
+    layer = kernel.removeprefix("params/").removesuffix("/kernel")
+    outputs = num_outputs(state_dict, variables).get(layer)
     classes = present[kernel].shape[-1]
     if outputs == classes:
         return [], ""

@@ -121,23 +121,27 @@ def to_state_dict(variables: Any) -> dict[str, np.ndarray]:
     return state_dict
 
 
-def num_outputs(
-    state_dict: Mapping[str, np.ndarray], variables: Any, path: str
-) -> int | None:
-    """Outputs that a layer of a model has in a state dict.
+def num_outputs(state_dict: Mapping[str, np.ndarray], variables: Any) -> dict[str, int]:
+    """Outputs that the layers of a model have in a state dict.
 
     Args:
         state_dict: As for `to_variables`.
         variables: As for `to_variables`.
-        path: Of the layer's kernel, such as ``params/fc/kernel``.
 
     Returns:
-        The length of the first axis; None where the state dict has no such layer.
+        From the path of a layer, such as ``layer1/block0/conv1``, to a number; layers
+        that the state dict does not have are not there.
     """
     names = {_unwrapped(key): key for key in state_dict}
-    prefix = _prefix(names, {torch_name(path) for path in leaves_by_path(variables)})
-    key = names.get(prefix + torch_name(path))
-    return None if key is None else int(state_dict[key].shape[0])
+    paths = {path: torch_name(path) for path in leaves_by_path(variables)}
+    prefix = _prefix(names, paths.values())
+    found = {}
+    for path, name in paths.items():
+        layer, _, leaf = path.removeprefix("params/").rpartition("/")
+        key = names.get(prefix + name)
+        if leaf in ("kernel", "embedding") and key is not None:
+            found[layer] = int(state_dict[key].shape[0 if leaf == "kernel" else -1])
+    return found
 
 
 def to_variables(

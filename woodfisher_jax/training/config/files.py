@@ -227,13 +227,14 @@ def explained(config: Config | LanguageConfig) -> str:
 def _explained(section: type, values: Mapping[str, Any], where: str) -> list[str]:
     fields, inner = section_fields(section, values), subsections(section)
     lines = [f"\n{where}"]
+    sections = {key for key in values if key in inner or is_pruner(key)}
     for key, value in values.items():
-        if not isinstance(value, dict):
+        if key not in sections:
             doc = fields[key].doc if key in fields else "A setting of the above."
             shown = tuple(value) if isinstance(value, list) else value
             lines.append(f"  --{where}.{key}={shown}\n      {doc}")
     for key, value in values.items():
-        if isinstance(value, dict):
+        if key in sections:
             kind = PruneConfig if is_pruner(key) else inner[key]
             lines += _explained(kind, value, f"{where}.{key}")
     return lines
