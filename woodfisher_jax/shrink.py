@@ -1,6 +1,7 @@
 """Structures taken out of a network that a mask has emptied."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -11,16 +12,21 @@ from woodfisher_jax.options import OptionError
 from woodfisher_jax.selection.structures import Structures, structures
 from woodfisher_jax.tracing.coupling import Array, Place, coupled
 from woodfisher_jax.tracing.flat import bind
-from woodfisher_jax.tracing.layers import Bias, called, find_uses
+from woodfisher_jax.tracing.layers import Bias, Product, feature_axes, find_uses
 from woodfisher_jax.tracing.smaller import Smaller
 from woodfisher_jax.trees.masks import MasksLike, apply_masks, check_masks
 from woodfisher_jax.trees.paths import Params, leaves_by_path
-from woodfisher_jax.trees.samples import shapes_of
 
 NetFn = Callable[[Params, Any], Any]
 
 TOLERANCE = 1e-5
 """Of outputs, relative to the largest one."""
+
+ROUNDED = 4
+"""As many roundings of the outputs' own type, where that is coarser."""
+
+SAME = 1e-5
+"""Of what is to be the same for all inputs, relative to the largest."""
 
 
 def shrink(net_fn: NetFn, params: Params, masks: MasksLike, inputs: Any) -> Params:
@@ -61,14 +67,14 @@ def shrink(net_fn: NetFn, params: Params, masks: MasksLike, inputs: Any) -> Para
         "from"
     )
     try:
-        outputs = jax.jit(net_fn)(small, inputs)
+        outputs = _outputs(net_fn, small, inputs)
     except Exception as error:
         raise OptionError(
             "net_fn",
             f"net_fn does not run with arrays from which {len(gone)} structures are "
             f"taken out ({_first_line(error)}); expected a function that takes all "
-            "shapes from params, with statistics of batch norms among them, such as "
-            f"model.apply(variables, x); {other}",
+            "shapes from params, with statistics of batch norms among them, which a "
+            f"module that says its widths does not; {other}",
         ) from error
     _check_same(outputs, wanted, found, gone, f"net_fn's; {other}")
     return small
@@ -107,7 +113,7 @@ def shrunk(
     """
     found, gone, small, wanted = _taken_out(net_fn, params, masks, inputs)
     function = _Smaller(net_fn, params, found, gone)
-    outputs = jax.jit(function)(small, inputs)
+    outputs = _outputs(function, small, inputs)
     _check_same(outputs, wanted, found, gone, "the program's")
     return function, small
 
@@ -131,7 +137,7 @@ class _Smaller:
 
     def __call__(self, params: Params, inputs: Any) -> Any:
         """Evaluates the program, which is traced anew for each shape of inputs."""
-        given = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), inputs)
+        given = jax.eval_shape(lambda: inputs)
         coupling = coupled(self._net_fn, self._shapes, given)
         gone = {
             unit
@@ -152,18 +158,29 @@ def _taken_out(
     params = apply_masks(params, masks)
     found = structures(net_fn, params, inputs)
     leaves = leaves_by_path(params)
-    nonzero = {path: np.asarray(leaf) != 0 for path, leaf in leaves.items()}
+    weights = {m.path for family in found.families for m in family.members if m.role}
+    nonzero = {path: np.asarray(leaves[path]) != 0 for path in weights}
     unread = found.gone(nonzero, "inputs")
     constant = found.gone(nonzero, "outputs") - unread
     gone = _one_left(found, unread | constant)
     if constant & gone:
         leaves |= _folded(net_fn, params, inputs, found, constant & gone)
     smaller = Smaller(found.coupling, gone)
-    small = [
-        smaller.cut(leaves[path], axes) for path, axes in found.coupling.weights.items()
-    ]
-    wanted = jax.jit(net_fn)(params, inputs)
+    small = []
+    for path, axes in found.coupling.weights.items():
+        leaf = leaves[path]
+        if smaller.shape(axes) != leaf.shape:
+            # By NumPy, for XLA would compile a function for each shape.
+            leaf = jnp.asarray(smaller.cut(np.asarray(leaf), axes))
+        small.append(leaf)
+    wanted = _outputs(net_fn, params, inputs)
     return found, gone, jax.tree.unflatten(jax.tree.structure(params), small), wanted
+
+
+def _outputs(net_fn: NetFn, params: Params, inputs: Any) -> Any:
+    """A function's outputs, precise enough to compare on any device."""
+    with jax.default_matmul_precision("highest"):
+        return jax.jit(net_fn)(params, inputs)
 
 
 def _one_left(found: Structures, gone: set[int]) -> set[int]:
@@ -186,79 +203,84 @@ def _folded(
     Raises:
         OptionError: If one is not, or there is no bias that could take it.
     """
-    uses = find_uses(net_fn, params, shapes_of(inputs, found.examples))
-    biases = {
-        use.position: use
-        for own in uses.values()
-        for use in own
-        if isinstance(use, Bias)
-    }
+    uses = [u for own in find_uses(net_fn, params, inputs).values() for u in own]
+    biases = {use.position: use for use in uses if isinstance(use, Bias)}
+    products = {use.position: use for use in uses if isinstance(use, Product)}
     leaves = leaves_by_path(params)
-    changed: dict[str, jax.Array] = {}
-    equations = _equations(found)
+    contributions: dict[Place, np.ndarray] = {}
 
-    def watch(place: Place, operands: list[tuple[Any, Array]]) -> None:
-        (x, array), (weight, other) = operands
-        if not array.active or other.active:
-            return
-        equation = equations(place)
-        along, features = _channels(equation)
-        classes = found.coupling.units.classes
-        chosen = np.array(
-            [bool(constant.intersection(classes(e))) for e in array.axes[along]]
+    def refused(reason: str) -> OptionError:
+        return OptionError(
+            "masks",
+            f"{sorted(_names(found, constant))} have outputs that are zero under the "
+            f"masks, but what follows makes of them {reason}; expected masks that "
+            "empty the weights that read them as well, as "
+            "wf.prune(..., pattern='structures') gives them",
         )
+
+    def watch(place: Place, equation: Any, operands: list[tuple[Any, Array]]) -> None:
+        activations = [array.active for _, array in operands]
+        if sum(activations) != 1:
+            return
+        side = activations.index(True)
+        x, array = operands[side]
+        chosen = np.zeros(x.shape, bool)
+        for axis in _summed(equation, side):
+            one = [
+                bool(constant.intersection(found.coupling.units.classes(entry)))
+                for entry in array.axes[axis]
+            ]
+            chosen |= np.array(one).reshape(-1, *[1] * (x.ndim - axis - 1))
         if not chosen.any():
             return
-        shape = [-1 if i == along else 1 for i in range(x.ndim)]
-        part = jnp.where(jnp.asarray(chosen).reshape(shape), x, 0)
-        (given,) = bind(equation, [part, weight])
-        given = jnp.moveaxis(given, features, -1).reshape(-1, given.shape[features])
-        largest = float(jnp.max(jnp.abs(given)))
-        if largest == 0:
+        values = [value for value, _ in operands]
+        values[side] = jnp.where(chosen, x, 0)
+        (given,) = bind(equation, values)
+        rows = np.asarray(given, np.float64)
+        if not rows.any():
             return
-        names = sorted(_names(found, constant))
-        if float(jnp.max(jnp.ptp(given, axis=0))) > 1e-6 * largest:
-            raise OptionError(
-                "masks",
-                f"{names} have outputs that are zero under the masks, but what follows "
-                "(a norm, a bias, padding) makes of them something that differs from "
-                "place to place, which no bias can replace; expected masks that empty "
-                "what reads them as well, such as wf.prune_structures gives",
+        if place not in biases:
+            raise refused("numbers for which the layer that reads them has no bias")
+        features = feature_axes(products[place])
+        rest = [i for i in range(rows.ndim) if i not in features]
+        rows = rows.transpose(*rest, *features)
+        rows = rows.reshape(-1, math.prod(rows.shape[len(rest) :]))
+        own = contributions.setdefault(place, rows[0])
+        if np.max(np.abs(rows - own)) > SAME * np.max(np.abs(own)):
+            raise refused(
+                "something that differs from place to place or with the inputs (at "
+                "the border of an image that is padded, or times another activation)"
             )
-        bias = biases.get(place)
-        if bias is None:
-            raise OptionError(
-                "masks",
-                f"{names} have outputs that are zero under the masks, but what follows "
-                "makes of them constants, and the layer that reads them has no bias to "
-                "take these; expected masks that empty what reads them as well, such "
-                "as wf.prune_structures gives",
-            )
-        old = changed.get(bias.path, leaves[bias.path])
-        more = jnp.zeros(old.size).at[bias.entries].add(given.mean(0))
-        changed[bias.path] = (old + more.reshape(old.shape)).astype(old.dtype)
 
-    Smaller(found.coupling, set(), watch)(jax.tree.leaves((params, inputs)))
+    program = Smaller(found.coupling, set(), watch)
+    # A single example shows nothing of how they depend on the inputs.
+    for given in (inputs, jax.tree.map(_nothing, inputs)):
+        program(jax.tree.leaves((params, given)))
+    changed: dict[str, jax.Array] = {}
+    for place, row in contributions.items():
+        bias = biases[place]
+        old = changed.get(bias.path, leaves[bias.path])
+        total = np.asarray(old, np.float64).reshape(-1)
+        total[bias.entries] += row
+        changed[bias.path] = jnp.asarray(total.reshape(old.shape), old.dtype)
     return changed
 
 
-def _equations(found: Structures) -> Callable[[Place], Any]:
-    def at(place: Place) -> Any:
-        jaxpr = found.coupling.program.jaxpr
-        for i in place[:-1]:
-            jaxpr = called(jaxpr.eqns[i])[0]
-        return jaxpr.eqns[place[-1]]
-
-    return at
-
-
-def _channels(equation: Any) -> tuple[int, int]:
-    """The axis of a product's activations that is summed, and that of its outputs."""
+def _summed(equation: Any, side: int) -> Sequence[int]:
+    """The axes of a product's operand that it is summed over, without windows."""
     numbers = equation.params["dimension_numbers"]
     if equation.primitive.name == "conv_general_dilated":
-        return numbers.lhs_spec[1], numbers.out_spec[1]
-    (summed, _), _ = numbers
-    return summed[0], equation.outvars[0].aval.ndim - 1
+        return [numbers.lhs_spec[1]]
+    return numbers[0][side]
+
+
+def _nothing(array: Any) -> Any:
+    """Zeros in place of numbers."""
+    return array if _is_key(array) else jnp.zeros_like(array)
+
+
+def _is_key(array: Any) -> bool:
+    return jnp.issubdtype(jnp.result_type(array), jax.dtypes.prng_key)
 
 
 def _names(found: Structures, gone: set[int]) -> set[str]:
@@ -269,15 +291,32 @@ def _check_same(
     outputs: Any, wanted: Any, found: Structures, gone: set[int], whose: str
 ) -> None:
     for new, old in zip(jax.tree.leaves(outputs), jax.tree.leaves(wanted), strict=True):
-        largest = float(jnp.max(jnp.abs(old), initial=0.0)) or 1.0
-        off = float(jnp.max(jnp.abs(new - old), initial=0.0)) / largest
-        if not off <= TOLERANCE:
-            raise OptionError(
-                "masks",
-                f"taking {len(gone)} structures out of {sorted(_names(found, gone))} "
-                f"changes outputs by {off:.2g} of the largest, expected at most "
-                f"{TOLERANCE:g}; these are {whose}",
-            )
+        if new.shape != old.shape:
+            change = f"outputs of shape {old.shape} into {new.shape}"
+        else:
+            off = _difference(new, old)
+            most = max(TOLERANCE, ROUNDED * _precision(old))
+            if off <= most:
+                continue
+            change = f"outputs by {off:.2g} of the largest, expected at most {most:g}"
+        raise OptionError(
+            "masks",
+            f"taking {len(gone)} structures out of {sorted(_names(found, gone))} "
+            f"changes {change}; these are {whose}",
+        )
+
+
+def _precision(array: jax.Array) -> float:
+    """The spacing of an array's numbers at 1; 0 of whole numbers."""
+    inexact = jnp.issubdtype(array.dtype, jnp.inexact)
+    return float(jnp.finfo(array.dtype).eps) if inexact else 0.0
+
+
+def _difference(new: jax.Array, old: jax.Array) -> float:
+    """The largest, relative to the largest entry."""
+    wide = complex if jnp.iscomplexobj(old) else float
+    a, b = np.asarray(new).astype(wide), np.asarray(old).astype(wide)
+    return float(np.max(np.abs(a - b), initial=0) / (np.max(np.abs(b), initial=0) or 1))
 
 
 def _first_line(error: Exception) -> str:

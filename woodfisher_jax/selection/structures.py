@@ -151,7 +151,7 @@ class Structures(NamedTuple):
         """
         found = set()
         for family in self.families:
-            own = [m for m in family.members if m.role == role]
+            own = [m for m in family.members if m.role in (role, "both")]
             if any(m.path not in masks for m in own):
                 continue
             left = np.zeros(len(family.units), bool)

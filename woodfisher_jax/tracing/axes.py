@@ -335,10 +335,12 @@ class Trace:
 
     def _sharers(self, class_: int) -> list[str]:
         """The tensors that have a dimension of a class."""
+        of = self.dims.class_of
+        # Asking for leaves may unify classes, so that this one has another number then.
         return [
             path
             for path in self.raw
-            if any(self.dims.class_of(d) == class_ for d, _ in self._own_leaves(path))
+            if any(of(leaf) == of(class_) for leaf, _ in self._own_leaves(path))
         ]
 
     # ------------------------------------------------------------------------ the walk

@@ -1,9 +1,11 @@
 """A function's program on arrays from which entries have been taken out."""
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Jaxpr, Literal
 
@@ -12,8 +14,8 @@ from woodfisher_jax.tracing.entries import Axis
 from woodfisher_jax.tracing.flat import bind
 from woodfisher_jax.tracing.layers import CALLS, PRODUCTS, called
 
-Watch = Callable[[Place, list[tuple[Any, Array]]], None]
-"""Sees the operands of each product: their values and axes."""
+Watch = Callable[[Place, Any, list[tuple[Any, Array]]], None]
+"""Sees each product: its place, its equation, its operands' values and axes."""
 
 
 class Smaller:
@@ -32,7 +34,8 @@ class Smaller:
         Args:
             coupling: Of the whole program.
             gone: Classes of units.
-            watch: Sees the operands of products.
+            watch: Sees products; then rounds of loops run one after another, and
+                all branches, so that it sees numbers.
         """
         self.coupling = coupling
         self.gone = gone
@@ -127,7 +130,7 @@ class Smaller:
         if name == "cond":
             return self._cond(equation, inputs, place)
         if name in PRODUCTS and self._watch is not None:
-            self._watch(place, inputs)
+            self._watch(place, equation, inputs)
         shapes = [self.shape(array.axes) for array in outcomes]
         change = _CHANGES.get(name)
         if change is None:
@@ -161,14 +164,17 @@ class Smaller:
             found = self._walk(body.jaxpr, [*consts, *own, *rows], body.consts, place)
             return found[:second], found[second:]
 
-        carry, rows = jax.lax.scan(
-            step,
-            [value for value, _ in state],
-            [value for value, _ in stacks],
-            length=settings["length"],
-            reverse=settings["reverse"],
-            unroll=settings["unroll"],
-        )
+        watched = self._watch is not None and settings["length"] > 0
+        # Not compiled, a loop gives its body numbers.
+        with jax.disable_jit() if watched else contextlib.nullcontext():
+            carry, rows = jax.lax.scan(
+                step,
+                [value for value, _ in state],
+                [value for value, _ in stacks],
+                length=settings["length"],
+                reverse=settings["reverse"],
+                unroll=settings["unroll"],
+            )
         return [*carry, *rows]
 
     def _cond(
@@ -187,7 +193,10 @@ class Smaller:
         branches = equation.params["branches"]
         functions = [option(i, branch) for i, branch in enumerate(branches)]
         values = [value for value, _ in inputs]
-        return list(jax.lax.switch(values[0], functions, *values[1:]))
+        if self._watch is None:
+            return list(jax.lax.switch(values[0], functions, *values[1:]))
+        results = [function(*values[1:]) for function in functions]
+        return results[int(jnp.clip(values[0], 0, len(results) - 1))]
 
 
 def _all(length: int) -> Axis:
