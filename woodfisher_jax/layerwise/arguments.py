@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 from woodfisher_jax.layerwise.settings import Layerwise
 from woodfisher_jax.options import OptionError
-from woodfisher_jax.rows.inputs import counted_inputs
+from woodfisher_jax.rows.inputs import as_inputs, counted_inputs
 from woodfisher_jax.selection.patterns import GroupNames, Pattern, parse
 from woodfisher_jax.tracing.segments import Program
 from woodfisher_jax.trees.samples import regroup
@@ -73,4 +73,5 @@ def batches_of(inputs: Any, most: int) -> list[Any]:
     number = counted_inputs(inputs)
     # Of one length, so that each segment is compiled once.
     size = next(n for n in range(min(most, number), 0, -1) if number % n == 0)
-    return list(regroup(inputs, size))
+    with as_inputs():
+        return list(regroup(inputs, size))
