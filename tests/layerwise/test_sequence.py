@@ -319,3 +319,25 @@ def test_what_cannot_be_estimated_is_refused(five_layers) -> None:
         wf.prune_layerwise(deep, dense, x, pattern="2:4", scope="global")
     with pytest.raises(wf.OptionError, match="damping=0"):
         run(deep, dense, x, damping=0.0)
+
+
+def until_small(params, x):
+    h = jnp.tanh(x @ params["layer0"])
+    return jax.lax.while_loop(lambda h: h.max() > 1, lambda h: h / 2, h)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("repair", 1), ("distil", 1), ("scope", "global")]
+)
+def test_a_network_without_gradients(five_layers, name: str, value) -> None:
+    dense, x = five_layers
+    one = {"layer0": dense["layer0"]}
+    with pytest.raises(wf.OptionError, match=rf"{name}={value!r}: .*Reverse-mode"):
+        wf.prune_layerwise(until_small, one, x, sparsity=0.5, **{name: value})
+
+
+def test_wrong_inputs_are_called_inputs(five_layers) -> None:
+    dense, x = five_layers
+    for wrong in (x[0, 0], np.array([["a"]] * 4), [x, x]):
+        with pytest.raises(wf.OptionError, match=r"^inputs"):
+            wf.prune_layerwise(deep, dense, wrong, sparsity=0.5)

@@ -13,6 +13,7 @@ from woodfisher_jax.equations.fisher import matmul
 from woodfisher_jax.equations.layerwise import layer_error, pruned_layer
 from woodfisher_jax.layerwise.arguments import (
     batches_of,
+    check_differentiable,
     check_together,
     level_of,
     rule_of,
@@ -108,6 +109,7 @@ def prune_layerwise(
     check_masks(params, masks)
     level = level_of(sparsity, rule)
     check_together(program, settings, rule)
+    check_differentiable(net_fn, params, shapes, masks, settings)
     layers = find_layers(program, masks, axes, rule)
     work = _Work(program, params, masks, batches, layers, rule, settings)
     work.allocate(level)
