@@ -45,6 +45,10 @@ BATCH_NORM_IMAGES = 10_000
 """Augmented training images that batch-norm statistics are re-estimated from."""
 
 
+LAYERWISE_BATCH_SIZE = 50
+"""Images that pass through the network at once, where layers are pruned in turn."""
+
+
 class Experiment(NamedTuple):
     """A network, and what is done to it.
 
@@ -57,7 +61,7 @@ class Experiment(NamedTuple):
         methods: Name in the table -> arguments of ``wf.prune``; with ``held_out``, a
             number of training images, of ``wf.prune_searched``, which lowers their
             ``measure``, "loss" or "errors". ``source`` says what the rows are gradients
-            of, see :func:`rows_of`.
+            of, see :func:`rows_of`. Method "layerwise" is ``wf.prune_layerwise``.
         num_seeds: Seeds 0, 1, ... of the Fisher samples.
         goal: What the targets are: "sparsity" or "flops_target".
         reestimate: Whether to judge with re-estimated batch-norm statistics as well.
@@ -135,6 +139,22 @@ def defaults(num_samples: int, batch_size: int) -> dict[str, dict[str, Any]]:
                     "damping": damping,
                 }
     return found
+
+
+def layerwise(num_samples: int) -> dict[str, dict[str, Any]]:
+    """Layers one after another from images alone, beside one step of WoodFisher."""
+    common = {"num_samples": num_samples, "batch_size": 1}
+    own = common | {"method": "layerwise"}
+    budgets = {"scope": "global", "metric": "softmax", "sensitivity_examples": 250}
+    step = {"method": "woodfisherblock", "update": "joint", "damping": "auto"}
+    return {
+        "globalmagni": {"method": "globalmagni"},
+        "magni": {"method": "magni"},
+        "woodfisherblock, joint, damping auto": common | step,
+        "layerwise": own,
+        "layerwise, global budgets": own | budgets,
+        "layerwise, global budgets, distil": own | budgets | {"distil": 10},
+    }
 
 
 MLP_SPARSITIES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98)
@@ -325,6 +345,12 @@ EXPERIMENTS = {
         },
         3,
     ),
+    "mlp_layerwise": Experiment(
+        "mlp", "mnist", None, (0.5, 0.6, 0.7, 0.8, 0.9, 0.95), layerwise(1000), 3
+    ),
+    "resnet20_layerwise": Experiment(
+        "resnet20", "cifar10", STAGES, (0.5, 0.7, 0.8, 0.9), layerwise(250), 1
+    ),
     "resnet20_methods": Experiment(
         "resnet20",
         "cifar10",
@@ -455,6 +481,9 @@ def pruned(
             )
             yield target, found, {}
         return
+    if arguments["method"] == "layerwise":
+        yield from layer_by_layer(network, experiment, arguments, samples["image"])
+        return
     options = {"damping": 1e-5, "memory_limit": experiment.memory_limit, **arguments}
     measure = options.pop("measure", "loss")
     for name in ("source", "held_out"):
@@ -474,6 +503,29 @@ def pruned(
             nested = all(bool(jnp.all(masks[p] | ~kept[p])) for p in kept)
             known |= {"macs": info.macs, "nested": nested}
             params, masks = found, kept
+        yield target, jax.block_until_ready(found), known
+
+
+def layer_by_layer(
+    network: Network, experiment: Experiment, arguments: dict[str, Any], images: Any
+) -> Iterator[tuple[float, Any, dict[str, Any]]]:
+    """Yields each target with the parameters that ``wf.prune_layerwise`` gives."""
+    options = {"batch_size": LAYERWISE_BATCH_SIZE}
+    options |= {
+        name: value
+        for name, value in arguments.items()
+        if name not in ("method", "num_samples", "batch_size")
+    }
+    for target in experiment.targets:
+        found, _, info = wf.prune_layerwise(
+            frozen_outputs(network.model, network.stats),
+            network.params,
+            images,
+            sparsity=target,
+            prunable=experiment.prunable,
+            **options,
+        )
+        known = {"achieved_sparsity": info.sparsity}
         yield target, jax.block_until_ready(found), known
 
 

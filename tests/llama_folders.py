@@ -1,8 +1,10 @@
-"""Folders of tiny random networks, as Hugging Face's Transformers has them."""
+"""Folders of Hugging Face's Transformers: tiny random networks, a published one."""
 
 import json
+import os
 
 import numpy as np
+import pytest
 from random_weights import random_variables
 
 from woodfisher_jax.models.llama import Llama, LlamaConfig
@@ -18,6 +20,14 @@ SIZES = {
     "num_key_value_heads": 2,
 }
 TOKENS = np.arange(5)[None]
+
+SMOLLM2 = os.environ.get("WOODFISHER_SMOLLM2")
+
+needs_smollm2 = pytest.mark.skipif(
+    not SMOLLM2,
+    reason="set WOODFISHER_SMOLLM2 to a folder with SmolLM2-135M-Instruct, for "
+    "instance by hf download HuggingFaceTB/SmolLM2-135M-Instruct --local-dir smollm2",
+)
 
 
 def llama_folder(folder, change=lambda tensors: None, **stated):

@@ -74,6 +74,8 @@ def test_an_unknown_method_lists_the_known_and_the_closest() -> None:
         check("woodfischer")
     assert all(repr(name) in str(caught.value) for name in METHODS)
     assert "Did you mean 'woodfisher'?" in str(caught.value)
+    with pytest.raises(OptionError, match=r"wf.prune_layerwise\(net_fn"):
+        method_named("layerwise")
     with pytest.raises(OptionError, match="choose from") as caught:
         method_named("xyz")
     assert "Did you mean" not in str(caught.value)

@@ -19,6 +19,7 @@ FIGURES = {
     "1_woodfisher_in_5_minutes": 1,
     "2_what_the_fisher_sees": 5,
     "3_prune_your_own_model": 2,
+    "4_prune_a_language_model": 1,
 }
 
 

@@ -80,6 +80,13 @@ def method_named(method: str | Method) -> Method:
         return method
     if isinstance(method, str) and isinstance(METHODS.get(method), Method):
         return METHODS[method]
+    if method == "layerwise":
+        raise OptionError(
+            "method",
+            "method='layerwise' is no pruning step: it needs no loss; expected "
+            "wf.prune_layerwise(net_fn, params, inputs, sparsity=...), in a config "
+            f"task='language', or a method of {list(METHODS)}",
+        )
     close = difflib.get_close_matches(str(method), METHODS, n=1)
     hint = f" Did you mean {close[0]!r}?" if close else ""
     raise OptionError(

@@ -1,13 +1,10 @@
 """Layer-wise pruning against float64 least squares and plain sorting."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from woodfisher_jax.equations.layerwise import (
-    keep_about,
-    keep_most,
     keep_of_each,
     layer_error,
     least_squares_on,
@@ -140,24 +137,6 @@ def test_conjugate_gradients_lower_the_error_with_every_step(layer) -> None:
         assert (np.asarray(found)[~mask] == 0).all()
     assert values == sorted(values, reverse=True)
     assert values[0] > values[-1]
-
-
-@pytest.mark.parametrize("kept", [0, 1, 7, 60])
-def test_exactly_so_many_are_kept(kept: int) -> None:
-    rng = np.random.default_rng(3)
-    scores = rng.integers(0, 9, size=(1, 8, 10)).astype(np.float32)
-    allowed = rng.random(scores.shape) < 0.8
-    mask = np.asarray(keep_most(jnp.asarray(scores), kept, jnp.asarray(allowed)))
-    ranked = np.where(allowed, scores, -1).ravel()
-    best = np.zeros(ranked.size, bool)
-    best[np.argsort(-ranked, kind="stable")[:kept]] = True
-    np.testing.assert_array_equal(mask.ravel(), best)
-
-
-def test_a_sample_gives_nearly_as_many() -> None:
-    scores = jnp.abs(jax.random.normal(jax.random.key(0), (1, 512, 600)))
-    mask = keep_about(scores, 100_000, jnp.ones(scores.shape, bool))
-    assert abs(int(mask.sum()) - 100_000) < 2_000
 
 
 def test_of_equal_scores_the_first_of_a_group_stay() -> None:

@@ -1,16 +1,20 @@
 """Layer-wise pruning in sequence, against an explicit loop over the layers."""
 
 import functools
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from llama_folders import SMOLLM2, needs_smollm2
 
 import woodfisher_jax as wf
 from woodfisher_jax.equations.layerwise import pruned_layer
 from woodfisher_jax.layerwise.sequence import PENALTIES
 from woodfisher_jax.layerwise.settings import Layerwise
+from woodfisher_jax.training.perplexity import perplexity
+from woodfisher_jax.weights.hugging_face import read_folder
 
 WIDTH, DEPTH = 8, 3
 X = jax.random.normal(jax.random.key(1), (40, 5))
@@ -319,3 +323,59 @@ def test_what_cannot_be_estimated_is_refused(five_layers) -> None:
         wf.prune_layerwise(deep, dense, x, pattern="2:4", scope="global")
     with pytest.raises(wf.OptionError, match="damping=0"):
         run(deep, dense, x, damping=0.0)
+
+
+def until_small(params, x):
+    h = jnp.tanh(x @ params["layer0"])
+    return jax.lax.while_loop(lambda h: h.max() > 1, lambda h: h / 2, h)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("repair", 1), ("distil", 1), ("scope", "global")]
+)
+def test_a_network_without_gradients(five_layers, name: str, value) -> None:
+    dense, x = five_layers
+    one = {"layer0": dense["layer0"]}
+    with pytest.raises(wf.OptionError, match=rf"{name}={value!r}: .*Reverse-mode"):
+        wf.prune_layerwise(until_small, one, x, sparsity=0.5, **{name: value})
+
+
+def test_wrong_inputs_are_called_inputs(five_layers) -> None:
+    dense, x = five_layers
+    for wrong in (x[0, 0], np.array([["a"]] * 4), [x, x]):
+        with pytest.raises(wf.OptionError, match=r"^inputs"):
+            wf.prune_layerwise(deep, dense, wrong, sparsity=0.5)
+
+
+@pytest.mark.slow
+@needs_smollm2
+def test_two_blocks_of_a_published_language_model() -> None:
+    tokenizers = pytest.importorskip("tokenizers")
+    tokenizer = tokenizers.Tokenizer.from_file(f"{SMOLLM2}/tokenizer.json")
+    docs = Path(__file__).parents[2] / "docs"
+
+    def tokens(page: str, number: int) -> np.ndarray:
+        ids = tokenizer.encode((docs / page).read_text()).ids
+        return np.reshape(ids[: 256 * number], (number, 256))
+
+    module, dense = read_folder(SMOLLM2)
+    net = functools.partial(_logits, module)
+    prunable = r"layers_[01]/.*kernel$"
+    pruned, masks, _ = wf.prune_layerwise(
+        net, dense, tokens("concepts.md", 8), sparsity=0.6, prunable=prunable
+    )
+    assert len(masks) == 14
+    assert all(abs(s - 0.6) < 1e-3 for s in wf.sparsity_by_path(masks).values())
+    by_size, _, _ = wf.prune(
+        None, dense, method="magni", sparsity=0.6, prunable=prunable
+    )
+    text = tokens("quickstart.md", 2)
+    whole, layers, sizes = (
+        perplexity(net, params, text).all for params in (dense, pruned, by_size)
+    )
+    assert whole < layers < 1.5 * whole
+    assert np.log(sizes / whole) > 2 * np.log(layers / whole)
+
+
+def _logits(module, params, tokens):
+    return module.apply({"params": params}, tokens)

@@ -19,8 +19,8 @@ from woodfisher_jax.weights.hugging_face import read_folder
 
 
 def given(folder: Path, **prune: object) -> LanguageConfig:
-    """A tiny network and its text."""
-    llama_folder(folder / "dense")
+    """A tiny network, trained with texts of 5 tokens, and its text, of 6."""
+    llama_folder(folder / "dense", max_position_embeddings=5)
     rng = np.random.default_rng(0)
     parts = {n: rng.integers(0, 11, (4, 6)) for n in ("calibration", "evaluation")}
     np.savez(folder / "text.npz", **parts, kinds=["a", "b", "a", "b"])
@@ -51,6 +51,13 @@ def test_a_run_from_folder_to_folder(
     saved = json.loads((workdir / "results.json").read_text())
     assert saved["config"] == json.loads((workdir / "config.json").read_text())
     assert build_language(saved["config"]) == config
+
+    log = (workdir / "log.txt").read_text()
+    assert "2 sequences to prune with" in log
+    assert "pruned to 50.00 %" in log
+    assert f"{measured['dense']['all']:.2f} -> {measured['pruned']['all']:.2f}" in log
+    assert "calibration: sequences of 6 tokens" in log
+    assert "at most 5" in log
 
     language.print_results(results)
     printed = capsys.readouterr().out

@@ -1,12 +1,11 @@
 import json
-import os
 from pathlib import Path
 
 import jax
 import ml_dtypes
 import numpy as np
 import pytest
-from llama_folders import SIZES, llama_folder
+from llama_folders import SIZES, SMOLLM2, llama_folder, needs_smollm2
 
 from woodfisher_jax.models.bert import Bert, BertConfig
 from woodfisher_jax.weights import hugging_face
@@ -140,15 +139,8 @@ def test_transformers_loads_what_is_written(tmp_path):
         np.testing.assert_allclose(logits, expected, atol=1e-4 * abs(expected).max())
 
 
-SMOLLM2 = os.environ.get("WOODFISHER_SMOLLM2")
-
-
 @pytest.mark.slow
-@pytest.mark.skipif(
-    not SMOLLM2,
-    reason="set WOODFISHER_SMOLLM2 to a folder with SmolLM2-135M-Instruct, for "
-    "instance by huggingface-cli download HuggingFaceTB/SmolLM2-135M-Instruct",
-)
+@needs_smollm2
 def test_a_published_network_continues_a_sentence(tmp_path):
     tokenizers = pytest.importorskip("tokenizers")
     folder = Path(SMOLLM2)

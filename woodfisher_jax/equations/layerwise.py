@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 
 from woodfisher_jax.equations.fisher import matmul
+from woodfisher_jax.equations.thresholds import keep_about, keep_highest
 
 
 def layer_error(weights: jax.Array, pruned: jax.Array, moment: jax.Array) -> jax.Array:
@@ -43,67 +44,6 @@ def layer_error(weights: jax.Array, pruned: jax.Array, moment: jax.Array) -> jax
 
     whole = energy(weights)
     return energy(weights - pruned) / jnp.where(whole > 0, whole, 1.0)
-
-
-SAMPLE = 2**16
-"""Scores that a threshold is estimated from, where it need not be exact."""
-
-
-def threshold_of(bits: jax.Array, kept: jax.Array) -> jax.Array:
-    """The highest number that at least ``kept`` of some numbers reach, bit by bit.
-
-    This takes 31 passes and no sort.
-
-    Args:
-        bits: int32, those below 0 do not count.
-        kept: A scalar.
-    """
-
-    def tighter(place: jax.Array, threshold: jax.Array) -> jax.Array:
-        candidate = threshold | jnp.left_shift(jnp.int32(1), 30 - place)
-        return jnp.where(jnp.sum(bits >= candidate) >= kept, candidate, threshold)
-
-    return jax.lax.fori_loop(0, 31, tighter, jnp.int32(0))
-
-
-def _ranked(scores: jax.Array, allowed: jax.Array) -> jax.Array:
-    """Scores as whole numbers in the same order; -1 for those not allowed."""
-    # The bits of floats that are not negative are in the order of their values.
-    bits = jax.lax.bitcast_convert_type(scores.astype(jnp.float32), jnp.int32)
-    return jnp.where(allowed, bits, -1)
-
-
-def keep_most(scores: jax.Array, kept: jax.Array, allowed: jax.Array) -> jax.Array:
-    """Marks the ``kept`` highest of some scores; of equal ones the first.
-
-    Args:
-        scores: Not negative, any shape.
-        kept: How many, at most as many as are allowed; a scalar.
-        allowed: Which of them may stay, bool, of the same shape.
-    """
-    bits = _ranked(scores, allowed)
-    threshold = threshold_of(bits, kept)
-    above = bits > threshold
-    tied = (bits == threshold).reshape(-1)
-    room = kept - jnp.sum(above)
-    first = (tied & (jnp.cumsum(tied) <= room)).reshape(scores.shape)
-    return above | first
-
-
-def keep_about(scores: jax.Array, kept: jax.Array, allowed: jax.Array) -> jax.Array:
-    """Marks about the ``kept`` highest of some scores, by a sample of them.
-
-    Args:
-        scores: As for :func:`keep_most`.
-        kept: The same.
-        allowed: The same.
-    """
-    bits = _ranked(scores, allowed)
-    # An odd stride, so that the sample goes through all rows and columns.
-    stride = max(1, scores.size // SAMPLE) | 1
-    sample = bits.reshape(-1)[::stride]
-    share = kept / scores.size * sample.size
-    return bits >= jnp.maximum(threshold_of(sample, share), 0)
 
 
 def keep_of_each(scores: jax.Array, kept: int, size: int) -> jax.Array:
@@ -280,7 +220,8 @@ def pruned_layer(
 
     def keep(scores: jax.Array, choose: Callable[..., jax.Array]) -> jax.Array:
         if pattern is None:
-            return choose(scores, kept, allowed)
+            flat = choose(scores.reshape(-1), allowed.reshape(-1), kept)
+            return flat.reshape(scores.shape)
         ranked = jnp.where(allowed, scores, -1.0)
         return keep_of_each(ranked, *pattern) & allowed
 
@@ -288,7 +229,7 @@ def pruned_layer(
         rows * weights * scale,
         scaled_moment,
         wanted,
-        partial(keep, choose=keep_most),
+        partial(keep, choose=keep_highest),
         partial(keep, choose=keep_about),
         penalties,
         rounds,

@@ -1,15 +1,19 @@
 """What layer-wise pruning is given, checked alone and together."""
 
+from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from woodfisher_jax.layerwise.settings import Layerwise
 from woodfisher_jax.options import OptionError
-from woodfisher_jax.rows.inputs import counted_inputs
+from woodfisher_jax.rows.inputs import as_inputs, counted_inputs
 from woodfisher_jax.selection.patterns import GroupNames, Pattern, parse
 from woodfisher_jax.selection.structures import Structures
-from woodfisher_jax.tracing.segments import Program
+from woodfisher_jax.tracing.segments import Program, floats
+from woodfisher_jax.trees.masks import Masks
+from woodfisher_jax.trees.paths import Params, leaves_by_path, replace_leaves
 from woodfisher_jax.trees.samples import regroup
 
 
@@ -67,6 +71,52 @@ def check_no_budget(macs: float | None, size: float | None) -> None:
             )
 
 
+def check_differentiable(
+    net_fn: Callable[[Params, Any], Any],
+    params: Params,
+    inputs: Any,
+    masks: Masks,
+    settings: Layerwise,
+) -> None:
+    """Raises if gradients are asked for that the network does not have.
+
+    Args:
+        net_fn: The network.
+        params: Its parameters.
+        inputs: Shapes of a batch.
+        masks: Of the tensors that gradients are formed of, or of later layers.
+        settings: What is asked for.
+    """
+    asked = {
+        "repair": settings.repair > 0,
+        "distil": settings.distil > 0,
+        "scope": settings.scope == "global",
+    }
+    name = next((name for name, asked in asked.items() if asked), None)
+    if name is None:
+        return
+
+    def slopes(leaves: dict[str, Any], params: Params, inputs: Any) -> Any:
+        def outputs(leaves: dict[str, Any]) -> list[Any]:
+            found = net_fn(replace_leaves(params, leaves), inputs)
+            return floats(jax.tree.leaves(found))
+
+        found, pull = jax.vjp(outputs, leaves)
+        return pull(found)
+
+    leaves = leaves_by_path(params)
+    try:
+        jax.eval_shape(slopes, {path: leaves[path] for path in masks}, params, inputs)
+    except (NotImplementedError, TypeError, ValueError) as error:
+        reason = str(error).split(". ")[0]
+        raise OptionError(
+            name,
+            f"{name}={getattr(settings, name)!r}: net_fn has no gradients ({reason}); "
+            "expected lax.scan in place of lax.while_loop, a net_fn that ends before "
+            "what has none, or no repair, distil and scope='global'",
+        ) from error
+
+
 def level_of(sparsity: float | None, rule: Pattern | None) -> float:
     """The sparsity, which is that of a pattern where there is one."""
     if sparsity is None and rule is not None:
@@ -91,4 +141,5 @@ def batches_of(inputs: Any, most: int) -> list[Any]:
     number = counted_inputs(inputs)
     # Of one length, so that each segment is compiled once.
     size = next(n for n in range(min(most, number), 0, -1) if number % n == 0)
-    return list(regroup(inputs, size))
+    with as_inputs():
+        return list(regroup(inputs, size))

@@ -17,6 +17,7 @@ from woodfisher_jax.equations.layerwise import (
 )
 from woodfisher_jax.layerwise.arguments import (
     batches_of,
+    check_differentiable,
     check_no_budget,
     check_together,
     level_of,
@@ -129,6 +130,7 @@ def prune_layerwise(
         known = axes if prunable is not None else untied(axes, program.uses)
         masks = init_masks(params, prunable, known)
     check_masks(params, masks)
+    check_differentiable(net_fn, params, shapes, masks, settings)
     layers = find_layers(program, masks, axes, rule if rule and rule.size else None)
     if rule is None or rule.size:
         check_no_budget(macs, size)

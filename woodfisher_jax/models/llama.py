@@ -38,6 +38,9 @@ class LlamaConfig(Options):
     head_dim: int | None = option(
         None, "Width of a head; default hidden_size / num_attention_heads.", least=2
     )
+    max_position_embeddings: int = option(
+        2048, "Tokens a text that it was trained with; it takes more.", least=1
+    )
     rope_theta: float = option(1e4, "Base of the rotary positions.", above=0)
     rms_norm_eps: float = option(1e-6, "Added to the mean square.", above=0)
     tie_word_embeddings: bool = option(

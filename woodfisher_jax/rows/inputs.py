@@ -1,5 +1,7 @@
 """What a pruning step is given, checked: parameters, loss, samples, targets."""
 
+import contextlib
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -82,13 +84,24 @@ def check_loss(loss_fn: LossFn | None, params: Params, samples: Any) -> LossFn:
     return loss_fn
 
 
+@contextlib.contextmanager
+def as_inputs() -> Iterator[None]:
+    """Lets messages about samples name the argument ``inputs``."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        message = re.sub(r"^samples\b", "inputs", str(error))
+        raise OptionError("inputs", message) from error
+
+
 def counted_inputs(inputs: Any) -> int:
     """The number of examples of the inputs of a network.
 
     Raises:
         OptionError: If there are none, or they cannot be counted.
     """
-    number = num_examples(inputs)
+    with as_inputs():
+        number = num_examples(inputs)
     if not number:
         raise OptionError(
             "inputs",

@@ -80,6 +80,14 @@ def run(
             workdir / "config.json", json.dumps(to_dict(config), indent=2) + "\n"
         )
 
+        logger.info(
+            "%s: %d sequences to prune with, %d to evaluate on",
+            source,
+            len(tokens.calibration),
+            len(tokens.evaluation),
+        )
+        _warn_of_length(module, tokens)
+
         def net_fn(params: Any, tokens: jax.Array) -> jax.Array:
             logits = module.apply({"params": params}, tokens)
             assert isinstance(logits, jax.Array)
@@ -92,18 +100,21 @@ def run(
                 return perplexity(net_fn, weights, *text, progress)._asdict()
 
         pruned, info = _pruned(config, net_fn, params, tokens, progress)
+        logger.info("pruned to %.2f %%\n%s", 100 * info.sparsity, info)
         dense = measured(params)
         del params  # Room for what is written.
         with timed("write"):
             progress("write", 0, 1)
             hugging_face.write_folder(workdir / MODEL, pruned, source)
             progress("write", 1, 1)
+        found = measured(pruned)
+        logger.info("perplexity %.2f -> %.2f", dense["all"], found["all"])
         results = {
             "task": config.task,
             "sparsity": info.sparsity,
             "nonzero": info.nonzero,
             "prunable": info.prunable,
-            "perplexity": {"dense": dense, "pruned": measured(pruned)},
+            "perplexity": {"dense": dense, "pruned": found},
             "layers": [layer._asdict() for layer in info.layers],
             "seconds": {
                 "read": seconds["read"],
@@ -165,6 +176,21 @@ def _read(
             tokens.kinds[: data.evaluation],
         ),
     )
+
+
+def _warn_of_length(module: Llama, tokens: Tokens) -> None:
+    most = module.config.max_position_embeddings
+    for name in ("calibration", "evaluation"):
+        length = getattr(tokens, name).shape[1]
+        if length > most:
+            logger.warning(
+                "%s: sequences of %d tokens, and the network was trained with at most "
+                "%d, so that its predictions beyond may mean little; expected shorter "
+                "ones: set config.data.length, or cut the .npz file",
+                name,
+                length,
+                most,
+            )
 
 
 def _pruned(

@@ -11,13 +11,13 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from itertools import pairwise
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from woodfisher_jax.equations.thresholds import keep_highest as keep_highest
 from woodfisher_jax.options import OptionError
 from woodfisher_jax.trees.axes import Axes
 from woodfisher_jax.trees.paths import (
@@ -397,62 +397,3 @@ def traced_num_kept(num_weights: int, target_sparsity: jax.Array) -> jax.Array:
     second = (first % million) * jnp.uint32(1024) + jnp.uint32(low) * left
     part = (first // million) * jnp.uint32(1024) + second // million
     return (jnp.uint32(whole) * left + part).astype(jnp.int32)
-
-
-@partial(jax.jit, static_argnames="bounds")
-def keep_highest(
-    scores: jax.Array,
-    mask: jax.Array,
-    kept: jax.Array,
-    bounds: tuple[int, ...] | None = None,
-) -> jax.Array:
-    """Keeps the weights with the ``kept`` highest scores among those in the mask.
-
-    Exactly ``min(kept, sum(mask))`` weights are kept. Of equal scores each tensor keeps
-    its share, and in a tensor those of lower index stay. The result is nested in
-    ``mask``.
-
-    Args:
-        scores: Finite scores, higher = more important [n].
-        mask: Weights that may be kept [n], bool.
-        kept: How many to keep, in [0, n].
-        bounds: Where tensors start, and last n; default one tensor. Static.
-
-    Returns:
-        The new mask [n], bool.
-
-    Example:
-        >>> scores = jnp.array([3.0, 1.0, 2.0, 2.0])
-        >>> wf.masks.keep_highest(scores, jnp.ones(4, bool), 2).tolist()
-        [True, False, True, False]
-    """
-    ranked = jnp.where(mask, scores, -jnp.inf)
-    # Index n (kept = 0) is out of range and clamps; `kept > 0` then rejects all.
-    kth = jnp.sort(ranked)[scores.shape[0] - kept]
-    above = ranked > kth
-    tied = ranked == kth
-    room, running = kept - jnp.sum(above), jnp.cumsum(tied)
-    stays = running <= room
-    if bounds is not None and len(bounds) > 2:
-        ends = running[np.asarray(bounds[1:]) - 1]
-        most = jnp.diff(ends, prepend=0)
-        limits = ends - most + _shared_out(room, most)
-        parts = zip(pairwise(bounds), limits, strict=True)
-        stays = jnp.concatenate([running[i:j] <= limit for (i, j), limit in parts])
-    return (above | (tied & stays)) & mask & (kept > 0)
-
-
-def _shared_out(number: jax.Array, most: jax.Array) -> jax.Array:
-    """A number shared out in proportion to ``most`` [k], no part above its own."""
-
-    def one(
-        left: tuple[jax.Array, jax.Array], size: jax.Array
-    ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
-        number, total = left
-        part = jnp.round(number * (size / jnp.maximum(total, 1))).astype(size.dtype)
-        # Float32 rounds above 2²⁴; the rest must be able to take what is left.
-        part = jnp.clip(part, number - (total - size), jnp.minimum(size, number))
-        return (number - part, total - size), part
-
-    start = jnp.asarray(number, most.dtype), jnp.sum(most)
-    return jax.lax.scan(one, start, most)[1]
