@@ -187,7 +187,16 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / RUN
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+def takes_long(command: str) -> bool:
+    """A second run, or a data set that is written: what they do others show."""
+    trains = command.startswith(MAIN) and not re.search(r"--plan\b", command)
+    return command != FIRST and (trains or command.startswith("python scripts/"))
+
+
+@pytest.mark.parametrize(
+    "command",
+    [pytest.param(c, marks=[pytest.mark.slow] * takes_long(c)) for c in COMMANDS],
+)
 def test_a_command_runs(
     command: str,
     finished: Path,
@@ -351,6 +360,7 @@ def test_python_runs(
                 exec(compile(block.text, page, "exec"), network())
 
 
+@pytest.mark.slow
 def test_the_snippet_of_the_readme_runs_as_it_stands() -> None:
     (snippet,) = (b.text for b in PYTHON if b.page == "README.md")
     names: dict[str, Any] = {}
@@ -379,14 +389,8 @@ def test_the_page_on_your_own_models_runs() -> None:
     assert kept == names["info"].nonzero == 592 // 10
 
 
-@pytest.mark.parametrize(
-    "number",
-    [
-        pytest.param(0, id="linen", marks=pytest.mark.slow),
-        pytest.param(1, id="nnx", marks=pytest.mark.slow),
-        pytest.param(2, id="equinox"),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(3), ids=("linen", "nnx", "equinox"))
 def test_the_page_on_batch_norm_runs(number: int) -> None:
     text = [b.text for b in PYTHON if b.page == BATCH_NORM and not b.comment][number]
     names = network()

@@ -36,13 +36,8 @@ def test_every_example_is_in_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
     assert files == SHORT.keys() == example("compare", monkeypatch).EXAMPLES.keys()
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        name if name == "plain_dict" else pytest.param(name, marks=pytest.mark.slow)
-        for name in SHORT
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SHORT)
 def test_a_short_run_prunes_to_90_percent(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

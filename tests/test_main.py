@@ -279,6 +279,7 @@ def test_the_folder_that_was_chosen_is_named_to_resume(
     assert f"{DIGITS} --workdir=runs/digits-20" in told
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_by_the_command_it_says(tmp_path: Path) -> None:
     arguments = [DIGITS, "--config.dense.epochs=9999", f"--workdir={tmp_path}"]
     child = subprocess.Popen(

@@ -221,9 +221,8 @@ def interrupted(config: Config, workdir: Path, stop_after: int) -> None:
             run(config, workdir)
 
 
-@pytest.mark.parametrize(
-    "stop_after", [2, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 3, 5))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("stop_after", [1, 2, 3, 5])
 def test_an_exception_at_any_point_loses_nothing(
     finished: tuple[Path, dict], tmp_path: Path, stop_after: int
 ) -> None:
@@ -372,7 +371,16 @@ def test_a_schedule_in_steps_may_prune_within_an_epoch(tmp_path: Path) -> None:
     assert results["sparsity"] == pytest.approx(0.8, abs=1e-3)
 
 
-@pytest.mark.parametrize("method", ["woodfisher", "diagfisher", "globalmagni", "magni"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        "magni",
+        *(
+            pytest.param(m, marks=pytest.mark.slow)
+            for m in ("woodfisher", "diagfisher", "globalmagni")
+        ),
+    ],
+)
 def test_each_method_runs(tmp_path: Path, method: str) -> None:
     config = small(prune__method=method, dense__epochs=1, train__epochs=0, prune__end=0)
     results = run(config, tmp_path)

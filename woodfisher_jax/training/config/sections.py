@@ -251,8 +251,8 @@ class PruneConfig(Options):
     )
     prunable: str | None = option(
         None,
-        "Regular expression on parameter paths; default arrays of two or more "
-        "dimensions.",
+        "Regular expression on parameter paths; default the weights of dense layers "
+        "and convolutions.",
     )
     prune_biases: bool = option(
         False, "Prune the biases of the layers that are pruned as well."
