@@ -1,0 +1,318 @@
+"""Networks made smaller: top-1 by share of multiply-accumulates, by method.
+
+    python scripts/structures.py resnet20 --checkpoint=resnet20_cifar10.pth.tar
+    python scripts/structures.py mlp --checkpoint=mnist_25_epoch_93.97.ckpt
+
+Prunes the channels (or neurons) inside the blocks of the dense network to each share of
+its MACs, takes them out, estimates batch-norm statistics again where the network has
+them, and judges the small network on the test split: as it is, and after some epochs of
+training. Nothing is chosen by the test split. Prints a Markdown table; ``--out`` keeps
+every run as a line of JSON.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import woodfisher_jax as wf
+from woodfisher_jax import data, models
+from woodfisher_jax.data import batches
+from woodfisher_jax.layerwise.structures import counts_of, goal_of, readers
+from woodfisher_jax.selection.structures import Structures
+from woodfisher_jax.training.batch_norm import reestimate
+from woodfisher_jax.training.evaluate import evaluate
+from woodfisher_jax.training.objective import cross_entropy
+from woodfisher_jax.trees.paths import leaves_by_path
+from woodfisher_jax.weights.state_dicts import to_variables
+from woodfisher_jax.weights.torch_files import read_state_dict
+
+DATASETS = {"resnet20": "cifar10", "mlp": "mnist"}
+
+LAYERWISE: dict[str, dict[str, Any]] = {
+    "layer-wise": {},
+    "layer-wise, global": {"scope": "global", "metric": "softmax"},
+    "layer-wise, repair": {"repair": 8},
+    "layer-wise, global, repair": {
+        "scope": "global",
+        "metric": "softmax",
+        "repair": 8,
+    },
+}
+"""Arguments of ``wf.prune_layerwise`` by the name of the row."""
+
+ROWS = ("magnitude filters", "woodfisher", *LAYERWISE)
+
+
+class Network(NamedTuple):
+    """A dense network and its data."""
+
+    model: Any
+    dataset: Any
+    variables: Any
+    found: Structures
+
+    def outputs(self, variables: Any, images: jax.Array) -> jax.Array:
+        """Logits in evaluation mode."""
+        logits = self.model.apply(variables, images, train=False)
+        assert isinstance(logits, jax.Array)
+        return logits
+
+
+def network(name: str, checkpoint: Path) -> Network:
+    """Reads model, data and checkpoint; the structures are those inside blocks."""
+    model, dataset = models.build_model(name), data.load(DATASETS[name])
+    image = np.zeros((1, *dataset.train.images.shape[1:]), np.float32)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), image)
+    variables, _ = to_variables(read_state_dict(checkpoint), shapes)
+    variables = jax.tree.map(jnp.asarray, dict(variables))
+
+    def net_fn(variables: Any, images: jax.Array) -> jax.Array:
+        return model.apply(variables, images, train=False)  # type: ignore[return-value]
+
+    found = wf.structures(net_fn, variables, image)
+    shapes = {path: leaf.shape for path, leaf in leaves_by_path(variables).items()}
+    inside = tuple(reader.family for reader in readers(found, shapes).values())
+    return Network(model, dataset, variables, found._replace(families=inside))
+
+
+def by_magnitude(given: Network, share: float, seed: int) -> tuple[Any, Any]:
+    """The filters of the lowest L1 norm go, the same share of each layer.
+
+    Li et al. 2017, arXiv:1608.08710.
+    """
+    del seed
+    leaves, losses = leaves_by_path(given.variables), {}
+    for family in given.found.families:
+        norms = np.zeros(len(family.units))
+        for member in family.members:
+            if member.role == "outputs":
+                made = np.moveaxis(np.abs(leaves[member.path]), member.axis, 0)
+                norms += made.reshape(len(made), -1).sum(1)[member.entries].sum(1)
+        losses |= dict(zip(family.units, norms.tolist(), strict=True))
+    level, _ = goal_of(given.found, None, {"macs": share})
+    gone: set[int] = set()
+    counts = counts_of(given.found, level, {})
+    for family, count in zip(given.found.families, counts, strict=True):
+        gone.update(sorted(family.units, key=losses.__getitem__)[:count])
+    masks = given.found.masks(kernels(given.variables), gone)
+    return given.variables, masks
+
+
+def by_woodfisher(given: Network, share: float, seed: int) -> tuple[Any, Any]:
+    """Structures by their joint saliency, and the joint update, in one step."""
+    drawn = batches.fisher_samples(given.dataset, seed=seed, draw=0, count=1000)
+
+    def loss_fn(variables: Any, batch: dict[str, Any]) -> jax.Array:
+        logits = given.outputs(variables, batch["image"])
+        return jnp.mean(cross_entropy(logits, batch["label"], 0.0))
+
+    variables, masks, _ = wf.prune(
+        loss_fn,
+        given.variables,
+        drawn,
+        pattern=given.found,
+        flops_target=share * given.found.macs / 1e6,
+        masks=kernels(given.variables),
+        update="joint",
+        damping="auto",
+        num_samples=500,
+        progress=False,
+    )
+    return variables, masks
+
+
+def layer_by_layer(options: dict[str, Any]) -> Callable[..., tuple[Any, Any]]:
+    """``wf.prune_layerwise`` with these options, from images alone."""
+
+    def run(given: Network, share: float, seed: int) -> tuple[Any, Any]:
+        drawn = batches.fisher_samples(
+            given.dataset, seed=seed, draw=0, count=2000, augment=True
+        )
+        variables, masks, _ = wf.prune_layerwise(
+            given.outputs,
+            given.variables,
+            drawn["image"],
+            pattern=given.found,
+            macs=share,
+            masks=kernels(given.variables),
+            batch_size=100,
+            progress=False,
+            **options,
+        )
+        return variables, masks
+
+    return run
+
+
+def kernels(variables: Any) -> dict[str, Any]:
+    """Masks of all layers, nothing pruned."""
+    return wf.init_masks(variables, "kernel")
+
+
+METHODS: dict[str, Callable[..., tuple[Any, Any]]] = {
+    "magnitude filters": by_magnitude,
+    "woodfisher": by_woodfisher,
+    **{name: layer_by_layer(options) for name, options in LAYERWISE.items()},
+}
+
+
+def trained(
+    model: Any, dataset: Any, variables: Any, epochs: int, seed: int, rate: float
+) -> Any:
+    """Some epochs of SGD with momentum; the rate falls to zero as a cosine does."""
+    size = 128
+    steps = batches.steps_per_epoch(dataset, size)
+    optimizer = optax.chain(
+        optax.add_decayed_weights(5e-4),
+        optax.sgd(optax.cosine_decay_schedule(rate, epochs * steps), 0.9),
+    )
+
+    def loss_fn(params: Any, stats: Any, batch: Any) -> tuple[jax.Array, Any]:
+        logits, changed = model.apply(
+            {"params": params, **stats},
+            batch["image"],
+            train=True,
+            mutable=["batch_stats"],
+        )
+        return jnp.mean(cross_entropy(logits, batch["label"], 0.0)), changed
+
+    @jax.jit
+    def step(params: Any, stats: Any, state: Any, batch: Any) -> tuple[Any, Any, Any]:
+        slopes, changed = jax.grad(loss_fn, has_aux=True)(params, stats, batch)
+        updates, state = optimizer.update(slopes, state, params)
+        return optax.apply_updates(params, updates), {**stats, **changed}, state
+
+    params = variables["params"]
+    stats = {name: tree for name, tree in variables.items() if name != "params"}
+    state = optimizer.init(params)
+    for epoch in range(epochs):
+        for batch in batches.epoch_batches(
+            dataset, seed=seed, epoch=epoch, start=0, stop=steps, batch_size=size
+        ):
+            params, stats, state = step(params, stats, state, batch)
+    return {"params": params, **stats}
+
+
+def judged(model: Any, dataset: Any, variables: Any) -> float:
+    """Top-1 on the test split, in percent."""
+    stats = variables.get("batch_stats", {})
+    return evaluate(model, variables["params"], stats, dataset)["top1"]
+
+
+def anew(model: Any, dataset: Any, variables: Any, seed: int) -> Any:
+    """The variables with batch-norm statistics estimated again."""
+    if "batch_stats" not in variables:
+        return variables
+    images = batches.batch_norm_batches(
+        dataset, seed=seed, draw=0, count=5000, batch_size=250
+    )
+    stats = reestimate(model, variables["params"], variables["batch_stats"], images)
+    return {"params": variables["params"], "batch_stats": stats}
+
+
+def run(
+    given: Network, row: str, share: float, seed: int, arguments: argparse.Namespace
+) -> dict[str, Any]:
+    """Prunes, takes out, trains and judges once."""
+    start = time.process_time()
+    variables, masks = METHODS[row](given, share, seed)
+    seconds = time.process_time() - start
+    image = jnp.asarray(
+        batches.fisher_samples(given.dataset, seed=0, draw=0, count=2)["image"]
+    )
+    _, small = wf.shrunk(given.outputs, variables, masks, image)
+    model = models.resized(given.model, small, image)
+    account = given.found.account(given.found.gone(masks))
+    found = {
+        "row": row,
+        "macs": share,
+        "macs_left": account.macs / given.found.macs,
+        "size_left": models.num_parameters(small["params"])
+        / models.num_parameters(given.variables["params"]),
+        "seed": seed,
+        "cpu_seconds": round(seconds, 1),
+        "top1_stored": judged(model, given.dataset, small),
+    }
+    small = anew(model, given.dataset, small, seed)
+    found["top1"] = judged(model, given.dataset, small)
+    if arguments.epochs:
+        small = trained(
+            model, given.dataset, small, arguments.epochs, seed, arguments.rate
+        )
+        found["top1_trained"] = judged(model, given.dataset, small)
+    return found
+
+
+def table(records: list[dict[str, Any]]) -> str:
+    """A Markdown table: a row a method, a column a share, top-1 by what was done.
+
+    Without training the better use of statistics is not chosen: both are given.
+    """
+    shares = sorted({r["macs"] for r in records}, reverse=True)
+    lines = [
+        "| method | top-1 | " + " | ".join(f"{s:g}" for s in shares) + " | s |",
+        "|---" * (len(shares) + 3) + "|",
+    ]
+    keys = {
+        "top1_stored": "statistics of the checkpoint",
+        "top1": "estimated again",
+        "top1_trained": "trained",
+    }
+    for row in dict.fromkeys(r["row"] for r in records):
+        mine = [r for r in records if r["row"] == row]
+        for key, name in keys.items():
+            cells = []
+            for share in shares:
+                values = [r[key] for r in mine if r["macs"] == share and key in r]
+                spread = f" ± {statistics.stdev(values):.2f}" if values[1:] else ""
+                mean = f"{statistics.mean(values):.2f}{spread}" if values else ""
+                cells.append(mean)
+            if any(cells):
+                typical = statistics.median(r["cpu_seconds"] for r in mine)
+                lines.append(
+                    f"| {row} | {name} | {' | '.join(cells)} | {typical:.0f} |"
+                )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Runs the rows and prints their table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("network", choices=DATASETS)
+    parser.add_argument("--checkpoint", type=Path, required=True)
+    parser.add_argument(
+        "--macs", type=float, nargs="+", default=[0.75, 0.5, 0.35, 0.25]
+    )
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=ROWS)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--epochs", type=int, default=2, help="of training; 0 for none")
+    parser.add_argument("--rate", type=float, default=0.02, help="of learning")
+    parser.add_argument("--out", type=Path, help="file for one JSON line a run")
+    arguments = parser.parse_args()
+    given = network(arguments.network, arguments.checkpoint)
+    dense = judged(given.model, given.dataset, given.variables)
+    print(f"dense: {dense:.2f}, {given.found.macs:,.0f} MACs", flush=True)
+    records = []
+    for seed in arguments.seeds:
+        for share in arguments.macs:
+            for row in arguments.rows:
+                records.append(run(given, row, share, seed, arguments))
+                if arguments.out:
+                    with arguments.out.open("a") as file:
+                        file.write(json.dumps(records[-1]) + "\n")
+    print(table(records))
+
+
+if __name__ == "__main__":
+    main()
