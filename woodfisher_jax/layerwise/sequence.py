@@ -37,8 +37,9 @@ from woodfisher_jax.layerwise.windows import Head, Window
 from woodfisher_jax.options import OptionError
 from woodfisher_jax.rows.compute import watched
 from woodfisher_jax.rows.inputs import check_params
+from woodfisher_jax.selection.accounts import Budget
 from woodfisher_jax.selection.patterns import GroupNames, Pattern
-from woodfisher_jax.selection.structures import Budget, Structures, structures
+from woodfisher_jax.selection.structures import Structures, structures
 from woodfisher_jax.tracing.axes import find_axes
 from woodfisher_jax.tracing.capture import input_rows
 from woodfisher_jax.tracing.layers import Convolution, Product

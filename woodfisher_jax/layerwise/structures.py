@@ -7,13 +7,8 @@ import numpy as np
 
 from woodfisher_jax.layerwise.layers import Layer
 from woodfisher_jax.options import OptionError
-from woodfisher_jax.selection.structures import (
-    COSTS,
-    Budget,
-    Family,
-    Structures,
-    cheapest,
-)
+from woodfisher_jax.selection.accounts import COSTS, Budget, cheapest
+from woodfisher_jax.selection.structures import Family, Structures
 from woodfisher_jax.trees.masks import num_kept
 
 
@@ -193,7 +188,7 @@ def counts_of(
         account = found.account(_first(found, counts, losses))
         budget = {"size": account.size}
     stay = [len(f.units) - n for f, n in zip(found.families, most, strict=True)]
-    gone = cheapest(found, losses, found.account(start), budget, start, stay)
+    gone = cheapest(found.units, losses, found.account(start), budget, start, stay)
     return [sum(unit in gone for unit in family.units) for family in found.families]
 
 

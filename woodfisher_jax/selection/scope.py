@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from woodfisher_jax.options import OptionError
+from woodfisher_jax.selection.accounts import cheapest, lowest_of_each
 from woodfisher_jax.selection.costs import (
     MILLION,
     Costs,
@@ -18,10 +19,6 @@ from woodfisher_jax.selection.costs import (
 )
 from woodfisher_jax.selection.goal import Goal
 from woodfisher_jax.selection.patterns import Groups
-from woodfisher_jax.selection.structures import (
-    cheapest,
-    lowest_of_each,
-)
 from woodfisher_jax.tracing.macs import flat_costs
 from woodfisher_jax.trees import masks as masks_
 from woodfisher_jax.trees.blocks import FlatOrder, flat_mask
@@ -205,14 +202,14 @@ def keep_structures(
     gone = found.gone({path: np.asarray(mask) for path, mask in masks.items()})
     if goal.flops_target is not None:
         budget = {"macs": goal.flops_target * MILLION}
-        gone = cheapest(found, losses, found.account(gone), budget, gone)
+        gone = cheapest(found.units, losses, found.account(gone), budget, gone)
     elif goal.scope == "layer":
         assert goal.sparsity is not None
-        gone = lowest_of_each(found, losses, goal.sparsity, gone)
+        gone = lowest_of_each(found.units, losses, goal.sparsity, gone)
     else:
         account = found.account(gone, order.paths)
         (most,) = num_kept(np.asarray(active), order, goal)
-        gone = cheapest(found, losses, account, {"size": most}, gone)
+        gone = cheapest(found.units, losses, account, {"size": most}, gone)
     kept = {path: jnp.asarray(m) for path, m in found.masks(masks, gone).items()}
     return active & jnp.asarray(flat_mask(order, kept))
 

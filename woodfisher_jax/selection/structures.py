@@ -5,9 +5,8 @@ what a norm has of it, and what its consumers do with it. Found in the function'
 program (:mod:`woodfisher_jax.tracing.coupling`), for any framework.
 """
 
-import heapq
 import math
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -15,18 +14,14 @@ import jax
 import numpy as np
 
 from woodfisher_jax.options import OptionError
+from woodfisher_jax.selection.accounts import Account, free_entries
 from woodfisher_jax.tracing.axes import traced
 from woodfisher_jax.tracing.coupling import Coupling, coupled
-from woodfisher_jax.tracing.entries import Axis
 from woodfisher_jax.trees.axes import WeightAxes
-from woodfisher_jax.trees.masks import num_kept
 from woodfisher_jax.trees.paths import Params, leaves_by_path
 
 KINDS = ("channels", "neurons", "heads")
 """Of structures: of convolutions, of dense layers, of attention."""
-
-COSTS = {"size": "parameters", "macs": "multiply-accumulates"}
-"""What a network costs."""
 
 MOST_ROWS = 40
 """Rows of a printed table; the attributes have all."""
@@ -163,9 +158,14 @@ class Structures(NamedTuple):
                 found.update(np.array(family.units)[~left].tolist())
         return found
 
+    @property
+    def units(self) -> tuple[tuple[int, ...], ...]:
+        """Of all structures, by family."""
+        return tuple(family.units for family in self.families)
+
     def account(
         self, gone: Iterable[int] = (), counted: Iterable[str] | None = None
-    ) -> "Account":
+    ) -> Account:
         """What the network costs without some structures.
 
         Args:
@@ -284,7 +284,7 @@ def _alike(
     places: dict[int, dict[tuple[str, int], list[int]]] = defaultdict(dict)
     for path, axes in coupling.weights.items():
         for i, axis in enumerate(axes):
-            for entry, unit in _free(coupling, axis):
+            for entry, unit in free_entries(coupling, axis):
                 places[unit].setdefault((path, i), []).append(entry)
     families: dict[tuple, list[int]] = defaultdict(list)
     for unit, own in places.items():
@@ -305,21 +305,12 @@ def _alike(
     return found
 
 
-def _free(coupling: Coupling, axis: Axis) -> Iterable[tuple[int, int]]:
-    """Entries that can go, each with the unit that it goes with."""
-    units = coupling.units
-    for number, entry in enumerate(axis):
-        for unit in units.classes(entry):
-            if not units.reason(unit):
-                yield number, unit
-
-
 def _family(
     units: tuple[int, ...],
     members: tuple[Member, ...],
     known: Mapping[str, WeightAxes],
     coupling: Coupling,
-    account: "Account",
+    account: Account,
 ) -> Family:
     costs = account.of(units[0])
     if coupling.units.is_head(units[0]):
@@ -333,180 +324,8 @@ def _family(
 def _whole(coupling: Coupling, roles: Mapping[str, Sequence[str]]) -> Iterable[Whole]:
     for path, axes in coupling.weights.items():
         for i, (axis, role) in enumerate(zip(axes, roles[path], strict=True)):
-            if not role or len(axis) == 1 or any(_free(coupling, axis)):
+            if not role or len(axis) == 1 or any(free_entries(coupling, axis)):
                 continue
             (first, *_) = coupling.units.classes(axis[0]) or (None,)
             reason = "" if first is None else coupling.units.reason(first)
             yield Whole(path, i, reason or "has entries that always stay")
-
-
-class Account:
-    """What a network costs while structures are taken out of it.
-
-    Attributes:
-        size: Parameters that are left.
-        macs: Multiply-accumulates of one example that are left.
-    """
-
-    def __init__(
-        self,
-        coupling: Coupling,
-        examples: int,
-        counted: Iterable[str] | None = None,
-    ) -> None:
-        """Nothing is taken out yet.
-
-        Args:
-            coupling: Of the program.
-            examples: Of the traced inputs.
-            counted: Tensors whose parameters count; default all.
-        """
-        self._left: list[int] = []
-        self._axes: dict[int, int] = {}
-        # Of each unit, the axes that it is in and how many entries it has there.
-        self._in: dict[int, Counter[int]] = defaultdict(Counter)
-        # Of each axis, the terms that it is a factor of.
-        self._terms_of: dict[int, list[int]] = defaultdict(list)
-        self._terms: list[tuple[float, tuple[int, ...], bool]] = []
-        self._coupling = coupling
-        paths = coupling.weights if counted is None else counted
-        for path in paths:
-            self._add(1, coupling.weights[path], False)
-        for cost in coupling.costs:
-            self._add(cost.factor / examples, cost.axes, True)
-        self.size = sum(self._value(i) for i, t in enumerate(self._terms) if not t[2])
-        self.macs = sum(self._value(i) for i, t in enumerate(self._terms) if t[2])
-
-    @property
-    def left(self) -> dict[str, float]:
-        """What is left, by the names of :data:`COSTS`."""
-        return {"size": self.size, "macs": self.macs}
-
-    def _add(self, factor: float, axes: Sequence[Axis], macs: bool) -> None:
-        own = []
-        for axis in axes:
-            number = self._axes.setdefault(id(axis), len(self._left))
-            if number == len(self._left):
-                self._left.append(len(axis))
-                for _, unit in _free(self._coupling, axis):
-                    self._in[unit][number] += 1
-            own.append(number)
-            self._terms_of[number].append(len(self._terms))
-        self._terms.append((factor, tuple(own), macs))
-
-    def _value(self, term: int) -> float:
-        factor, axes, _ = self._terms[term]
-        return factor * math.prod(self._left[axis] for axis in axes)
-
-    def of(self, unit: int) -> dict[str, float]:
-        """What would go with a unit now, by the names of :data:`COSTS`."""
-        before = self.left
-        self.remove(unit)
-        after = self.left
-        self.remove(unit, -1)
-        # Without what rounding adds up to.
-        self.size, self.macs = before["size"], before["macs"]
-        return {name: before[name] - after[name] for name in before}
-
-    def remove(self, unit: int, times: int = 1) -> None:
-        """Takes a unit out; with -1 puts it back."""
-        terms = {t for axis in self._in[unit] for t in self._terms_of[axis]}
-        before = [(t, self._value(t)) for t in terms]
-        for axis, number in self._in[unit].items():
-            self._left[axis] -= times * number
-        for term, value in before:
-            change = self._value(term) - value
-            if self._terms[term][2]:
-                self.macs += change
-            else:
-                self.size += change
-
-
-Budget = Mapping[str, float]
-"""What may be left: "size" (parameters), "macs" (of one example), or both."""
-
-
-def cheapest(
-    found: Structures,
-    losses: Mapping[int, float],
-    account: Account,
-    budget: Budget,
-    gone: set[int],
-    least: Sequence[int] | None = None,
-) -> set[int]:
-    """Structures to take out: those of the lowest loss for what they save, in turn.
-
-    Where several costs are above their budgets, what is saved is the sum of savings in
-    units of the budgets.
-
-    Args:
-        found: All structures.
-        losses: Loss increase of each unit.
-        account: Of the network without ``gone``; it is changed.
-        budget: What may be left.
-        gone: Units that are taken out already.
-        least: How many structures of each family stay at least; default 1.
-
-    Returns:
-        All units that are to go, ``gone`` among them.
-
-    Raises:
-        OptionError: If more is left without any other structure.
-    """
-    family = {unit: i for i, f in enumerate(found.families) for unit in f.units}
-    left = Counter(i for unit, i in family.items() if unit not in gone)
-    gone, stay = set(gone), least or [1] * len(found.families)
-
-    def price(unit: int, above: Sequence[str]) -> float:
-        costs = account.of(unit)
-        saved = sum(costs[name] / budget[name] for name in above)
-        return losses[unit] / saved if saved > 0 else math.inf
-
-    while above := [name for name, most in budget.items() if account.left[name] > most]:
-        order = [(price(u, above), u) for u in losses if u in family and u not in gone]
-        heapq.heapify(order)
-        while order and all(account.left[name] > budget[name] for name in above):
-            old, unit = heapq.heappop(order)
-            number = family[unit]
-            if left[number] <= stay[number]:
-                continue
-            now = price(unit, above)
-            # As structures go others save less: a price only rises.
-            if order and now > max(old, order[0][0]):
-                heapq.heappush(order, (now, unit))
-                continue
-            account.remove(unit)
-            left[family[unit]] -= 1
-            gone.add(unit)
-        if not order and all(account.left[name] > budget[name] for name in above):
-            name = above[0]
-            raise OptionError(
-                "pattern",
-                f"structures: {account.left[name]:,.0f} {COSTS[name]} are left with "
-                "the fewest structures of each kind, expected at most "
-                f"{budget[name]:,.0f}; set a lower goal, or make more tensors prunable",
-            )
-    return gone
-
-
-def lowest_of_each(
-    found: Structures, losses: Mapping[int, float], sparsity: float, gone: set[int]
-) -> set[int]:
-    """Structures to take out: the same share of each family, those of lowest loss.
-
-    Args:
-        found: All structures.
-        losses: Loss increase of each unit.
-        sparsity: Share of each family that goes; one stays at least.
-        gone: Units that are taken out already.
-
-    Returns:
-        All units that are to go, ``gone`` among them.
-    """
-    gone = set(gone)
-    for family in found.families:
-        own = [unit for unit in family.units if unit in losses]
-        more = len(own) - max(1, num_kept(len(own), sparsity))
-        ranked = sorted(own, key=lambda unit: (unit not in gone, losses[unit]))
-        gone.update(ranked[: max(0, more)])
-    return gone
