@@ -9,6 +9,7 @@ from woodfisher_jax.equations.layerwise import (
     layer_error,
     least_squares_on,
     pruned_layer,
+    without_inputs,
 )
 
 OUTPUTS, INPUTS = 12, 16
@@ -143,3 +144,53 @@ def test_of_equal_scores_the_first_of_a_group_stay() -> None:
     scores = jnp.array([[3.0, 1.0, 3.0, 3.0], [0.0, 0.0, 5.0, 0.0]])
     expected = [[True, False, True, False], [True, False, True, False]]
     assert keep_of_each(scores, 2, 4).tolist() == expected
+
+
+def taken_out(layer, size, number, together=1, allowed=None, damping=0.01):
+    found, stays = without_inputs(
+        *(jnp.asarray(layer[n], jnp.float32) for n in ("weights", "moment", "cross")),
+        jnp.ones(INPUTS // size, bool) if allowed is None else allowed,
+        jnp.float32(damping),
+        size=size,
+        number=number,
+        together=together,
+    )
+    return np.asarray(found), np.asarray(stays)
+
+
+def fitted(layer, left, damping=0.01):
+    """Least squares in float64 on some inputs, and its objective."""
+    moment, cross = layer["moment"], layer["cross"]
+    ridge = damping * np.mean(np.diag(moment)) * np.eye(INPUTS)
+    own, wanted = moment + ridge, layer["weights"] @ (cross + ridge)
+    found = np.zeros((OUTPUTS, INPUTS))
+    found[:, left] = np.linalg.solve(own[np.ix_(left, left)], wanted[:, left].T).T
+    return found, np.trace(found @ own @ found.T) - 2 * np.trace(found @ wanted.T)
+
+
+@pytest.mark.parametrize(("size", "number", "together"), [(1, 5, 1), (4, 2, 2)])
+def test_inputs_that_stay_are_fitted_by_least_squares(layer, size, number, together):
+    found, stays = taken_out(layer, size, number, together)
+    left = np.flatnonzero(np.repeat(stays, size))
+    assert stays.sum() == INPUTS // size - number
+    np.testing.assert_allclose(found, fitted(layer, left)[0], atol=1e-4)
+    assert not found[:, np.repeat(~stays, size)].any()
+
+
+def test_the_input_that_goes_is_that_of_the_lowest_objective(layer):
+    _, stays = taken_out(layer, 2, 1)
+    groups = range(INPUTS // 2)
+    objective = [
+        fitted(layer, np.array([i for i in range(INPUTS) if i // 2 != g]))[1]
+        for g in groups
+    ]
+    assert int(np.flatnonzero(~stays)[0]) == int(np.argmin(objective))
+
+
+def test_inputs_that_have_gone_do_not_come_back(layer):
+    allowed = jnp.arange(INPUTS) % 3 > 0
+    found, stays = taken_out(layer, 1, 2, allowed=allowed)
+    assert not (stays & ~np.asarray(allowed)).any()
+    assert stays.sum() == int(allowed.sum()) - 2
+    left = np.flatnonzero(stays)
+    np.testing.assert_allclose(found, fitted(layer, left)[0], atol=1e-4)

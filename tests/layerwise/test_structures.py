@@ -1,0 +1,101 @@
+"""Structures that layer-wise pruning takes from the layers that read them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import woodfisher_jax as wf
+from woodfisher_jax.options import OptionError
+
+
+def net(params, x):
+    h = jnp.tanh(x @ params["a"] + params["bias"])
+    return (h + jnp.tanh(h @ params["b"]) @ params["c"]) @ params["d"]
+
+
+@pytest.fixture(scope="module")
+def given():
+    shapes = {"a": (8, 10), "bias": (10,), "b": (10, 16), "c": (16, 10), "d": (10, 3)}
+    keys = jax.random.split(jax.random.key(0), len(shapes) + 1)
+    params = {
+        path: 0.4 * jax.random.normal(key, shape)
+        for key, (path, shape) in zip(keys, shapes.items(), strict=False)
+    }
+    return params, jax.random.normal(keys[-1], (200, 8))
+
+
+def prune(given, **options):
+    params, x = given
+    return wf.prune_layerwise(net, params, x, pattern="neurons", **options)
+
+
+def error(given, params):
+    wanted = net(given[0], given[1])
+    return float(jnp.mean((net(params, given[1]) - wanted) ** 2) / jnp.var(wanted))
+
+
+def test_what_one_layer_reads_goes_and_shrinks(given):
+    params, masks, info = prune(given, sparsity=0.5)
+    small = wf.shrink(net, params, masks, given[1])
+    # The residual stream is read by two layers and stays.
+    assert {p: a.shape for p, a in small.items()} == {
+        "a": (8, 10),
+        "bias": (10,),
+        "b": (10, 8),
+        "c": (8, 10),
+        "d": (10, 3),
+    }
+    assert [layer.path for layer in info.layers] == ["c"]
+    assert error(given, params) < 0.1
+    # Better than the same neurons without the others' compensation.
+    assert error(given, params) < 0.5 * error(given, wf.apply_masks(given[0], masks))
+
+
+@pytest.mark.parametrize("options", [{"macs": 0.7}, {"size": 0.6, "scope": "global"}])
+def test_budgets_are_met_and_not_by_far(given, options):
+    params, masks, _ = prune(given, **options)
+    found = wf.structures(net, *given)
+    left = found.account(found.gone(masks)).left
+    (cost, share), *_ = options.items()
+    whole = getattr(found, cost)
+    # One neuron more would exceed it.
+    assert share * whole - 20 < left[cost] <= share * whole
+
+
+def test_a_second_pruning_is_nested(given):
+    params, masks, _ = prune(given, sparsity=0.5)
+    again, later, _ = wf.prune_layerwise(
+        net, params, given[1], pattern="neurons", masks=masks, sparsity=0.75
+    )
+    assert all(bool(jnp.all(masks[p] | ~later[p])) for p in masks)
+    assert wf.shrink(net, again, later, given[1])["b"].shape == (10, 4)
+    assert error(given, again) < 0.5
+
+
+def test_repair_moves_what_is_left_alone(given):
+    plain, masks, _ = prune(given, sparsity=0.5)
+    repaired, same, _ = prune(given, sparsity=0.5, repair=5)
+    assert all(bool(jnp.all(masks[p] == same[p])) for p in masks)
+    assert error(given, repaired) < error(given, plain)
+    assert not np.any(np.asarray(repaired["c"])[~np.asarray(same["c"])])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "neither macs nor size"),
+        ({"macs": 2.0}, "above 0 and at most 1"),
+        ({"macs": 0.1}, "of the multiply-accumulates are left"),
+        ({"macs": 0.5, "sparsity": 0.5}, "expected either"),
+        ({"sparsity": 0.5, "prunable": "^a$"}, "no prunable layer reads"),
+    ],
+)
+def test_what_cannot_be_met_is_said(given, options, message):
+    with pytest.raises(OptionError, match=message):
+        prune(given, **options)
+
+
+def test_budgets_need_structures(given):
+    with pytest.raises(OptionError, match="macs=0.5 without structures"):
+        wf.prune_layerwise(net, *given, macs=0.5)
