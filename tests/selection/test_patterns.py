@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 
 from woodfisher_jax.selection.patterns import check, groups_of, parse
+from woodfisher_jax.selection.structures import structures
+from woodfisher_jax.tracing.axes import find_axes
 from woodfisher_jax.trees.axes import WeightAxes
 from woodfisher_jax.trees.blocks import flat_order, unflatten
 
@@ -247,3 +249,30 @@ def test_stacked_layers_have_groups_of_their_own(pattern):
     )
     unstacked = {"a": numbers["s"][:, 0], "b": numbers["s"][:, 1]}
     assert members(unstacked) == members(apart)
+
+
+def two_layers(params, x):
+    h = jnp.tanh(x @ params["a"])
+    return jnp.tanh(h @ params["b"]) @ params["c"]
+
+
+TWO_LAYERS = {"a": jnp.ones((3, 4)), "b": jnp.ones((4, 5)), "c": jnp.ones((5, 2))}
+
+
+def test_a_structure_is_worth_the_weights_that_read_it():
+    found = structures(two_layers, TWO_LAYERS, jnp.ones((1, 3)))
+    axes = find_axes(two_layers, TWO_LAYERS, jnp.ones((1, 3)))
+    order = flat_order(TWO_LAYERS, axes)
+    numbers = groups_of(parse(found), order)
+    own = unflatten(order, jnp.asarray(numbers.of))
+    # Rows of b and c are structures; weights of a, which only make some, are alone.
+    for path in ("b", "c"):
+        assert (own[path] == own[path][:, :1]).all()
+        assert set(np.asarray(own[path][:, 0]).tolist()) <= {*numbers.units.values()}
+    assert len(numbers.units) == 9
+    assert not {*numbers.units.values()} & {*np.asarray(own["a"]).flat}
+
+
+def test_structures_need_a_network():
+    with pytest.raises(ValueError, match="not known without a network"):
+        groups_of(parse("structures"), flat_order(TWO_LAYERS))

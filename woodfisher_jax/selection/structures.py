@@ -202,13 +202,14 @@ class Structures(NamedTuple):
             )
         if len(self.families) > MOST_ROWS:
             lines.append(f"{len(self.families) - MOST_ROWS} more: .families")
-        if self.whole:
-            lines += ["", "left whole:"]
-        lines += [
-            f"{w.path}, axis {w.axis}: {w.reason}" for w in self.whole[:MOST_ROWS]
-        ]
-        if len(self.whole) > MOST_ROWS:
-            lines.append(f"{len(self.whole) - MOST_ROWS} more: .whole")
+        reasons: dict[str, list[Whole]] = defaultdict(list)
+        for whole in self.whole:
+            reasons[whole.reason].append(whole)
+        lines += ["", "left whole:"] if reasons else []
+        for reason, those in reasons.items():
+            first = f"{those[0].path}, axis {those[0].axis}"
+            more = f" and {len(those) - 1} more" if those[1:] else ""
+            lines.append(f"{first}{more}: {reason}")
         return "\n".join(lines)
 
 

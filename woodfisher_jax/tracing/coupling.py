@@ -246,7 +246,8 @@ class Coupling:
 
     def _reduction(self, equation: Any, inputs: list[Array], *_: Any) -> list[Array]:
         gone = equation.params["axes"]
-        reason = f"is summed or compared in {equation.primitive.name!r}"
+        name = equation.primitive.name
+        reason = f"is reduced by {name!r}, as in a norm"
         for array in inputs:
             for i in gone:
                 self.units.fix(array.axes[i], reason)
