@@ -8,6 +8,7 @@ import pytest
 from saved_runs import random_network, save_run
 
 from woodfisher_jax import export, models
+from woodfisher_jax.training import forward_passes
 from woodfisher_jax.trees.paths import leaves_by_path
 from woodfisher_jax.weights.serving import load_stablehlo
 from woodfisher_jax.weights.sparse_files import load_sparse
@@ -59,7 +60,9 @@ def test_the_command(
         np.testing.assert_array_equal(found[key], array)
 
 
-def test_a_small_network_comes_with_lines_that_build_it(tmp_path: Path, capsys) -> None:
+def test_a_small_network_comes_with_lines_that_build_it(
+    tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
     network = random_network("mlp", (8, 8, 1), 0.0, hidden=(50,), widths={"fc1": 9})
     run = save_run(tmp_path / "run", {**MLP, "widths": {"fc1": 9}}, {3: network})
     out = tmp_path / "net.safetensors"
@@ -68,6 +71,13 @@ def test_a_small_network_comes_with_lines_that_build_it(tmp_path: Path, capsys) 
     assert line.startswith(f"{tmp_path / 'net.py'}: load() builds the network")
     assert 'load(path="net.safetensors")' in (tmp_path / "net.py").read_text()
     assert read_state_dict(out)["fc1.weight"].shape == (9, 64)
+    out.unlink()
+    monkeypatch.setattr(forward_passes, "runs_onnx", lambda: False)
+    lines = export.export(run, "masked", out, image_shape=(8, 8, 1), time_products=True)
+    assert [line[:32] for line in lines[3:]] == [
+        "forward pass, batch 1, jit on cp",
+        "forward pass, batch 64, jit on c",
+    ]
     out.unlink()
     with pytest.raises(FileExistsError, match=r"net\.py: there is"):
         export.export(run, "torch", out)

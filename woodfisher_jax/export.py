@@ -15,10 +15,16 @@ from woodfisher_jax import data, extras, models
 from woodfisher_jax.exit_codes import USAGE, exits
 from woodfisher_jax.progress import live
 from woodfisher_jax.torch_weights import TORCH_METADATA, image_shape
+from woodfisher_jax.training.forward_passes import forward_passes
 from woodfisher_jax.training.saved_run import WHICH, SavedRun, read_run
 from woodfisher_jax.weights import sparse_files
 from woodfisher_jax.weights.files import check_output, save_safetensors
-from woodfisher_jax.weights.latency import latency, latency_line
+from woodfisher_jax.weights.latency import (
+    BATCH_SIZES,
+    forward_line,
+    latency,
+    latency_line,
+)
 from woodfisher_jax.weights.serving import load_stablehlo, save_stablehlo
 from woodfisher_jax.weights.state_dicts import to_state_dict
 from woodfisher_jax.weights.torch_code import torch_code
@@ -26,9 +32,6 @@ from woodfisher_jax.written_files import replace_file
 
 FORMATS = ("torch", *sparse_files.FORMATS, "stablehlo")
 """What a run is exported as: see docs/formats.md."""
-
-BATCH_SIZES = (1, 64)
-"""For which products are timed: what is fast for one row may be slow for many."""
 
 
 def export(
@@ -53,7 +56,8 @@ def export(
         image_shape: [h, w, c] of a program's input; default that of the run's data set,
             which is then read.
         data_dir: Where the data set is, if no longer where the config says.
-        time_products: Whether to time the pruned arrays' products, dense and sparse.
+        time_products: Whether to time the pruned arrays' products, dense and sparse;
+            of a network from which structure was taken out whole forward passes too.
         overwrite: Whether an existing file is replaced.
 
     Returns:
@@ -92,6 +96,7 @@ def export(
         for rows in BATCH_SIZES:
             found = latency(saved.variables["params"], saved.masks, rows)
             lines.append(latency_line(found))
+        lines += map(forward_line, forward_passes(saved, image_shape))
     return lines
 
 
@@ -177,7 +182,8 @@ exit codes: 0 done, 1 the disk is full, 2 the command has to be changed""",
         "--latency",
         dest="time_products",
         action="store_true",
-        help="also time the products of the pruned arrays, dense and sparse",
+        help="also time the products of the pruned arrays, dense and sparse; of a "
+        "small network whole forward passes too",
     )
     add("--overwrite", action="store_true", help="replace a file that is there")
     given = vars(parser.parse_args(arguments))

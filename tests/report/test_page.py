@@ -365,6 +365,24 @@ def test_latency_measured_or_how_to_measure_it(tmp_path: Path) -> None:
     ) in found.text
 
 
+def test_forward_passes_of_a_small_network(tmp_path: Path) -> None:
+    record = record_of(write_run(tmp_path))
+    passes = [
+        {
+            "batch_size": 64,
+            "runtime": "jit",
+            "device": "cpu",
+            "dense": [6.0, 5.5, 7.0],
+            "small": [4.0, 3.0, 4.25],
+        }
+    ]
+    found = record._replace(latency={**LATENCY, "forward": passes})
+    page = Page(run_page(found, pictures(record)))
+    expected = ["64", "jit, cpu", "6 (5.5 to 7)", "4 (3 to 4.25)", "1.50"]
+    assert any(expected in table for table in page.tables)
+    assert "medians and quartiles on a processor, 2 cores" in page.text
+
+
 FURTHER = {
     "target_sparsity": 0.5,
     "prunable": "fc2/kernel",

@@ -209,3 +209,40 @@ def test_transformers_loads_an_encoder_that_is_written(tmp_path):
     expected = expected.last_hidden_state.numpy()[mask]
     hidden = module.apply({"params": params}, tokens, mask)[mask]
     np.testing.assert_allclose(hidden, expected, atol=1e-4 * abs(expected).max())
+
+
+def test_a_small_network_is_written_and_read(tmp_path):
+    llama_folder(tmp_path / "dense")
+    _, params = read_folder(tmp_path / "dense")
+    block = params["model"]["layers_0"]
+    # Without the second group of heads: queries 2 and 3, and what they look at.
+    attention = {
+        name: {"kernel": layer["kernel"][:, : 4 if name == "q_proj" else 2]}
+        for name, layer in block["self_attn"].items()
+        if name != "o_proj"
+    }
+    attention["o_proj"] = {"kernel": block["self_attn"]["o_proj"]["kernel"][:4]}
+    mlp = {
+        name: {"kernel": layer["kernel"][:, :5]} for name, layer in block["mlp"].items()
+    }
+    mlp["down_proj"] = {"kernel": block["mlp"]["down_proj"]["kernel"][:5]}
+    small = {**block, "self_attn": attention, "mlp": mlp}
+    given = {**params, "model": {**params["model"], "layers_0": small}}
+
+    write_folder(tmp_path / "small", given, tmp_path / "dense")
+    found, back = read_folder(tmp_path / "small")
+    assert found.widths["model/layers_0/self_attn/k_proj"] == 2
+    assert found.widths["model/layers_0/mlp/gate_proj"] == 5
+    jax.tree.map(np.testing.assert_array_equal, back, given)
+    code = (tmp_path / "small" / "network.py").read_text()
+    assert 'load(path="model.safetensors")' in code
+    # It is the source of another, pruned further.
+    write_folder(tmp_path / "again", back, tmp_path / "small")
+    jax.tree.map(
+        np.testing.assert_array_equal, read_folder(tmp_path / "again")[1], back
+    )
+
+    mlp["down_proj"] = {"kernel": mlp["down_proj"]["kernel"][:4]}
+    with pytest.raises(StateDictMismatchError, match=r"down_proj/kernel: got \(4, 8\)"):
+        write_folder(tmp_path / "wrong", given, tmp_path / "dense")
+    assert not (tmp_path / "wrong").exists()

@@ -19,7 +19,12 @@ from woodfisher_jax.models import resnet, vgg
 from woodfisher_jax.models.cifarnet import CifarNet
 from woodfisher_jax.models.mlp import MLP, LogisticRegression
 from woodfisher_jax.models.mobilenet import MobileNetV1, MobileNetV2
-from woodfisher_jax.models.resizing import check_widths, layer_outputs, resized
+from woodfisher_jax.models.resizing import (
+    check_widths,
+    layer_outputs,
+    narrowed,
+    resized,
+)
 from woodfisher_jax.models.resnet import CifarResNet, ResNet
 from woodfisher_jax.models.vgg import VGG
 from woodfisher_jax.models.vit import VisionTransformer
@@ -30,9 +35,9 @@ __all__ = [
     "build_model",
     "check_widths",
     "layer_outputs",
+    "narrowed",
     "num_parameters",
     "resized",
-    "settings_of",
 ]
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
@@ -72,28 +77,19 @@ def build_model(name: str, **settings: Any) -> nn.Module:
             f"name: expected one of {', '.join(MODELS)}; got {name!r}."
             f"{_did_you_mean(name, list(MODELS))}"
         )
-    allowed = settings_of(name)
-    for setting, value in settings.items():
-        if setting not in allowed:
-            raise ValueError(
-                f"model {name!r}: expected settings among {', '.join(allowed)}; "
-                f"got {setting!r}.{_did_you_mean(setting, list(allowed))}"
-            )
-        _check_setting(setting, value, allowed[setting])
-    return MODELS[name](**settings)
-
-
-def settings_of(name: str) -> dict[str, Any]:
-    """The settings of a model by name, each with its default.
-
-    Args:
-        name: A key of `MODELS`.
-    """
     build = MODELS[name]
     # The settings that the name fixes and Linen's own are not the caller's.
     fixed = {*getattr(build, "keywords", {}), "parent", "name"}
     parameters = inspect.signature(build).parameters
-    return {k: p.default for k, p in parameters.items() if k not in fixed}
+    allowed = [p for p in parameters if p not in fixed]
+    for setting, value in settings.items():
+        if setting not in allowed:
+            raise ValueError(
+                f"model {name!r}: expected settings among {', '.join(allowed)}; "
+                f"got {setting!r}.{_did_you_mean(setting, allowed)}"
+            )
+        _check_setting(setting, value, parameters[setting].default)
+    return build(**settings)
 
 
 def num_parameters(params: Any) -> int:

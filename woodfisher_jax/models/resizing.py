@@ -41,9 +41,8 @@ def resized(model: nn.Module, variables: Any, *inputs: Any) -> nn.Module:
         >>> dict(resized(build_model("mlp"), {"params": small}, images).widths)
         {'fc1': 30}
     """
-    widths = changed_widths(
-        layer_outputs(variables), layer_outputs(_shapes(model, inputs))
-    )
+    found, usual = layer_outputs(variables), layer_outputs(_shapes(model, inputs))
+    widths = {k: found[k] for k, n in usual.items() if found.get(k, n) != n}
     small = model
     if widths and isinstance(model, Resizable):
         small = model.clone(widths={**model.widths, **widths})
@@ -77,11 +76,31 @@ def layer_outputs(variables: Any) -> dict[str, int]:
     }
 
 
-def changed_widths(
-    found: Mapping[str, int], usual: Mapping[str, int]
-) -> dict[str, int]:
-    """The layers of ``usual`` that have another number of outputs in ``found``."""
-    return {k: found[k] for k, n in usual.items() if found.get(k, n) != n}
+def narrowed(model: nn.Module, found: Mapping[str, int], *inputs: Any) -> nn.Module:
+    """The model with fewer outputs of the layers that have fewer elsewhere.
+
+    Args:
+        model: A network of this package.
+        found: Outputs of its layers in a file, by path; others may be there.
+        *inputs: As for `resized`.
+
+    Returns:
+        The model, with ``widths`` of these layers as far as it takes them, for the
+        outputs of a classifier are its classes; ``model`` itself where it takes none.
+
+    Raises:
+        ValueError: If an attention layer has part of a head.
+    """
+    if not isinstance(model, Resizable):
+        return model
+    usual = layer_outputs(_shapes(model, inputs))
+    fewer = {k: found[k] for k, n in usual.items() if found.get(k, n) < n}
+    if not fewer:
+        return model
+    widths = {**model.widths, **fewer}
+    taken = layer_outputs(_shapes(model.clone(widths=widths), inputs))
+    widths = {k: n for k, n in widths.items() if taken.get(k) == n}
+    return model if widths == model.widths else model.clone(widths=widths)
 
 
 def check_widths(widths: Mapping[str, int], variables: Any) -> None:

@@ -19,13 +19,11 @@ from woodfisher_jax.report.record import find_runs, is_run, read_record, write_l
 
 # The command alone knows training: the defaults, and the network of a run to time.
 from woodfisher_jax.training.config import Config, to_dict
+from woodfisher_jax.training.forward_passes import forward_passes
 from woodfisher_jax.training.saved_run import read_run
 from woodfisher_jax.trees.masks import sparsity
-from woodfisher_jax.weights.latency import latency
+from woodfisher_jax.weights.latency import BATCH_SIZES, latency
 from woodfisher_jax.written_files import replace_file
-
-BATCH_SIZES = (1, 64)
-"""Rows that products are timed with: what is slow for one may be fast for many."""
 
 
 def report(
@@ -79,6 +77,8 @@ def report(
 def measure(run: Path) -> None:
     """Times the products of a run's pruned arrays, and writes the times beside them.
 
+    Of a network from which structure was taken out, forward passes are timed too.
+
     Raises:
         ValueError: If nothing was saved, or nothing of two dimensions is prunable.
     """
@@ -89,6 +89,7 @@ def measure(run: Path) -> None:
         "cores": os.cpu_count(),
         "sparsity": sparsity(masks),
         "products": [latency(params, masks, n)._asdict() for n in BATCH_SIZES],
+        "forward": [one._asdict() for one in forward_passes(saved)],
     }
     write_latency(run, times)
 
@@ -127,7 +128,7 @@ def parser() -> argparse.ArgumentParser:
         "--latency",
         action="store_true",
         help="time the products of the run's pruned arrays, dense and sparse, on this "
-        "machine; takes seconds, best while nothing else runs",
+        "machine, and forward passes of a small network; best while nothing else runs",
     )
     return found
 

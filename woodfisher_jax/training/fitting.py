@@ -80,37 +80,26 @@ def narrowed(
         image_shape: [h, w, c].
 
     Returns:
-        The config with ``model.widths`` of the layers with fewer outputs than it says,
-        as far as a network has them; and a line that says so, if there are any.
+        The config with ``model.widths`` of the layers with fewer outputs than it says;
+        and a line that says so, if there are any.
 
     Raises:
         ValueError: If an attention layer has part of a head.
     """
     image = jax.ShapeDtypeStruct((1, *image_shape), np.float32)
     name, settings = config.model.name, config.model.settings
-
-    def shapes(settings: Mapping[str, Any]) -> Any:
-        model = models.build_model(name, **settings)
-        return jax.eval_shape(model.init, jax.random.key(0), image)
-
-    dense = shapes(settings)
-    usual = models.layer_outputs(dense)
-    found = num_outputs(state_dict, dense)
-    fewer = {k: found[k] for k, n in usual.items() if found.get(k, n) < n}
-    if not fewer or "widths" not in models.settings_of(name):
+    model: Any = models.build_model(name, **settings)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), image)
+    small: Any = models.narrowed(model, num_outputs(state_dict, shapes), image)
+    if small is model:
         return config, []
-    widths = {**settings.get("widths", {}), **fewer}
-    # Not the classifier, whose outputs are classes.
-    taken = models.layer_outputs(shapes({**settings, "widths": widths}))
-    widths = {k: n for k, n in widths.items() if taken[k] == n}
-    if widths == settings.get("widths", {}):
-        return config, []
-    model = dataclasses.replace(config.model, settings={**settings, "widths": widths})
-    smaller = [k for k in fewer if k in widths]
-    first = smaller[0]
-    return dataclasses.replace(config, model=model), [
+    widths = dict(small.widths)
+    section = dataclasses.replace(config.model, settings={**settings, "widths": widths})
+    usual = models.layer_outputs(shapes)
+    first, *_ = smaller = [k for k, n in widths.items() if n < usual[k]]
+    return dataclasses.replace(config, model=section), [
         f"config.model.widths: {len(smaller)} layers of config.init_from have fewer "
-        f"outputs than {name} says, the first is {first} with {fewer[first]} of "
+        f"outputs than {name} says, the first is {first} with {widths[first]} of "
         f"{usual[first]}"
     ]
 

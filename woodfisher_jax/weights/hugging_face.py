@@ -13,18 +13,22 @@ import numpy as np
 
 from woodfisher_jax.models.bert import Bert, BertConfig
 from woodfisher_jax.models.llama import Llama, LlamaConfig
+from woodfisher_jax.models.resizing import layer_outputs, narrowed, resized
 from woodfisher_jax.options import fields_of, shown
 from woodfisher_jax.weights.files import load_safetensors, save_safetensors
 from woodfisher_jax.weights.state_dicts import (
     StateDictMismatchError,
+    num_outputs,
     to_state_dict,
     to_variables,
 )
+from woodfisher_jax.weights.torch_code import torch_code
 from woodfisher_jax.written_files import replace_file
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+CODE = "network.py"
 
 COPIED = (
     "*.json",
@@ -89,6 +93,9 @@ class FolderError(ValueError):
 def read_folder(folder: str | os.PathLike[str]) -> tuple[nn.Module, Any]:
     """Reads a network of Hugging Face's Transformers.
 
+    A layer of fewer outputs than the config says, from which structure was taken out,
+    is read as it is; an attention layer has as many heads as its width holds.
+
     Args:
         folder: With ``config.json`` of one of `FORMS`, and ``model.safetensors`` or the
             shards that ``model.safetensors.index.json`` names.
@@ -108,11 +115,9 @@ def read_folder(folder: str | os.PathLike[str]) -> tuple[nn.Module, Any]:
     """
     folder = Path(folder)
     form, config = _read_config(folder)
-    module = form.module(config)
     state_dict = _used(form, config, _read_weights(folder))
-    tokens = jax.ShapeDtypeStruct((1, 2), np.int32)
-    shapes = jax.eval_shape(module.init, jax.random.key(0), tokens)
     try:
+        module, shapes = _narrowed(form.module(config), state_dict)
         variables, masks = to_variables(state_dict, shapes)
     except ValueError as error:
         raise type(error)(f"{folder}: {error}") from error
@@ -126,9 +131,14 @@ def write_folder(
 ) -> None:
     """Writes a network so that ``transformers`` loads it as it does its source.
 
+    A network from which structure was taken out, layer by layer, `read_folder` alone
+    reads; for PyTorch a Llama of that kind comes with ``network.py``, whose ``load()``
+    builds it. The config stays that of the source.
+
     Args:
         folder: Made where absent; files in it are replaced.
-        params: Of the module that `read_folder` gave for the source.
+        params: Of the module that `read_folder` gave for the source, or with fewer
+            outputs of some of its layers.
         source: The folder that they were read from. Its names, dtypes and other files
             are taken, and the tensors that the module does without.
 
@@ -143,11 +153,15 @@ def write_folder(
     form, config = _read_config(source)
     written = _read_weights(source)
     new = to_state_dict({"params": params})
-    used = list(_used(form, config, written))
+    used = _used(form, config, written)
+    module = _module_of(params, form.module(config), used)
+    is_small = bool(getattr(module, "widths", None))
+    if is_small:
+        written = dict(used)
     for key in used:
         array = written[key]
         name = next((n for n in new if key == n or key.endswith(f".{n}")), None)
-        if name is None or new[name].shape != array.shape:
+        if name is None or (new[name].shape != array.shape and not is_small):
             given = "none" if name is None else new[name].shape
             raise StateDictMismatchError(
                 f"params: expected {key} of shape {array.shape}, as {source} has it; "
@@ -163,6 +177,38 @@ def write_folder(
         if path.name != INDEX:
             replace_file(folder / path.relative_to(source), path.read_bytes())
     save_safetensors(folder / WEIGHTS, written, {"format": "pt"})
+    if is_small and isinstance(module, Llama):
+        replace_file(folder / CODE, torch_code(module, WEIGHTS))
+
+
+_TOKENS = jax.ShapeDtypeStruct((1, 2), np.int32)
+
+
+def _narrowed(
+    module: nn.Module, state_dict: Mapping[str, np.ndarray]
+) -> tuple[nn.Module, Any]:
+    """The module with the widths of its layers in a state dict, and its shapes."""
+    shapes = jax.eval_shape(module.init, jax.random.key(0), _TOKENS)
+    small = narrowed(module, num_outputs(state_dict, shapes), _TOKENS)
+    if small is not module:
+        shapes = jax.eval_shape(small.init, jax.random.key(0), _TOKENS)
+    return small, shapes
+
+
+def _module_of(
+    params: Any, module: nn.Module, state_dict: Mapping[str, np.ndarray]
+) -> nn.Module:
+    """The module that parameters are of: that of their source, or a smaller one."""
+    own, shapes = _narrowed(module, state_dict)
+    given, expected = map(layer_outputs, ({"params": params}, shapes))
+    if given.keys() != expected.keys() or all(
+        given[layer] >= expected[layer] for layer in given
+    ):
+        return own
+    try:
+        return resized(module, {"params": params}, _TOKENS)
+    except ValueError as error:
+        raise StateDictMismatchError(f"params: {error}") from error
 
 
 def _read_config(folder: Path) -> tuple[Form, Any]:

@@ -135,7 +135,7 @@ return self.classifier(x.mean((2, 3)))
 
 _VIT = """
 x = self.patch_embed.proj(x).flatten(2).transpose(1, 2)
-x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], 1) + self.pos_embed
+x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], 1) + self.pos_embed
 for block in self.blocks:
     qkv = block.attn.qkv(block.norm1(x)).unflatten(-1, (3, -1, $head))
     y = F.scaled_dot_product_attention(*qkv.permute(2, 0, 3, 1, 4))

@@ -404,7 +404,8 @@ class Config(Options):
     init_from: str | None = option(
         None,
         "A PyTorch checkpoint (or .npz, .safetensors) of the dense network, or the "
-        "folder of another run; it takes the place of training it.",
+        "folder of another run; it takes the place of training it. Layers with fewer "
+        "outputs than model says become widths of model.",
     )
     fit_to_data: bool = option(
         False,
