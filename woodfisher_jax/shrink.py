@@ -237,7 +237,7 @@ def _folded(
         values[side] = jnp.where(chosen, x, 0)
         (given,) = bind(equation, values)
         rows = np.asarray(given, np.float64)
-        if not rows.any():
+        if place not in contributions and not rows.any():
             return
         if place not in biases:
             raise refused("numbers for which the layer that reads them has no bias")

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from woodfisher_jax.options import OptionError
@@ -246,19 +247,25 @@ def structures(
             f"net_fn is of type {type(net_fn).__name__}; expected a function (params, "
             "inputs) -> outputs",
         )
+    lengths = [jnp.shape(leaf)[0] for leaf in jax.tree.leaves(inputs) if jnp.ndim(leaf)]
+    if not lengths:
+        raise OptionError(
+            "inputs",
+            "inputs has no array with an axis of examples; expected a batch, such as "
+            "images [examples, height, width, channels]",
+        )
     coupling = coupled(net_fn, params, inputs)
     known = traced(net_fn, params, inputs).all_axes()
-    examples = len(jax.tree.leaves(inputs)[0])
     shapes = {path: leaf.shape for path, leaf in leaves_by_path(params).items()}
     roles = {path: _roles(shape, known.get(path)) for path, shape in shapes.items()}
-    account = Account(coupling, examples)
+    account = Account(coupling, lengths[0])
     families = tuple(
         _family(units, members, known, coupling, account)
         for units, members in _alike(coupling, roles)
     )
     size = sum(math.prod(shape) for shape in shapes.values())
     whole = tuple(_whole(coupling, roles))
-    return Structures(families, whole, size, account.macs, coupling, examples)
+    return Structures(families, whole, size, account.macs, coupling, lengths[0])
 
 
 def _roles(shape: Sequence[int], axes: WeightAxes | None) -> list[str]:

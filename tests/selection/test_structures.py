@@ -1,0 +1,155 @@
+"""Structures of networks: counted by hand, kinds, tables, and what stays whole."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import woodfisher_jax as wf
+from woodfisher_jax.models import build_model
+from woodfisher_jax.selection.structures import structures
+
+
+def shape(*lengths: int, dtype=jnp.float32) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(lengths, dtype)
+
+
+def of_model(name: str, size: int, **settings):
+    model = build_model(name, **settings)
+    x = shape(1, size, size, 3)
+    params = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), x)
+    return structures(lambda p, x: model.apply(p, x, train=False), params, x)
+
+
+# The stream of a stage is one family, for every block adds to it: 5 with the stem. The
+# two convolutions within each of 3 + 4 + 6 + 3 blocks are a family each.
+WITHIN = [64] * 6 + [128] * 8 + [256] * 12 + [512] * 6
+RESNET_50 = [64, 256, 512, 1024, 2048, *WITHIN]
+
+# Blocks of a width are added up: 7 widths. The wide part of a block is six times what
+# goes into it, and its depthwise convolution has no channels of its own; the first block
+# has no wide part, and shares the stem's 32. Then the last convolution.
+NARROW = [16] + [24] * 2 + [32] * 3 + [64] * 4 + [96] * 3 + [160] * 3
+MOBILENET_V2 = [32, *(6 * n for n in NARROW), 16, 24, 32, 64, 96, 160, 320, 1280]
+
+# Every block has 6 heads and 4 x 384 neurons. The stream stays, for layer norms take
+# means over it.
+VIT_SMALL = 12 * [6, 1536]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "by_hand", "total"),
+    [
+        ("resnet50", RESNET_50, 11_456),
+        ("mobilenet_v2", MOBILENET_V2, 9_128),
+        ("vit_small", VIT_SMALL, 18_504),
+    ],
+)
+def test_structures_of_large_networks_are_those_counted_by_hand(name, by_hand, total):
+    found = of_model(name, 224)
+    assert sorted(len(f.units) for f in found.families) == sorted(by_hand)
+    assert found.number == sum(by_hand) == total
+
+
+def test_a_residual_network_has_a_stream_a_stage_and_one_family_a_block() -> None:
+    """Of ResNet-20: streams of 16, 32, 64 channels; 3 blocks of each.
+
+    The channels that its shortcuts pad with zeros belong to the stream.
+    """
+    found = of_model("resnet20", 8)
+    numbers = sorted(len(f.units) for f in found.families)
+    assert numbers == sorted([16, 32, 64] + [16] * 3 + [32] * 3 + [64] * 3)
+    assert {f.kind for f in found.families} == {"channels"}
+
+
+def gated_attention(params, x):
+    """A head of two, and a gated MLP with both halves in one tensor."""
+    q, k, v = ((x @ params[n]).reshape(*x.shape[:2], 2, 3) for n in "qkv")
+    scores = jax.nn.softmax(jnp.einsum("bqhd,bkhd->bhqk", q, k))
+    mixed = jnp.einsum("bhqk,bkhd->bqhd", scores, v).reshape(*x.shape[:2], -1)
+    x = x + mixed @ params["o"]
+    up, gate = jnp.split(x @ params["up"], 2, axis=-1)
+    return x + (up * gate) @ params["down"]
+
+
+PARAMS = {
+    **{name: shape(4, 6) for name in "qkv"},
+    "o": shape(6, 4),
+    "up": shape(4, 10),
+    "down": shape(5, 4),
+    "unused": shape(4, 4),
+}
+
+
+@pytest.fixture(scope="module")
+def found():
+    return structures(gated_attention, PARAMS, shape(2, 7, 4))
+
+
+def test_a_family_says_what_goes_and_what_that_saves(found) -> None:
+    neurons, heads = found.families
+    assert [(f.kind, len(f.units)) for f in found.families] == [
+        ("neurons", 5),
+        ("heads", 2),
+    ]
+    members = {(m.path, m.axis, m.role): m.entries.tolist() for m in heads.members}
+    assert members == {
+        **{(n, 1, "outputs"): [[0, 1, 2], [3, 4, 5]] for n in "kqv"},
+        ("o", 0, "inputs"): [[0, 1, 2], [3, 4, 5]],
+    }
+    # Four weights of 4 x 3; each of 7 positions, and 7 x 7 x 3 scores and sums.
+    assert (heads.size, heads.macs) == (48, 7 * 48 + 2 * 7 * 7 * 3)
+    by_axis = {(m.path, m.axis): m.entries.tolist() for m in neurons.members}
+    assert by_axis["up", 1] == [[i, i + 5] for i in range(5)]
+    assert (neurons.size, neurons.macs) == (12, 7 * 12)
+    assert found.size == 4 * 24 + 40 + 20 + 16
+    assert found.macs == 7 * (4 * 24 + 40 + 20) + 2 * 7 * 7 * 6
+
+
+def test_what_stays_whole_has_a_reason(found) -> None:
+    reasons = {(w.path, w.axis): w.reason for w in found.whole}
+    assert reasons.keys() == {
+        *((n, 0) for n in "kqv"),
+        ("o", 1),
+        ("up", 0),
+        ("down", 1),
+    }
+    assert {*reasons.values()} == {"belongs to the inputs"}
+
+
+def test_masks_take_structures_out_and_tell_which_are_gone(found) -> None:
+    neurons, heads = found.families
+    gone = {heads.units[1], neurons.units[3]}
+    masks = found.masks({p: np.ones(a.shape, bool) for p, a in PARAMS.items()}, gone)
+    assert masks["q"].sum() == 12
+    assert masks["up"].sum(0).tolist() == [4, 4, 4, 0, 4] * 2
+    assert masks["unused"].all()
+    for role in ("inputs", "outputs"):
+        assert found.gone(masks, role) == gone
+    only = {"down": masks["down"]}
+    assert found.gone(only) == {neurons.units[3]}
+    assert found.gone(only, "outputs") == set()
+
+
+def test_the_table_has_a_line_for_each_family_and_reason(found) -> None:
+    lines = str(found).splitlines()
+    assert lines[0].startswith("7 structures; 172 parameters, ")
+    assert [line.split()[:3] for line in lines[3:5]] == [
+        ["up", "neurons", "5"],
+        ["k", "heads", "2"],
+    ]
+    assert "o, axis 1: belongs to the inputs" in lines
+    assert [f.kind for f in found.of(["heads"]).families] == ["heads"]
+
+
+@pytest.mark.parametrize(
+    ("net_fn", "inputs", "message"),
+    [
+        (PARAMS, shape(2, 7, 4), "net_fn is of type dict; expected a function"),
+        (gated_attention, shape(), "no array with an axis of examples"),
+    ],
+)
+def test_what_is_no_function_or_no_batch_is_named(net_fn, inputs, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        wf.structures(net_fn, PARAMS, inputs)

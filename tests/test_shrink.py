@@ -1,0 +1,248 @@
+"""Structure taken out: small networks equal masked ones, or are refused by name."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from structure_zoo import FRAMEWORKS, KINDS, attended, made, normal
+
+import woodfisher_jax as wf
+from woodfisher_jax.selection.structures import Structures
+from woodfisher_jax.trees.paths import leaves_by_path
+
+SLOW = pytest.mark.slow
+ALL = [
+    pytest.param(
+        framework,
+        kind,
+        id=f"{framework}-{kind.replace(' ', '_')}",
+        marks=[] if framework == "plain" else SLOW,
+    )
+    for framework in FRAMEWORKS
+    for kind in KINDS
+]
+SAYS_ITS_SHAPES = {
+    *(("linen", kind) for kind in KINDS),
+    # The number of groups; statistics that the function holds.
+    *((framework, "depthwise") for framework in ("nnx", "equinox")),
+    ("equinox", "batch norm"),
+}
+"""Whose functions do not run with other arrays: refused by ``wf.shrink`` alone."""
+
+
+def half(found: Structures, seed: int = 0) -> set[int]:
+    """A half of each family, by chance."""
+    chance = np.random.default_rng(seed)
+    return {
+        int(unit)
+        for family in found.families
+        for unit in chance.permutation(family.units)[: len(family.units) // 2]
+    }
+
+
+def masks_of(found: Structures, params, gone: set[int], role: str = "") -> dict:
+    """Masks of the weights that make and read structures, or that do one of them."""
+    leaves = leaves_by_path(params)
+    paths = {
+        member.path
+        for family in found.families
+        for member in family.members
+        if member.role and role in (member.role, "")
+    }
+    return found.masks({p: np.ones(leaves[p].shape, bool) for p in paths}, gone)
+
+
+def shapes(params) -> list[tuple[int, ...]]:
+    return [leaf.shape for leaf in jax.tree.leaves(params)]
+
+
+def assert_close(outputs, wanted) -> None:
+    largest = np.max(np.abs(wanted))
+    np.testing.assert_allclose(outputs, wanted, rtol=0, atol=1e-5 * largest)
+
+
+@pytest.mark.parametrize(("framework", "kind"), ALL)
+def test_a_small_network_equals_the_masked_one(framework: str, kind: str) -> None:
+    params, net_fn, inputs = made(framework, kind)
+    found = wf.structures(net_fn, params, inputs)
+    assert found.number == KINDS[kind].number
+    masks = masks_of(found, params, half(found))
+    small_fn, small = wf.shrunk(net_fn, params, masks, inputs)
+    assert shapes(small) == shapes(made(framework, kind, 1).params)
+    assert jax.tree.structure(small) == jax.tree.structure(params)
+    if (framework, kind) in SAYS_ITS_SHAPES:
+        with pytest.raises(ValueError, match=r"does not run.*wf\.shrunk returns"):
+            wf.shrink(net_fn, params, masks, inputs)
+    else:
+        same = wf.shrink(net_fn, params, masks, inputs)
+        assert shapes(same) == shapes(small)
+    if framework != "plain":
+        # Other inputs, more of them.
+        others = jnp.concatenate([inputs[::-1], inputs]) % 7
+        wanted = net_fn(wf.apply_masks(params, masks), others)
+        assert_close(small_fn(small, others), wanted)
+
+
+# --------------------------------------------------------------------- what is constant
+
+
+def mlp(params, x):
+    return jnp.tanh(x @ params["a"] + params["p"]) @ params["c"] + params["q"]
+
+
+MLP = {
+    "a": normal(0, 3, 6),
+    "p": normal(1, 6),
+    "c": normal(2, 6, 2),
+    "q": normal(3, 2),
+}
+X = normal(4, 5, 3)
+
+
+def without(params, path: str, *entries: int, axis: int = -1) -> dict:
+    """A mask of a tensor that empties some entries along an axis."""
+    mask = np.ones(params[path].shape, bool)
+    np.moveaxis(mask, axis, 0)[[*entries]] = False
+    return {path: mask}
+
+
+def test_a_neuron_that_is_not_made_leaves_its_constant_in_the_next_bias() -> None:
+    masks = without(MLP, "a", 1, 4)
+    small = wf.shrink(mlp, MLP, masks, X)
+    assert small["a"].shape == (3, 4)
+    others = normal(9, 7, 3)
+    assert_close(mlp(small, others), mlp(wf.apply_masks(MLP, masks), others))
+    assert np.max(np.abs(small["q"] - MLP["q"])) > 0.01
+
+
+def images(params, x, padding: str):
+    """A convolution, a norm and another, the second on the left of its product."""
+    x = jax.nn.relu(jnp.einsum("bhwi,io->bhwo", x, params["a"]) * params["s"])
+    x = jax.nn.relu(x + params["b"])
+    x = jax.lax.conv_general_dilated(
+        x, params["k"], (1, 1), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    return jnp.einsum("oi,bhwi->bhwo", params["c"], x + params["q"])
+
+
+IMAGES = {
+    "a": normal(0, 3, 4),
+    "s": normal(1, 4),
+    "b": 1 + normal(2, 4) ** 2,
+    "k": normal(3, 2, 2, 4, 5),
+    "q": normal(4, 5),
+    "c": normal(5, 2, 5),
+}
+
+
+def test_a_border_that_is_padded_has_no_constant() -> None:
+    x, masks = normal(6, 2, 4, 4, 3), without(IMAGES, "a", 0, 2)
+    small = wf.shrink(lambda p, x: images(p, x, "VALID"), IMAGES, masks, x)
+    assert small["k"].shape == (2, 2, 2, 5)
+    with pytest.raises(ValueError, match=r"\['a'\] have outputs.*from place to place"):
+        wf.shrink(lambda p, x: images(p, x, "SAME"), IMAGES, masks, x)
+    # Nothing but zeros goes over the border.
+    zeros = IMAGES | {"b": jnp.zeros(4)}
+    same = wf.shrink(lambda p, x: images(p, x, "SAME"), zeros, masks, x)
+    assert same["k"].shape == (2, 2, 2, 5)
+
+
+def test_a_constant_that_no_bias_takes_is_refused() -> None:
+    def net(params, x):
+        return jnp.tanh(x @ params["a"] + params["p"]) @ params["c"]
+
+    params = {name: MLP[name] for name in "apc"}
+    with pytest.raises(ValueError, match=r"\['a'\] have outputs.*has no bias"):
+        wf.shrink(net, params, without(MLP, "a", 1), X)
+
+
+def test_one_example_does_not_make_a_constant() -> None:
+    def net(params, x):
+        h = (x @ params["a"] + params["p"]) * x.sum(-1, keepdims=True)
+        return h @ params["c"] + params["q"]
+
+    with pytest.raises(ValueError, match="or with the inputs"):
+        wf.shrink(net, MLP, without(MLP, "a", 1), X[:1])
+
+
+def test_what_is_read_in_a_loop_is_folded_if_it_is_nothing() -> None:
+    net_fn, x = made("plain", "stacked by scan").net_fn, normal(1, 2, 5, 6)
+    params = made("plain", "stacked by scan").params["stack"]
+    net = lambda p, x: net_fn({"stack": p}, x)  # noqa: E731
+    small = wf.shrink(net, params, without(params, "up", 3), x)
+    assert small["down"].shape == (2, 7, 6)
+
+
+# ------------------------------------------------------------------- what users come with
+
+
+def test_a_layer_that_is_emptied_keeps_one_neuron() -> None:
+    masks = {"c": np.zeros((6, 2), bool)}
+    small = wf.shrink(mlp, MLP, masks, X)
+    assert small["a"].shape == (3, 1)
+    np.testing.assert_array_equal(mlp(small, X), mlp(wf.apply_masks(MLP, masks), X))
+
+
+def test_masks_that_do_not_fit_are_named() -> None:
+    with pytest.raises(ValueError, match=r"masks\['c'\] has shape \(2, 6\)"):
+        wf.shrink(mlp, MLP, {"c": np.ones((2, 6), bool)}, X)
+    with pytest.raises(ValueError, match="'d'"):
+        wf.shrunk(mlp, MLP, {"d": np.ones((2, 6), bool)}, X)
+
+
+def test_a_loss_with_leaves_of_all_kinds_and_inputs_in_a_dict() -> None:
+    """Integers, keys and what is not used stay as they are."""
+    params = MLP | {
+        "order": jnp.array([1, 0]),
+        "unused": normal(0, 6, 6),
+        "key": jax.random.key(0),
+    }
+
+    def loss(params, batch):
+        key, (x, y) = batch["a key"], batch["pairs"]
+        outputs = mlp(params, x)[:, params["order"]]
+        noise = jax.random.key_data(key)[0]
+        return ((outputs - y) ** 2).mean(), {"noisy": outputs + noise}, outputs > 0
+
+    batch = {"a key": jax.random.key(1), "pairs": (X, normal(5, 5, 2))}
+    masks = without(MLP, "c", 0, 1, axis=0)
+    small = wf.shrink(loss, params, masks, batch)
+    assert (small["a"].shape, small["unused"].shape) == ((3, 4), (6, 6))
+    assert small["key"] is params["key"]
+    small_fn, other = wf.shrunk(loss, params, masks, batch)
+    assert shapes(other) == shapes(small)
+    tree = jax.tree.structure(jax.eval_shape(small_fn, other, batch))
+    assert tree == jax.tree.structure(jax.eval_shape(loss, params, batch))
+
+
+def test_numbers_of_16_bits_are_compared_as_such() -> None:
+    """Equal but for the last bits, where the sum of eight terms has another order."""
+    params = jax.tree.map(lambda a: a.astype(jnp.bfloat16), MLP)
+    small = wf.shrink(mlp, params, without(MLP, "a", 1, 4), X.astype(jnp.bfloat16))
+    assert small["c"].dtype == jnp.bfloat16
+
+
+@jax.custom_jvp
+def squared(x):
+    return x**2
+
+
+squared.defjvp(lambda x, t: (squared(*x), 2 * x[0] * t[0]))
+
+
+def test_calls_around_layers_are_walked_through() -> None:
+    scale = normal(5, 6)
+
+    def net(params, x):
+        inner = jax.checkpoint(lambda x: squared(x @ params["a"]) * scale)
+        return jax.vmap(jax.jit(lambda h: h @ params["c"]))(inner(x))
+
+    masks = without(MLP, "c", 2, 5, axis=0)
+    small_fn, small = wf.shrunk(net, MLP, masks, X)
+    assert small["a"].shape == (3, 4)
+    assert_close(small_fn(small, X[:2]), net(wf.apply_masks(MLP, masks), X[:2]))
+    assert jax.grad(lambda p: small_fn(p, X).sum())(small)["a"].shape == (3, 4)
+    with pytest.raises(ValueError, match=r"does not run.*wf\.shrunk returns"):
+        wf.shrink(net, MLP, masks, X)
+
+
