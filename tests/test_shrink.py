@@ -244,5 +244,3 @@ def test_calls_around_layers_are_walked_through() -> None:
     assert jax.grad(lambda p: small_fn(p, X).sum())(small)["a"].shape == (3, 4)
     with pytest.raises(ValueError, match=r"does not run.*wf\.shrunk returns"):
         wf.shrink(net, MLP, masks, X)
-
-

@@ -17,6 +17,7 @@ from woodfisher_jax.progress import live
 from woodfisher_jax.torch_weights import TORCH_METADATA, image_shape
 from woodfisher_jax.training.forward_passes import forward_passes
 from woodfisher_jax.training.saved_run import WHICH, SavedRun, read_run
+from woodfisher_jax.training.small_network import without_structures
 from woodfisher_jax.weights import sparse_files
 from woodfisher_jax.weights.files import check_output, save_safetensors
 from woodfisher_jax.weights.latency import (
@@ -42,6 +43,7 @@ def export(
     which: str = "latest",
     image_shape: tuple[int, ...] | None = None,
     data_dir: str | None = None,
+    shrink: bool = False,
     time_products: bool = False,
     overwrite: bool = False,
 ) -> list[str]:
@@ -56,6 +58,8 @@ def export(
         image_shape: [h, w, c] of a program's input; default that of the run's data set,
             which is then read.
         data_dir: Where the data set is, if no longer where the config says.
+        shrink: Whether channels, neurons and heads that the masks have emptied are
+            taken out first.
         time_products: Whether to time the pruned arrays' products, dense and sparse;
             of a network from which structure was taken out whole forward passes too.
         overwrite: Whether an existing file is replaced.
@@ -75,6 +79,13 @@ def export(
     out = check_output(out, suffix=suffix, overwrite=overwrite)
     saved = read_run(run, which)
     lines = []
+    if shrink:
+        whole = models.num_parameters(saved.variables["params"])
+        saved = without_structures(saved, image_shape or _image_shape(saved, data_dir))
+        left = models.num_parameters(saved.variables["params"])
+        lines.append(
+            f"taken out: {whole - left:,} of {whole:,} parameters, {left:,} are left"
+        )
     if format == "torch":
         if saved.config.model.settings.get("widths"):
             lines.append(_write_code(out, saved, overwrite))
@@ -184,6 +195,11 @@ exit codes: 0 done, 1 the disk is full, 2 the command has to be changed""",
         action="store_true",
         help="also time the products of the pruned arrays, dense and sparse; of a "
         "small network whole forward passes too",
+    )
+    add(
+        "--shrink",
+        action="store_true",
+        help="take out channels, neurons and heads that the masks have emptied",
     )
     add("--overwrite", action="store_true", help="replace a file that is there")
     given = vars(parser.parse_args(arguments))

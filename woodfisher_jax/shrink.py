@@ -41,7 +41,7 @@ def shrink(net_fn: NetFn, params: Params, masks: MasksLike, inputs: Any) -> Para
             its layers from ``params``. For one that does not see :func:`shrunk`.
         params: Any pytree of arrays.
         masks: From path to bool, or a pytree of the structure of ``params``, as
-            ``wf.prune(..., pattern="structures")`` and ``wf.prune_structures`` return
+            ``wf.prune`` and ``wf.prune_layerwise`` with ``pattern="structures"`` return
             them.
         inputs: One batch, on which outputs are compared.
 

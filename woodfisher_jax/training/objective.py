@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
+from woodfisher_jax.selection.structures import Structures, structures
 from woodfisher_jax.tracing import macs
 from woodfisher_jax.tracing.axes import find_axes
 from woodfisher_jax.trees.axes import Axes
@@ -178,6 +179,14 @@ def axes_of(
     """
     network, image = _network(model, variables, image_shape)
     return find_axes(network, variables["params"], image)
+
+
+def structures_of(
+    model: nn.Module, variables: Variables, image_shape: tuple[int, ...]
+) -> Structures:
+    """What can be taken out of the model; arguments as :func:`macs_per_weight`."""
+    network, image = _network(model, variables, image_shape)
+    return structures(network, variables["params"], image)
 
 
 def _network(

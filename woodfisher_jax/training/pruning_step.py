@@ -21,6 +21,7 @@ from woodfisher_jax.rows.memory_plan import MemoryLimitError
 from woodfisher_jax.rows.needs import Needs
 from woodfisher_jax.rows.sharding import replicate
 from woodfisher_jax.selection.costs import MILLION
+from woodfisher_jax.selection.patterns import Pattern
 from woodfisher_jax.stages import matching
 from woodfisher_jax.stages.damping_search import prune_searched
 from woodfisher_jax.stages.matching import Rows, outputs_of
@@ -35,6 +36,7 @@ from woodfisher_jax.training.objective import (
     frozen_outputs,
     linearized_loss,
     predict,
+    structures_of,
     variables_of,
 )
 from woodfisher_jax.training.plan import Plan, Stage
@@ -87,7 +89,7 @@ def prune_state(
         state = _from_dense(state, paths)
     macs = _macs(plan, state.params, state.masks)
     goal = _goal(pruner, stage, earlier, macs)
-    options = _options(plan, pruner)
+    options = _options(plan, pruner, state)
     rows = _rows(plan, pruner, state, draw)
     step = prune
     held_out = _held_out(plan, pruner, draw)
@@ -195,7 +197,7 @@ def forecast(plan: Plan, variables: Any, masks: Masks) -> dict[str, Needs]:
                 mean_samples=_mean_samples(plan, pruner, draw=0),
                 masks={path: masks[path] for path in paths},
                 **_goal(pruner, last, (), None),
-                **_options(plan, pruner),
+                **_options(plan, pruner, state),
             )
         except MemoryLimitError:
             raise
@@ -206,9 +208,14 @@ def forecast(plan: Plan, variables: Any, masks: Masks) -> dict[str, Needs]:
     return found
 
 
-def _options(plan: Plan, pruner: PruneConfig) -> dict[str, Any]:
+def _options(plan: Plan, pruner: PruneConfig, state: TrainState) -> dict[str, Any]:
     """Arguments of :func:`woodfisher_jax.prune` from the config, without the level."""
     method, goal, compute = step_options(plan.config, pruner)
+    if isinstance(goal.pattern, Pattern) and goal.pattern.kinds:
+        # A method without samples cannot find them itself.
+        variables = variables_of(state.params, state.batch_stats)
+        found = structures_of(plan.model, variables, plan.dataset.image_shape)
+        goal = goal.replace(pattern=goal.pattern._replace(structures=found))
     shared = goal.replace(sparsity=None, flops_target=None).given()
     compute = compute.replace(mesh=plan.mesh, progress=plan.progress)
     diagnostics = pruner.diagnostics
