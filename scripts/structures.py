@@ -32,6 +32,12 @@ from woodfisher_jax.training.batch_norm import reestimate
 from woodfisher_jax.training.evaluate import evaluate
 from woodfisher_jax.training.objective import cross_entropy
 from woodfisher_jax.trees.paths import leaves_by_path
+from woodfisher_jax.weights.latency import (
+    forward_latency,
+    forward_line,
+    onnx_latency,
+    runs_onnx,
+)
 from woodfisher_jax.weights.state_dicts import to_variables
 from woodfisher_jax.weights.torch_files import read_state_dict
 
@@ -219,6 +225,20 @@ def anew(model: Any, dataset: Any, variables: Any, seed: int) -> Any:
     return {"params": variables["params"], "batch_stats": stats}
 
 
+def latencies(given: Network, model: Any, small: Any) -> list[str]:
+    """Whole forward passes, dense and small: under jit, and ONNX Runtime if there."""
+    shape = given.dataset.train.images.shape[1:]
+    lines = []
+    for size in (1, 64):
+        images = np.random.default_rng(0).standard_normal((size, *shape), np.float32)
+        passes = (given.model.apply, given.variables), (model.apply, small)
+        lines.append(forward_line(forward_latency(*passes, images)))
+        if runs_onnx():
+            networks = (given.model, given.variables), (model, small)
+            lines.append(forward_line(onnx_latency(*networks, images)))
+    return lines
+
+
 def run(
     given: Network, row: str, share: float, seed: int, arguments: argparse.Namespace
 ) -> dict[str, Any]:
@@ -232,6 +252,9 @@ def run(
     _, small = wf.shrunk(given.outputs, variables, masks, image)
     model = models.resized(given.model, small, image)
     account = given.found.account(given.found.gone(masks))
+    if arguments.latency:
+        for line in latencies(given, model, small):
+            print(f"{row}, {share:g} of the MACs: {line}", flush=True)
     found = {
         "row": row,
         "macs": share,
@@ -298,6 +321,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, default=2, help="of training; 0 for none")
     parser.add_argument("--rate", type=float, default=0.02, help="of learning")
+    parser.add_argument("--latency", action="store_true", help="time forward passes")
     parser.add_argument("--out", type=Path, help="file for one JSON line a run")
     arguments = parser.parse_args()
     given = network(arguments.network, arguments.checkpoint)
