@@ -14,12 +14,12 @@ import numpy as np
 
 from woodfisher_jax.models.bert import Bert, BertConfig
 from woodfisher_jax.models.llama import Llama, LlamaConfig
-from woodfisher_jax.models.resizing import layer_outputs, narrowed, resized
+from woodfisher_jax.models.resizing import layer_outputs, resized
 from woodfisher_jax.options import fields_of, shown
 from woodfisher_jax.weights.files import load_safetensors, save_safetensors
 from woodfisher_jax.weights.state_dicts import (
     StateDictMismatchError,
-    num_outputs,
+    narrowed_to,
     to_state_dict,
     to_variables,
 )
@@ -30,6 +30,9 @@ CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 CODE = "network.py"
+
+_TOKENS = jax.ShapeDtypeStruct((1, 2), np.int32)
+"""Of what a network is called with."""
 
 COPIED = (
     "*.json",
@@ -132,7 +135,7 @@ def read_folder(folder: str | os.PathLike[str]) -> tuple[nn.Module, Any]:
     form, config = _read_config(folder)
     state_dict = _used(form, config, _read_weights(folder))
     try:
-        module, shapes = _narrowed(form.module(config), state_dict)
+        module, shapes = narrowed_to(state_dict, form.module(config), _TOKENS)
         variables, masks = to_variables(state_dict, shapes)
     except ValueError as error:
         raise type(error)(f"{folder}: {error}") from error
@@ -199,25 +202,11 @@ def write_folder(
         replace_file(folder / CODE, torch_code(module, WEIGHTS))
 
 
-_TOKENS = jax.ShapeDtypeStruct((1, 2), np.int32)
-
-
-def _narrowed(
-    module: nn.Module, state_dict: Mapping[str, np.ndarray]
-) -> tuple[nn.Module, Any]:
-    """The module with the widths of its layers in a state dict, and its shapes."""
-    shapes = jax.eval_shape(module.init, jax.random.key(0), _TOKENS)
-    small = narrowed(module, num_outputs(state_dict, shapes), _TOKENS)
-    if small is not module:
-        shapes = jax.eval_shape(small.init, jax.random.key(0), _TOKENS)
-    return small, shapes
-
-
 def _module_of(
     params: Any, module: nn.Module, state_dict: Mapping[str, np.ndarray]
 ) -> nn.Module:
     """The module that parameters are of: that of their source, or a smaller one."""
-    own, shapes = _narrowed(module, state_dict)
+    own, shapes = narrowed_to(state_dict, module, _TOKENS)
     given, expected = map(layer_outputs, ({"params": params}, shapes))
     if given.keys() != expected.keys() or all(
         given[layer] >= expected[layer] for layer in given
