@@ -36,8 +36,10 @@ def llama_folder(folder, change=lambda tensors: None, **stated):
     config = {"model_type": "llama", **SIZES, **stated}
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "tokenizer.json").write_text("{}")
+    layers = stated.get("num_hidden_layers", 1)
     tied = bool(stated.get("tie_word_embeddings"))
-    model = Llama(LlamaConfig(**SIZES, tie_word_embeddings=tied))
+    sizes = {**SIZES, "num_hidden_layers": layers}
+    model = Llama(LlamaConfig(**sizes, tie_word_embeddings=tied))
     variables, _ = random_variables(model, TOKENS)
     tensors = to_state_dict(variables)
     change(tensors)

@@ -25,7 +25,7 @@ MODULES = [
     *("trees.masks", "trees.blocks", "trees.paths"),
     *("rows.gradients", "rows.projections", "curvature.checked"),
     *("stages.matching", "stages.damping_search", "stages.distillation"),
-    "weights.sparse_files",
+    *("models.resizing", "weights.latency", "weights.sparse_files"),
 ]
 NAMES = {"jax": jax, "jnp": jnp, "optax": optax, "wf": wf}
 """What an example need not import."""

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from structure_zoo import FRAMEWORKS, KINDS, attended, made, normal
+from structure_zoo import FRAMEWORKS, KINDS, made, normal
 
 import woodfisher_jax as wf
 from woodfisher_jax.selection.structures import Structures

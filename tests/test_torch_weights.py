@@ -76,7 +76,8 @@ def test_a_file_is_written_under_the_models_names(tmp_path: Path) -> None:
         source,
         out,
         model="mlp",
-        settings={"hidden": (5,)},
+        # Of which the file has 5 outputs.
+        settings={"hidden": (7,)},
         image_shape=(4, 4, 1),
         masks=beside,
     )

@@ -21,7 +21,11 @@ from woodfisher_jax.exit_codes import USAGE, exits
 from woodfisher_jax.progress import live
 from woodfisher_jax.training.saved_run import WHICH, read_run, read_weights
 from woodfisher_jax.weights.files import check_output, save_safetensors
-from woodfisher_jax.weights.state_dicts import to_state_dict, to_variables
+from woodfisher_jax.weights.state_dicts import (
+    narrowed_to,
+    to_state_dict,
+    to_variables,
+)
 
 IMAGE_SHAPE = (224, 224, 3)
 """Of ImageNet."""
@@ -47,7 +51,8 @@ def convert(
         source: A file for `read_state_dict`, the folder of a run or of one of its
             saves.
         out: A ``.safetensors`` file.
-        model: The model that the weights are of; optional for a run.
+        model: The model that the weights are of, which may have fewer outputs of some
+            layers; optional for a run.
         settings: The model's settings; default none.
         image_shape: [h, w, c] of the model's input; default that of ImageNet.
         which: "latest" or "best" save of a run.
@@ -77,9 +82,10 @@ def convert(
         variables, kept = run.variables, run.masks
     else:
         image = jax.ShapeDtypeStruct((1, *image_shape), np.float32)
-        init = models.build_model(model, **settings or {}).init
-        shapes = jax.eval_shape(init, jax.random.key(0), image)
-        variables, kept = to_variables(read_weights(source, which), shapes)
+        network = models.build_model(model, **settings or {})
+        weights = read_weights(source, which)
+        _, shapes = narrowed_to(weights, network, image)
+        variables, kept = to_variables(weights, shapes)
     if masks is not None and not kept:
         raise ValueError(f"masks: {source} has none; leave the argument out")
     state_dict = to_state_dict(variables)

@@ -47,7 +47,12 @@ def shapes(model, x):
             },
             marks=pytest.mark.slow,
         ),
-        ("vgg11_bn", {"features0": 3, "classifier3": 11}, {"classifier6": 1000}),
+        pytest.param(
+            "vgg11_bn",
+            {"features0": 3, "classifier3": 11},
+            {"classifier6": 1000},
+            marks=pytest.mark.slow,
+        ),
         ("mobilenet_v1", {"model1/pointwise_3": 5}, {"model2/depthwise_0": 5}),
         # The output of features4 is added to that of features5, and not to its input.
         pytest.param(

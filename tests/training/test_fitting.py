@@ -165,8 +165,8 @@ def test_widths_are_those_of_a_smaller_network(tmp_path: Path) -> None:
     config, notes = fit(small(init_from=file, model=model))
     assert config.model.settings["widths"] == {"fc1": 5}
     assert notes == [
-        "config.model.widths: 1 layers of config.init_from have fewer outputs than mlp "
-        "says, the first is fc1 with 5 of 16"
+        "config.model.widths, outputs of layers that config.init_from has of mlp: fc1 "
+        "5 of 16"
     ]
     plan, (variables, _) = prepare(config, quiet)
     assert variables["params"]["fc1"]["kernel"].shape == (64, 5)

@@ -1,4 +1,5 @@
 import json
+import runpy
 from pathlib import Path
 
 import jax
@@ -211,28 +212,33 @@ def test_transformers_loads_an_encoder_that_is_written(tmp_path):
     np.testing.assert_allclose(hidden, expected, atol=1e-4 * abs(expected).max())
 
 
-def test_a_small_network_is_written_and_read(tmp_path):
-    llama_folder(tmp_path / "dense")
-    _, params = read_folder(tmp_path / "dense")
-    block = params["model"]["layers_0"]
-    # Without the second group of heads: queries 2 and 3, and what they look at.
-    attention = {
-        name: {"kernel": layer["kernel"][:, : 4 if name == "q_proj" else 2]}
-        for name, layer in block["self_attn"].items()
-        if name != "o_proj"
+def without_half(block):
+    """A block without its second group of heads, queries 2 and 3, and some neurons."""
+    outputs = {"q_proj": 4, "k_proj": 2, "v_proj": 2, "gate_proj": 5, "up_proj": 5}
+    inputs = {"o_proj": 4, "down_proj": 5}
+    small = {
+        part: {
+            name: {"kernel": layer["kernel"][: inputs.get(name), : outputs.get(name)]}
+            for name, layer in block[part].items()
+        }
+        for part in ("self_attn", "mlp")
     }
-    attention["o_proj"] = {"kernel": block["self_attn"]["o_proj"]["kernel"][:4]}
-    mlp = {
-        name: {"kernel": layer["kernel"][:, :5]} for name, layer in block["mlp"].items()
-    }
-    mlp["down_proj"] = {"kernel": block["mlp"]["down_proj"]["kernel"][:5]}
-    small = {**block, "self_attn": attention, "mlp": mlp}
-    given = {**params, "model": {**params["model"], "layers_0": small}}
+    return {**block, **small}
 
+
+def test_a_network_with_smaller_blocks_is_written_and_read(tmp_path):
+    two = {"num_hidden_layers": 2}
+    llama_folder(tmp_path / "dense", **two)
+    _, params = read_folder(tmp_path / "dense")
+    blocks = {
+        name: without_half(block) if name == "layers_1" else block
+        for name, block in params["model"].items()
+    }
+    given = {**params, "model": blocks}
     write_folder(tmp_path / "small", given, tmp_path / "dense")
     found, back = read_folder(tmp_path / "small")
-    assert found.widths["model/layers_0/self_attn/k_proj"] == 2
-    assert found.widths["model/layers_0/mlp/gate_proj"] == 5
+    assert found.widths["model/layers_1/self_attn/k_proj"] == 2
+    assert found.widths["model/layers_1/mlp/gate_proj"] == 5
     jax.tree.map(np.testing.assert_array_equal, back, given)
     code = (tmp_path / "small" / "network.py").read_text()
     assert 'load(path="model.safetensors")' in code
@@ -242,7 +248,45 @@ def test_a_small_network_is_written_and_read(tmp_path):
         np.testing.assert_array_equal, read_folder(tmp_path / "again")[1], back
     )
 
-    mlp["down_proj"] = {"kernel": mlp["down_proj"]["kernel"][:4]}
+    # Where all blocks are as small, they are what the config says.
+    blocks["layers_0"] = without_half(blocks["layers_0"])
+    write_folder(tmp_path / "even", given, tmp_path / "dense")
+    found, back = read_folder(tmp_path / "even")
+    assert not found.widths
+    assert found.config.num_attention_heads == 2
+    assert (found.config.head_width, found.config.intermediate_size) == (2, 5)
+    jax.tree.map(np.testing.assert_array_equal, back, given)
+    assert not (tmp_path / "even" / "network.py").exists()
+
+    blocks["layers_0"]["mlp"]["down_proj"] = {"kernel": np.ones((4, 8), np.float32)}
     with pytest.raises(StateDictMismatchError, match=r"down_proj/kernel: got \(4, 8\)"):
         write_folder(tmp_path / "wrong", given, tmp_path / "dense")
     assert not (tmp_path / "wrong").exists()
+
+
+@pytest.mark.slow
+def test_pytorch_loads_smaller_blocks(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("safetensors.torch")
+    tokens = torch.arange(40)[None] % 11
+    llama_folder(tmp_path / "dense", num_hidden_layers=2)
+    _, params = read_folder(tmp_path / "dense")
+    for which in (("layers_0", "layers_1"), ("layers_1",)):
+        blocks = {
+            name: without_half(block) if name in which else block
+            for name, block in params["model"].items()
+        }
+        given = {**params, "model": blocks}
+        folder = tmp_path / which[0]
+        write_folder(folder, given, tmp_path / "dense")
+        module, back = read_folder(folder)
+        with torch.no_grad():
+            if len(which) == 2:
+                network = transformers.LlamaForCausalLM.from_pretrained(folder)
+                expected = network(tokens).logits.numpy()
+            else:
+                load = runpy.run_path(str(folder / "network.py"))["load"]
+                expected = load(folder / "model.safetensors")(tokens).numpy()
+        logits = module.apply({"params": back}, tokens.numpy())
+        np.testing.assert_allclose(logits, expected, atol=1e-5 * abs(expected).max())

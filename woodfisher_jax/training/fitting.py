@@ -96,11 +96,11 @@ def narrowed(
     widths = dict(small.widths)
     section = dataclasses.replace(config.model, settings={**settings, "widths": widths})
     usual = models.layer_outputs(shapes)
-    first, *_ = smaller = [k for k, n in widths.items() if n < usual[k]]
+    fewer = [f"{k} {n} of {usual[k]}" for k, n in widths.items() if n < usual[k]]
+    more = f" and {len(fewer) - 3} more" if fewer[3:] else ""
     return dataclasses.replace(config, model=section), [
-        f"config.model.widths: {len(smaller)} layers of config.init_from have fewer "
-        f"outputs than {name} says, the first is {first} with {widths[first]} of "
-        f"{usual[first]}"
+        f"config.model.widths, outputs of layers that config.init_from has of {name}: "
+        f"{', '.join(fewer[:3])}{more}"
     ]
 
 

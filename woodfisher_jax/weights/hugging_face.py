@@ -1,5 +1,6 @@
 """Networks in the folders of Hugging Face's Transformers, read and written."""
 
+import dataclasses
 import json
 import os
 import re
@@ -13,12 +14,12 @@ import numpy as np
 
 from woodfisher_jax.models.bert import Bert, BertConfig
 from woodfisher_jax.models.llama import Llama, LlamaConfig
-from woodfisher_jax.models.resizing import layer_outputs, narrowed, resized
+from woodfisher_jax.models.resizing import layer_outputs, resized
 from woodfisher_jax.options import fields_of, shown
 from woodfisher_jax.weights.files import load_safetensors, save_safetensors
 from woodfisher_jax.weights.state_dicts import (
     StateDictMismatchError,
-    num_outputs,
+    narrowed_to,
     to_state_dict,
     to_variables,
 )
@@ -29,6 +30,9 @@ CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 CODE = "network.py"
+
+_TOKENS = jax.ShapeDtypeStruct((1, 2), np.int32)
+"""Of what a network is called with."""
 
 COPIED = (
     "*.json",
@@ -51,12 +55,15 @@ class Form(NamedTuple):
         fixed: What the network does whatever a config says, by the config's names: the
             values that may be there.
         unused: Names of tensors that the network does without.
+        sizes: From a size of the config to the layers whose outputs it gives; of heads,
+            as many as these hold.
     """
 
     config: type
     module: Callable[[Any], nn.Module]
     fixed: Mapping[str, tuple[Any, ...]]
     unused: str
+    sizes: Mapping[str, str]
 
 
 FORMS = {
@@ -70,6 +77,12 @@ FORMS = {
             "rope_scaling": (None,),
         },
         r"rotary_emb\.inv_freq$",
+        {
+            "hidden_size": r"embed_tokens$",
+            "intermediate_size": r"gate_proj$",
+            "num_attention_heads": r"q_proj$",
+            "num_key_value_heads": r"k_proj$",
+        },
     ),
     "bert": Form(
         BertConfig,
@@ -81,6 +94,11 @@ FORMS = {
         },
         # The pooler and the heads of other tasks take the hidden states.
         r"(^|\.)pooler\.|^cls\.|^classifier\.|^qa_outputs\.|\.position_ids$",
+        {
+            "hidden_size": r"word_embeddings$",
+            "intermediate_size": r"intermediate/dense$",
+            "num_attention_heads": r"self/query$",
+        },
     ),
 }
 """From ``model_type`` to the network."""
@@ -117,7 +135,7 @@ def read_folder(folder: str | os.PathLike[str]) -> tuple[nn.Module, Any]:
     form, config = _read_config(folder)
     state_dict = _used(form, config, _read_weights(folder))
     try:
-        module, shapes = _narrowed(form.module(config), state_dict)
+        module, shapes = narrowed_to(state_dict, form.module(config), _TOKENS)
         variables, masks = to_variables(state_dict, shapes)
     except ValueError as error:
         raise type(error)(f"{folder}: {error}") from error
@@ -131,9 +149,9 @@ def write_folder(
 ) -> None:
     """Writes a network so that ``transformers`` loads it as it does its source.
 
-    A network from which structure was taken out, layer by layer, `read_folder` alone
-    reads; for PyTorch a Llama of that kind comes with ``network.py``, whose ``load()``
-    builds it. The config stays that of the source.
+    Where structure was taken out, and as much in every block, the config has the new
+    sizes. Where it is not as much, `read_folder` alone reads the folder; for PyTorch a
+    Llama of that kind comes with ``network.py``, whose ``load()`` builds it.
 
     Args:
         folder: Made where absent; files in it are replaced.
@@ -177,29 +195,18 @@ def write_folder(
         if path.name != INDEX:
             replace_file(folder / path.relative_to(source), path.read_bytes())
     save_safetensors(folder / WEIGHTS, written, {"format": "pt"})
-    if is_small and isinstance(module, Llama):
+    if is_small and (sizes := _sizes(form, config, params)):
+        stated = json.loads((source / CONFIG).read_text(encoding="utf-8"))
+        replace_file(folder / CONFIG, json.dumps(stated | sizes, indent=2) + "\n")
+    elif is_small and isinstance(module, Llama):
         replace_file(folder / CODE, torch_code(module, WEIGHTS))
-
-
-_TOKENS = jax.ShapeDtypeStruct((1, 2), np.int32)
-
-
-def _narrowed(
-    module: nn.Module, state_dict: Mapping[str, np.ndarray]
-) -> tuple[nn.Module, Any]:
-    """The module with the widths of its layers in a state dict, and its shapes."""
-    shapes = jax.eval_shape(module.init, jax.random.key(0), _TOKENS)
-    small = narrowed(module, num_outputs(state_dict, shapes), _TOKENS)
-    if small is not module:
-        shapes = jax.eval_shape(small.init, jax.random.key(0), _TOKENS)
-    return small, shapes
 
 
 def _module_of(
     params: Any, module: nn.Module, state_dict: Mapping[str, np.ndarray]
 ) -> nn.Module:
     """The module that parameters are of: that of their source, or a smaller one."""
-    own, shapes = _narrowed(module, state_dict)
+    own, shapes = narrowed_to(state_dict, module, _TOKENS)
     given, expected = map(layer_outputs, ({"params": params}, shapes))
     if given.keys() != expected.keys() or all(
         given[layer] >= expected[layer] for layer in given
@@ -209,6 +216,27 @@ def _module_of(
         return resized(module, {"params": params}, _TOKENS)
     except ValueError as error:
         raise StateDictMismatchError(f"params: {error}") from error
+
+
+def _sizes(form: Form, config: Any, params: Any) -> dict[str, int]:
+    """Sizes of a config that are those of all blocks; none where blocks differ."""
+    outputs = layer_outputs({"params": params})
+    head = config.hidden_size // config.num_attention_heads
+    sizes = {}
+    if isinstance(config, LlamaConfig):
+        sizes["head_dim"] = head = config.head_width
+    for name, layers in form.sizes.items():
+        found = {n for layer, n in outputs.items() if re.search(layers, layer)}
+        if len(found) > 1:
+            return {}
+        sizes[name] = found.pop() // (head if name.endswith("heads") else 1)
+    try:
+        module = form.module(dataclasses.replace(config, **sizes))
+    except ValueError:  # BERT has no size for the width of a head.
+        return {}
+    shapes = jax.eval_shape(module.init, jax.random.key(0), _TOKENS)["params"]
+    fits = jax.tree.map(lambda a, b: a.shape == b.shape, shapes, params)
+    return sizes if jax.tree.all(fits) else {}
 
 
 def _read_config(folder: Path) -> tuple[Form, Any]:

@@ -16,8 +16,11 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
+import flax.linen as nn
+import jax
 import numpy as np
 
+from woodfisher_jax.models.resizing import layer_outputs, narrowed
 from woodfisher_jax.trees.paths import leaves_by_path, replace_leaves
 
 _LEAVES = {
@@ -142,6 +145,30 @@ def num_outputs(state_dict: Mapping[str, np.ndarray], variables: Any) -> dict[st
         if leaf in ("kernel", "embedding") and key is not None:
             found[layer] = int(state_dict[key].shape[0 if leaf == "kernel" else -1])
     return found
+
+
+def narrowed_to(
+    state_dict: Mapping[str, np.ndarray], model: nn.Module, *inputs: Any
+) -> tuple[nn.Module, Any]:
+    """The model whose layers have as few outputs as in a state dict.
+
+    Args:
+        state_dict: As for `to_variables`.
+        model: A network of this package.
+        *inputs: What it is called with; arrays or shapes.
+
+    Returns:
+        The model, as `models.narrowed` gives it, and the shapes of its variables.
+
+    Raises:
+        ValueError: If an attention layer has part of a head.
+    """
+    shapes = jax.eval_shape(model.init, jax.random.key(0), *inputs)
+    found, usual = num_outputs(state_dict, shapes), layer_outputs(shapes)
+    if any(found.get(layer, n) < n for layer, n in usual.items()):
+        model = narrowed(model, found, *inputs)
+        shapes = jax.eval_shape(model.init, jax.random.key(0), *inputs)
+    return model, shapes
 
 
 def to_variables(
