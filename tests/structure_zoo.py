@@ -278,9 +278,7 @@ def equinox_call(layer: Any, state: Any) -> Callable:
     if isinstance(layer, eqx.nn.LayerNorm):
         return lambda x: each(layer, x)
     if isinstance(layer, eqx.nn.Embedding):
-        return lambda x: (
-            layer.weight[x] if x.dtype == jnp.int32 else x @ layer.weight.T
-        )
+        return lambda x: layer.weight[x] if x.dtype == jnp.int32 else x @ layer.weight.T
     arrays, rest = eqx.partition(layer, eqx.is_array)
 
     def step(x: jax.Array, own: Any) -> tuple[jax.Array, None]:

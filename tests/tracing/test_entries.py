@@ -125,8 +125,13 @@ def test_what_is_left_of_reshaped_arrays_is_the_reshaped_rest() -> None:
                 for mine, theirs in zip(axes, own, strict=True):
                     units.unify(mine, theirs)
         classes = {
-            c for a, x in steps if a is not None for s in x for e in s
-            for c in units.classes(e) if not units.reason(c)
+            c
+            for a, x in steps
+            if a is not None
+            for s in x
+            for e in s
+            for c in units.classes(e)
+            if not units.reason(c)
         }
         gone = {c for c in classes if choice.random() < 0.4}
         small = cut(units, *steps[0], gone)

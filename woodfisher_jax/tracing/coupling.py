@@ -70,6 +70,9 @@ _ALONG = {
 }
 """Primitives that mix the entries of one axis, and what names it."""
 
+MADE = ("iota", "random_bits")
+"""Primitives that give numbers by their place: made whole, then cut."""
+
 _REDUCTIONS = (
     "argmax",
     "argmin",
@@ -273,15 +276,12 @@ class Coupling:
 
     def _iota(self, equation: Any, inputs: list[Array], *_: Any) -> Array:
         del inputs
-        along = equation.params["dimension"]
-        shape = equation.outvars[0].aval.shape
-        reason = "meets numbers that count along it"
-        return Array(
-            tuple(
-                self.units.axis(n, reason if i == along else "")
-                for i, n in enumerate(shape)
-            )
-        )
+        return self._new(equation.outvars[0].aval.shape)
+
+    def _random_bits(self, equation: Any, inputs: list[Array], *_: Any) -> Array:
+        keys = inputs[0]
+        more = equation.outvars[0].aval.shape[len(keys.axes) :]
+        return keys._replace(axes=(*keys.axes, *self._new(more).axes))
 
     def _scan(
         self, equation: Any, inputs: list[Array], place: Place, rounds: int
