@@ -64,6 +64,9 @@ ONE_TO_ONE = [[0], [1], [2], [3]]
         lambda p, x: jax.lax.optimization_barrier((x, x))[1],
         lambda p, x: jax.lax.reduce_precision(x, 8, 7).astype(jnp.bfloat16),
         lambda p, x: x * jnp.arange(4),
+        lambda p, x: jnp.stack([x, x]).mean(0) + jnp.unstack(x, axis=1)[0][:, None],
+        lambda p, x: jnp.tile(x, (2, 3, 1)),
+        lambda p, x: x * jnp.tile(jnp.ones((2, 5, 1)), 4),
         lambda p, x: x * jax.random.bernoulli(jax.random.key(0), 0.5, x.shape),
         lambda p, x: x @ p["w"] + x,
     ],
@@ -119,6 +122,20 @@ def test_what_is_moved_goes_with_its_place() -> None:
 def test_what_is_mixed_stays_for_a_reason(between, reason) -> None:
     found = channels(between)
     assert any(isinstance(r, str) and reason in r for r in found), found
+
+
+def test_a_counter_that_is_carried_beside_activations_is_none() -> None:
+    """So that the weights that it points at are weights."""
+    params = {"up": shape(3, 6, 4), "down": shape(3, 4, 6)}
+
+    def net(p, x):
+        step = lambda i, h: h + jnp.tanh(h @ p["up"][i]) @ p["down"][i]  # noqa: E731
+        return jax.lax.fori_loop(0, 3, step, x)
+
+    coupling = coupled(net, params, shape(2, 6))
+    own = [coupling.units.classes(entry) for entry in coupling.weights["up"][2]]
+    assert own == [coupling.units.classes(e) for e in coupling.weights["down"][1]]
+    assert [coupling.units.reason(unit) for (unit,) in own] == [""] * 4
 
 
 def grouped(groups: int, n: int, m: int):

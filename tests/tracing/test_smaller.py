@@ -18,7 +18,8 @@ HELD = jnp.arange(4.0)
 
 def net(params, x):
     """Settings with lengths: of constants, random numbers, loops, views and parts."""
-    h = x @ params["a"] + jnp.broadcast_to(params["b"], (2, 5, 4)) * HELD
+    h = x @ params["a"] * jnp.tile(HELD[:2, None], 4)[:, None]
+    h = h + jnp.broadcast_to(params["b"], (2, 5, 4)) * HELD
     key = jax.random.key(0, impl="rbg")  # compiled faster than the default
     h = h * (jax.random.bits(key, h.shape) % 3) * jnp.arange(4)
     h = jax.lax.scan(lambda h, w: (h @ w, None), h, params["up"], reverse=True)[0]

@@ -268,6 +268,13 @@ def _looked_up(
     return {"slice_sizes": sizes}
 
 
+def _tiled(
+    small: Smaller, equation: Any, inputs: list[Array], outcomes: list[Array]
+) -> dict[str, Any]:
+    reps = zip(inputs[0].axes, outcomes[0].axes, equation.params["reps"], strict=True)
+    return {"reps": tuple(n if len(a) > 1 else len(small.kept(b)) for a, b, n in reps)}
+
+
 def _grouped(
     small: Smaller, equation: Any, inputs: list[Array], outcomes: list[Array]
 ) -> dict[str, Any]:
@@ -289,4 +296,5 @@ _CHANGES: Mapping[str, _Change] = {
     "reshape": _shaped("new_sizes"),
     "slice": _sliced,
     "split": _divided,
+    "tile": _tiled,
 }
