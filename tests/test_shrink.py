@@ -1,13 +1,18 @@
 """Structure taken out: small networks equal masked ones, or are refused by name."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, note, settings
+from hypothesis import strategies as st
+from random_networks import network
 from structure_zoo import FRAMEWORKS, KINDS, made, normal
 
 import woodfisher_jax as wf
-from woodfisher_jax.selection.structures import Structures
+from woodfisher_jax.selection.structures import Structures, structures
 from woodfisher_jax.trees.paths import leaves_by_path
 
 SLOW = pytest.mark.slow
@@ -173,7 +178,7 @@ def test_what_is_read_in_a_loop_is_folded_if_it_is_nothing() -> None:
     assert small["down"].shape == (2, 7, 6)
 
 
-# ------------------------------------------------------------------- what users come with
+# ------------------------------------------------------------- what users come with
 
 
 def test_a_layer_that_is_emptied_keeps_one_neuron() -> None:
@@ -244,3 +249,48 @@ def test_calls_around_layers_are_walked_through() -> None:
     assert jax.grad(lambda p: small_fn(p, X).sum())(small)["a"].shape == (3, 4)
     with pytest.raises(ValueError, match=r"does not run.*wf\.shrunk returns"):
         wf.shrink(net, MLP, masks, X)
+
+
+# ------------------------------------------------------------------- networks by chance
+
+
+EXAMPLE = itertools.count()
+
+
+def perturbed(found: Structures, params, gone: set[int], seed: int) -> dict:
+    """Other numbers in what is taken out, but in the weights that read it."""
+    chance, arrays = np.random.default_rng(seed), {}
+    for path, leaf in leaves_by_path(params).items():
+        keep = found.masks({path: np.ones(leaf.shape, bool)}, gone)[path]
+        arrays[path] = np.where(keep, leaf, chance.normal(size=leaf.shape))
+    readers = masks_of(found, params, gone, "inputs")
+    return {
+        path: jnp.asarray(np.where(readers.get(path, True), array, 0), jnp.float32)
+        for path, array in arrays.items()
+    }
+
+
+@SLOW
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(st.randoms(use_true_random=False), st.integers(0, 100))
+def test_any_small_network_equals_the_masked_one(chance, seed) -> None:
+    if next(EXAMPLE) % 20 == 19:
+        jax.clear_caches()  # some thousand programs in one process end it
+    params, net_fn, x, kinds = network(chance)
+    note(str(kinds))
+    found = structures(net_fn, params, x)
+    gone = half(found, seed)
+    if not gone:
+        return
+    masks = masks_of(found, params, gone)
+    small_fn, small = wf.shrunk(net_fn, params, masks, x)
+    size = sum(leaf.size for leaf in small.values())
+    assert size < found.size
+    # No output depends on what is taken out, if those that read it are zero.
+    other = perturbed(found, params, gone, seed)
+    readers = wf.apply_masks(params, masks_of(found, params, gone, "inputs"))
+    with jax.default_matmul_precision("highest"):  # compiled already
+        whole, x = jax.jit(net_fn), 2 - x
+        wanted = whole(wf.apply_masks(params, masks), x)
+        assert_close(jax.jit(small_fn)(small, x), wanted)
+        assert_close(whole(other, x), whole(readers, x))

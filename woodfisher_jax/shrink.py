@@ -174,6 +174,12 @@ def _taken_out(
             leaf = jnp.asarray(smaller.cut(np.asarray(leaf), axes))
         small.append(leaf)
     wanted = _outputs(net_fn, params, inputs)
+    if any(np.isnan(_wide(leaf)).any() for leaf in jax.tree.leaves(wanted)):
+        raise OptionError(
+            "masks",
+            "outputs are NaN under these masks, so that those of a smaller network "
+            "cannot be compared; a weight that is all zero may be divided by its norm",
+        )
     return found, gone, jax.tree.unflatten(jax.tree.structure(params), small), wanted
 
 
@@ -312,11 +318,18 @@ def _precision(array: jax.Array) -> float:
     return float(jnp.finfo(array.dtype).eps) if inexact else 0.0
 
 
+def _wide(array: jax.Array) -> np.ndarray:
+    """The same numbers in 64 bits."""
+    return np.asarray(array).astype(complex if jnp.iscomplexobj(array) else float)
+
+
 def _difference(new: jax.Array, old: jax.Array) -> float:
-    """The largest, relative to the largest entry."""
-    wide = complex if jnp.iscomplexobj(old) else float
-    a, b = np.asarray(new).astype(wide), np.asarray(old).astype(wide)
-    return float(np.max(np.abs(a - b), initial=0) / (np.max(np.abs(b), initial=0) or 1))
+    """The largest, relative to the largest finite entry."""
+    a, b = _wide(new), _wide(old)
+    largest = np.max(np.abs(b), where=np.isfinite(b), initial=0) or 1
+    # Infinities, as of masked scores, are the same or not.
+    off = np.abs(np.subtract(a, b, where=a != b, out=np.zeros_like(b)))
+    return float(np.max(off, initial=0) / largest)
 
 
 def _first_line(error: Exception) -> str:

@@ -27,8 +27,8 @@ WITHIN = [64] * 6 + [128] * 8 + [256] * 12 + [512] * 6
 RESNET_50 = [64, 256, 512, 1024, 2048, *WITHIN]
 
 # Blocks of a width are added up: 7 widths. The wide part of a block is six times what
-# goes into it, and its depthwise convolution has no channels of its own; the first block
-# has no wide part, and shares the stem's 32. Then the last convolution.
+# goes into it, and its depthwise convolution has no channels of its own; the first
+# block has no wide part, and shares the stem's 32. Then the last convolution.
 NARROW = [16] + [24] * 2 + [32] * 3 + [64] * 4 + [96] * 3 + [160] * 3
 MOBILENET_V2 = [32, *(6 * n for n in NARROW), 16, 24, 32, 64, 96, 160, 320, 1280]
 
@@ -153,3 +153,20 @@ def test_the_table_has_a_line_for_each_family_and_reason(found) -> None:
 def test_what_is_no_function_or_no_batch_is_named(net_fn, inputs, message) -> None:
     with pytest.raises(ValueError, match=message):
         wf.structures(net_fn, PARAMS, inputs)
+
+
+def test_a_vector_and_a_table_that_read_are_known() -> None:
+    def net(params, x):
+        h = jnp.tanh(params["table"][x] * params["scale"])
+        return h @ params["vector"], h @ params["table"].T
+
+    params = {"table": shape(9, 4), "scale": shape(4), "vector": shape(4)}
+    found = structures(net, params, shape(2, 5, dtype=jnp.int32))
+    (family,) = found.families
+    assert {m.path: m.role for m in family.members} == {
+        "table": "inputs",
+        "scale": "",
+        "vector": "inputs",
+    }
+    masks = {"vector": np.array([False, True, True, True])}
+    assert found.gone(masks) == set()

@@ -270,7 +270,7 @@ def structures(
 
 def _roles(shape: Sequence[int], axes: WeightAxes | None) -> list[str]:
     """What each axis of a tensor is: "outputs", "inputs", "both" or neither ("")."""
-    if axes is None or not axes.roles or len(shape) < 2:
+    if axes is None or not axes.roles:
         return [""] * len(shape)
     found, part = [], 0
     for length in shape:

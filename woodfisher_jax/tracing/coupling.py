@@ -8,6 +8,7 @@ an axis, or nothing is known of it, they stay.
 """
 
 import math
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -49,13 +50,13 @@ class Cost(NamedTuple):
 
 _ELEMENTWISE = """
 abs acos acosh add add_any and asin asinh atan atan2 atanh bitcast_convert_type cbrt
-ceil clamp conj convert_element_type copy copy_p cos cosh custom_lin_add device_put
-digamma div eq eq_to erf erf_inv erfc exp exp2 expm1 floor ge gt imag integer_pow
-is_finite lax_convert le le_to lgamma log log1p logistic lt lt_to max mesh_cast min
-mul name ne neg nextafter not optimization_barrier or pow pvary real
-reduce_precision rem reshard round rsqrt select_n shift_left shift_right_arithmetic
-shift_right_logical sharding_constraint sign sin sinh sqrt square stop_gradient sub
-tan tanh xor
+ceil clamp clz complex conj convert_element_type copy copy_p cos cosh custom_lin_add
+device_put digamma div eq eq_to erf erf_inv erfc exp exp2 expm1 floor ge gt imag
+integer_pow is_finite lax_convert le le_to lgamma log log1p logistic lt lt_to max
+mesh_cast min mul mulhi name ne neg nextafter not optimization_barrier or
+population_count pow pvary real reduce_precision rem reshard round rsqrt select_n
+sharding_constraint shift_left shift_right_arithmetic shift_right_logical sign sin
+sinh sqrt square stop_gradient sub tan tanh xor
 """
 ELEMENTWISE = frozenset(_ELEMENTWISE.split())
 """Primitives whose operands meet entry by entry."""
@@ -69,6 +70,9 @@ _ALONG = {
     "sort": "dimension",
 }
 """Primitives that mix the entries of one axis, and what names it."""
+
+MADE = ("iota", "random_bits")
+"""Primitives that give numbers by their place: made whole, then cut."""
 
 _REDUCTIONS = (
     "argmax",
@@ -274,15 +278,12 @@ class Coupling:
 
     def _iota(self, equation: Any, inputs: list[Array], *_: Any) -> Array:
         del inputs
-        along = equation.params["dimension"]
-        shape = equation.outvars[0].aval.shape
-        reason = "meets numbers that count along it"
-        return Array(
-            tuple(
-                self.units.axis(n, reason if i == along else "")
-                for i, n in enumerate(shape)
-            )
-        )
+        return self._new(equation.outvars[0].aval.shape)
+
+    def _random_bits(self, equation: Any, inputs: list[Array], *_: Any) -> Array:
+        keys = inputs[0]
+        more = equation.outvars[0].aval.shape[len(keys.axes) :]
+        return keys._replace(axes=(*keys.axes, *self._new(more).axes))
 
     def _scan(
         self, equation: Any, inputs: list[Array], place: Place, rounds: int
@@ -293,8 +294,18 @@ class Coupling:
         stacks = inputs[first + second :]
         for array in stacks:
             self.units.fix(array.axes[0], "counts the rounds of a loop")
-        active = any(array.active for array in inputs)
-        carry = [a._replace(active=active) for a in inputs[first : first + second]]
+        # A counter that is carried beside activations is none.
+        flags = [array.active for array in inputs]
+        while True:
+            after = _dependent(body.jaxpr, flags)[:second]
+            before = flags[first : first + second]
+            if not any(new and not old for new, old in zip(after, before, strict=True)):
+                break
+            flags[first : first + second] = map(operator.or_, before, after)
+        carry = [
+            a._replace(active=flag)
+            for a, flag in zip(inputs[first:][:second], flags[first:], strict=False)
+        ]
         parts = [a._replace(axes=a.axes[1:]) for a in stacks]
         outputs = self._called(
             body.jaxpr,
@@ -306,7 +317,10 @@ class Coupling:
         self._agree(carry, outputs[:second])
         rows = self.units.axis(length, "counts the rounds of a loop")
         return [
-            *(a._replace(active=active) for a in outputs[:second]),
+            *(
+                a._replace(active=own.active)
+                for a, own in zip(outputs[:second], carry, strict=True)
+            ),
             *(Array((rows, *a.axes), a.active) for a in outputs[second:]),
         ]
 
@@ -438,6 +452,26 @@ class Coupling:
         axes[along] = tuple(entry for part in parts for entry in part)
         return Array(tuple(axes), any(array.active for array in inputs))
 
+    def _stack(self, equation: Any, inputs: list[Array], *_: Any) -> Array:
+        for array in inputs[1:]:
+            self._agree(inputs[:1], [array])
+        axes = list(inputs[0].axes)
+        rows = self.units.axis(len(inputs), "counts arrays that are stacked")
+        axes.insert(equation.params["axis"], rows)
+        return Array(tuple(axes), any(array.active for array in inputs))
+
+    def _unstack(self, equation: Any, inputs: list[Array], *_: Any) -> list[Array]:
+        axes = list(inputs[0].axes)
+        self.units.fix(axes.pop(equation.params["axis"]), "is taken apart")
+        return [inputs[0]._replace(axes=tuple(axes)) for _ in equation.outvars]
+
+    def _tile(self, equation: Any, inputs: list[Array], *_: Any) -> Array:
+        axes = tuple(
+            axis * times if len(axis) > 1 else self.units.axis(times)
+            for axis, times in zip(inputs[0].axes, equation.params["reps"], strict=True)
+        )
+        return inputs[0]._replace(axes=axes)
+
     def _pad(self, equation: Any, inputs: list[Array], *_: Any) -> Array:
         axes = []
         for axis, (low, high, inside), n in zip(
@@ -567,6 +601,19 @@ class Coupling:
             self.units.fix(which, "counts the groups of a convolution")
         else:
             self.units.fix(filters, "counts the outputs of each channel")
+
+
+def _dependent(jaxpr: Jaxpr, active: Sequence[bool]) -> list[bool]:
+    """Which outputs of a jaxpr depend on its active inputs."""
+    known = dict(zip(jaxpr.invars, active, strict=True))
+
+    def read(atom: Any) -> bool:
+        return not isinstance(atom, Literal) and known.get(atom, False)
+
+    for equation in jaxpr.eqns:
+        on = any(map(read, equation.invars))
+        known.update(dict.fromkeys(equation.outvars, on))
+    return [read(atom) for atom in jaxpr.outvars]
 
 
 def coupled(f: Callable[[Params, Any], Any], params: Params, inputs: Any) -> Coupling:

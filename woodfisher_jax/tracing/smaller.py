@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Jaxpr, Literal
 
-from woodfisher_jax.tracing.coupling import Array, Coupling, Place
+from woodfisher_jax.tracing.coupling import MADE, Array, Coupling, Place
 from woodfisher_jax.tracing.entries import Axis
 from woodfisher_jax.tracing.flat import bind
 from woodfisher_jax.tracing.layers import CALLS, PRODUCTS, called
@@ -75,7 +75,7 @@ class Smaller:
         program, coupling = self.coupling.program, self.coupling
         arguments = [Array(axes) for axes in coupling.weights.values()]
         given = program.jaxpr.invars[len(arguments) :]
-        whole = [Array(tuple(_all(n) for n in v.aval.shape)) for v in given]
+        whole = [Array(tuple(_all(n) for n in v.aval.shape), True) for v in given]
         return self._walk(
             program.jaxpr,
             list(zip(leaves, [*arguments, *whole], strict=True)),
@@ -133,7 +133,9 @@ class Smaller:
             self._watch(place, equation, inputs)
         shapes = [self.shape(array.axes) for array in outcomes]
         change = _CHANGES.get(name)
-        if change is None:
+        if name in MADE:
+            found = [self.cut(bind(equation, values)[0], outcomes[0].axes)]
+        elif change is None:
             found = bind(equation, values)
         else:
             arrays = [array for _, array in inputs]
@@ -266,6 +268,13 @@ def _looked_up(
     return {"slice_sizes": sizes}
 
 
+def _tiled(
+    small: Smaller, equation: Any, inputs: list[Array], outcomes: list[Array]
+) -> dict[str, Any]:
+    reps = zip(inputs[0].axes, outcomes[0].axes, equation.params["reps"], strict=True)
+    return {"reps": tuple(n if len(a) > 1 else len(small.kept(b)) for a, b, n in reps)}
+
+
 def _grouped(
     small: Smaller, equation: Any, inputs: list[Array], outcomes: list[Array]
 ) -> dict[str, Any]:
@@ -283,9 +292,9 @@ _CHANGES: Mapping[str, _Change] = {
     "conv_general_dilated": _grouped,
     "dynamic_slice": _looked_up,
     "gather": _looked_up,
-    "iota": _shaped("shape"),
     "pad": _padded,
     "reshape": _shaped("new_sizes"),
     "slice": _sliced,
     "split": _divided,
+    "tile": _tiled,
 }
