@@ -42,7 +42,7 @@ from woodfisher_jax.trees.masks import (
 from woodfisher_jax.trees.paths import Params, leaves_by_path, replace_leaves
 from woodfisher_jax.trees.samples import shapes_of
 
-PENALTIES = (0.3, 1.0)
+PENALTIES = (0.4, 0.7)
 """Penalties of ADMM in turn, in units of the second moment of an input."""
 
 
