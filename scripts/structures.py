@@ -258,7 +258,7 @@ def run(
     found = {
         "row": row,
         "macs": share,
-        "macs_left": account.macs / given.found.macs,
+        "macs_left": account.left["macs"] / given.found.macs,
         "size_left": models.num_parameters(small["params"])
         / models.num_parameters(given.variables["params"]),
         "seed": seed,

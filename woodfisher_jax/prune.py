@@ -445,7 +445,7 @@ def _levels(params: Params, job: _Job) -> list[Goal]:
     assert goal.flops_target is not None
     if isinstance(goal.pattern, Pattern) and goal.pattern.structures is not None:
         found = goal.pattern.structures
-        total = found.account(found.gone(job.masks)).macs
+        total = found.account(found.gone(job.masks)).left["macs"]
     else:
         costs = _costs(params, job)
         assert costs is not None

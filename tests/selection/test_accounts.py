@@ -22,17 +22,17 @@ def found():
 
 
 def test_costs_are_those_of_the_smaller_arrays(found):
-    assert found.account().left == {"size": 50, "macs": 50}
+    assert found.account().left == {"size": 50, "macs": 50, "latency": 0}
     first, second = found.units
     # [3, 5], [5, 3] and [3, 2] are left.
     account = found.account([first[2], second[0]])
-    assert account.left == {"size": 36, "macs": 36}
-    assert account.of(second[1]) == {"size": 7, "macs": 7}
-    assert account.left == {"size": 36, "macs": 36}
+    assert account.left == {"size": 36, "macs": 36, "latency": 0}
+    assert account.of(second[1]) == {"size": 7, "macs": 7, "latency": 0}
+    assert account.left == {"size": 36, "macs": 36, "latency": 0}
 
 
 def test_counted_are_only_the_tensors_asked_for(found):
-    assert found.account(counted=["b"]).left == {"size": 24, "macs": 50}
+    assert found.account(counted=["b"]).left == {"size": 24, "macs": 50, "latency": 0}
 
 
 def test_the_cheapest_for_what_they_save_go_first(found):

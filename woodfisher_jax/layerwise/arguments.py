@@ -60,9 +60,11 @@ def check_together(program: Program, settings: Layerwise, rule: Pattern | None) 
             )
 
 
-def check_no_budget(macs: float | None, size: float | None) -> None:
+def check_no_budget(
+    macs: float | None, size: float | None, latency: float | None
+) -> None:
     """Raises if there are budgets without structures."""
-    for name, share in (("macs", macs), ("size", size)):
+    for name, share in (("macs", macs), ("size", size), ("latency", latency)):
         if share is not None:
             raise OptionError(
                 name,

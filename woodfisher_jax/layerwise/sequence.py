@@ -38,6 +38,7 @@ from woodfisher_jax.options import OptionError
 from woodfisher_jax.rows.compute import watched
 from woodfisher_jax.rows.inputs import check_params
 from woodfisher_jax.selection.accounts import Budget
+from woodfisher_jax.selection.latencies import timed
 from woodfisher_jax.selection.patterns import GroupNames, Pattern
 from woodfisher_jax.selection.structures import Structures, structures
 from woodfisher_jax.tracing.axes import find_axes
@@ -71,6 +72,7 @@ def prune_layerwise(
     sparsity: float | None = None,
     macs: float | None = None,
     size: float | None = None,
+    latency: float | None = None,
     pattern: str | GroupNames | Structures | None = None,
     masks: Masks | None = None,
     prunable: Prunable = None,
@@ -92,7 +94,10 @@ def prune_layerwise(
         sparsity: Fraction of the weights of each layer to be zero, in [0, 1).
         macs: With structures in place of a sparsity, the share of the network's
             multiply-accumulates to be left, in (0, 1].
-        size: The same for its parameters; one of both or both.
+        size: The same for its parameters; one of them or several.
+        latency: The same for the time of its products on this machine, for a batch of
+            ``batch_size`` examples; they are timed first, unless ``pattern`` is what
+            :func:`~woodfisher_jax.selection.latencies.timed` returns.
         pattern: "2:4" or any N:M; "structures" ("channels", "neurons", "heads"), with
             ``sparsity`` the share of each layer's structures that go; or what
             :func:`woodfisher_jax.structures` found; default single weights.
@@ -134,7 +139,7 @@ def prune_layerwise(
     check_differentiable(net_fn, params, shapes, masks, settings)
     layers = find_layers(program, masks, axes, rule if rule and rule.size else None)
     if rule is None or rule.size:
-        check_no_budget(macs, size)
+        check_no_budget(macs, size, latency)
         level = level_of(sparsity, rule)
         check_together(program, settings, rule)
         work = _Work(program, params, masks, batches, layers, rule, settings)
@@ -144,7 +149,10 @@ def prune_layerwise(
     sizes = {path: tuple(mask.shape) for path, mask in masks.items()}
     chosen = readers(found, sizes)
     found = found._replace(families=tuple(r.family for r in chosen.values()))
-    level, budget = goal_of(found, sparsity, {"macs": macs, "size": size})
+    if latency is not None and not found.speeds:
+        found = timed(found)
+    shares = {"macs": macs, "size": size, "latency": latency}
+    level, budget = goal_of(found, sparsity, shares)
     check_together(program, settings, None)
     layers = {p: own for p, own in layers.items() if p.path in chosen}
     work = _Work(program, params, masks, batches, layers, None, settings, chosen)

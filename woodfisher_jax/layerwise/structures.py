@@ -142,7 +142,7 @@ def goal_of(
                 f"{name}={share!r}; expected the share of the {COSTS[name]} to be "
                 "left, above 0 and at most 1, such as 0.5",
             )
-    whole = {"size": found.size, "macs": found.macs}
+    whole = found.account().left
     budget = {name: share * whole[name] for name, share in given.items()}
     low, high = 0.0, 1.0
     for _ in range(30):
@@ -186,7 +186,7 @@ def counts_of(
     start = _first(found, least, losses)
     if not budget:
         account = found.account(_first(found, counts, losses))
-        budget = {"size": account.size}
+        budget = {"size": account.left["size"]}
     stay = [len(f.units) - n for f, n in zip(found.families, most, strict=True)]
     gone = cheapest(found.units, losses, found.account(start), budget, start, stay)
     return [sum(unit in gone for unit in family.units) for family in found.families]

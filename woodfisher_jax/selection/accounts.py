@@ -3,14 +3,19 @@
 import heapq
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 from woodfisher_jax.options import OptionError
 from woodfisher_jax.tracing.coupling import Coupling
 from woodfisher_jax.tracing.entries import Axis
 from woodfisher_jax.trees.masks import num_kept
 
-COSTS = {"size": "parameters", "macs": "multiply-accumulates"}
+COSTS = {
+    "size": "parameters",
+    "macs": "multiply-accumulates",
+    "latency": "milliseconds of products",
+}
 """What a network costs."""
 
 
@@ -23,12 +28,27 @@ def free_entries(coupling: Coupling, axis: Axis) -> Iterable[tuple[int, int]]:
                 yield number, unit
 
 
+Value = Callable[[tuple[int, ...]], float]
+"""From lengths of axes to what something costs."""
+
+
+class Speed(NamedTuple):
+    """How long a product takes, by the lengths of its axes.
+
+    Attributes:
+        axes: Axes of its operands that may become shorter.
+        milliseconds: From their lengths.
+    """
+
+    axes: tuple[Axis, ...]
+    milliseconds: Value
+
+
 class Account:
     """What a network costs while structures are taken out of it.
 
     Attributes:
-        size: Parameters that are left.
-        macs: Multiply-accumulates of one example that are left.
+        left: What is left, by the names of :data:`COSTS`.
     """
 
     def __init__(
@@ -36,6 +56,7 @@ class Account:
         coupling: Coupling,
         examples: int,
         counted: Iterable[str] | None = None,
+        speeds: Sequence[Speed] = (),
     ) -> None:
         """Nothing is taken out yet.
 
@@ -43,52 +64,50 @@ class Account:
             coupling: Of the program.
             examples: Of the traced inputs.
             counted: Tensors whose parameters count; default all.
+            speeds: Of products; default none.
         """
-        self._left: list[int] = []
+        self._lengths: list[int] = []
         self._axes: dict[int, int] = {}
         # Of each unit, the axes that it is in and how many entries it has there.
         self._in: dict[int, Counter[int]] = defaultdict(Counter)
-        # Of each axis, the terms that it is a factor of.
+        # Of each axis, the terms that depend on it.
         self._terms_of: dict[int, list[int]] = defaultdict(list)
-        self._terms: list[tuple[float, tuple[int, ...], bool]] = []
+        self._terms: list[tuple[str, Value, tuple[int, ...]]] = []
         self._coupling = coupling
-        paths = coupling.weights if counted is None else counted
-        for path in paths:
-            self._add(1, coupling.weights[path], False)
+        for path in coupling.weights if counted is None else counted:
+            self._add("size", math.prod, coupling.weights[path])
         for cost in coupling.costs:
-            self._add(cost.factor / examples, cost.axes, True)
-        self.size = sum(self._value(i) for i, t in enumerate(self._terms) if not t[2])
-        self.macs = sum(self._value(i) for i, t in enumerate(self._terms) if t[2])
+            self._add("macs", _times(cost.factor / examples), cost.axes)
+        for speed in speeds:
+            self._add("latency", speed.milliseconds, speed.axes)
+        self.left: dict[str, float] = dict.fromkeys(COSTS, 0.0)
+        for number, (name, _, _) in enumerate(self._terms):
+            self.left[name] += self._value(number)
 
-    @property
-    def left(self) -> dict[str, float]:
-        """What is left, by the names of :data:`COSTS`."""
-        return {"size": self.size, "macs": self.macs}
-
-    def _add(self, factor: float, axes: Sequence[Axis], macs: bool) -> None:
+    def _add(self, name: str, value: Value, axes: Sequence[Axis]) -> None:
         own = []
         for axis in axes:
-            number = self._axes.setdefault(id(axis), len(self._left))
-            if number == len(self._left):
-                self._left.append(len(axis))
+            number = self._axes.setdefault(id(axis), len(self._lengths))
+            if number == len(self._lengths):
+                self._lengths.append(len(axis))
                 for _, unit in free_entries(self._coupling, axis):
                     self._in[unit][number] += 1
             own.append(number)
             self._terms_of[number].append(len(self._terms))
-        self._terms.append((factor, tuple(own), macs))
+        self._terms.append((name, value, tuple(own)))
 
     def _value(self, term: int) -> float:
-        factor, axes, _ = self._terms[term]
-        return factor * math.prod(self._left[axis] for axis in axes)
+        _, value, axes = self._terms[term]
+        return value(tuple(self._lengths[axis] for axis in axes))
 
     def of(self, unit: int) -> dict[str, float]:
         """What would go with a unit now, by the names of :data:`COSTS`."""
-        before = self.left
+        before = dict(self.left)
         self.remove(unit)
-        after = self.left
+        after = dict(self.left)
         self.remove(unit, -1)
         # Without what rounding adds up to.
-        self.size, self.macs = before["size"], before["macs"]
+        self.left = before
         return {name: before[name] - after[name] for name in before}
 
     def remove(self, unit: int, times: int = 1) -> None:
@@ -96,17 +115,17 @@ class Account:
         terms = {t for axis in self._in[unit] for t in self._terms_of[axis]}
         before = [(t, self._value(t)) for t in terms]
         for axis, number in self._in[unit].items():
-            self._left[axis] -= times * number
+            self._lengths[axis] -= times * number
         for term, value in before:
-            change = self._value(term) - value
-            if self._terms[term][2]:
-                self.macs += change
-            else:
-                self.size += change
+            self.left[self._terms[term][0]] += self._value(term) - value
+
+
+def _times(factor: float) -> Value:
+    return lambda lengths: factor * math.prod(lengths)
 
 
 Budget = Mapping[str, float]
-"""What may be left: "size" (parameters), "macs" (of one example), or both."""
+"""What may be left of some of :data:`COSTS`."""
 
 
 def cheapest(
@@ -165,9 +184,9 @@ def cheapest(
             name = above[0]
             raise OptionError(
                 "pattern",
-                f"structures: {account.left[name]:,.0f} {COSTS[name]} are left with "
+                f"structures: {account.left[name]:,.5g} {COSTS[name]} are left with "
                 "the fewest structures of each kind, expected at most "
-                f"{budget[name]:,.0f}; set a lower goal, or make more tensors prunable",
+                f"{budget[name]:,.5g}; set a lower goal, or make more tensors prunable",
             )
     return gone
 

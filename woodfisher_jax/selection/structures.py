@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from woodfisher_jax.options import OptionError
-from woodfisher_jax.selection.accounts import Account, free_entries
+from woodfisher_jax.selection.accounts import Account, Speed, free_entries
 from woodfisher_jax.tracing.axes import traced
 from woodfisher_jax.tracing.coupling import Coupling, coupled
 from woodfisher_jax.trees.axes import WeightAxes
@@ -106,6 +106,8 @@ class Structures(NamedTuple):
         macs: Multiply-accumulates of one example.
         coupling: What they were found from.
         examples: Examples of the traced inputs.
+        speeds: How long products take, once they are timed
+            (:func:`~woodfisher_jax.selection.latencies.timed`).
     """
 
     families: tuple[Family, ...]
@@ -114,6 +116,7 @@ class Structures(NamedTuple):
     macs: float
     coupling: Coupling
     examples: int
+    speeds: tuple[Speed, ...] = ()
 
     @property
     def number(self) -> int:
@@ -173,7 +176,7 @@ class Structures(NamedTuple):
             gone: Units of structures.
             counted: Tensors whose parameters count; default all.
         """
-        account = Account(self.coupling, self.examples, counted)
+        account = Account(self.coupling, self.examples, counted, self.speeds)
         for unit in gone:
             account.remove(unit)
         return account
@@ -265,7 +268,7 @@ def structures(
     )
     size = sum(math.prod(shape) for shape in shapes.values())
     whole = tuple(_whole(coupling, roles))
-    return Structures(families, whole, size, account.macs, coupling, lengths[0])
+    return Structures(families, whole, size, account.left["macs"], coupling, lengths[0])
 
 
 def _roles(shape: Sequence[int], axes: WeightAxes | None) -> list[str]:

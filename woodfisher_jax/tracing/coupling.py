@@ -37,15 +37,21 @@ class Array(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """The multiply-accumulates of one product: the product of lengths of axes.
+    """What one product takes.
 
     Attributes:
-        axes: Those with entries that may be taken out.
-        factor: Of all others, over the traced inputs.
+        axes: Those whose lengths are factors of its multiply-accumulates.
+        factor: All other factors, over the traced inputs.
+        equation: The product.
+        operands: The axes of its operands.
+        rounds: How often it is taken.
     """
 
     axes: tuple[Axis, ...]
     factor: int
+    equation: Any
+    operands: tuple[tuple[Axis, ...], ...]
+    rounds: int
 
 
 _ELEMENTWISE = """
@@ -538,11 +544,10 @@ class Coupling:
         axes = (*(left.axes[a] for a in shared[0]), *free[0], *free[1])
         active = left.active or right.active
         if active:
-            self._count((*axes, *(left.axes[a] for a in summed[0])), rounds)
+            every = (*axes, *(left.axes[a] for a in summed[0]))
+            operands = (left.axes, right.axes)
+            self.costs.append(Cost(every, rounds, equation, operands, rounds))
         return Array(axes, active)
-
-    def _count(self, axes: Sequence[Axis], factor: int) -> None:
-        self.costs.append(Cost(tuple(axes), factor))
 
     def _conv_general_dilated(
         self, equation: Any, inputs: list[Array], place: Place, rounds: int
@@ -579,7 +584,10 @@ class Coupling:
         )
         taps = math.prod(len(kernel.axes[i]) for i in numbers.rhs_spec[2:])
         batch = images.axes[numbers.lhs_spec[0]]
-        self._count((batch, outputs, per_group), rounds * positions * taps)
+        factor = rounds * positions * taps
+        operands = (images.axes, kernel.axes)
+        cost = Cost((batch, outputs, per_group), factor, equation, operands, rounds)
+        self.costs.append(cost)
         return Array(tuple(axes), True)
 
     def _grouped(
