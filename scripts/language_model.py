@@ -5,7 +5,8 @@
     python scripts/language_model.py layers FOLDER TOKENS.npz --rows 0.5 0.6 2:4
 
 FOLDER is one of Hugging Face's Transformers, TOKENS.npz has the arrays ``calibration``
-and ``evaluation``. A row is a sparsity or N:M and options of ``wf.prune_layerwise``;
+and ``evaluation``. A row is a sparsity or a pattern and options of
+``wf.prune_layerwise``; what "structures size=0.75" prunes is taken out;
 ``dense`` is the network as it is. Each row is pruned in a process of its own, so that
 its memory is its own, and is printed as a line of JSON; ``--out`` keeps these lines.
 
@@ -52,7 +53,9 @@ def parsed(row: str) -> tuple[dict[str, Any], dict[str, Any]]:
     goal, *pairs = row.split()
     options = dict(pair.split("=") for pair in pairs)
     return (
-        {"pattern": goal} if ":" in goal else {"sparsity": float(goal)},
+        {"sparsity": float(goal)}
+        if goal[:1].isdigit() and ":" not in goal
+        else {"pattern": goal},
         {name: _value(text) for name, text in options.items()},
     )
 
@@ -94,7 +97,7 @@ def run_row(arguments: argparse.Namespace, row: str) -> dict[str, Any]:
         "peak_gb": round(peak_rss_bytes() / 1e9, 2),
     }
     kinds = kinds[: len(evaluation)]
-    if row != "dense" and parse(options.get("pattern")):
+    if row != "dense" and structured(goal.get("pattern")):
         whole, dense_fn = original, net_fn
         net_fn, params = wf.shrunk(net_fn, params, masks, evaluation[:1])
         found |= {
@@ -104,6 +107,12 @@ def run_row(arguments: argparse.Namespace, row: str) -> dict[str, Any]:
         }
     text = perplexity(net_fn, jax.device_put(params), evaluation, kinds)
     return found | {"perplexity": round(text.all, 2), **text.by_kind}
+
+
+def structured(pattern: str | None) -> bool:
+    """Whether a pattern is one of structures, which are taken out."""
+    rule = parse(pattern)
+    return rule is not None and (bool(rule.kinds) or rule.name == "heads")
 
 
 def tokens_a_second(net_fn: Any, params: Any, tokens: np.ndarray) -> float:
