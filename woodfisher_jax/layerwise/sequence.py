@@ -136,25 +136,26 @@ def prune_layerwise(
         known = axes if prunable is not None else untied(axes, program.uses)
         masks = init_masks(params, prunable, known)
     check_masks(params, masks)
-    check_differentiable(net_fn, params, shapes, masks, settings)
-    layers = find_layers(program, masks, axes, rule if rule and rule.size else None)
     if rule is None or rule.size:
         check_no_budget(macs, size, latency)
         level = level_of(sparsity, rule)
         check_together(program, settings, rule)
+        check_differentiable(net_fn, params, shapes, masks, settings)
+        layers = find_layers(program, masks, axes, rule)
         work = _Work(program, params, masks, batches, layers, rule, settings)
         work.allocate(level)
         return work.run(progress)
+    check_together(program, settings, None)
+    check_differentiable(net_fn, params, shapes, masks, settings)
     found = (rule.structures or structures(net_fn, params, shapes)).of(rule.kinds)
-    sizes = {path: tuple(mask.shape) for path, mask in masks.items()}
-    chosen = readers(found, sizes)
+    chosen = readers(found, {path: tuple(mask.shape) for path, mask in masks.items()})
     found = found._replace(families=tuple(r.family for r in chosen.values()))
     if latency is not None and not found.speeds:
         found = timed(found)
     shares = {"macs": macs, "size": size, "latency": latency}
     level, budget = goal_of(found, sparsity, shares)
-    check_together(program, settings, None)
-    layers = {p: own for p, own in layers.items() if p.path in chosen}
+    every = find_layers(program, masks, axes, None)
+    layers = {p: own for p, own in every.items() if p.path in chosen}
     work = _Work(program, params, masks, batches, layers, None, settings, chosen)
     work.allocate_structures(found, level, budget)
     return work.run(progress)

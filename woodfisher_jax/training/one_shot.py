@@ -5,20 +5,23 @@ import dataclasses
 import json
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax
 
 from woodfisher_jax.data.tokens import Tokens, read_tokens
 from woodfisher_jax.extras import MissingExtraError
 from woodfisher_jax.layerwise.sequence import prune_layerwise
 from woodfisher_jax.layerwise.settings import LayerwiseInfo
+from woodfisher_jax.models import num_parameters, resized
 from woodfisher_jax.models.llama import Llama
 from woodfisher_jax.options import OptionError
 from woodfisher_jax.progress import Callback, live
 from woodfisher_jax.report import environment, language, metrics
+from woodfisher_jax.shrink import shrunk
 from woodfisher_jax.training.config import ConfigError, LanguageConfig, to_dict
 from woodfisher_jax.training.perplexity import perplexity
 from woodfisher_jax.training.workdir import held, log_file
@@ -88,20 +91,20 @@ def run(
         )
         _warn_of_length(module, tokens)
 
-        def net_fn(params: Any, tokens: jax.Array) -> jax.Array:
-            logits = module.apply({"params": params}, tokens)
-            assert isinstance(logits, jax.Array)
-            return logits
+        net_fn = _logits_of(module)
 
         def measured(weights: Any) -> dict[str, Any]:
             with timed("perplexity"):
                 weights = jax.device_put(weights)
                 text = tokens.evaluation, tokens.kinds
-                return perplexity(net_fn, weights, *text, progress)._asdict()
+                # Of its own widths, where structure was taken out.
+                own = resized(module, {"params": weights}, tokens.evaluation[:1])
+                found = perplexity(_logits_of(own), weights, *text, progress)
+                return found._asdict()
 
         pruned, info = _pruned(config, net_fn, params, tokens, progress)
         logger.info("pruned to %.2f %%\n%s", 100 * info.sparsity, info)
-        dense = measured(params)
+        dense, whole = measured(params), num_parameters(params)
         del params  # Room for what is written.
         with timed("write"):
             progress("write", 0, 1)
@@ -109,11 +112,15 @@ def run(
             progress("write", 1, 1)
         found = measured(pruned)
         logger.info("perplexity %.2f -> %.2f", dense["all"], found["all"])
+        left = num_parameters(pruned)
+        if left < whole:
+            logger.info("parameters %s -> %s", f"{whole:,}", f"{left:,}")
         results = {
             "task": config.task,
             "sparsity": info.sparsity,
             "nonzero": info.nonzero,
             "prunable": info.prunable,
+            "parameters": {"dense": whole, "pruned": left},
             "perplexity": {"dense": dense, "pruned": found},
             "layers": [layer._asdict() for layer in info.layers],
             "seconds": {
@@ -135,6 +142,17 @@ def run(
         except MissingExtraError as error:
             logger.warning("%s", error)
     return results
+
+
+def _logits_of(module: nn.Module) -> Callable[[Any, jax.Array], jax.Array]:
+    """(params, tokens) -> logits."""
+
+    def net_fn(params: Any, tokens: jax.Array) -> jax.Array:
+        logits = module.apply({"params": params}, tokens)
+        assert isinstance(logits, jax.Array)
+        return logits
+
+    return net_fn
 
 
 def _read(
@@ -201,9 +219,11 @@ def _pruned(
         for field in dataclasses.fields(config.prune)
     }
     try:
-        pruned, _, info = prune_layerwise(
+        pruned, masks, info = prune_layerwise(
             net_fn, params, tokens.calibration, progress=progress, **options
         )
     except OptionError as error:
         raise ConfigError(f"config.prune.{error.name}: {error}") from error
+    if ":" not in (config.prune.pattern or ":"):
+        _, pruned = shrunk(net_fn, pruned, masks, tokens.calibration[:1])
     return pruned, info

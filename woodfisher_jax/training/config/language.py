@@ -36,7 +36,18 @@ class LayersConfig(Layerwise):
         "Fraction of the weights to be zero; default that of the pattern.",
         least=0,
     )
-    pattern: str | None = option(None, "N:M such as 2:4; default single weights.")
+    pattern: str | None = option(
+        None,
+        "N:M such as 2:4, or structures (neurons, heads), which are taken out; default "
+        "single weights.",
+    )
+    size: float | None = option(
+        None,
+        "With structures in place of a sparsity: the share of the parameters to be "
+        "left.",
+        above=0,
+        most=1,
+    )
     prunable: str | None = option(
         r"layers?_\d+/.*kernel$",
         "Regular expression of the tensors to prune; default those of all blocks.",
