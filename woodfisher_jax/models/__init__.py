@@ -4,6 +4,7 @@ Each is called as ``model.apply(variables, images, train=False)`` and returns lo
 [B, num_classes]. With ``train=True`` batch norms use the batch's statistics and update
 ``batch_stats``, which must then be mutable; models without them ignore it. With a
 ``dtype`` such as bfloat16 parameters, statistics and logits are float32 all the same.
+``widths`` gives layers other numbers of outputs (`layers.Resizable`).
 """
 
 import difflib

@@ -4,15 +4,13 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-import jax
-import numpy as np
+import flax.linen as nn
 
 from woodfisher_jax import models
 from woodfisher_jax.data import DataSet
 from woodfisher_jax.rows.sharding import num_devices
 from woodfisher_jax.training import distributed
 from woodfisher_jax.training.config import Config, PruneConfig, TrainConfig
-from woodfisher_jax.weights.state_dicts import num_outputs
 
 
 def fitted(config: Config, dataset: DataSet) -> tuple[Config, list[str]]:
@@ -68,16 +66,19 @@ def fitted(config: Config, dataset: DataSet) -> tuple[Config, list[str]]:
 
 def narrowed(
     config: Config,
-    state_dict: Mapping[str, np.ndarray],
-    image_shape: tuple[int, ...],
+    model: nn.Module,
+    variables: Any,
+    found: Mapping[str, int],
+    image: Any,
 ) -> tuple[Config, list[str]]:
     """Takes widths of layers from a network from which structure was taken out.
 
     Args:
         config: Of the run.
-        state_dict: The network, as for
-            :func:`~woodfisher_jax.weights.state_dicts.to_variables`.
-        image_shape: [h, w, c].
+        model: That it describes.
+        variables: Of the model, or their shapes.
+        found: Outputs of layers of the network, by path.
+        image: That the model is called with, or its shape.
 
     Returns:
         The config with ``model.widths`` of the layers with fewer outputs than it says;
@@ -86,21 +87,20 @@ def narrowed(
     Raises:
         ValueError: If an attention layer has part of a head.
     """
-    image = jax.ShapeDtypeStruct((1, *image_shape), np.float32)
-    name, settings = config.model.name, config.model.settings
-    model: Any = models.build_model(name, **settings)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), image)
-    small: Any = models.narrowed(model, num_outputs(state_dict, shapes), image)
+    usual = models.layer_outputs(variables)
+    if all(found.get(layer, n) >= n for layer, n in usual.items()):
+        return config, []
+    small: Any = models.narrowed(model, found, image)
     if small is model:
         return config, []
     widths = dict(small.widths)
-    section = dataclasses.replace(config.model, settings={**settings, "widths": widths})
-    usual = models.layer_outputs(shapes)
+    settings = {**config.model.settings, "widths": widths}
+    section = dataclasses.replace(config.model, settings=settings)
     fewer = [f"{k} {n} of {usual[k]}" for k, n in widths.items() if n < usual[k]]
     more = f" and {len(fewer) - 3} more" if fewer[3:] else ""
     return dataclasses.replace(config, model=section), [
-        f"config.model.widths, outputs of layers that config.init_from has of {name}: "
-        f"{', '.join(fewer[:3])}{more}"
+        "config.model.widths, outputs of layers that config.init_from has of "
+        f"{config.model.name}: {', '.join(fewer[:3])}{more}"
     ]
 
 

@@ -131,8 +131,13 @@ def fit(config: Config) -> tuple[Config, list[str]]:
         state_dict = read_weights(config.init_from)
     with _refused_as("config.data"):
         shape = data.stand_in(config.data.name, 1, config.data).image_shape
+    image = jax.ShapeDtypeStruct((1, *shape), np.float32)
+    with _refused_as("config.model", Exception):
+        model = models.build_model(config.model.name, **config.model.settings)
+        shapes = jax.eval_shape(model.init, jax.random.key(0), image)
     with _refused_as(f"config.init_from={config.init_from} as {config.model.name}"):
-        config, more = narrowed(config, state_dict, shape)
+        found = num_outputs(state_dict, shapes)
+        config, more = narrowed(config, model, shapes, found, image)
     return config, notes + more
 
 
