@@ -18,7 +18,7 @@ HELD = jnp.arange(4.0)
 
 def net(params, x):
     """Settings with lengths: of constants, random numbers, loops, views and parts."""
-    h = x @ params["a"] * jnp.tile(HELD[:2, None], 4)[:, None]
+    h = x @ params["a"] * jnp.tile(jnp.full((2, 1, 1), 3.0), 4)
     h = h + jnp.broadcast_to(params["b"], (2, 5, 4)) * HELD
     key = jax.random.key(0, impl="rbg")  # compiled faster than the default
     h = h * (jax.random.bits(key, h.shape) % 3) * jnp.arange(4)
