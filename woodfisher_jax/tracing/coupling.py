@@ -400,8 +400,6 @@ class Coupling:
             strides,
             strict=True,
         ):
-            if stride != 1:
-                self.units.fix(axis, "is cut with a stride")
             cut.append(self._part(axis, axis[start:stop:stride]))
         return array._replace(axes=tuple(cut))
 
