@@ -138,15 +138,16 @@ def test_the_table_has_a_line_for_each_family_and_reason(found) -> None:
 
 
 @pytest.mark.parametrize(
-    ("net_fn", "inputs", "message"),
+    ("net_fn", "params", "inputs", "message"),
     [
-        (PARAMS, shape(2, 7, 4), "net_fn is of type dict; expected a function"),
-        (gated_attention, shape(), "no array with an axis of examples"),
+        (PARAMS, PARAMS, shape(2, 7, 4), "is of type dict; expected a function"),
+        (gated_attention, PARAMS, shape(), "no array with an axis of examples"),
+        (gated_attention, PARAMS | {"e": 0.1}, shape(2, 7, 4), "a float at 'e'"),
     ],
 )
-def test_what_is_no_function_or_no_batch_is_named(net_fn, inputs, message) -> None:
+def test_what_cannot_be_traced_is_named(net_fn, params, inputs, message) -> None:
     with pytest.raises(ValueError, match=message):
-        wf.structures(net_fn, PARAMS, inputs)
+        wf.structures(net_fn, params, inputs)
 
 
 def test_a_vector_and_a_table_that_read_are_known() -> None:

@@ -226,9 +226,17 @@ def structures(
             "inputs has no array with an axis of examples; expected a batch, such as "
             "images [examples, height, width, channels]",
         )
+    leaves = leaves_by_path(params)
+    for path, leaf in leaves.items():
+        if not hasattr(leaf, "shape"):
+            raise OptionError(
+                "params",
+                f"params has a {type(leaf).__name__} at {path!r}; expected arrays "
+                "alone: make it one by jnp.asarray, or let net_fn hold it",
+            )
     coupling = coupled(net_fn, params, inputs)
     known = traced(net_fn, params, inputs).all_axes()
-    shapes = {path: leaf.shape for path, leaf in leaves_by_path(params).items()}
+    shapes = {path: leaf.shape for path, leaf in leaves.items()}
     roles = {
         path: _roles(shape, known.get(path)) or _used(coupling, path)
         for path, shape in shapes.items()
