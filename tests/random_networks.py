@@ -100,6 +100,17 @@ class Maker:
 
         return call, m
 
+    def pairs(self, n: int) -> tuple[Layer, int]:
+        """Gated, each channel by the next one."""
+        m = self.width()
+        up = self.mixed(n, 2 * m)
+
+        def call(p, x):
+            both = up(p, x)
+            return both[..., ::2] * jax.nn.sigmoid(both[..., 1::2])
+
+        return call, m
+
     def shuffle(self, n: int) -> tuple[Layer, int]:
         """Channels of two groups, one by one."""
         return (
@@ -151,8 +162,8 @@ class Maker:
         return call, n
 
     COMMON = (
-        "activation norm plain plain residual concat gated shuffle padded halves "
-        "branches excited"
+        "activation norm plain plain residual concat gated pairs shuffle padded "
+        "halves branches excited"
     )
 
     def step(self, n: int) -> tuple[Layer, int]:

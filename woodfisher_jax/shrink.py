@@ -71,8 +71,8 @@ def shrink(net_fn: NetFn, params: Params, masks: MasksLike, inputs: Any) -> Para
     except Exception as error:
         raise OptionError(
             "net_fn",
-            f"net_fn does not run with arrays from which {len(gone)} structures are "
-            f"taken out ({_first_line(error)}); expected a function that takes all "
+            f"net_fn does not run with {_counted(gone)} taken out "
+            f"({_first_line(error)}); expected a function that takes all "
             "shapes from params, with statistics of batch norms among them, which a "
             f"module that says its widths does not; {other}",
         ) from error
@@ -289,6 +289,10 @@ def _is_key(array: Any) -> bool:
     return jnp.issubdtype(jnp.result_type(array), jax.dtypes.prng_key)
 
 
+def _counted(gone: set[int]) -> str:
+    return f"{len(gone)} structure{'s' if len(gone) > 1 else ''}"
+
+
 def _names(found: Structures, gone: set[int]) -> set[str]:
     return {f.name for f in found.families if gone.intersection(f.units)}
 
@@ -307,7 +311,7 @@ def _check_same(
             change = f"outputs by {off:.2g} of the largest, expected at most {most:g}"
         raise OptionError(
             "masks",
-            f"taking {len(gone)} structures out of {sorted(_names(found, gone))} "
+            f"taking {_counted(gone)} out of {sorted(_names(found, gone))} "
             f"changes {change}; these are {whose}",
         )
 

@@ -32,6 +32,10 @@ RESNET_50 = [64, 256, 512, 1024, 2048, *WITHIN]
 NARROW = [16] + [24] * 2 + [32] * 3 + [64] * 4 + [96] * 3 + [160] * 3
 MOBILENET_V2 = [32, *(6 * n for n in NARROW), 16, 24, 32, 64, 96, 160, 320, 1280]
 
+# A stream a stage, to which the channels belong that its shortcuts pad with zeros; one
+# convolution within each of 3 x 3 blocks.
+RESNET_20 = [16, 32, 64, *[16] * 3, *[32] * 3, *[64] * 3]
+
 # Every block has 6 heads and 4 x 384 neurons. The stream stays, for layer norms take
 # means over it.
 VIT_SMALL = 12 * [6, 1536]
@@ -41,6 +45,7 @@ VIT_SMALL = 12 * [6, 1536]
 @pytest.mark.parametrize(
     ("name", "by_hand", "total"),
     [
+        ("resnet20", RESNET_20, 448),
         ("resnet50", RESNET_50, 11_456),
         ("mobilenet_v2", MOBILENET_V2, 9_128),
         ("vit_small", VIT_SMALL, 18_504),
@@ -50,17 +55,6 @@ def test_structures_of_large_networks_are_those_counted_by_hand(name, by_hand, t
     found = of_model(name, 224)
     assert sorted(len(f.units) for f in found.families) == sorted(by_hand)
     assert found.number == sum(by_hand) == total
-
-
-def test_a_residual_network_has_a_stream_a_stage_and_one_family_a_block() -> None:
-    """Of ResNet-20: streams of 16, 32, 64 channels; 3 blocks of each.
-
-    The channels that its shortcuts pad with zeros belong to the stream.
-    """
-    found = of_model("resnet20", 8)
-    numbers = sorted(len(f.units) for f in found.families)
-    assert numbers == sorted([16, 32, 64] + [16] * 3 + [32] * 3 + [64] * 3)
-    assert {f.kind for f in found.families} == {"channels"}
 
 
 def gated_attention(params, x):
@@ -144,15 +138,16 @@ def test_the_table_has_a_line_for_each_family_and_reason(found) -> None:
 
 
 @pytest.mark.parametrize(
-    ("net_fn", "inputs", "message"),
+    ("net_fn", "params", "inputs", "message"),
     [
-        (PARAMS, shape(2, 7, 4), "net_fn is of type dict; expected a function"),
-        (gated_attention, shape(), "no array with an axis of examples"),
+        (PARAMS, PARAMS, shape(2, 7, 4), "is of type dict; expected a function"),
+        (gated_attention, PARAMS, shape(), "no array with an axis of examples"),
+        (gated_attention, PARAMS | {"e": 0.1}, shape(2, 7, 4), "a float at 'e'"),
     ],
 )
-def test_what_is_no_function_or_no_batch_is_named(net_fn, inputs, message) -> None:
+def test_what_cannot_be_traced_is_named(net_fn, params, inputs, message) -> None:
     with pytest.raises(ValueError, match=message):
-        wf.structures(net_fn, PARAMS, inputs)
+        wf.structures(net_fn, params, inputs)
 
 
 def test_a_vector_and_a_table_that_read_are_known() -> None:
@@ -170,3 +165,18 @@ def test_a_vector_and_a_table_that_read_are_known() -> None:
     }
     masks = {"vector": np.array([False, True, True, True])}
     assert found.gone(masks) == set()
+
+
+def test_roles_are_known_of_tensors_in_several_products_or_after_others() -> None:
+    """A decoder that is the encoder turned, and a weight plus one of low rank."""
+
+    def net(params, x):
+        h = jnp.tanh(x @ (params["w"] + params["u"] @ params["v"]))
+        return h @ params["w"].T
+
+    params = {"u": shape(6, 2), "v": shape(2, 4), "w": shape(6, 4)}
+    (family,) = structures(net, params, shape(2, 6)).families
+    assert {(m.path, m.axis): m.role for m in family.members} == {
+        ("v", 1): "outputs",
+        ("w", 1): "both",
+    }

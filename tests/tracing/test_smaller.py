@@ -10,7 +10,7 @@ from woodfisher_jax.tracing.smaller import Smaller
 NUMBERS = np.random.default_rng(0)
 PARAMS = {
     name: jnp.asarray(NUMBERS.normal(size=size), jnp.float32)
-    for name, size in {"a": (3, 4), "b": (4,), "c": (19, 2), "up": (2, 4, 4)}.items()
+    for name, size in {"a": (3, 4), "b": (4,), "c": (23, 2), "up": (2, 4, 4)}.items()
 }
 X = jnp.asarray(NUMBERS.normal(size=(2, 5, 3)), jnp.float32)
 HELD = jnp.arange(4.0)
@@ -18,7 +18,7 @@ HELD = jnp.arange(4.0)
 
 def net(params, x):
     """Settings with lengths: of constants, random numbers, loops, views and parts."""
-    h = x @ params["a"] * jnp.tile(HELD[:2, None], 4)[:, None]
+    h = x @ params["a"] * jnp.tile(jnp.full((2, 1, 1), 3.0), 4)
     h = h + jnp.broadcast_to(params["b"], (2, 5, 4)) * HELD
     key = jax.random.key(0, impl="rbg")  # compiled faster than the default
     h = h * (jax.random.bits(key, h.shape) % 3) * jnp.arange(4)
@@ -27,10 +27,9 @@ def net(params, x):
     h = jax.lax.dynamic_slice_in_dim(h, 1, 2, axis=1)[:, jnp.array([1, 0])]
     a, b = jnp.split(jnp.concatenate([h, h[..., ::-1]], -1), 2, axis=-1)
     h = jnp.pad(a - b, ((0, 0), (0, 0), (1, 2)))
-    # Seven, and three times the four.
-    h = jnp.concatenate(
-        [h, jnp.broadcast_to(a[..., None], (2, 2, 4, 3)).reshape(2, 2, 12)], -1
-    )
+    # Seven, every second of them, and three times the four.
+    more = jnp.broadcast_to(a[..., None], (2, 2, 4, 3)).reshape(2, 2, 12)
+    h = jnp.concatenate([h, h[..., ::2], more], -1)
     return jax.lax.optimization_barrier(h) @ params["c"]
 
 

@@ -257,10 +257,21 @@ def structures(
             "inputs has no array with an axis of examples; expected a batch, such as "
             "images [examples, height, width, channels]",
         )
+    leaves = leaves_by_path(params)
+    for path, leaf in leaves.items():
+        if not hasattr(leaf, "shape"):
+            raise OptionError(
+                "params",
+                f"params has a {type(leaf).__name__} at {path!r}; expected arrays "
+                "alone: make it one by jnp.asarray, or let net_fn hold it",
+            )
     coupling = coupled(net_fn, params, inputs)
     known = traced(net_fn, params, inputs).all_axes()
-    shapes = {path: leaf.shape for path, leaf in leaves_by_path(params).items()}
-    roles = {path: _roles(shape, known.get(path)) for path, shape in shapes.items()}
+    shapes = {path: leaf.shape for path, leaf in leaves.items()}
+    roles = {
+        path: _roles(shape, known.get(path)) or _used(coupling, path)
+        for path, shape in shapes.items()
+    }
     account = Account(coupling, lengths[0])
     families = tuple(
         _family(units, members, known, coupling, account)
@@ -272,9 +283,12 @@ def structures(
 
 
 def _roles(shape: Sequence[int], axes: WeightAxes | None) -> list[str]:
-    """What each axis of a tensor is: "outputs", "inputs", "both" or neither ("")."""
+    """What each axis of a tensor is: "outputs", "inputs", "both" or neither ("").
+
+    Nothing if that is not known of the tensor.
+    """
     if axes is None or not axes.roles:
-        return [""] * len(shape)
+        return []
     found, part = [], 0
     for length in shape:
         letters, left = "", length
@@ -286,6 +300,29 @@ def _roles(shape: Sequence[int], axes: WeightAxes | None) -> list[str]:
         name = "both" if both else "inputs" if "i" in letters else "outputs"
         found.append(name if {"i", "o"} & {*letters} else "")
     return found
+
+
+def _used(coupling: Coupling, path: str) -> list[str]:
+    """The same by what products do, for a tensor of more than one or after others."""
+
+    def classes(axes: Iterable[Axis]) -> set[int]:
+        return {c for a in axes for e in a for c in coupling.units.classes(e)}
+
+    axes = coupling.weights[path]
+    if len(axes) < 2:
+        # A factor or a shift of outputs.
+        return [""] * len(axes)
+    read, made = classes(coupling.read[path]), classes(coupling.made[path])
+    names = {
+        (True, True): "both",
+        (True, False): "inputs",
+        (False, True): "outputs",
+        (False, False): "",
+    }
+    return [
+        names[not read.isdisjoint(own), not made.isdisjoint(own)]
+        for own in (classes([axis]) for axis in axes)
+    ]
 
 
 def _alike(
@@ -327,7 +364,8 @@ def _family(
     if coupling.units.is_head(units[0]):
         kind = "heads"
     else:
-        letters = "".join(known[m.path].roles for m in members if m.role)
+        own = (known.get(m.path) for m in members if m.role)
+        letters = "".join(axes.roles for axes in own if axes is not None)
         kind = "channels" if "k" in letters else "neurons"
     return Family(kind, members, units, round(costs["size"]), costs["macs"])
 

@@ -30,10 +30,12 @@ class Array(NamedTuple):
     Attributes:
         axes: Its entries, axis by axis.
         active: Whether it depends on the inputs.
+        of: If not, the tensors that it is computed from.
     """
 
     axes: tuple[Axis, ...]
     active: bool = False
+    of: frozenset[str] = frozenset()
 
 
 class Cost(NamedTuple):
@@ -100,6 +102,8 @@ class Coupling:
         units: Of all entries.
         weights: The axes of each tensor by path.
         costs: Of each product, in order.
+        read: Of each tensor, the axes that products with activations are summed over.
+        made: Of each tensor, the axes that such products give their outputs.
         outcomes: Of each equation that was walked, its results.
         held: Of each call that was walked, the arrays that its function holds.
         program: The function's jaxpr.
@@ -119,12 +123,14 @@ class Coupling:
         self.outcomes: dict[Place, list[Array]] = {}
         self.held: dict[Place, list[Array]] = {}
         self.costs: list[Cost] = []
+        self.read: dict[str, list[Axis]] = {path: [] for path in shapes}
+        self.made: dict[str, list[Axis]] = {path: [] for path in shapes}
         self.weights = {path: self._new(shape).axes for path, shape in shapes.items()}
         jaxpr = program.jaxpr
         held = [self._new(v.aval.shape) for v in jaxpr.constvars]
         given = jaxpr.invars[len(shapes) :]
         arrays = [
-            *map(Array, self.weights.values()),
+            *(Array(a, of=frozenset([path])) for path, a in self.weights.items()),
             *(self._new(v.aval.shape, True, "belongs to the inputs") for v in given),
         ]
         self.held[()] = held
@@ -183,6 +189,9 @@ class Coupling:
         for i, equation in enumerate(jaxpr.eqns):
             inputs = [read(atom) for atom in equation.invars]
             outputs = self._step(equation, inputs, (*place, i), rounds)
+            if equation.primitive.name not in CALLS:
+                of = frozenset().union(*(a.of for a in inputs))
+                outputs = [a if a.active else a._replace(of=of) for a in outputs]
             self.outcomes[*place, i] = outputs
             known.update(zip(equation.outvars, outputs, strict=True))
         return [read(atom) for atom in jaxpr.outvars]
@@ -398,8 +407,6 @@ class Coupling:
             strides,
             strict=True,
         ):
-            if stride != 1:
-                self.units.fix(axis, "is cut with a stride")
             cut.append(self._part(axis, axis[start:stop:stride]))
         return array._replace(axes=tuple(cut))
 
@@ -541,6 +548,10 @@ class Coupling:
             [a for i, a in enumerate(array.axes) if i not in {*s, *b}]
             for array, s, b in zip(inputs, summed, shared, strict=True)
         ]
+        if left.active != right.active:
+            side = int(left.active)
+            weight = inputs[side]
+            self._multiplied(weight, [weight.axes[i] for i in summed[side]], free[side])
         axes = (*(left.axes[a] for a in shared[0]), *free[0], *free[1])
         active = left.active or right.active
         if active:
@@ -548,6 +559,13 @@ class Coupling:
             operands = (left.axes, right.axes)
             self.costs.append(Cost(every, rounds, equation, operands, rounds))
         return Array(axes, active)
+
+    def _multiplied(
+        self, weight: Array, summed: Sequence[Axis], free: Sequence[Axis]
+    ) -> None:
+        for path in weight.of:
+            self.read[path] += summed
+            self.made[path] += free
 
     def _conv_general_dilated(
         self, equation: Any, inputs: list[Array], place: Place, rounds: int
@@ -568,6 +586,7 @@ class Coupling:
         features = images.axes[numbers.lhs_spec[1]]
         per_group = kernel.axes[numbers.rhs_spec[1]]
         self._grouped(features, per_group, outputs, groups)
+        self._multiplied(kernel, [per_group], [outputs])
         axes = [self.units.axis(n, reason) for n in shape]
         axes[numbers.out_spec[0]] = images.axes[numbers.lhs_spec[0]]
         axes[numbers.out_spec[1]] = outputs

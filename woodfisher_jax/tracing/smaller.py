@@ -133,7 +133,9 @@ class Smaller:
             self._watch(place, equation, inputs)
         shapes = [self.shape(array.axes) for array in outcomes]
         change = _CHANGES.get(name)
-        if name in MADE:
+        if name == "slice" and self._irregular(equation, inputs[0][1]):
+            found = [self._picked(equation, *inputs[0])]
+        elif name in MADE:
             found = [self.cut(bind(equation, values)[0], outcomes[0].axes)]
         elif change is None:
             found = bind(equation, values)
@@ -149,6 +151,30 @@ class Smaller:
                     f"{value.shape}, expected {shape}"
                 )
         return found
+
+    def _irregular(self, equation: Any, array: Array) -> bool:
+        """Whether what is left of a cut with a stride is no such cut."""
+        strides = equation.params["strides"] or ()
+        return any(
+            stride != 1 and len(self.kept(axis)) < len(axis)
+            for axis, stride in zip(array.axes, strides, strict=False)
+        )
+
+    def _picked(self, equation: Any, value: Any, array: Array) -> Any:
+        """A slice, entry by entry."""
+        settings = equation.params
+        cuts = map(
+            slice,
+            settings["start_indices"],
+            settings["limit_indices"],
+            settings["strides"],
+        )
+        for i, (axis, own) in enumerate(zip(array.axes, cuts, strict=True)):
+            left, chosen = self.kept(axis), np.arange(len(axis))[own]
+            value = value.take(
+                np.searchsorted(left, np.intersect1d(chosen, left)), axis=i
+            )
+        return value
 
     def _scan(
         self, equation: Any, inputs: list[tuple[Any, Array]], place: Place
