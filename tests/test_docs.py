@@ -360,7 +360,6 @@ def test_python_runs(
                 exec(compile(block.text, page, "exec"), network())
 
 
-@pytest.mark.slow
 def test_the_snippet_of_the_readme_runs_as_it_stands() -> None:
     (snippet,) = (b.text for b in PYTHON if b.page == "README.md")
     names: dict[str, Any] = {}
