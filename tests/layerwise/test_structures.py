@@ -52,7 +52,13 @@ def test_what_one_layer_reads_goes_and_shrinks(given):
     assert error(given, params) < 0.5 * error(given, wf.apply_masks(given[0], masks))
 
 
-@pytest.mark.parametrize("options", [{"macs": 0.7}, {"size": 0.6, "scope": "global"}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"macs": 0.7},
+        pytest.param({"size": 0.6, "scope": "global"}, marks=pytest.mark.slow),
+    ],
+)
 def test_budgets_are_met_and_not_by_far(given, options):
     _, masks, _ = prune(given, **options)
     found = wf.structures(net, *given)
@@ -63,6 +69,7 @@ def test_budgets_are_met_and_not_by_far(given, options):
     assert share * whole - 20 < left[cost] <= share * whole
 
 
+@pytest.mark.slow
 def test_a_second_pruning_is_nested(given):
     params, masks, _ = prune(given, sparsity=0.5)
     again, later, _ = wf.prune_layerwise(
@@ -73,6 +80,7 @@ def test_a_second_pruning_is_nested(given):
     assert error(given, again) < 0.5
 
 
+@pytest.mark.slow
 def test_repair_moves_what_is_left_alone(given):
     plain, masks, _ = prune(given, sparsity=0.5)
     repaired, same, _ = prune(given, sparsity=0.5, repair=5)

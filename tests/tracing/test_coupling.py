@@ -94,8 +94,8 @@ def test_what_is_moved_goes_with_its_place() -> None:
 @pytest.mark.parametrize(
     ("between", "reason"),
     [
-        (lambda p, x: jax.nn.softmax(x), "is summed or compared in 'reduce_max'"),
-        (lambda p, x: x + x.mean(-1, keepdims=True), "compared in 'reduce_sum'"),
+        (lambda p, x: jax.nn.softmax(x), "is reduced by 'reduce_max'"),
+        (lambda p, x: x + x.mean(-1, keepdims=True), "is reduced by 'reduce_sum'"),
         (lambda p, x: jnp.sort(x), "is mixed by 'sort'"),
         (lambda p, x: jnp.cumsum(x, axis=-1), "is mixed by 'cumsum'"),
         (lambda p, x: x[..., jnp.array([1, 0, 3, 2])], "is looked up"),
