@@ -86,7 +86,7 @@ def network(name: str, checkpoint: Path) -> Network:
 
     found = wf.structures(net_fn, variables, image)
     shapes = {path: leaf.shape for path, leaf in leaves_by_path(variables).items()}
-    inside = tuple(reader.family for reader in readers(found, shapes).values())
+    inside = tuple(f for r in readers(found, shapes).values() for f in r.families)
     return Network(model, dataset, variables, found._replace(families=inside))
 
 

@@ -294,3 +294,16 @@ def test_any_small_network_equals_the_masked_one(chance, seed) -> None:
         wanted = whole(wf.apply_masks(params, masks), x)
         assert_close(jax.jit(small_fn)(small, x), wanted)
         assert_close(whole(other, x), whole(readers, x))
+
+
+def test_what_a_gate_closes_on_the_given_inputs_alone_is_refused() -> None:
+    def net(params, batch):
+        h = jax.nn.relu(batch["x"] @ params["a"] + params["b"])
+        return jnp.where(batch["open"], h, 0) @ params["c"] + params["d"]
+
+    shapes = {"a": (4, 6), "b": (6,), "c": (6, 3), "d": (3,)}
+    params = {path: jnp.ones(shape) for path, shape in shapes.items()}
+    masks = {"a": jnp.ones((4, 6), bool).at[:, :3].set(False)}
+    closed = {"x": jnp.ones((5, 4)), "open": jnp.zeros((5, 1), bool)}
+    with pytest.raises(ValueError, match="differs from place to place or with"):
+        wf.shrink(net, params, masks, closed)

@@ -146,10 +146,11 @@ def test_of_equal_scores_the_first_of_a_group_stay() -> None:
     assert keep_of_each(scores, 2, 4).tolist() == expected
 
 
-def taken_out(layer, size, number, together=1, allowed=None, damping=0.01):
+def taken_out(layer, size, number, together=1, allowed=None, damping=0.01, may_go=None):
     found, stays = without_inputs(
         *(jnp.asarray(layer[n], jnp.float32) for n in ("weights", "moment", "cross")),
         jnp.ones(INPUTS // size, bool) if allowed is None else allowed,
+        jnp.ones(INPUTS // size, bool) if may_go is None else may_go,
         jnp.float32(damping),
         size=size,
         number=number,
@@ -194,3 +195,10 @@ def test_inputs_that_have_gone_do_not_come_back(layer):
     assert stays.sum() == int(allowed.sum()) - 2
     left = np.flatnonzero(stays)
     np.testing.assert_allclose(found, fitted(layer, left)[0], atol=1e-4)
+
+
+def test_only_inputs_that_may_go_do(layer):
+    may_go = jnp.arange(INPUTS) < 4
+    _, stays = taken_out(layer, 1, 3, may_go=may_go)
+    assert stays[4:].all()
+    assert stays.sum() == INPUTS - 3

@@ -94,6 +94,7 @@ def test_repair_moves_what_is_left_alone(given):
     [
         ({}, "neither macs nor size"),
         ({"macs": 2.0}, "above 0 and at most 1"),
+        ({"macs": "half"}, "above 0 and at most 1"),
         ({"macs": 0.1}, "of the multiply-accumulates are left"),
         ({"macs": 0.5, "sparsity": 0.5}, "expected either"),
         ({"sparsity": 0.5, "prunable": "^a$"}, "no prunable layer reads"),
@@ -107,3 +108,25 @@ def test_what_cannot_be_met_is_said(given, options, message):
 def test_budgets_need_structures(given):
     with pytest.raises(OptionError, match="without structures"):
         wf.prune_layerwise(net, *given, macs=0.5)
+
+
+def test_what_is_read_through_a_concatenation_goes(given):
+    def net(params, x):
+        parts = [jnp.tanh(x @ params["a"]), x, jnp.tanh(x @ params["b"])]
+        return jnp.concatenate(parts, -1) @ params["c"]
+
+    keys = jax.random.split(jax.random.key(1), 3)
+    shapes = {"a": (8, 8), "b": (8, 6), "c": (22, 2)}
+    params = {
+        path: jax.random.normal(key, shape)
+        for key, (path, shape) in zip(keys, shapes.items(), strict=True)
+    }
+    pruned, masks, _ = wf.prune_layerwise(
+        net, params, given[1], pattern="structures", sparsity=0.5
+    )
+    small = wf.shrink(net, pruned, masks, given[1])
+    assert {p: a.shape for p, a in small.items()} == {
+        "a": (8, 4),
+        "b": (8, 3),
+        "c": (15, 2),
+    }

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from woodfisher_jax.prune import prune
 from woodfisher_jax.selection.patterns import check, groups_of, parse
 from woodfisher_jax.selection.structures import structures
 from woodfisher_jax.tracing.axes import find_axes
@@ -276,3 +277,21 @@ def test_a_structure_is_worth_the_weights_that_read_it():
 def test_structures_need_a_network():
     with pytest.raises(ValueError, match="not known without a network"):
         groups_of(parse("structures"), flat_order(TWO_LAYERS))
+
+
+def test_structures_beyond_the_goal_already_are_no_error():
+    x = np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32)
+    params = {
+        path: jnp.asarray(np.random.default_rng(1).normal(size=leaf.shape), jnp.float32)
+        for path, leaf in TWO_LAYERS.items()
+    }
+
+    def loss(params, x):
+        return jnp.mean((two_layers(params, x) - 1) ** 2)
+
+    options = {"pattern": "structures", "num_samples": 40}
+    params, masks, first = prune(loss, params, x, sparsity=0.41, **options)
+    assert first.sparsity > 0.41
+    between = (0.41 + first.sparsity) / 2
+    _, _, again = prune(loss, params, x, sparsity=between, masks=masks, **options)
+    assert again.sparsity == first.sparsity

@@ -244,6 +244,7 @@ def without_inputs(
     moment: jax.Array,
     cross: jax.Array,
     allowed: jax.Array,
+    may_go: jax.Array,
     damping: jax.Array,
     *,
     size: int,
@@ -265,9 +266,10 @@ def without_inputs(
         moment: E[x xᵀ], [inputs, inputs].
         cross: E[z xᵀ], of the same shape.
         allowed: Groups that are there, bool [groups].
+        may_go: Groups among which those that go are chosen, bool [groups].
         damping: λ' relative to the mean of A's diagonal.
         size: Inputs of a group.
-        number: Groups that go, fewer than there are.
+        number: Groups that go, fewer than may.
         together: Groups that go at once.
 
     Returns:
@@ -308,7 +310,7 @@ def without_inputs(
         energy = jnp.einsum("ogi,ogj->gij", parts, parts)
         blocks = jnp.where(stays[:, None, None], own(inverse), identity)
         losses = jnp.trace(jnp.linalg.solve(blocks, energy), axis1=1, axis2=2)
-        ranked = jnp.argsort(jnp.where(stays, losses, jnp.inf))[:together]
+        ranked = jnp.argsort(jnp.where(stays & may_go, losses, jnp.inf))[:together]
         # The last step may take fewer.
         goes = jnp.arange(together) < number - i * together
         index = (ranked[:, None] * size + jnp.arange(size)).reshape(-1)

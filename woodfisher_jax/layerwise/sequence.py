@@ -149,7 +149,8 @@ def prune_layerwise(
     check_differentiable(net_fn, params, shapes, masks, settings)
     found = (rule.structures or structures(net_fn, params, shapes)).of(rule.kinds)
     chosen = readers(found, {path: tuple(mask.shape) for path, mask in masks.items()})
-    found = found._replace(families=tuple(r.family for r in chosen.values()))
+    families = tuple(f for reader in chosen.values() for f in reader.families)
+    found = found._replace(families=families)
     if latency is not None and not found.speeds:
         found = timed(found)
     shares = {"macs": macs, "size": size, "latency": latency}
@@ -260,10 +261,7 @@ class _Work:
                 .items()
             }
         counts = counts_of(found, level, budget, losses, self.settings.spread)
-        self.gone = {
-            reader.path: count
-            for reader, count in zip(self.readers.values(), counts, strict=True)
-        }
+        self.gone = dict(zip(found.units, counts, strict=True))
         self.seconds["allocation"] = time.perf_counter() - start
 
     def _look(self) -> None:
@@ -478,25 +476,32 @@ class _Work:
         entries = layer.entries()[0][:, columns]
         weights = leaf.reshape(-1)[entries].astype(np.float32)
         order = np.ix_(columns, columns)
-        size = len(columns) // len(reader.family.units)
         own, other = moment[0][order], cross[0][order]
-        there = reader.there(self.masks[reader.path], layer)
-        number = max(0, self.gone[reader.path] - int((~there).sum()))
-        pruned, stays = without_inputs(
-            weights,
-            own,
-            other,
-            there,
-            np.float32(self.settings.damping),
-            size=size,
-            number=number,
-            together=-(-number // STEPS) or 1,
-        )
+        stays = reader.there(self.masks[reader.path], layer)
+        start_at = 0
+        for family in reader.families:
+            mine = np.zeros(len(stays), bool)
+            mine[start_at : start_at + len(family.units)] = True
+            start_at += len(family.units)
+            number = max(0, self.gone[family.units] - int((mine & ~stays).sum()))
+            pruned, stays = without_inputs(
+                weights,
+                own,
+                other,
+                stays,
+                mine,
+                np.float32(self.settings.damping),
+                size=len(columns) // len(stays),
+                number=number,
+                together=-(-number // STEPS) or 1,
+            )
+            stays = np.asarray(stays)
+            units = np.array(family.units)[~stays[mine]]
+            family.take_out(self.masks, set(units.tolist()))
         leaf.reshape(-1)[entries] = np.asarray(pruned).astype(leaf.dtype)
         self.leaves[reader.path] = leaf
-        units = np.array(reader.family.units)[~np.asarray(stays)]
-        reader.family.take_out(self.masks, set(units.tolist()))
-        for path in {m.path for m in reader.family.members} & self.masks.keys():
+        members = {m.path for family in reader.families for m in family.members}
+        for path in members & self.masks.keys():
             leaf = np.array(self.leaves[path])
             leaf[~self.masks[path]] = 0
             self.leaves[path] = leaf

@@ -1,6 +1,6 @@
 """Structures that layer-wise pruning takes from the layers that read them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -8,23 +8,28 @@ import numpy as np
 from woodfisher_jax.layerwise.layers import Layer
 from woodfisher_jax.options import OptionError
 from woodfisher_jax.selection.accounts import COSTS, Budget, cheapest
-from woodfisher_jax.selection.structures import Family, Structures
+from woodfisher_jax.selection.structures import Family, Member, Structures
 from woodfisher_jax.trees.masks import num_kept
 
 
 class Reader(NamedTuple):
-    """A layer that alone reads the structures of a family.
+    """A layer that alone reads the structures of some families.
 
     Attributes:
-        family: Whose structures they are.
         path: Of the layer's weights.
+        families: Whose structures they are; several where arrays are concatenated.
         labels: The number of the structure that each weight reads, of the tensor's
-            shape.
+            shape, family after family; higher numbers for what else it reads.
     """
 
-    family: Family
     path: str
+    families: tuple[Family, ...]
     labels: np.ndarray
+
+    @property
+    def units(self) -> tuple[int, ...]:
+        """Of all structures, in the order of their numbers."""
+        return tuple(unit for family in self.families for unit in family.units)
 
     def columns(self, layer: Layer) -> np.ndarray:
         """The order of a layer's inputs in which those of a structure are together.
@@ -37,19 +42,19 @@ class Reader(NamedTuple):
             raise OptionError(
                 "pattern",
                 f"structures of {self.path!r} do not lie along the inputs of one "
-                "layer; leave it out with prunable, or prune with wf.prune_structures",
+                "layer; leave it out with prunable, or prune with wf.prune_outputs",
             )
         return np.argsort(labels[0, 0], kind="stable")
 
     def there(self, mask: np.ndarray, layer: Layer) -> np.ndarray:
-        """Structures that the layer still reads, bool [structures].
+        """What the layer still reads, bool [numbers].
 
         Raises:
-            OptionError: If it reads one in part.
+            OptionError: If it reads a structure in part.
         """
         labels = self.labels.reshape(-1)[layer.entries()].reshape(-1)
         left = mask.reshape(-1)[layer.entries()].reshape(-1)
-        number = np.bincount(labels, left, len(self.family.units))
+        number = np.bincount(labels, left)
         if ((number > 0) & (number < np.bincount(labels))).any():
             raise OptionError(
                 "masks",
@@ -67,14 +72,14 @@ class Reader(NamedTuple):
             scores: Of its weights, in their order.
         """
         labels = self.labels.reshape(-1)[layer.entries()].reshape(-1)
-        sums = np.bincount(labels, scores, len(self.family.units))
-        return dict(zip(self.family.units, map(float, sums), strict=True))
+        sums = np.bincount(labels, scores)
+        return dict(zip(self.units, map(float, sums), strict=False))
 
 
 def readers(
     found: Structures, shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[str, Reader]:
-    """The layers that alone read a family of structures, by the path of their weights.
+    """The layers that alone read families of structures, by the path of their weights.
 
     Structures that several layers read stay: what one of them can do without, another
     may need.
@@ -86,19 +91,12 @@ def readers(
     Raises:
         OptionError: If there is none.
     """
-    chosen = {}
+    read: dict[str, list[tuple[Family, Member]]] = {}
     for family in found.families:
         own = [member for member in family.members if member.role == "inputs"]
-        if len(own) != 1 or own[0].path not in shapes:
-            continue
-        (member,) = own
-        labels = np.full(shapes[member.path], -1)
-        along = np.moveaxis(labels, member.axis, -1)
-        along[..., member.entries.reshape(-1)] = np.repeat(
-            np.arange(len(member.entries)), member.entries.shape[1]
-        )
-        if (labels >= 0).all():
-            chosen[member.path] = Reader(family, member.path, labels)
+        if len(own) == 1 and own[0].path in shapes:
+            read.setdefault(own[0].path, []).append((family, own[0]))
+    chosen = {p: r for p, own in read.items() if (r := _reader(p, own, shapes[p]))}
     if not chosen:
         raise OptionError(
             "pattern",
@@ -108,6 +106,34 @@ def readers(
             "layers read",
         )
     return chosen
+
+
+def _reader(
+    path: str, read: Sequence[tuple[Family, Member]], shape: tuple[int, ...]
+) -> Reader | None:
+    """A layer and the families of structures that have as many entries as the first.
+
+    None where what else it reads is no multiple of that.
+    """
+    axis, size = read[0][1].axis, read[0][1].entries.shape[1]
+    alike = [
+        (family, member)
+        for family, member in read
+        if member.axis == axis and member.entries.shape[1] == size
+    ]
+    along = np.full(shape[axis], -1)
+    start = 0
+    for _, member in alike:
+        numbers = np.arange(start, start + len(member.entries))
+        along[member.entries.reshape(-1)] = np.repeat(numbers, size)
+        start += len(numbers)
+    others = np.flatnonzero(along < 0)
+    if len(others) % size:
+        return None
+    along[others] = start + np.arange(len(others)) // size
+    wide = [-1 if i == axis else 1 for i in range(len(shape))]
+    labels = np.broadcast_to(along.reshape(wide), shape)
+    return Reader(path, tuple(family for family, _ in alike), labels)
 
 
 def goal_of(
@@ -136,7 +162,8 @@ def goal_of(
     if sparsity is not None:
         return sparsity, {}
     for name, share in given.items():
-        if isinstance(share, bool) or not 0 < share <= 1:
+        number = isinstance(share, (int, float)) and not isinstance(share, bool)
+        if not number or not 0 < share <= 1:
             raise OptionError(
                 name,
                 f"{name}={share!r}; expected the share of the {COSTS[name]} to be "

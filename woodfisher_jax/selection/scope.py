@@ -208,7 +208,9 @@ def keep_structures(
         gone = lowest_of_each(found.units, losses, goal.sparsity, gone)
     else:
         account = found.account(gone, order.paths)
-        (most,) = num_kept(np.asarray(active), order, goal)
+        assert goal.sparsity is not None
+        # Whole structures may be beyond the goal already, and then none goes.
+        most = masks_.num_kept(order.size, goal.sparsity)
         gone = cheapest(found.units, losses, account, {"size": most}, gone)
     kept = {path: jnp.asarray(m) for path, m in found.masks(masks, gone).items()}
     return active & jnp.asarray(flat_mask(order, kept))

@@ -279,7 +279,7 @@ def structures(
         for units, members in _alike(coupling, roles)
     )
     size = sum(math.prod(shape) for shape in shapes.values())
-    whole = tuple(_whole(coupling, roles))
+    whole = tuple(_whole(coupling, roles, families))
     return Structures(families, whole, size, account.left["macs"], coupling, lengths[0])
 
 
@@ -371,11 +371,21 @@ def _family(
     return Family(kind, members, units, round(costs["size"]), costs["macs"])
 
 
-def _whole(coupling: Coupling, roles: Mapping[str, Sequence[str]]) -> Iterable[Whole]:
+def _whole(
+    coupling: Coupling,
+    roles: Mapping[str, Sequence[str]],
+    families: Sequence[Family],
+) -> Iterable[Whole]:
+    listed = {(m.path, m.axis) for family in families for m in family.members}
     for path, axes in coupling.weights.items():
         for i, (axis, role) in enumerate(zip(axes, roles[path], strict=True)):
-            if not role or len(axis) == 1 or any(free_entries(coupling, axis)):
+            if len(axis) == 1 or (path, i) in listed:
                 continue
-            (first, *_) = coupling.units.classes(axis[0]) or (None,)
-            reason = "" if first is None else coupling.units.reason(first)
-            yield Whole(path, i, reason or "has entries that always stay")
+            if any(free_entries(coupling, axis)):
+                if len(axes) > 1 and (coupling.read[path] or coupling.made[path]):
+                    reason = "is made and read by one tensor, or by none that is known"
+                    yield Whole(path, i, reason)
+            elif role:
+                (first, *_) = coupling.units.classes(axis[0]) or (None,)
+                reason = "" if first is None else coupling.units.reason(first)
+                yield Whole(path, i, reason or "has entries that always stay")

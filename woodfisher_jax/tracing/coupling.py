@@ -259,6 +259,11 @@ class Coupling:
             self.units.axis(n) if axis is None else axis
             for n, axis in zip(shape, axes, strict=True)
         ]
+        for array in inputs:
+            for i, axis in enumerate(full):
+                one = not array.axes or len(array.axes[i]) != shape[i]
+                if array.active and one:
+                    self.units.mark_varying(axis)
         return Array(tuple(full), on)
 
     # ----------------------------------------------------------------- other equations
@@ -351,6 +356,10 @@ class Coupling:
             )
         for other in found[1:]:
             self._agree(found[0], other)
+        if inputs[0].active:
+            for array in found[0]:
+                for axis in array.axes:
+                    self.units.mark_varying(axis)
         active = any(array.active for array in inputs)
         return [array._replace(active=active) for array in found[0]]
 
@@ -383,11 +392,15 @@ class Coupling:
         places = equation.params["broadcast_dimensions"]
         shape = equation.outvars[0].aval.shape
         own = dict(zip(places, inputs[0].axes, strict=True))
-        axes = tuple(
-            own[i] if i in own and len(own[i]) == n else self.units.axis(n)
-            for i, n in enumerate(shape)
-        )
-        return inputs[0]._replace(axes=axes)
+        axes = []
+        for i, n in enumerate(shape):
+            kept = own.get(i)
+            if kept is None or len(kept) != n:
+                kept = self.units.axis(n)
+                if inputs[0].active:
+                    self.units.mark_varying(kept)
+            axes.append(kept)
+        return inputs[0]._replace(axes=tuple(axes))
 
     def _rev(self, equation: Any, inputs: list[Array], *_: Any) -> Array:
         turned = equation.params["dimensions"]

@@ -28,6 +28,7 @@ class Units:
         self._made_of: dict[int, Entry] = {}
         self._reasons: dict[int, str] = {}
         self._heads: set[int] = set()
+        self._varying: set[int] = set()
 
     def axis(self, size: int, reason: str = "") -> Axis:
         """An axis with units of its own, which stay if there is a reason."""
@@ -63,6 +64,10 @@ class Units:
         """Whether a product of two activations keeps the unit apart."""
         return self.class_of(class_) in self._heads
 
+    def varies(self, class_: int) -> bool:
+        """Whether the unit meets activations that are the same for all entries."""
+        return self.class_of(class_) in self._varying
+
     # -------------------------------------------------------------------- what is said
 
     def fix(self, axis: Iterable[Entry], reason: str) -> None:
@@ -74,6 +79,13 @@ class Units:
     def mark_heads(self, axis: Axis) -> None:
         """Says that a product of two activations keeps the entries apart."""
         self._heads.update(c for entry in axis for c in self.classes(entry))
+
+    def mark_varying(self, axis: Axis) -> None:
+        """Says that activations are repeated along an axis.
+
+        What meets them there depends on the inputs even if nothing makes it.
+        """
+        self._varying.update(c for entry in axis for c in self.classes(entry))
 
     def unify(self, first: Axis, second: Axis) -> None:
         """Says that entries of two axes of one length meet one to one."""
@@ -105,16 +117,18 @@ class Units:
         self._above[b] = a
         if b in self._reasons:
             self._reasons.setdefault(a, self._reasons.pop(b))
-        if b in self._heads:
-            self._heads.add(a)
+        for marked in (self._heads, self._varying):
+            if b in marked:
+                marked.add(a)
 
     def _divide(self, unit: int, parts: Entry) -> None:
         """Says that a unit goes if one of others does."""
         self._made_of[unit] = parts
         if unit in self._reasons:
             self.fix([parts], self._reasons.pop(unit))
-        if unit in self._heads:
-            self._heads.update(parts)
+        for marked in (self._heads, self._varying):
+            if unit in marked:
+                marked.update(parts)
 
     # ----------------------------------------------------------------------- reshaping
 
