@@ -289,7 +289,7 @@ def test_structures_beyond_the_goal_already_are_no_error():
     def loss(params, x):
         return jnp.mean((two_layers(params, x) - 1) ** 2)
 
-    options = {"pattern": "structures", "num_samples": 40}
+    options = {"pattern": "structures", "method": "globalmagni"}
     params, masks, first = prune(loss, params, x, sparsity=0.41, **options)
     assert first.sparsity > 0.41
     between = (0.41 + first.sparsity) / 2

@@ -11,7 +11,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy.interpolate import RegularGridInterpolator
 
 from woodfisher_jax.selection.accounts import Speed, Value, free_entries
 from woodfisher_jax.selection.structures import Structures
@@ -92,6 +91,9 @@ def _speed(cost: Cost, coupling: Coupling, known: dict[str, float]) -> Speed | N
 
 
 def _between(points: Sequence[Sequence[int]], table: np.ndarray) -> Value:
+    # Imported here, since few need it and it takes long.
+    from scipy.interpolate import RegularGridInterpolator
+
     at = RegularGridInterpolator(points, table, bounds_error=False, fill_value=None)
     return lambda lengths: max(float(at([lengths])[0]), 0.0)
 
