@@ -51,7 +51,8 @@ def shrink(net_fn: NetFn, params: Params, masks: MasksLike, inputs: Any) -> Para
 
     Raises:
         ValueError: If outputs would change by more than 1e-5 of the largest and than
-            rounding explains, or ``net_fn`` does not run with the smaller arrays; what and why.
+            rounding explains, or ``net_fn`` does not run with the smaller arrays; what
+            and why.
 
     Example:
         >>> def net(params, x):
