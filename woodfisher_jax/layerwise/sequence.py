@@ -59,7 +59,7 @@ from woodfisher_jax.trees.samples import shapes_of
 STEPS = 64
 """In which a layer's structures go, some at once in each."""
 
-PENALTIES = (0.4, 0.7)
+PENALTIES = (0.3, 1.0)
 """Penalties of ADMM in turn, in units of the second moment of an input."""
 
 
