@@ -18,7 +18,12 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 from jax.tree_util import Partial
 
 from woodfisher_jax.tracing.dims import Axis, Dims
-from woodfisher_jax.tracing.layers import CALLS, called, contains_product
+from woodfisher_jax.tracing.layers import (
+    CALLS,
+    REDUCTIONS,
+    called,
+    contains_product,
+)
 from woodfisher_jax.tracing.training_mode import explained
 from woodfisher_jax.trees.axes import WeightAxes, conventional
 from woodfisher_jax.trees.paths import Params, leaves_by_path
@@ -88,16 +93,6 @@ class _Array(NamedTuple):
     apart: frozenset[int] = frozenset()
 
 
-_REDUCTIONS = (
-    "argmax",
-    "argmin",
-    "reduce_and",
-    "reduce_max",
-    "reduce_min",
-    "reduce_or",
-    "reduce_prod",
-    "reduce_sum",
-)
 # After these nothing is apart but what they say themselves.
 _OWN_APART = (
     *CALLS,
@@ -408,7 +403,7 @@ class Trace:
             return self._slices(equation, inputs, shapes)
         if name == "gather":
             return [self._gathered(equation, inputs)]
-        if name in _REDUCTIONS and len(shapes) == 1:
+        if name in REDUCTIONS and len(shapes) == 1:
             gone = equation.params["axes"]
             return [_moved(inputs[0], lambda axes: _without(axes, gone))]
         if name in ("concatenate", "pad", "dynamic_update_slice"):

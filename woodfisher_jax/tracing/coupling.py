@@ -16,7 +16,7 @@ import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from woodfisher_jax.tracing.entries import STAYS, Axis, Units
-from woodfisher_jax.tracing.layers import CALLS, called
+from woodfisher_jax.tracing.layers import CALLS, REDUCTIONS, called
 from woodfisher_jax.tracing.training_mode import explained
 from woodfisher_jax.trees.paths import Params, leaves_by_path
 
@@ -81,18 +81,6 @@ _ALONG = {
 
 MADE = ("iota", "random_bits")
 """Primitives that give numbers by their place: made whole, then cut."""
-
-_REDUCTIONS = (
-    "argmax",
-    "argmin",
-    "reduce_and",
-    "reduce_max",
-    "reduce_min",
-    "reduce_or",
-    "reduce_prod",
-    "reduce_sum",
-    "reduce_xor",
-)
 
 
 class Coupling:
@@ -216,7 +204,7 @@ class Coupling:
             inner, values = called(equation)
             return self._called(inner, values, inputs, place, rounds)
         follow = getattr(self, f"_{name}", None)
-        if name in _REDUCTIONS:
+        if name in REDUCTIONS:
             follow = self._reduction
         if follow is not None:
             found = follow(equation, inputs, place, rounds)

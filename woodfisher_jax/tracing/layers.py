@@ -162,6 +162,19 @@ CALLS = {
     "custom_vjp_call": "call_jaxpr",
 }
 """Primitives that call one function once, and the parameter with its jaxpr."""
+REDUCTIONS = (
+    "argmax",
+    "argmin",
+    "reduce_and",
+    "reduce_max",
+    "reduce_min",
+    "reduce_or",
+    "reduce_prod",
+    "reduce_sum",
+    "reduce_xor",
+)
+"""Primitives that leave out axes, and whose setting ``axes`` says which."""
+
 _RULES = ("custom_jvp_call", "custom_vjp_call")
 PRODUCTS = ("dot_general", "conv_general_dilated")
 _OPAQUE_PRODUCTS = (
