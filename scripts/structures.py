@@ -2,12 +2,13 @@
 
     python scripts/structures.py resnet20 --checkpoint=resnet20_cifar10.pth.tar
     python scripts/structures.py mlp --checkpoint=mnist_25_epoch_93.97.ckpt
+    python scripts/structures.py vit --checkpoint=vit.safetensors --dense-epochs=8
 
-Prunes the channels (or neurons) inside the blocks of the dense network to each share of
-its MACs, takes them out, estimates batch-norm statistics again where the network has
-them, and judges the small network on the test split: as it is, and after some epochs of
-training. Nothing is chosen by the test split. Prints a Markdown table; ``--out`` keeps
-every run as a line of JSON.
+Prunes the channels (or heads and neurons) inside the blocks of the dense network to each
+share of its MACs, takes them out, estimates batch-norm statistics again where the
+network has them, and judges the small network on the test split: as it is, and after
+some epochs of training. Nothing is chosen by the test split. Prints a Markdown table; ``--out`` keeps
+every run as a line of JSON. A checkpoint that is not there is trained and written.
 """
 
 import argparse
@@ -32,16 +33,26 @@ from woodfisher_jax.training.batch_norm import reestimate
 from woodfisher_jax.training.evaluate import evaluate
 from woodfisher_jax.training.objective import cross_entropy
 from woodfisher_jax.trees.paths import leaves_by_path
+from woodfisher_jax.weights.files import save_safetensors
 from woodfisher_jax.weights.latency import (
     forward_latency,
     forward_line,
     onnx_latency,
     runs_onnx,
 )
-from woodfisher_jax.weights.state_dicts import to_variables
+from woodfisher_jax.weights.state_dicts import to_state_dict, to_variables
 from woodfisher_jax.weights.torch_files import read_state_dict
 
-DATASETS = {"resnet20": "cifar10", "mlp": "mnist"}
+NETWORKS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "resnet20": ("cifar10", "resnet20", {}),
+    "mlp": ("mnist", "mlp", {}),
+    "vit": (
+        "cifar10",
+        "vit_small",
+        {"width": 96, "num_heads": 4, "depth": 6, "patch_size": 8, "num_classes": 10},
+    ),
+}
+"""Data set, model and its settings, by name of the network."""
 
 LAYERWISE: dict[str, dict[str, Any]] = {
     "layer-wise": {},
@@ -73,10 +84,15 @@ class Network(NamedTuple):
         return logits
 
 
-def network(name: str, checkpoint: Path) -> Network:
+def network(name: str, checkpoint: Path, epochs: int) -> Network:
     """Reads model, data and checkpoint; the structures are those inside blocks."""
-    model, dataset = models.build_model(name), data.load(DATASETS[name])
+    data_name, model_name, settings = NETWORKS[name]
+    model, dataset = models.build_model(model_name, **settings), data.load(data_name)
     image = np.zeros((1, *dataset.train.images.shape[1:]), np.float32)
+    if not checkpoint.exists():
+        variables = model.init(jax.random.key(0), image)
+        variables = trained(model, dataset, variables, epochs, 0, from_nothing)
+        save_safetensors(checkpoint, to_state_dict(variables), {})
     shapes = jax.eval_shape(model.init, jax.random.key(0), image)
     variables, _ = to_variables(read_state_dict(checkpoint), shapes)
     variables = jax.tree.map(jnp.asarray, dict(variables))
@@ -171,23 +187,39 @@ METHODS: dict[str, Callable[..., tuple[Any, Any]]] = {
 }
 
 
+def onward(rate: float) -> Callable[[int], optax.GradientTransformation]:
+    """SGD with momentum for so many steps; the rate falls to zero as a cosine does."""
+    return lambda steps: optax.chain(
+        optax.add_decayed_weights(5e-4),
+        optax.sgd(optax.cosine_decay_schedule(rate, steps), 0.9),
+    )
+
+
+def from_nothing(steps: int) -> optax.GradientTransformation:
+    """AdamW for a transformer that starts from random weights."""
+    rates = optax.warmup_cosine_decay_schedule(0.0, 2e-3, steps // 10, steps)
+    return optax.adamw(rates, weight_decay=0.05)
+
+
 def trained(
-    model: Any, dataset: Any, variables: Any, epochs: int, seed: int, rate: float
+    model: Any,
+    dataset: Any,
+    variables: Any,
+    epochs: int,
+    seed: int,
+    optimizer_for: Callable[[int], optax.GradientTransformation],
 ) -> Any:
-    """Some epochs of SGD with momentum; the rate falls to zero as a cosine does."""
+    """Some epochs of training with labels, in batches of 128."""
     size = 128
     steps = batches.steps_per_epoch(dataset, size)
-    optimizer = optax.chain(
-        optax.add_decayed_weights(5e-4),
-        optax.sgd(optax.cosine_decay_schedule(rate, epochs * steps), 0.9),
-    )
+    optimizer = optimizer_for(epochs * steps)
 
     def loss_fn(params: Any, stats: Any, batch: Any) -> tuple[jax.Array, Any]:
         logits, changed = model.apply(
             {"params": params, **stats},
             batch["image"],
             train=True,
-            mutable=["batch_stats"],
+            mutable=list(stats),
         )
         return jnp.mean(cross_entropy(logits, batch["label"], 0.0)), changed
 
@@ -268,9 +300,8 @@ def run(
     small = anew(model, given.dataset, small, seed)
     found["top1"] = judged(model, given.dataset, small)
     if arguments.epochs:
-        small = trained(
-            model, given.dataset, small, arguments.epochs, seed, arguments.rate
-        )
+        onward_for = onward(arguments.rate)
+        small = trained(model, given.dataset, small, arguments.epochs, seed, onward_for)
         found["top1_trained"] = judged(model, given.dataset, small)
     return found
 
@@ -312,7 +343,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("network", choices=DATASETS)
+    parser.add_argument("network", choices=NETWORKS)
     parser.add_argument("--checkpoint", type=Path, required=True)
     parser.add_argument(
         "--macs", type=float, nargs="+", default=[0.75, 0.5, 0.35, 0.25]
@@ -321,10 +352,16 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, default=2, help="of training; 0 for none")
     parser.add_argument("--rate", type=float, default=0.02, help="of learning")
+    parser.add_argument(
+        "--dense-epochs",
+        type=int,
+        default=8,
+        help="of training where --checkpoint is not there",
+    )
     parser.add_argument("--latency", action="store_true", help="time forward passes")
     parser.add_argument("--out", type=Path, help="file for one JSON line a run")
     arguments = parser.parse_args()
-    given = network(arguments.network, arguments.checkpoint)
+    given = network(arguments.network, arguments.checkpoint, arguments.dense_epochs)
     dense = judged(given.model, given.dataset, given.variables)
     print(f"dense: {dense:.2f}, {given.found.macs:,.0f} MACs", flush=True)
     records = []
