@@ -4,11 +4,12 @@
     python scripts/structures.py mlp --checkpoint=mnist_25_epoch_93.97.ckpt
     python scripts/structures.py vit --checkpoint=vit.safetensors --dense-epochs=8
 
-Prunes the channels (or heads and neurons) inside the blocks of the dense network to each
-share of its MACs, takes them out, estimates batch-norm statistics again where the
+Prunes the channels (or heads and neurons) inside the blocks of the dense network to
+each share of its MACs, takes them out, estimates batch-norm statistics again where the
 network has them, and judges the small network on the test split: as it is, and after
-some epochs of training. Nothing is chosen by the test split. Prints a Markdown table; ``--out`` keeps
-every run as a line of JSON. A checkpoint that is not there is trained and written.
+some epochs of training. Nothing is chosen by the test split. Prints a Markdown table;
+``--out`` keeps every run as a line of JSON. A checkpoint that is not there is trained
+and written.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,6 +30,7 @@ import woodfisher_jax as wf
 from woodfisher_jax import data, models
 from woodfisher_jax.data import batches
 from woodfisher_jax.layerwise.structures import counts_of, goal_of, readers
+from woodfisher_jax.models.vit import VisionTransformer
 from woodfisher_jax.selection.structures import Structures
 from woodfisher_jax.training.batch_norm import reestimate
 from woodfisher_jax.training.evaluate import evaluate
@@ -43,16 +46,22 @@ from woodfisher_jax.weights.latency import (
 from woodfisher_jax.weights.state_dicts import to_state_dict, to_variables
 from woodfisher_jax.weights.torch_files import read_state_dict
 
-NETWORKS: dict[str, tuple[str, str, dict[str, Any]]] = {
-    "resnet20": ("cifar10", "resnet20", {}),
-    "mlp": ("mnist", "mlp", {}),
+NETWORKS: dict[str, tuple[str, Callable[[], Any]]] = {
+    "resnet20": ("cifar10", partial(models.build_model, "resnet20")),
+    "mlp": ("mnist", partial(models.build_model, "mlp")),
     "vit": (
         "cifar10",
-        "vit_small",
-        {"width": 96, "num_heads": 4, "depth": 6, "patch_size": 8, "num_classes": 10},
+        partial(
+            VisionTransformer,
+            width=96,
+            num_heads=4,
+            depth=6,
+            patch_size=8,
+            num_classes=10,
+        ),
     ),
 }
-"""Data set, model and its settings, by name of the network."""
+"""Data set and what builds the model, by name of the network."""
 
 LAYERWISE: dict[str, dict[str, Any]] = {
     "layer-wise": {},
@@ -86,8 +95,8 @@ class Network(NamedTuple):
 
 def network(name: str, checkpoint: Path, epochs: int) -> Network:
     """Reads model, data and checkpoint; the structures are those inside blocks."""
-    data_name, model_name, settings = NETWORKS[name]
-    model, dataset = models.build_model(model_name, **settings), data.load(data_name)
+    data_name, build = NETWORKS[name]
+    model, dataset = build(), data.load(data_name)
     image = np.zeros((1, *dataset.train.images.shape[1:]), np.float32)
     if not checkpoint.exists():
         variables = model.init(jax.random.key(0), image)

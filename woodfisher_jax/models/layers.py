@@ -9,6 +9,8 @@ import jax.numpy as jnp
 from flax.core import FrozenDict
 from jax.typing import DTypeLike
 
+from woodfisher_jax.models.convolutions import convolution
+
 he_normal_by_output = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 """Normal with standard deviation sqrt(2 / (kernel height * kernel width * out))."""
 
@@ -104,6 +106,7 @@ def conv(
         use_bias=use_bias,
         dtype=dtype,
         kernel_init=he_normal_by_output,
+        conv_general_dilated=convolution(),
         name=name,
     )
 

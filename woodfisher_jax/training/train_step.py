@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from woodfisher_jax.models.convolutions import fast_weight_gradients
 from woodfisher_jax.training.objective import cross_entropy, variables_of
 from woodfisher_jax.trees import masks as masks_
 from woodfisher_jax.trees.masks import Masks
@@ -97,12 +98,13 @@ def train_step(
     """
 
     def loss(params: Any, stats: Any, part: Batch) -> tuple[jax.Array, Any]:
-        logits, updated = model.apply(
-            variables_of(params, stats),
-            part["image"],
-            train=True,
-            mutable=["batch_stats"],
-        )
+        with fast_weight_gradients():
+            logits, updated = model.apply(
+                variables_of(params, stats),
+                part["image"],
+                train=True,
+                mutable=["batch_stats"],
+            )
         losses = cross_entropy(logits, part["label"], label_smoothing)
         return jnp.mean(losses), updated.get("batch_stats", {})
 

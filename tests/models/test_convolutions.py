@@ -1,0 +1,38 @@
+"""The weight gradient of training against JAX's own."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from woodfisher_jax.models.convolutions import fast_weight_gradients
+from woodfisher_jax.models.layers import conv
+
+
+@pytest.mark.parametrize(
+    ("size", "stride", "groups", "examples"),
+    [(3, 1, 1, 8), (3, 2, 1, 3), (1, 2, 1, 2), (7, 2, 1, 1), (3, 1, 4, 2)],
+)
+def test_gradients_are_those_of_jax(
+    size: int, stride: int, groups: int, examples: int
+) -> None:
+    rng = np.random.default_rng(size)
+    images = jnp.asarray(rng.standard_normal((examples, 9, 8, 4)), jnp.float32)
+    kernel = jnp.asarray(rng.standard_normal((size, size, 4 // groups, 8)), jnp.float32)
+    module = conv(8, size, stride, groups=groups, name="conv")
+    signs = jnp.sign(jnp.asarray(rng.standard_normal(8), jnp.float32))
+
+    def loss(kernel: jax.Array, images: jax.Array) -> jax.Array:
+        module = conv(8, size, stride, groups=groups, name="conv")
+        outputs = module.apply({"params": {"kernel": kernel}}, images)
+        return jnp.sum(jnp.sin(outputs) * signs)
+
+    gradient = jax.grad(loss, argnums=(0, 1))
+    expected = gradient(kernel, images)
+    with fast_weight_gradients():
+        found = gradient(kernel, images)
+        text = str(jax.make_jaxpr(gradient)(kernel, images))
+    assert ("platform_index" in text) == (groups == 1)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
+    assert module.conv_general_dilated is jax.lax.conv_general_dilated
