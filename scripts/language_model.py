@@ -31,8 +31,8 @@ import numpy as np
 
 import woodfisher_jax as wf
 from woodfisher_jax.equations.layerwise import layer_error, pruned_layer
-from woodfisher_jax.layerwise.sequence import PENALTIES
 from woodfisher_jax.layerwise.settings import Layerwise
+from woodfisher_jax.layerwise.weights import PENALTIES
 from woodfisher_jax.models import num_parameters
 from woodfisher_jax.report.environment import peak_rss_bytes
 from woodfisher_jax.selection.patterns import parse

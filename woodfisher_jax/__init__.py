@@ -22,7 +22,7 @@ from woodfisher_jax.curvature.method import (
 )
 from woodfisher_jax.equations import fisher, obs
 from woodfisher_jax.info import PruneInfo, PruneWarning
-from woodfisher_jax.layerwise.sequence import prune_layerwise
+from woodfisher_jax.layerwise.prune import prune_layerwise
 from woodfisher_jax.masked import masked, masks_of, prune_masked, with_masks
 from woodfisher_jax.methods import METHODS
 from woodfisher_jax.options import OptionError, option

@@ -11,8 +11,8 @@ from llama_folders import SMOLLM2, needs_smollm2
 
 import woodfisher_jax as wf
 from woodfisher_jax.equations.layerwise import pruned_layer
-from woodfisher_jax.layerwise.sequence import PENALTIES
 from woodfisher_jax.layerwise.settings import Layerwise
+from woodfisher_jax.layerwise.weights import PENALTIES
 from woodfisher_jax.training.perplexity import perplexity
 from woodfisher_jax.weights.hugging_face import read_folder
 

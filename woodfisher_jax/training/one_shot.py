@@ -14,7 +14,7 @@ import jax
 
 from woodfisher_jax.data.tokens import Tokens, read_tokens
 from woodfisher_jax.extras import MissingExtraError
-from woodfisher_jax.layerwise.sequence import prune_layerwise
+from woodfisher_jax.layerwise.prune import prune_layerwise
 from woodfisher_jax.layerwise.settings import LayerwiseInfo
 from woodfisher_jax.models import num_parameters, resized
 from woodfisher_jax.models.llama import Llama

@@ -1,0 +1,136 @@
+"""Pruning layer after layer, from inputs alone: each layer keeps its outputs."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from woodfisher_jax.layerwise.arguments import (
+    batches_of,
+    check_differentiable,
+    check_no_budget,
+    check_together,
+    level_of,
+    rule_of,
+)
+from woodfisher_jax.layerwise.layers import find_layers, untied
+from woodfisher_jax.layerwise.removal import Removal
+from woodfisher_jax.layerwise.sequence import Sequence, Solver
+from woodfisher_jax.layerwise.settings import Layerwise, LayerwiseInfo
+from woodfisher_jax.layerwise.structures import goal_of, readers
+from woodfisher_jax.layerwise.weights import SingleWeights
+from woodfisher_jax.rows.compute import watched
+from woodfisher_jax.rows.inputs import check_params
+from woodfisher_jax.selection.latencies import timed
+from woodfisher_jax.selection.patterns import GroupNames
+from woodfisher_jax.selection.structures import Structures, structures
+from woodfisher_jax.tracing.axes import find_axes
+from woodfisher_jax.tracing.segments import Program
+from woodfisher_jax.trees.masks import Masks, Prunable, check_masks, init_masks
+from woodfisher_jax.trees.paths import Params
+from woodfisher_jax.trees.samples import shapes_of
+
+
+@watched
+def prune_layerwise(
+    net_fn: Callable[[Params, Any], Any],
+    params: Params,
+    inputs: Any,
+    *,
+    sparsity: float | None = None,
+    macs: float | None = None,
+    size: float | None = None,
+    latency: float | None = None,
+    pattern: str | GroupNames | Structures | None = None,
+    masks: Masks | None = None,
+    prunable: Prunable = None,
+    progress: Any = True,
+    **options: Any,
+) -> tuple[Params, Masks, LayerwiseInfo]:
+    """Prunes a network layer after layer, each so that its outputs stay; no labels.
+
+    Each layer minimises ``E ‖P x - W z‖²`` (:mod:`~woodfisher_jax.equations.layerwise`)
+    on inputs x that come from the layers before it as they are pruned by then, and z of
+    the unpruned network. The function's own program is run in segments between the
+    layers, so that this takes one pass over the inputs for a network of any depth.
+
+    Args:
+        net_fn: (params, inputs) -> any pytree of arrays, in evaluation mode.
+        params: Any pytree of floating-point arrays.
+        inputs: One batch: a pytree of arrays with a leading axis of examples, such as
+            tokens [sequences, tokens]; or a list of batches.
+        sparsity: Fraction of the weights of each layer to be zero, in [0, 1).
+        macs: With structures in place of a sparsity, the share of the network's
+            multiply-accumulates to be left, in (0, 1].
+        size: The same for its parameters; one of them or several.
+        latency: The same for the time of its products on this machine, for a batch of
+            ``batch_size`` examples; they are timed first, unless ``pattern`` is what
+            :func:`~woodfisher_jax.selection.latencies.timed` returns.
+        pattern: "2:4" or any N:M; "structures" ("channels", "neurons", "heads"), with
+            ``sparsity`` the share of each layer's structures that go; or what
+            :func:`woodfisher_jax.structures` found; default single weights.
+            :func:`woodfisher_jax.shrink` takes structures out.
+        masks: Masks of the weights that are pruned already; default none are.
+        prunable: As for :func:`woodfisher_jax.prune`, if no masks are given; default
+            weights of dense layers and convolutions that are nothing else, so no
+            classifier that is the embedding.
+        progress: As for :func:`woodfisher_jax.prune`.
+        **options: Fields of :class:`Layerwise`.
+
+    Returns:
+        ``(params, masks, info)``: pruned weights are exactly zero in ``params``.
+
+    Raises:
+        ValueError: If an argument is out of range, or a tensor is not the weight of
+            layers that can be followed; with its path and what to do.
+
+    Example:
+        >>> def net(params, x):
+        ...     return jnp.tanh(x @ params["w"])
+        >>> params = {"w": jnp.array([[3.0, 0.1], [0.2, 2.0]])}
+        >>> x = jax.random.normal(jax.random.key(0), (20, 2))
+        >>> params, masks, info = wf.prune_layerwise(net, params, x, sparsity=0.5)
+        >>> masks["w"].tolist()
+        [[True, False], [False, True]]
+    """
+    settings = Layerwise().replace(**options)
+    rule = rule_of(pattern)
+    check_params(params)
+    batches = batches_of(inputs, settings.batch_size)
+    shapes = shapes_of(batches[0], len(jax.tree.leaves(batches[0])[0]))
+    program = Program(net_fn, params, shapes)
+    axes = find_axes(net_fn, params, shapes)
+    if masks is None:
+        known = axes if prunable is not None else untied(axes, program.uses)
+        masks = init_masks(params, prunable, known)
+    check_masks(params, masks)
+    solver: Solver
+    if rule is None or rule.size:
+        check_no_budget(macs, size, latency)
+        solver = SingleWeights(rule, level_of(sparsity, rule))
+        groups = rule
+    else:
+        given = rule.structures or structures(net_fn, params, shapes)
+        shares = {"macs": macs, "size": size, "latency": latency}
+        solver = _removal(given.of(rule.kinds), masks, sparsity, shares)
+        groups = None
+    check_together(program, settings, groups)
+    check_differentiable(net_fn, params, shapes, masks, settings)
+    layers = solver.chosen(find_layers(program, masks, axes, groups))
+    sequence = Sequence(program, params, masks, batches, layers, settings)
+    return sequence.run(solver, progress)
+
+
+def _removal(
+    found: Structures,
+    masks: Masks,
+    sparsity: float | None,
+    shares: dict[str, float | None],
+) -> Removal:
+    """What takes structures out that one layer alone reads."""
+    read = readers(found, {path: tuple(mask.shape) for path, mask in masks.items()})
+    families = tuple(f for reader in read.values() for f in reader.families)
+    found = found._replace(families=families)
+    if shares["latency"] is not None and not found.speeds:
+        found = timed(found)
+    return Removal(found, read, *goal_of(found, sparsity, shares))

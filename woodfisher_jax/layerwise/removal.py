@@ -1,0 +1,103 @@
+"""Structures taken from the layers that read them, and from those that make them."""
+
+import jax
+import numpy as np
+
+from woodfisher_jax.equations.layerwise import layer_error, without_inputs
+from woodfisher_jax.layerwise.budgets import scores_of
+from woodfisher_jax.layerwise.sequence import Layers, Sequence
+from woodfisher_jax.layerwise.settings import LayerResult
+from woodfisher_jax.layerwise.structures import Reader, counts_of
+from woodfisher_jax.selection.accounts import Budget
+from woodfisher_jax.selection.structures import Structures
+from woodfisher_jax.tracing.layers import Product
+
+STEPS = 64
+"""In which a layer's structures go, some at once in each."""
+
+
+class Removal:
+    """Structures go that one layer alone reads.
+
+    Attributes:
+        found: These structures.
+        readers: The layers by the path of their weights.
+        level: The share of each family that goes.
+        budget: What may be left in all; empty for that share.
+    """
+
+    def __init__(
+        self,
+        found: Structures,
+        readers: dict[str, Reader],
+        level: float,
+        budget: Budget,
+    ) -> None:
+        self.found, self.readers = found, readers
+        self.level, self.budget = level, budget
+        self._gone: dict[tuple[int, ...], int] = {}
+
+    def chosen(self, layers: Layers) -> Layers:
+        """The layers that read structures."""
+        return {p: own for p, own in layers.items() if p.path in self.readers}
+
+    def allocate(self, sequence: Sequence) -> None:
+        """Decides how many structures each layer no longer reads."""
+        losses: dict[int, float] | None = None
+        if sequence.settings.scope == "global":
+            sequence.look()
+            losses = {}
+            for product, (layer,) in sequence.layers.items():
+                weights = sequence.original[product.path]
+                scores = scores_of(weights, layer, sequence.found[product])
+                losses |= self.readers[product.path].losses(layer, scores)
+        spread = sequence.settings.spread
+        counts = counts_of(self.found, self.level, self.budget, losses, spread)
+        self._gone = dict(zip(self.found.units, counts, strict=True))
+
+    def prune(
+        self,
+        sequence: Sequence,
+        product: Product,
+        moment: jax.Array,
+        cross: jax.Array,
+    ) -> None:
+        """Takes out of a layer what it reads, and of those that make it."""
+        (layer,), reader = sequence.layers[product], self.readers[product.path]
+        columns = reader.columns(layer)
+        leaf = np.array(sequence.leaves[reader.path])
+        entries = layer.entries()[0][:, columns]
+        weights = leaf.reshape(-1)[entries].astype(np.float32)
+        order = np.ix_(columns, columns)
+        own, other = moment[0][order], cross[0][order]
+        stays = reader.there(sequence.masks[reader.path], layer)
+        start_at = 0
+        for family in reader.families:
+            mine = np.zeros(len(stays), bool)
+            mine[start_at : start_at + len(family.units)] = True
+            start_at += len(family.units)
+            number = max(0, self._gone[family.units] - int((mine & ~stays).sum()))
+            pruned, stays = without_inputs(
+                weights,
+                own,
+                other,
+                stays,
+                mine,
+                np.float32(sequence.settings.damping),
+                size=len(columns) // len(stays),
+                number=number,
+                together=-(-number // STEPS) or 1,
+            )
+            stays = np.asarray(stays)
+            units = np.array(family.units)[~stays[mine]]
+            family.take_out(sequence.masks, set(units.tolist()))
+        leaf.reshape(-1)[entries] = np.asarray(pruned).astype(leaf.dtype)
+        sequence.leaves[reader.path] = leaf
+        members = {m.path for family in reader.families for m in family.members}
+        for path in members & sequence.masks.keys():
+            leaf = np.array(sequence.leaves[path])
+            leaf[~sequence.masks[path]] = 0
+            sequence.leaves[path] = leaf
+        error = float(layer_error(weights[None], pruned[None], own[None]))
+        left = float(np.mean(stays))
+        sequence.results.append(LayerResult(reader.path, layer.number, 1 - left, error))

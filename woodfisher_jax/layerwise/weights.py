@@ -1,0 +1,101 @@
+"""Single weights and N:M groups that layer-wise pruning takes from a layer."""
+
+import jax
+import numpy as np
+
+from woodfisher_jax.equations.layerwise import layer_error, pruned_layer
+from woodfisher_jax.layerwise.budgets import importance_of, scores_of, shared_out
+from woodfisher_jax.layerwise.layers import Layer
+from woodfisher_jax.layerwise.sequence import Layers, Sequence
+from woodfisher_jax.layerwise.settings import LayerResult
+from woodfisher_jax.selection.patterns import Pattern
+from woodfisher_jax.tracing.layers import Product
+from woodfisher_jax.trees.masks import num_kept
+
+PENALTIES = (0.3, 1.0)
+"""Penalties of ADMM in turn, in units of the second moment of an input."""
+
+
+class SingleWeights:
+    """A share of the weights goes.
+
+    Attributes:
+        rule: N:M, or None for single weights.
+        level: That share, of all layers together.
+    """
+
+    def __init__(self, rule: Pattern | None, level: float) -> None:
+        self.rule, self.level = rule, level
+        self._kept: dict[tuple[Product, int], int] = {}
+
+    def chosen(self, layers: Layers) -> Layers:
+        """All layers."""
+        return layers
+
+    def allocate(self, sequence: Sequence) -> None:
+        """Decides how many weights of each layer stay."""
+        every = [
+            (p, layer) for p, layers in sequence.layers.items() for layer in layers
+        ]
+        counts = [num_kept(layer.size, self.level) for _, layer in every]
+        settings = sequence.settings
+        if settings.scope == "global" and self.rule is None:
+            sequence.look()
+            scores = [
+                scores_of(sequence.original[p.path], layer, sequence.found[p])
+                for p, layer in every
+            ]
+            counts = shared_out(scores, self.level, settings.spread)
+        self._kept = {
+            (product, layer.number): count
+            for (product, layer), count in zip(every, counts, strict=True)
+        }
+
+    def prune(
+        self,
+        sequence: Sequence,
+        product: Product,
+        moment: jax.Array,
+        cross: jax.Array,
+    ) -> None:
+        """Prunes the layers of a product, and writes their weights and masks."""
+        path, settings = product.path, sequence.settings
+        leaf = np.array(sequence.leaves[path])
+        mask = sequence.masks[path].reshape(-1)
+        for layer in sequence.layers[product]:
+            own, other = (_part(matrix, layer) for matrix in (moment, cross))
+            entries = layer.entries()
+            weights = leaf.reshape(-1)[entries].astype(np.float32)
+            allowed = mask[entries]
+            kept = min(self._kept[product, layer.number], int(allowed.sum()))
+            found = sequence.found.get(product)
+            importance = np.ones(weights.shape[:2], np.float32)
+            if found is not None:
+                importance = importance_of(np.asarray(found.outputs)[layer.groups])
+            pruned, stays = pruned_layer(
+                weights,
+                own,
+                other,
+                importance,
+                allowed,
+                kept,
+                np.float32(settings.damping),
+                np.asarray(PENALTIES, np.float32),
+                pattern=None if self.rule is None else (self.rule.kept, self.rule.size),
+                rounds=settings.rounds,
+                polish=settings.polish,
+            )
+            error = float(layer_error(weights, pruned, own))
+            leaf.reshape(-1)[entries] = np.asarray(pruned).astype(leaf.dtype)
+            mask[entries] = np.asarray(stays)
+            left = int(stays.sum()) / stays.size
+            sequence.results.append(LayerResult(path, layer.number, 1 - left, error))
+        sequence.leaves[path] = leaf
+
+
+def _part(moment: jax.Array, layer: Layer) -> jax.Array:
+    """The second moments of a layer's groups, in the order of its columns."""
+    whole = len(layer.groups) == len(moment)
+    if whole and (np.diff(layer.columns) == 1).all():
+        return moment
+    return moment[np.ix_(layer.groups, layer.columns, layer.columns)]
