@@ -237,6 +237,84 @@ def _one_left(found: Structures, gone: set[int]) -> set[int]:
     return gone
 
 
+_DIFFERS = (
+    "something that differs from place to place or with the inputs (at the border of "
+    "an image that is padded, or times another activation)"
+)
+
+
+class _Constants:
+    """What structures that are zero contribute to the layers that read them.
+
+    Attributes:
+        rows: By the place of the layer, one number for each of its outputs.
+    """
+
+    def __init__(
+        self,
+        found: Structures,
+        constant: set[int],
+        products: dict[Place, Product],
+        biases: dict[Place, Bias],
+    ) -> None:
+        self.found, self.constant = found, constant
+        self.products, self.biases = products, biases
+        self.rows: dict[Place, np.ndarray] = {}
+
+    def refused(self, reason: str) -> OptionError:
+        """The error for what cannot be folded."""
+        return OptionError(
+            "masks",
+            f"{sorted(_names(self.found, self.constant))} have outputs that are zero "
+            f"under the masks, but what follows makes of them {reason}; expected masks "
+            "that empty the weights that read them as well, as "
+            "wf.prune(..., pattern='structures') gives them",
+        )
+
+    def watch(
+        self, place: Place, equation: Any, operands: list[tuple[Any, Array]]
+    ) -> None:
+        """Adds what a product makes of the structures alone.
+
+        Raises:
+            OptionError: If that is not one row for all examples and places, or there is
+                no bias that could take it.
+        """
+        activations = [array.active for _, array in operands]
+        if sum(activations) != 1:
+            return
+        side = activations.index(True)
+        values = [value for value, _ in operands]
+        chosen = self._entries(operands[side][1], _summed(equation, side))
+        if not chosen.any():
+            return
+        values[side] = jnp.where(chosen, values[side], 0)
+        (given,) = bind(equation, values)
+        rows = np.asarray(given, np.float64)
+        if place not in self.rows and not rows.any():
+            return
+        if place not in self.biases:
+            raise self.refused(
+                "numbers for which the layer that reads them has no bias"
+            )
+        features = feature_axes(self.products[place])
+        rest = [i for i in range(rows.ndim) if i not in features]
+        rows = rows.transpose(*rest, *features)
+        rows = rows.reshape(-1, math.prod(rows.shape[len(rest) :]))
+        own = self.rows.setdefault(place, rows[0])
+        if np.max(np.abs(rows - own)) > SAME * np.max(np.abs(own)):
+            raise self.refused(_DIFFERS)
+
+    def _entries(self, array: Array, summed: Sequence[int]) -> np.ndarray:
+        """Which entries of an operand belong to the structures."""
+        chosen = np.zeros([len(axis) for axis in array.axes], bool)
+        classes = self.found.coupling.units.classes
+        for axis in summed:
+            one = [bool(self.constant & {*classes(e)}) for e in array.axes[axis]]
+            chosen |= np.array(one).reshape(-1, *[1] * (chosen.ndim - axis - 1))
+        return chosen
+
+
 def _folded(
     net_fn: NetFn,
     params: Params,
@@ -252,62 +330,17 @@ def _folded(
     uses = [u for own in find_uses(net_fn, params, inputs).values() for u in own]
     biases = {use.position: use for use in uses if isinstance(use, Bias)}
     products = {use.position: use for use in uses if isinstance(use, Product)}
-    leaves = leaves_by_path(params)
-    contributions: dict[Place, np.ndarray] = {}
-    differs = (
-        "something that differs from place to place or with the inputs (at the border "
-        "of an image that is padded, or times another activation)"
-    )
-
-    def refused(reason: str) -> OptionError:
-        return OptionError(
-            "masks",
-            f"{sorted(_names(found, constant))} have outputs that are zero under the "
-            f"masks, but what follows makes of them {reason}; expected masks that "
-            "empty the weights that read them as well, as "
-            "wf.prune(..., pattern='structures') gives them",
-        )
-
-    def watch(place: Place, equation: Any, operands: list[tuple[Any, Array]]) -> None:
-        activations = [array.active for _, array in operands]
-        if sum(activations) != 1:
-            return
-        side = activations.index(True)
-        x, array = operands[side]
-        chosen = np.zeros(x.shape, bool)
-        for axis in _summed(equation, side):
-            one = [
-                bool(constant.intersection(found.coupling.units.classes(entry)))
-                for entry in array.axes[axis]
-            ]
-            chosen |= np.array(one).reshape(-1, *[1] * (x.ndim - axis - 1))
-        if not chosen.any():
-            return
-        values = [value for value, _ in operands]
-        values[side] = jnp.where(chosen, x, 0)
-        (given,) = bind(equation, values)
-        rows = np.asarray(given, np.float64)
-        if place not in contributions and not rows.any():
-            return
-        if place not in biases:
-            raise refused("numbers for which the layer that reads them has no bias")
-        features = feature_axes(products[place])
-        rest = [i for i in range(rows.ndim) if i not in features]
-        rows = rows.transpose(*rest, *features)
-        rows = rows.reshape(-1, math.prod(rows.shape[len(rest) :]))
-        own = contributions.setdefault(place, rows[0])
-        if np.max(np.abs(rows - own)) > SAME * np.max(np.abs(own)):
-            raise refused(differs)
-
+    constants = _Constants(found, constant, products, biases)
     if any(map(found.coupling.units.varies, constant)):
         # Even if it is nothing for the inputs that are given.
-        raise refused(differs)
-    program = Smaller(found.coupling, set(), watch)
+        raise constants.refused(_DIFFERS)
+    program = Smaller(found.coupling, set(), constants.watch)
     # A single example shows nothing of how they depend on the inputs.
     for given in (inputs, jax.tree.map(_nothing, inputs)):
         program(jax.tree.leaves((params, given)))
+    leaves = leaves_by_path(params)
     changed: dict[str, jax.Array] = {}
-    for place, row in contributions.items():
+    for place, row in constants.rows.items():
         bias = biases[place]
         old = changed.get(bias.path, leaves[bias.path])
         total = np.asarray(old, np.float64).reshape(-1)

@@ -180,3 +180,17 @@ def test_roles_are_known_of_tensors_in_several_products_or_after_others() -> Non
         ("v", 1): "outputs",
         ("w", 1): "both",
     }
+
+
+def test_heads_that_meet_one_head_of_keys_are_heads() -> None:
+    def net(params, x):
+        queries = (x @ params["q"]).reshape(*x.shape[:2], 3, 4)
+        keys, values = x @ params["k"], x @ params["v"]
+        scores = jnp.einsum("bthd,bsd->bhts", queries, keys)
+        mixed = jnp.einsum("bhts,bsd->bthd", jax.nn.softmax(scores), values)
+        return mixed.reshape(*x.shape[:2], -1) @ params["o"]
+
+    params = {"q": shape(6, 12), "k": shape(6, 4), "v": shape(6, 4), "o": shape(12, 6)}
+    (family,) = structures(net, params, shape(2, 5, 6)).families
+    assert (family.kind, len(family.units)) == ("heads", 3)
+    assert {m.path for m in family.members} == {"q", "o"}

@@ -539,16 +539,19 @@ class Coupling:
         for mine, others in (summed, shared):
             for a, b in zip(mine, others, strict=True):
                 self.units.unify(left.axes[a], right.axes[b])
-        both = left.active and right.active
-        for a in summed[0] if both else ():
-            # Such as what is in a head, whose size scales the scores.
-            self.units.fix(left.axes[a], "is summed between two activations")
-        for a in shared[0] if both else ():
-            self.units.mark_heads(left.axes[a])
         free = [
             [a for i, a in enumerate(array.axes) if i not in {*s, *b}]
             for array, s, b in zip(inputs, summed, shared, strict=True)
         ]
+        if left.active and right.active:
+            self._mark_heads(
+                [left.axes[a] for a in summed[0]],
+                [left.axes[a] for a in shared[0]],
+                [*free[0], *free[1]],
+            )
+            for a in summed[0]:
+                # Such as what is in a head, whose size scales the scores.
+                self.units.fix(left.axes[a], "is summed between two activations")
         if left.active != right.active:
             side = int(left.active)
             weight = inputs[side]
@@ -560,6 +563,25 @@ class Coupling:
             operands = (left.axes, right.axes)
             self.costs.append(Cost(every, rounds, equation, operands, rounds))
         return Array(axes, active)
+
+    def _mark_heads(
+        self, summed: Sequence[Axis], shared: Sequence[Axis], free: Sequence[Axis]
+    ) -> None:
+        """Says which axes of a product of two activations are heads.
+
+        Those that both have; or, where all queries meet one head of keys, those that
+        one of them has beside what is summed, which weights have made.
+        """
+        for axis in shared:
+            self.units.mark_heads(axis)
+        if any(map(self._goes, summed)) and not any(map(self._goes, shared)):
+            for axis in free:
+                self.units.mark_heads(axis)
+
+    def _goes(self, axis: Axis) -> bool:
+        """Whether some entry of an axis may go by now."""
+        found = (self.units.classes(entry) for entry in axis)
+        return any(not self.units.reason(c) for classes in found for c in classes)
 
     def _multiplied(
         self, weight: Array, summed: Sequence[Axis], free: Sequence[Axis]
