@@ -417,6 +417,7 @@ def test_two_pruners_prune_their_own_weights_and_resume(tmp_path: Path) -> None:
     assert again["final"] == whole["final"]
 
 
+@pytest.mark.slow
 def test_repeated_one_shot_prunes_in_turn_and_trains_after(tmp_path: Path) -> None:
     config = small(
         dense__epochs=1,
@@ -465,6 +466,7 @@ def test_repeated_one_shot_from_dense_is_each_one_shot(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_losses_and_diagnostics_are_in_the_results(tmp_path: Path) -> None:
     config = small(
         prune__one_shot=True, prune__diagnostics=True, prune__loss_path_steps=3
@@ -493,6 +495,7 @@ def test_multiply_accumulates_are_in_the_results(finished: tuple[Path, dict]) ->
     assert (workdir / "layers.csv").read_text().startswith("path,size,nonzero")
 
 
+@pytest.mark.slow
 def test_macs_can_be_the_target_of_a_schedule(tmp_path: Path) -> None:
     """1,184 to 200 multiply-accumulates, from those at the first step's sparsity."""
     target = 200e-6
