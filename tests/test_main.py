@@ -237,11 +237,13 @@ def test_a_run_and_its_comparison(tmp_path: Path) -> None:
 
 
 def test_quiet_prints_a_line_for_each_result(tmp_path: Path, command: Command) -> None:
-    code, told, errors = command(*SMALL, "--quiet", f"--workdir={tmp_path}")
+    code, told, errors = command(
+        *SMALL, "--config.prune.method=magni", "--quiet", f"--workdir={tmp_path}"
+    )
     assert code == 0
     assert errors == ""
     pruned, compared = told.splitlines()
-    assert pruned.startswith("woodfisher: 90.0")
+    assert pruned.startswith("magni: 90.0")
     assert compared.startswith("globalmagni: 90.0")
     for line in (pruned, compared):
         assert "% sparse, top-1" in line

@@ -158,7 +158,7 @@ def test_a_gradient_that_is_not_finite_stays_out() -> None:
     gradients["a"]["kernel"] = jnp.where(MASK, 1.0, jnp.nan)
     params, state = step_of(tx)(params, tx.init(params), gradients)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((params, state)))
-    updates, _ = tx.update(gradients, tx.init(params))
+    updates, _ = jax.jit(tx.update)(gradients, tx.init(params))
     np.testing.assert_array_equal(updates["a"]["kernel"] == 0, ~MASK)
 
 
@@ -330,6 +330,7 @@ print("agree")
 """
 
 
+@pytest.mark.slow
 def test_a_state_that_is_spread_over_eight_devices() -> None:
     done = subprocess.run(
         [sys.executable, "-c", SHARDED],
@@ -404,9 +405,13 @@ def test_the_optimizer_of_nnx(as_tree: bool) -> None:
     def loss_of_net(net: Net, x: jax.Array) -> jax.Array:
         return jnp.mean((net(x) - 1) ** 2)
 
+    @nnx.jit
+    def step(net: Net, optimizer: nnx.Optimizer) -> None:
+        optimizer.update(net, nnx.grad(loss_of_net)(net, x))
+
     def train() -> None:
         for _ in range(2):
-            optimizer.update(net, nnx.grad(loss_of_net)(net, x))
+            step(net, optimizer)
 
     params = nnx.state(net, nnx.Param)
     masks = wf.init_masks(params)
@@ -443,9 +448,9 @@ def test_flattened_moments_of_pruned_weights_are_zero() -> None:
     params, masks = params_of(), {PATH: jnp.asarray(MASK)}
     for inner in (optax.adam(0.1), optax.MultiSteps(optax.adam(0.1), 2)):
         tx = wf.masked(optax.flatten(inner), wf.init_masks(params, PATH))
-        state = tx.init(params)
+        state, update = tx.init(params), jax.jit(tx.update)
         for _ in range(3):
-            _, state = tx.update(params, state, params)
+            _, state = update(params, state, params)
         _, state = wf.with_masks(params, state, masks)
         flat = [leaf for leaf in jax.tree.leaves(state.inner_state) if leaf.ndim == 1]
         assert len(flat) in (2, 3)
@@ -457,10 +462,10 @@ def test_flattened_moments_of_pruned_weights_are_zero() -> None:
 def test_gradients_of_past_steps_are_zero_for_pruned_weights() -> None:
     params = {"a": {"kernel": jnp.ones((2, 3))}}
     tx = wf.masked(optax.scale_by_lbfgs(4), wf.init_masks(params))
-    state = tx.init(params)
+    state, update = tx.init(params), jax.jit(tx.update)
     for scale in (1.0, 2.0, 3.0):
         gradients = jax.tree.map(lambda leaf, scale=scale: scale * leaf, params)
-        _, state = tx.update(gradients, state, params)
+        _, state = update(gradients, state, params)
     _, state = wf.with_masks(params, state, {PATH: jnp.asarray(MASK)})
     memory = state.inner_state.diff_updates_memory["a"]["kernel"]
     assert memory.shape == (4, 2, 3)
@@ -508,5 +513,5 @@ def test_a_state_that_mixes_weights_is_refused(tx: Any, path: str) -> None:
 def test_a_state_of_other_shapes_is_taken(tx: Any) -> None:
     params = params_of()
     masked = wf.masked(tx, {PATH: jnp.asarray(MASK)})
-    updates, state = masked.update(params, masked.init(params), params)
+    updates, state = jax.jit(masked.update)(params, masked.init(params), params)
     assert_zero(optax.apply_updates(params, updates), state.masks, MASK)

@@ -69,7 +69,14 @@ def test_a_generator_of_two_arrays_is_two_batches() -> None:
 
 
 @pytest.mark.parametrize(
-    "method", ["woodfisherblock", "woodtaylor", "naivehess", "kfac"]
+    "method",
+    [
+        "woodfisherblock",
+        *(
+            pytest.param(method, marks=pytest.mark.slow)
+            for method in ("woodtaylor", "naivehess", "kfac")
+        ),
+    ],
 )
 def test_samples_with_typed_random_keys(method: str) -> None:
     keys = jax.random.split(jax.random.key(2), 6)

@@ -110,6 +110,7 @@ def test_budgets_need_structures(given):
         wf.prune_layerwise(net, *given, macs=0.5)
 
 
+@pytest.mark.slow
 def test_what_is_read_through_a_concatenation_goes(given):
     def net(params, x):
         parts = [jnp.tanh(x @ params["a"]), x, jnp.tanh(x @ params["b"])]

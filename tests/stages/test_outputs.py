@@ -67,6 +67,7 @@ def test_it_is_prune_matched_with_the_dense_outputs_as_targets() -> None:
     assert info.num_samples == 40
 
 
+@pytest.mark.slow
 def test_a_pattern_says_how_far() -> None:
     params, _, info = wf.prune_outputs(
         net, PARAMS, INPUTS, pattern="1:2", stages=1, num_samples=20

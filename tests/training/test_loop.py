@@ -18,7 +18,7 @@ import optax
 import pytest
 from read_pages import Page
 from saved_runs import random_network
-from small_runs import small
+from small_runs import run, small
 
 from woodfisher_jax.evaluate import evaluate_run
 from woodfisher_jax.report import metrics
@@ -50,17 +50,6 @@ def saved(workdir: Path, config: Config) -> tuple[dict[str, Any], dict[str, Any]
     with checkpoint.open_manager(workdir / "checkpoints") as manager:
         arrays, meta = checkpoint.restore(manager, None, target)
     return arrays, meta["log"]
-
-
-def run(config: Config, workdir: Path) -> dict[str, Any]:
-    """A run without tables, plots and page, which take longer than its training."""
-
-    def write_report(workdir: Path, results: dict[str, Any]) -> None:
-        metrics.write_results(workdir, results)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "write_report", write_report)
-        return train.run(config, workdir)
 
 
 @pytest.fixture(scope="module")
