@@ -7,11 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from arrays import normal
 
 import woodfisher_jax as wf
 
-PARAMS = {"w": jax.random.normal(jax.random.key(0), (5, 3)), "b": jnp.ones(3)}
-X = np.asarray(jax.random.normal(jax.random.key(1), (6, 5)))
+PARAMS = {"w": normal(0, 5, 3), "b": jnp.ones(3)}
+X = np.asarray(normal(1, 6, 5))
 MASKS = {"w": jnp.arange(15).reshape(5, 3) % 3 > 0}
 
 

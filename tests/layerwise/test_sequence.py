@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from arrays import normal
 from llama_folders import SMOLLM2, needs_smollm2
 
 import woodfisher_jax as wf
@@ -17,17 +18,15 @@ from woodfisher_jax.training.perplexity import perplexity
 from woodfisher_jax.weights.hugging_face import read_folder
 
 WIDTH, DEPTH = 8, 3
-X = jax.random.normal(jax.random.key(1), (40, 5))
+X = normal(9, 40, 5)
 WITHOUT = Layerwise()
 
 
-def parameters(seed=0):
-    keys = iter(jax.random.split(jax.random.key(seed), 9))
-    layers = [jax.random.normal(next(keys), (WIDTH, WIDTH)) for _ in range(DEPTH)]
+def parameters():
     return {
-        "first": jax.random.normal(next(keys), (WIDTH, 5)),
-        "layers": jnp.stack(layers) / 3,
-        "bias": jnp.linspace(-1, 1, WIDTH),
+        "first": normal(0, WIDTH, 5),
+        "layers": normal(1, DEPTH, WIDTH, WIDTH) / 3,
+        "bias": jnp.asarray(np.linspace(-1, 1, WIDTH), jnp.float32),
     }
 
 
@@ -176,13 +175,12 @@ def test_convolutions_of_groups_and_strides() -> None:
         )
         return second.mean(axis=(1, 2)) @ params["head"]
 
-    keys = jax.random.split(jax.random.key(0), 4)
     params = {
-        "conv": jax.random.normal(keys[0], (3, 3, 4, 4)),
-        "depthwise": jax.random.normal(keys[1], (3, 3, 1, 4)),
-        "head": jax.random.normal(keys[2], (4, 3)),
+        "conv": normal(0, 3, 3, 4, 4),
+        "depthwise": normal(1, 3, 3, 1, 4),
+        "head": normal(2, 4, 3),
     }
-    images = jax.random.normal(keys[3], (12, 8, 8, 4))
+    images = normal(3, 12, 8, 8, 4)
     new, masks, _ = wf.prune_layerwise(
         net, params, images, pattern="2:4", prunable="conv"
     )
@@ -210,8 +208,7 @@ def test_experts_are_layers_of_their_own() -> None:
 
     params = {
         "gate": jnp.ones((5, 2)),
-        "experts": jax.random.normal(jax.random.key(0), (2, 5, 4))
-        * jnp.array([1, 9])[:, None, None],
+        "experts": normal(0, 2, 5, 4) * jnp.array([1, 9])[:, None, None],
     }
     _, masks, info = wf.prune_layerwise(
         net, params, X, sparsity=0.5, prunable="experts"
@@ -296,9 +293,8 @@ def deep(params, x):
 
 @pytest.fixture(scope="module")
 def five_layers():
-    keys = jax.random.split(jax.random.key(0), 6)
-    params = {f"layer{i}": jax.random.normal(keys[i], (8, 8)) / 3 for i in range(5)}
-    return params, jax.random.normal(keys[5], (32, 8))
+    params = {f"layer{i}": normal(i, 8, 8) / 3 for i in range(5)}
+    return params, normal(5, 32, 8)
 
 
 def test_a_layer_that_is_left_over_is_repaired_as_well(five_layers) -> None:
