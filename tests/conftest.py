@@ -50,8 +50,8 @@ COMPILED = "JAX_COMPILATION_CACHE_DIR"
 OWNS_COMPILED = COMPILED not in os.environ
 if OWNS_COMPILED:
     os.environ[COMPILED] = tempfile.mkdtemp(prefix="woodfisher-compiled-")
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 
 def pytest_configure(config: pytest.Config) -> None:

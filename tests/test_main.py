@@ -27,6 +27,9 @@ SMALL = (
     "--config.model.hidden=(16,)",
 )
 
+MAGNITUDE = "--config.prune.method=magni"
+"""Which compiles the least."""
+
 Command = Callable[..., tuple[object, str, str]]
 
 
@@ -213,7 +216,7 @@ def test_settings_and_further_pruners_can_be_overridden(
 def test_a_run_and_its_comparison(tmp_path: Path) -> None:
     """As users run it, in a process and a folder of its own."""
     done = subprocess.run(
-        [sys.executable, "-m", "woodfisher_jax.main", *SMALL],
+        [sys.executable, "-m", "woodfisher_jax.main", *SMALL, MAGNITUDE],
         capture_output=True,
         text=True,
         cwd=tmp_path,
@@ -237,9 +240,7 @@ def test_a_run_and_its_comparison(tmp_path: Path) -> None:
 
 
 def test_quiet_prints_a_line_for_each_result(tmp_path: Path, command: Command) -> None:
-    code, told, errors = command(
-        *SMALL, "--config.prune.method=magni", "--quiet", f"--workdir={tmp_path}"
-    )
+    code, told, errors = command(*SMALL, MAGNITUDE, "--quiet", f"--workdir={tmp_path}")
     assert code == 0
     assert errors == ""
     pruned, compared = told.splitlines()

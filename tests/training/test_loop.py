@@ -236,6 +236,7 @@ def stopped(config: Config, workdir: Path, number: int, *, after: int) -> Stoppe
     return caught.value
 
 
+@pytest.mark.slow
 def test_a_run_that_is_asked_to_stop_resumes_in_the_middle_of_an_epoch(
     finished: tuple[Path, dict], tmp_path: Path
 ) -> None:

@@ -82,9 +82,11 @@ def test_new_batch_statistics_do_not_compile_again() -> None:
     model = build_model("resnet20")
     image = jnp.zeros((2, 8, 8, 3))
     variables = jax.eval_shape(model.init, jax.random.key(0), image)
-    params = jax.tree.map(lambda a: jnp.full(a.shape, 0.01), variables["params"])
-    stats = jax.tree.map(lambda a: jnp.ones(a.shape), variables["batch_stats"])
-    other = jax.tree.map(lambda a: 2 * a, stats)
+    filled = lambda tree, value: jax.tree.map(  # noqa: E731
+        lambda a: jnp.asarray(np.full(a.shape, value, np.float32)), tree
+    )
+    params = filled(variables["params"], 0.01)
+    stats, other = (filled(variables["batch_stats"], n) for n in (1, 2))
     batch = {"image": image + 1.0, "label": jnp.array([0, 1])}
     traces = []
 
