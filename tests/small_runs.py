@@ -10,11 +10,11 @@ from woodfisher_jax.training import loop
 from woodfisher_jax.training.config import Config, from_dict
 
 
-def run(config: Config, workdir: Path) -> dict[str, Any]:
+def run(config: Config, workdir: Path, **options: Any) -> dict[str, Any]:
     """A run without tables, plots and page, which take longer than its training."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "write_report", metrics.write_results)
-        return loop.run(config, workdir)
+        return loop.run(config, workdir, **options)
 
 
 def small(**changes: Any) -> Config:

@@ -34,7 +34,7 @@ def test_convolutions_pad_both_sides(size, stride, groups, pixels):
 def test_convolutions_start_from_he_normal_by_output():
     x = jnp.zeros((1, 1, 1, 64))
     model = layers.conv(64, 3, name="c")
-    kernel = model.init(jax.random.key(0), x)["params"]["kernel"]
+    kernel = jax.jit(model.init)(jax.random.key(0), x)["params"]["kernel"]
     assert np.std(kernel) == pytest.approx(np.sqrt(2 / (9 * 64)), rel=0.02)
     # A truncated normal would end at about 2.3 standard deviations.
     assert np.abs(kernel).max() > 3.5 * np.std(kernel)

@@ -28,7 +28,7 @@ class Net(nn.Module):
 NET = Net()
 IMAGES = RANDOM.standard_normal((20, 6, 6, 2)).astype(np.float32)
 LABELS = RANDOM.integers(0, 3, 20)
-PARAMS = NET.init(jax.random.key(0), IMAGES)["params"]
+PARAMS = jax.jit(NET.init)(jax.random.key(0), IMAGES)["params"]
 PATHS = ("conv/kernel", "fc/kernel")
 COSTS = {"conv/kernel": 16.0, "fc/kernel": 1.0}
 DENSE_MACS = 72 * 16 + 12

@@ -18,7 +18,7 @@ def run(gone):
     """An MLP of 8 and 6 neurons of which some inputs of its second layer are pruned."""
     settings = {"hidden": (8, 6), "num_classes": 3}
     model = models.build_model("mlp", **settings)
-    variables = model.init(jax.random.key(0), jnp.zeros((1, *IMAGE)))
+    variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, *IMAGE)))
     masks = wf.init_masks(variables["params"], "kernel")
     masks["fc2/kernel"] = masks["fc2/kernel"].at[jnp.array(gone, int)].set(False)
     params = wf.apply_masks(variables["params"], masks)
