@@ -71,7 +71,7 @@ def test_conv_norm_in_evaluation(use_bias):
     variables["batch_stats"]["bn"]["var"] *= 1e-4
     state["bn.running_var"] *= 1e-4
     expected = torch_conv_norm(np.float64(X), state, "conv", "bn", padding=1)
-    np.testing.assert_allclose(model.apply(variables, X), expected, rtol=1e-3)
+    np.testing.assert_allclose(jax.jit(model.apply)(variables, X), expected, rtol=1e-3)
 
 
 def test_statistics_move_a_tenth_of_the_way_in_training():

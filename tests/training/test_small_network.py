@@ -35,8 +35,8 @@ def test_the_config_says_what_is_left_and_outputs_stay():
     images = np.random.default_rng(0).normal(size=(5, *IMAGE)).astype(np.float32)
     rebuilt = models.build_model("mlp", **settings)
     np.testing.assert_allclose(
-        rebuilt.apply(small.variables, images),
-        model.apply(saved.variables, images),
+        jax.jit(rebuilt.apply)(small.variables, images),
+        jax.jit(model.apply)(saved.variables, images),
         rtol=1e-5,
         atol=1e-6,
     )
