@@ -20,8 +20,18 @@ SHARED = Path(
 FAST_COMPILATION = (
     "--xla_backend_optimization_level=0",
     "--xla_llvm_disable_expensive_passes=true",
+    "--xla_cpu_parallel_codegen_split_count=1",
 )
-"""Switch LLVM's optimizations off: most of the suite's time is compilation."""
+"""Switch LLVM's optimizations off: most of the suite's time is compilation.
+
+Small programs are not worth the parts that XLA cuts them into.
+"""
+
+NO_TRACEBACKS = {
+    "JAX_INCLUDE_FULL_TRACEBACKS_IN_LOCATIONS": "0",
+    "JAX_TRACEBACK_IN_LOCATIONS_LIMIT": "0",
+}
+"""Leave the source lines of each operation out of what is compiled."""
 
 LONGEST = (
     "test_distributed.py",
@@ -40,8 +50,8 @@ COMPILED = "JAX_COMPILATION_CACHE_DIR"
 OWNS_COMPILED = COMPILED not in os.environ
 if OWNS_COMPILED:
     os.environ[COMPILED] = tempfile.mkdtemp(prefix="woodfisher-compiled-")
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -53,6 +63,7 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["XLA_FLAGS"] = " ".join(
             (os.environ.get("XLA_FLAGS", ""), *FAST_COMPILATION)
         )
+        os.environ.update(NO_TRACEBACKS)
 
 
 def pytest_unconfigure() -> None:

@@ -14,6 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from arrays import normal
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -86,11 +87,6 @@ def of_equinox(module: eqx.Module, call: Callable = lambda m, x: jax.vmap(m)(x))
     """The same of an Equinox module, which takes one example."""
     params, rest = eqx.partition(module, eqx.is_inexact_array)
     return params, lambda p, x: call(eqx.combine(p, rest), x), ""
-
-
-def normal(number: int, *shape: int) -> jax.Array:
-    """An array of normal numbers."""
-    return jax.random.normal(jax.random.key(number), shape)
 
 
 def same(array: np.ndarray) -> np.ndarray:

@@ -31,7 +31,7 @@ def random_network(
         for path, leaf in leaves_by_path(shapes["params"]).items()
         if path.endswith("kernel")
     }
-    variables["params"] = apply_masks(variables["params"], masks)
+    variables["params"] = jax.jit(apply_masks)(variables["params"], masks)
     return variables, masks
 
 

@@ -1,8 +1,20 @@
 """A run of a few seconds on the digits that ship with scikit-learn."""
 
+from pathlib import Path
 from typing import Any
 
+import pytest
+
+from woodfisher_jax.report import metrics
+from woodfisher_jax.training import loop
 from woodfisher_jax.training.config import Config, from_dict
+
+
+def run(config: Config, workdir: Path, **options: Any) -> dict[str, Any]:
+    """A run without tables, plots and page, which take longer than its training."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "write_report", metrics.write_results)
+        return loop.run(config, workdir, **options)
 
 
 def small(**changes: Any) -> Config:

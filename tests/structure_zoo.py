@@ -12,7 +12,7 @@ import equinox as eqx
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
+from arrays import normal
 from flax import nnx
 from layer_zoo import FRAMEWORKS, KEY, attended
 
@@ -68,11 +68,6 @@ class Kind(NamedTuple):
     layers: Callable[[int], dict[str, Layer]]
     forward: Callable[[Any, jax.Array], jax.Array]
     inputs: jax.Array
-
-
-def normal(number: int, *shape: int) -> jax.Array:
-    """By NumPy, for XLA would compile a function for each shape."""
-    return jnp.asarray(np.random.default_rng(number).normal(size=shape), jnp.float32)
 
 
 # -------------------------------------------------------------------------- frameworks

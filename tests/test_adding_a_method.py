@@ -34,6 +34,7 @@ def test_a_new_kind_is_one_file_of_forty_lines() -> None:
     assert len(FILES["snip.py"].splitlines()) <= 40
 
 
+@pytest.mark.slow
 def test_both_methods_prune_from_python(folder: Path) -> None:
     code = (
         FILES["use.py"]

@@ -133,7 +133,7 @@ def test_one_batch_makes_evaluation_training(framework: Any) -> None:
     params, state, updated, evaluated = framework()
     for _ in range(2):
         state = jax.jit(updated)(params, state, X + 1)
-    outputs = evaluated(reestimate(updated, params, state, X))
+    outputs = np.asarray(jax.jit(evaluated)(reestimate(updated, params, state, X)))
     np.testing.assert_allclose(outputs.mean(0), 0, atol=1e-3)
     np.testing.assert_allclose(outputs.var(0), 1, rtol=1e-3)
 

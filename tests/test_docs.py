@@ -170,6 +170,12 @@ def quick(command: str) -> str:
     return command
 
 
+def run_here(command: str) -> object:
+    """Without a process of its own, which takes as long as the command."""
+    module, *arguments = shlex.split(quick(command).removeprefix(MODULE))
+    return run_module(module, *arguments)
+
+
 def clone(folder: Path) -> Path:
     """A folder with what a clone has."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -182,7 +188,9 @@ def clone(folder: Path) -> Path:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run of the command that the documentation starts with."""
     folder = clone(tmp_path_factory.mktemp("clone"))
-    run(quick(FIRST), folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert not run_here(FIRST)
     assert (folder / RUN / "results.json").exists()
     return folder / RUN
 
@@ -212,11 +220,9 @@ def test_a_command_runs(
     for name in set(re.findall(r"runs/[\w-]+", command)) - set(written):
         shutil.copytree(finished, folder / name)
     before = set(folder.rglob("*"))
-    if module := re.match(rf"{MODULE}(\S+) ", command):
-        # Without a process of its own, which takes as long as the command.
+    if command.startswith(MODULE):
         monkeypatch.chdir(folder)
-        arguments = shlex.split(quick(command)[module.end() :])
-        code = run_module(module[1], *arguments)
+        code = run_here(command)
         output = "".join(capsys.readouterr())
         assert not code, output[-3000:]
     else:
@@ -304,11 +310,13 @@ def test_overrides_name_fields_that_exist() -> None:
 LONG = (
     "docs/comparison.md",
     "docs/concepts.md",
+    "docs/configs.md",
     "docs/methods.md",
     "docs/quickstart.md",
     "docs/scaling.md",
+    "docs/small_networks.md",
 )
-"""Pages whose Python takes ten seconds and more to compile."""
+"""Pages whose Python takes five seconds and more to compile."""
 
 
 def network() -> dict[str, Any]:

@@ -46,8 +46,10 @@ def examples_of(module: ModuleType) -> list[doctest.DocTest]:
 @pytest.mark.parametrize(
     "name",
     [
-        # Those of stages compile whole runs, which the tests of stages do as well.
-        pytest.param(name, marks=[pytest.mark.slow] * name.startswith("stages."))
+        # They compile whole runs, which the tests of these modules do as well.
+        pytest.param(
+            name, marks=[pytest.mark.slow] * name.startswith(("stages.", "curvature."))
+        )
         for name in MODULES
     ],
 )

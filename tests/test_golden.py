@@ -84,7 +84,9 @@ def run(weights, examples, layout: str, **options):
     return to_torch(new_params, layout), to_torch(new_masks, layout), info
 
 
-@pytest.mark.parametrize("layout", ["torch", "flax"])
+@pytest.mark.parametrize(
+    "layout", ["torch", pytest.param("flax", marks=pytest.mark.slow)]
+)
 def test_the_original_s_masks_and_weights(golden, weights, examples, layout) -> None:
     new_weights, masks, info = run(
         weights,
@@ -209,7 +211,7 @@ def assert_same(found, expected, rtol: float) -> None:
     ("block_size", "scope", "sparsity", "batch_size", "layout"),
     [
         pytest.param(784, "layer", 0.8, 1, "torch", marks=pytest.mark.slow),
-        (500, "global", 0.9, 10, "flax"),
+        pytest.param(500, "global", 0.9, 10, "flax", marks=pytest.mark.slow),
         # Slow tests compile with optimizations, without which a weight rounds worse.
         pytest.param(None, "global", 0.95, 1, "torch", marks=pytest.mark.slow),
     ],
@@ -248,6 +250,7 @@ def strictly_above(scores: np.ndarray, sparsity: float) -> np.ndarray:
     return scores > np.sort(scores)[len(scores) - number]
 
 
+@pytest.mark.slow
 def test_the_original_s_woodtaylorblock(
     golden_dir, weights, checkpoints_dir, tfds_dir
 ) -> None:
@@ -313,8 +316,7 @@ def original_kfac(weights, examples, sparsity, damping, pi, layerwise):
     [
         pytest.param(
             *case,
-            marks=[pytest.mark.slow]
-            * (case not in ((True, "global", "torch"), (False, "layer", "flax"))),
+            marks=[pytest.mark.slow] * (case != (True, "global", "torch")),
         )
         for case in [
             (pi, scope, layout)
@@ -354,6 +356,7 @@ def to_flax(array: np.ndarray, lead: int = 0) -> np.ndarray:
     return np.transpose(array, (*range(lead), *(lead + axis for axis in order)))
 
 
+@pytest.mark.slow
 def test_chunks_of_convolutions_hold_the_weights_they_hold_in_pytorch() -> None:
     random = np.random.default_rng(0)
     torch_weights, torch_gradients = {}, {}

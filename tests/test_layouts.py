@@ -161,10 +161,17 @@ def test_macs_are_those_counted_by_hand(framework, kind) -> None:
     assert macs_per_weight(loss_of(net.apply), net.params, inputs) == net.macs
 
 
+SAVED = [("plain", kind) for kind in ("convolution", "experts by vmap", "sharded")]
+
+
 @pytest.mark.parametrize(
     ("framework", "kind"),
     [
-        pytest.param(*case.values, id=case.id, marks=[] if "plain" in case.id else SLOW)
+        pytest.param(
+            *case.values,
+            id=case.id,
+            marks=[] if case.values in SAVED else SLOW,
+        )
         for case in ALL
     ],
 )
@@ -231,6 +238,7 @@ STEPS = [
 ]
 
 
+@pytest.mark.slow
 def test_a_stacked_network_is_pruned_as_its_layers() -> None:
     assert_pruned_as_its_twin(
         network("plain", "stacked by scan"), sparsity=0.5, **STEPS[0]

@@ -158,7 +158,7 @@ def test_a_gradient_that_is_not_finite_stays_out() -> None:
     gradients["a"]["kernel"] = jnp.where(MASK, 1.0, jnp.nan)
     params, state = step_of(tx)(params, tx.init(params), gradients)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((params, state)))
-    updates, _ = tx.update(gradients, tx.init(params))
+    updates, _ = jax.jit(tx.update)(gradients, tx.init(params))
     np.testing.assert_array_equal(updates["a"]["kernel"] == 0, ~MASK)
 
 
@@ -223,8 +223,8 @@ def test_optax_finds_the_parameters_in_the_state() -> None:
 def test_the_three_lines_in_a_loop_of_ones_own() -> None:
     """A TrainState of Flax, whose step knows nothing of masks."""
     rng = np.random.default_rng(0)
-    x = jnp.float32(rng.standard_normal((64, 12)))
-    y = jnp.argmax(x @ rng.standard_normal((12, 4)).astype(np.float32), -1)
+    x = rng.standard_normal((64, 12)).astype(np.float32)
+    y = np.argmax(x @ rng.standard_normal((12, 4)), -1)
 
     def loss_fn(params: Any, batch: Any) -> jax.Array:
         x, y = batch
@@ -232,8 +232,8 @@ def test_the_three_lines_in_a_loop_of_ones_own() -> None:
         return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
 
     params = {
-        "hidden": jnp.float32(rng.standard_normal((12, 10))) / 3,
-        "out": jnp.float32(rng.standard_normal((10, 4))) / 3,
+        "hidden": jnp.float32(rng.standard_normal((12, 10)) / 3),
+        "out": jnp.float32(rng.standard_normal((10, 4)) / 3),
     }
     tx = wf.masked(optax.adam(0.02), wf.init_masks(params))
     levels = dict(wf.gradual(start=5, end=13, frequency=4, initial=0.3, target=0.8))
@@ -262,8 +262,8 @@ def test_the_three_lines_in_a_loop_of_ones_own() -> None:
             assert info.nonzero == sum(map(np.count_nonzero, params.values()))
         loss, state = train_step(state)
         losses.append(float(loss))
-        zeros = sum(int(np.sum(leaf == 0)) for leaf in state.params.values())
-        sparsities.append(round(zeros / 160, 4))
+        kept = sum(map(np.count_nonzero, state.params.values()))
+        sparsities.append(round(1 - kept / 160, 4))
     steps = [0.0] * 5 + [0.3] * 4 + [0.7375] * 4 + [0.8] * 17
     np.testing.assert_allclose(sparsities, steps, atol=1 / 160)
     assert sparsities[-1] == 0.8
@@ -330,6 +330,7 @@ print("agree")
 """
 
 
+@pytest.mark.slow
 def test_a_state_that_is_spread_over_eight_devices() -> None:
     done = subprocess.run(
         [sys.executable, "-c", SHARDED],
@@ -404,9 +405,13 @@ def test_the_optimizer_of_nnx(as_tree: bool) -> None:
     def loss_of_net(net: Net, x: jax.Array) -> jax.Array:
         return jnp.mean((net(x) - 1) ** 2)
 
+    @nnx.jit
+    def step(net: Net, optimizer: nnx.Optimizer) -> None:
+        optimizer.update(net, nnx.grad(loss_of_net)(net, x))
+
     def train() -> None:
         for _ in range(2):
-            optimizer.update(net, nnx.grad(loss_of_net)(net, x))
+            step(net, optimizer)
 
     params = nnx.state(net, nnx.Param)
     masks = wf.init_masks(params)
@@ -443,9 +448,9 @@ def test_flattened_moments_of_pruned_weights_are_zero() -> None:
     params, masks = params_of(), {PATH: jnp.asarray(MASK)}
     for inner in (optax.adam(0.1), optax.MultiSteps(optax.adam(0.1), 2)):
         tx = wf.masked(optax.flatten(inner), wf.init_masks(params, PATH))
-        state = tx.init(params)
+        state, update = tx.init(params), jax.jit(tx.update)
         for _ in range(3):
-            _, state = tx.update(params, state, params)
+            _, state = update(params, state, params)
         _, state = wf.with_masks(params, state, masks)
         flat = [leaf for leaf in jax.tree.leaves(state.inner_state) if leaf.ndim == 1]
         assert len(flat) in (2, 3)
@@ -457,10 +462,10 @@ def test_flattened_moments_of_pruned_weights_are_zero() -> None:
 def test_gradients_of_past_steps_are_zero_for_pruned_weights() -> None:
     params = {"a": {"kernel": jnp.ones((2, 3))}}
     tx = wf.masked(optax.scale_by_lbfgs(4), wf.init_masks(params))
-    state = tx.init(params)
+    state, update = tx.init(params), jax.jit(tx.update)
     for scale in (1.0, 2.0, 3.0):
         gradients = jax.tree.map(lambda leaf, scale=scale: scale * leaf, params)
-        _, state = tx.update(gradients, state, params)
+        _, state = update(gradients, state, params)
     _, state = wf.with_masks(params, state, {PATH: jnp.asarray(MASK)})
     memory = state.inner_state.diff_updates_memory["a"]["kernel"]
     assert memory.shape == (4, 2, 3)
@@ -508,5 +513,5 @@ def test_a_state_that_mixes_weights_is_refused(tx: Any, path: str) -> None:
 def test_a_state_of_other_shapes_is_taken(tx: Any) -> None:
     params = params_of()
     masked = wf.masked(tx, {PATH: jnp.asarray(MASK)})
-    updates, state = masked.update(params, masked.init(params), params)
+    updates, state = jax.jit(masked.update)(params, masked.init(params), params)
     assert_zero(optax.apply_updates(params, updates), state.masks, MASK)

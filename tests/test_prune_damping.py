@@ -44,7 +44,7 @@ def gram(rows: np.ndarray) -> jax.Array:
     ("with_targets", "block_size"),
     [
         pytest.param(False, None, marks=pytest.mark.slow),
-        (False, 7),
+        pytest.param(False, 7, marks=pytest.mark.slow),
         (True, None),
         pytest.param(True, 7, marks=pytest.mark.slow),
     ],
@@ -235,7 +235,7 @@ def surgeon(damping, mean=None, targets=-1.0, centered=False):
 @pytest.mark.parametrize(
     ("options", "oracle"),
     [
-        ({}, {}),
+        pytest.param({}, {}, marks=pytest.mark.slow),
         pytest.param({"store": "recompute"}, {}, marks=pytest.mark.slow),
         ({"targets": CHANGES}, {"targets": CHANGES}),
         pytest.param(
@@ -253,6 +253,7 @@ def test_the_newton_step_is_right_at_small_damping(options, oracle) -> None:
     np.testing.assert_allclose(new, weights, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_mean_that_rounding_takes_out_of_the_span_is_refused() -> None:
     with pytest.raises(wf.CurvatureError, match="raise damping"):
         pruned_at(1e-6, mean_samples=ROWS)
@@ -268,10 +269,15 @@ SMALL, FLAT = 2.0**-40, 2.0**-47
     "options",
     [
         {"method": "woodfisher", "normalize_update": 0.01},
-        {"method": "woodfisherblock", "store": "recompute"},
-        {"method": "woodfisherblock", "pattern": "2:4"},
-        {"method": "diagfisher"},
         {"method": "globalmagni", "pattern": "2x2"},
+        *(
+            pytest.param(options, marks=pytest.mark.slow)
+            for options in (
+                {"method": "woodfisherblock", "store": "recompute"},
+                {"method": "woodfisherblock", "pattern": "2:4"},
+                {"method": "diagfisher"},
+            )
+        ),
     ],
     ids=lambda options: "-".join(map(str, options.values())),
 )

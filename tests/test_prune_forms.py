@@ -7,11 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from arrays import normal
 
 import woodfisher_jax as wf
 
-PARAMS = {"w": jax.random.normal(jax.random.key(0), (5, 3)), "b": jnp.ones(3)}
-X = np.asarray(jax.random.normal(jax.random.key(1), (6, 5)))
+PARAMS = {"w": normal(0, 5, 3), "b": jnp.ones(3)}
+X = np.asarray(normal(1, 6, 5))
 MASKS = {"w": jnp.arange(15).reshape(5, 3) % 3 > 0}
 
 
@@ -69,7 +70,14 @@ def test_a_generator_of_two_arrays_is_two_batches() -> None:
 
 
 @pytest.mark.parametrize(
-    "method", ["woodfisherblock", "woodtaylor", "naivehess", "kfac"]
+    "method",
+    [
+        "woodfisherblock",
+        *(
+            pytest.param(method, marks=pytest.mark.slow)
+            for method in ("woodtaylor", "naivehess", "kfac")
+        ),
+    ],
 )
 def test_samples_with_typed_random_keys(method: str) -> None:
     keys = jax.random.split(jax.random.key(2), 6)

@@ -115,7 +115,8 @@ def hessian() -> np.ndarray:
         return loss_fn(params, (np.float64(X), np.float64(Y)))
 
     with jax.enable_x64(True):
-        return np.asarray(jax.hessian(loss)(np.float64(weights_of(PARAMS) * ACTIVE)))
+        weights = np.float64(weights_of(PARAMS) * ACTIVE)
+        return np.asarray(jax.jit(jax.hessian(loss))(weights))
 
 
 def chosen(scores, active, sparsity, scope="global") -> np.ndarray:
@@ -158,8 +159,13 @@ def assert_same(one, other, rtol=1e-5) -> None:
 
 
 STARTS = pytest.mark.parametrize(
-    ("masks", "active"), [(None, DENSE), (MASKS, ACTIVE)], ids=["dense", "pruned"]
+    ("masks", "active"),
+    [
+        pytest.param(None, DENSE, id="dense", marks=pytest.mark.slow),
+        pytest.param(MASKS, ACTIVE, id="pruned"),
+    ],
 )
+"""What holds of pruned weights holds of dense ones, which are the simpler case."""
 
 # ------------------------------------------------------------------------ second order
 
@@ -208,6 +214,7 @@ def test_naivehess_by_hutchinson() -> None:
         assert np.count_nonzero(params["w"]) == 15
 
 
+@pytest.mark.slow
 def test_naivehess_estimates_from_as_many_probes_as_given() -> None:
     estimate = functools.partial(run, method="naivehess", hessian="hutchinson")
     many = estimate(num_probes=4000)
@@ -257,14 +264,22 @@ def test_without_a_slope_woodtaylor_is_woodfisher(taylor) -> None:
     np.testing.assert_allclose(one[0]["w"], other[0]["w"], rtol=1e-4, atol=1e-5)
 
 
-def test_the_slope_may_have_samples_of_its_own() -> None:
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda x, y: iter([(x[:5], y[:5]), (x[5:], y[5:])]),
+        pytest.param(lambda x, y: (x, y), marks=pytest.mark.slow),
+        pytest.param(lambda x, y: lambda i: (x, y), marks=pytest.mark.slow),
+    ],
+    ids=["iterator", "arrays", "function"],
+)
+def test_the_slope_may_have_samples_of_its_own(form) -> None:
     x = RANDOM.standard_normal((14, 5)).astype(np.float32)
     y = RANDOM.standard_normal((14, 3)).astype(np.float32)
     mean = backpropagation(x=x, y=y)[1].mean(0)
     expected = obs(fisher(), mean=mean)[:2]
-    for samples in ((x, y), iter([(x[:5], y[:5]), (x[5:], y[5:])]), lambda i: (x, y)):
-        found = run(method="woodtaylorblock", mean_samples=samples, microbatch_size=8)
-        assert_step(found, *expected)
+    found = run(method="woodtaylorblock", mean_samples=form(x, y), microbatch_size=8)
+    assert_step(found, *expected)
     with pytest.raises(ValueError, match="mean_samples: samples hold 0 examples"):
         run(method="woodtaylorblock", mean_samples=[])
 
@@ -309,6 +324,7 @@ def test_the_joint_update(masks, active, method) -> None:
     assert one <= other
 
 
+@pytest.mark.slow
 def test_the_joint_update_of_one_weight_is_the_sum() -> None:
     one, other = (run(update=u, sparsity=1 / 32) for u in ("joint", "sum"))
     assert_same(one, other, rtol=1e-4)
@@ -331,6 +347,7 @@ def test_a_step_that_only_repairs(scope, reached) -> None:
     assert ranked[2].saliency_sum is not None
 
 
+@pytest.mark.slow
 def test_a_repair_chooses_one_damping() -> None:
     given = {"method": "woodtaylor", "update": "joint", "masks": MASKS}
     given |= {"sparsity": 1 - ACTIVE.mean(), "damping": "auto"}
@@ -340,6 +357,7 @@ def test_a_repair_chooses_one_damping() -> None:
     assert len(found[2].dampings) == 2
 
 
+@pytest.mark.slow
 def test_in_layers_all_must_be_reached_for_a_repair() -> None:
     reached = 1 - MASKS["l1/kernel"].mean()
     assert reached > 1 - MASKS["l2/kernel"].mean()
@@ -349,6 +367,7 @@ def test_in_layers_all_must_be_reached_for_a_repair() -> None:
     assert found.sparsity_by_path["l2/kernel"] > 1 - MASKS["l2/kernel"].mean()
 
 
+@pytest.mark.slow
 def test_no_update() -> None:
     assert_same(run(update="none"), run(scale_update=0))
 
@@ -475,6 +494,7 @@ def test_the_predicted_loss_increase(method) -> None:
         )
 
 
+@pytest.mark.slow
 def test_a_quadratic_loss_is_predicted_exactly() -> None:
     """With the Fisher of unit residuals, F is the Hessian, and so is the prediction."""
     x = RANDOM.standard_normal((400, 6)).astype(np.float32)

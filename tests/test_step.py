@@ -112,6 +112,7 @@ def test_inside_a_caller_s_jit_it_is_the_step_of_prune(method, scope) -> None:
     is_that_of_prune(found, PARAMS, SAMPLES, 0.5, **options)
 
 
+@pytest.mark.slow
 def test_under_vmap_it_is_one_step_for_each_sparsity_and_seed() -> None:
     over_sparsities = jax.vmap(program, in_axes=(None, None, 0))
     both = jax.vmap(over_sparsities, in_axes=(0, 0, None))
@@ -176,12 +177,8 @@ EVERY = [
     for scope in wf.METHODS[method].scopes
     for update in ("sum", "joint")
 ]
-# Full matrices, blocks and groups once each; the others are slow.
-FAST = [
-    ("woodfisher", "global", "sum"),
-    ("woodtaylorblock", "layer", "sum"),
-    ("woodfisherblockgroup", "layer", "joint"),
-]
+# A full matrix and groups; the others are slow.
+FAST = [("woodfisher", "global", "sum"), ("woodfisherblockgroup", "layer", "joint")]
 
 
 def spread(scale: float) -> tuple[dict, tuple[np.ndarray, np.ndarray]]:
@@ -212,10 +209,11 @@ def driven(params, samples, store, monkeypatch, **options):
         for case in EVERY
     ]
     + [
-        ("woodtaylorblock", "global", "sum", 300.0, 1e-6),
-        pytest.param(
-            *("woodfisher", "layer", "joint", 300.0, 1e-6), marks=pytest.mark.slow
-        ),
+        pytest.param(*case, 300.0, 1e-6, marks=pytest.mark.slow)
+        for case in (
+            ("woodtaylorblock", "global", "sum"),
+            ("woodfisher", "layer", "joint"),
+        )
     ],
 )
 def test_every_driver_gives_the_same_masks_and_weights(

@@ -35,6 +35,11 @@ COUNTS = (8, 24, 40)  # N < c, N = c, N > c
 DAMPINGS = (1e-8, 1e-5, 1e-2, 1.0)
 SCALES = (1e-3, 1.0, 1e3)
 ACCURACY, WITHIN_REACH = 1e-5, 1e9
+WITHOUT_RECURSION = [
+    pytest.param(solver, marks=[pytest.mark.slow] * (solver == "recursion"))
+    for solver in SOLVERS
+]
+"""Among the quick tests: nothing but ``solver="recursion"`` chooses it."""
 
 
 def svd_inverse(gradients: np.ndarray, damping: float) -> np.ndarray:
@@ -153,7 +158,7 @@ def described(where: np.ndarray) -> str:
     "count",
     [COUNTS[0], *(pytest.param(n, marks=pytest.mark.slow) for n in COUNTS[1:])],
 )
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", WITHOUT_RECURSION)
 def test_never_silently_wrong(solver, count) -> None:
     gradients, found = sweep(solver, count)
     within = conditions(gradients) < WITHIN_REACH
@@ -247,7 +252,7 @@ def mnist_gradients(tfds_dir: Path, checkpoints_dir: Path) -> dict[str, np.ndarr
         pytest.param("fc2", "sample_space", 100, marks=pytest.mark.slow),
         pytest.param("fc2", "sample_space", 300, marks=pytest.mark.slow),
         pytest.param("fc3", "sample_space", 100),
-        pytest.param("fc3", "dense", 300),
+        pytest.param("fc3", "dense", 300, marks=pytest.mark.slow),
         pytest.param("fc3", "recursion", 300, marks=pytest.mark.slow),
     ],
 )
@@ -275,7 +280,7 @@ GRADIENTS, VECTORS = blocks_of(4), blocks_of(1, count=4)[0]
 NAMES = ["fc1", "fc2", "fc3", "fc4"]
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", WITHOUT_RECURSION)
 def test_each_block_has_its_own_inverse_and_its_factor_serves_the_product(
     solver,
 ) -> None:

@@ -70,7 +70,9 @@ class TestExact:
         )
         np.testing.assert_allclose(found["w"].reshape(-1), np.diag(MATRIX), rtol=1e-6)
 
-    @pytest.mark.parametrize("probes_at_once", [5, 100])
+    @pytest.mark.parametrize(
+        "probes_at_once", [5, pytest.param(100, marks=pytest.mark.slow)]
+    )
     def test_oracle_in_float64(self, probes_at_once) -> None:
         expected = mlp_oracle()
         with jax.enable_x64(True):
@@ -168,6 +170,7 @@ class TestHutchinson:
         assert np.abs(scores.mean(0)).max() < 4 / np.sqrt(20)
         assert 0.6 < np.mean(scores**2) < 1.5
 
+    @pytest.mark.slow
     def test_parts_do_not_matter_but_the_seed_does(self) -> None:
         def run(**options):
             return hutchinson_diagonal(

@@ -47,6 +47,7 @@ VECTOR = np.random.default_rng(0).standard_normal(ORDER.size).astype(np.float32)
 KEPT = np.random.default_rng(1).random(ORDER.size) < 0.6
 TARGETS = np.linspace(-1, 1, EXAMPLES).astype(np.float32)
 DAMPING = 1e-2
+IN_MEMORY_OR_IN_PASSES = "device", pytest.param("recompute", marks=pytest.mark.slow)
 
 
 def inner_product(params, batch):
@@ -191,7 +192,8 @@ def test_the_other_formulas_of_the_fisher() -> None:
     close(found, np.linalg.solve(centered, w), 1e-3)
 
 
-@pytest.mark.parametrize("full", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.slow
+@pytest.mark.parametrize("full", [False, True])
 def test_a_chosen_damping_is_that_of_the_gram_matrix(full) -> None:
     case = Case(block_size=None, full=full)
     plain, targets = in_memory(case), jnp.asarray(TARGETS)
@@ -235,21 +237,23 @@ def assert_same(found, expected) -> None:
         np.testing.assert_array_equal(found[0][path], expected[0][path])
 
 
-def test_half_precision_is_that_of_rounded_gradients_in_every_store(
-    tmp_path: Path,
-) -> None:
+@pytest.mark.parametrize(
+    "store",
+    [pytest.param(s, marks=[pytest.mark.slow] * (s != "host")) for s in STORES],
+)
+def test_half_precision_is_that_of_rounded_gradients(tmp_path: Path, store) -> None:
     rounded = {
         path: np.asarray(jnp.asarray(given, jnp.bfloat16), np.float32)
         for path, given in SAMPLES.items()
     }
     expected = run(samples=rounded, store="host")
-    for store in STORES:
-        found = run(store=store, store_dir=tmp_path, store_dtype="bfloat16")
-        assert_same(found, expected)
-        assert found[2].needs.store == store
-        assert found[2].needs.store_bytes * 2 == expected[2].needs.store_bytes
+    found = run(store=store, store_dir=tmp_path, store_dtype="bfloat16")
+    assert_same(found, expected)
+    assert found[2].needs.store == store
+    assert found[2].needs.store_bytes * 2 == expected[2].needs.store_bytes
 
 
+@pytest.mark.slow
 def test_samples_are_read_again_in_every_pass() -> None:
     """From a generator, in means over batches, by parts of the tensors."""
     pieces = [
@@ -262,7 +266,7 @@ def test_samples_are_read_again_in_every_pass() -> None:
     assert_same(found, run(store="host", **options))
 
 
-@pytest.mark.parametrize("store", ["device", "recompute"])
+@pytest.mark.parametrize("store", IN_MEMORY_OR_IN_PASSES)
 def test_a_tensor_that_is_all_pruned_already_has_no_part(store) -> None:
     masks = MASKS | {"b/kernel": jnp.zeros(SHAPES["b/kernel"], bool)}
     found = run(store=store, masks=masks)
@@ -273,7 +277,7 @@ def test_a_tensor_that_is_all_pruned_already_has_no_part(store) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:no weight is left")  # of one
-@pytest.mark.parametrize("store", ["device", "recompute"])
+@pytest.mark.parametrize("store", IN_MEMORY_OR_IN_PASSES)
 def test_one_weight_and_one_sample(store) -> None:
     params, samples = {"w": jnp.ones((1, 1))}, {"w": np.ones((1, 1, 1), np.float32)}
     for sparsity, expected in ((0.0, [[1.0]]), (0.5, [[0.0]])):

@@ -143,6 +143,7 @@ def test_no_image_is_zeros_of_no_weight():
     assert whole["image"][[0, 2]].any(axis=(1, 2, 3)).all()
 
 
+@pytest.mark.slow
 def test_processes_read_the_same_as_threads_and_tell_what_is_bad():
     order = [*range(7), NO_IMAGE, *range(7, 20)]
     images = stream(damaged=(4, 11))

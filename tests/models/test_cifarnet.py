@@ -1,3 +1,4 @@
+import jax
 import numpy as np
 from numpy_layers import average_pool, max_pool, relu, torch_convolution, torch_dense
 from random_weights import random_variables
@@ -17,4 +18,6 @@ def test_logits_equal_an_independent_forward_pass():
     x = x.transpose(0, 3, 1, 2).reshape(2, 576)
     expected = torch_dense(relu(torch_dense(x, state, "fc1")), state, "fc2")
 
-    np.testing.assert_allclose(model.apply(variables, images), expected, atol=1e-3)
+    np.testing.assert_allclose(
+        jax.jit(model.apply)(variables, images), expected, atol=1e-3
+    )

@@ -34,7 +34,7 @@ def test_convolutions_pad_both_sides(size, stride, groups, pixels):
 def test_convolutions_start_from_he_normal_by_output():
     x = jnp.zeros((1, 1, 1, 64))
     model = layers.conv(64, 3, name="c")
-    kernel = model.init(jax.random.key(0), x)["params"]["kernel"]
+    kernel = jax.jit(model.init)(jax.random.key(0), x)["params"]["kernel"]
     assert np.std(kernel) == pytest.approx(np.sqrt(2 / (9 * 64)), rel=0.02)
     # A truncated normal would end at about 2.3 standard deviations.
     assert np.abs(kernel).max() > 3.5 * np.std(kernel)
@@ -71,7 +71,7 @@ def test_conv_norm_in_evaluation(use_bias):
     variables["batch_stats"]["bn"]["var"] *= 1e-4
     state["bn.running_var"] *= 1e-4
     expected = torch_conv_norm(np.float64(X), state, "conv", "bn", padding=1)
-    np.testing.assert_allclose(model.apply(variables, X), expected, rtol=1e-3)
+    np.testing.assert_allclose(jax.jit(model.apply)(variables, X), expected, rtol=1e-3)
 
 
 def test_statistics_move_a_tenth_of_the_way_in_training():

@@ -155,7 +155,14 @@ def test_every_model_is_counted():
     assert PARAMETERS.keys() == MODELS.keys() - {"net"}
 
 
-@pytest.mark.parametrize("name", PARAMETERS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        # Others than these differ from them in their numbers alone.
+        pytest.param(name, marks=[] if name in FORMS else pytest.mark.slow)
+        for name in PARAMETERS
+    ],
+)
 def test_number_of_parameters(name):
     variables = shapes(build_model(name), name)
     assert num_parameters(variables["params"]) == PARAMETERS[name]
@@ -211,7 +218,13 @@ def test_logits_have_one_row_an_image(name):
 
 @pytest.mark.parametrize(
     "name",
-    ["cifarnet", "resnet20", "resnet50", "mobilenet_v1", "vgg11_bn", "deit_tiny"],
+    [
+        *("cifarnet", "resnet20", "deit_tiny"),
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("resnet50", "mobilenet_v1", "vgg11_bn")
+        ),
+    ],
 )
 def test_mixed_precision_computes_all_but_the_logits_in_it(name):
     model = build_model(name, dtype="bfloat16")
@@ -233,7 +246,9 @@ def test_mixed_precision_computes_all_but_the_logits_in_it(name):
         assert leaf.dtype == jnp.float32
 
 
-@pytest.mark.parametrize("name", ["mobilenet_v2", "vgg11_bn"])
+@pytest.mark.parametrize(
+    "name", ["vgg11_bn", pytest.param("mobilenet_v2", marks=pytest.mark.slow)]
+)
 def test_dropout_needs_a_key_in_training_only(name):
     x = jnp.zeros((2, 32, 32, 3))
     model = build_model(name, dropout_rate=0.5)
@@ -247,7 +262,13 @@ def test_dropout_needs_a_key_in_training_only(name):
     jax.eval_shape(partial(train, rngs=rngs), variables, x)
 
 
-@pytest.mark.parametrize(("name", "last"), [("resnet20", "bn2"), ("resnet50", "bn3")])
+@pytest.mark.parametrize(
+    ("name", "last"),
+    [
+        ("resnet20", "bn2"),
+        pytest.param("resnet50", "bn3", marks=pytest.mark.slow),
+    ],
+)
 def test_zero_init_residual_zeroes_the_last_norm_of_each_block(name, last):
     model = build_model(name, zero_init_residual=True)
 

@@ -61,6 +61,7 @@ def test_the_fisher_of_projections_is_the_gauss_newton_matrix(metric) -> None:
     assert np.abs(found - expected).max() < 0.02 * np.abs(expected).max()
 
 
+@pytest.mark.slow
 def test_a_method_takes_them_as_its_loss() -> None:
     assert projected(net) is projected(net)  # nothing is compiled again
     key = jax.random.key(0)

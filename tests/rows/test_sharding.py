@@ -32,7 +32,7 @@ from woodfisher_jax.rows.sharding import (
 HERE = Path(__file__).parents[1]
 QUICK = ("disk",)
 """Networks pruned along with the cases that are no networks; all take minutes, and are
-slow. test_distributed.py holds in every run that masks do not depend on devices."""
+slow."""
 RARE = ("gradients of means", "one sample", "two blocks")
 """Cases that go with the other networks."""
 TOLERANCES = {"figures": 1e-4}

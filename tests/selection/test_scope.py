@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from woodfisher_jax import METHODS, patterns, prune
+from woodfisher_jax import METHODS, DiagonalFisher, patterns, prune
 from woodfisher_jax.methods import applicable
 from woodfisher_jax.selection.scope import choose_of_each, shared, sums_of_single
 from woodfisher_jax.trees.axes import WeightAxes
@@ -28,7 +28,7 @@ class Net(nn.Module):
 NET = Net()
 IMAGES = RANDOM.standard_normal((20, 6, 6, 2)).astype(np.float32)
 LABELS = RANDOM.integers(0, 3, 20)
-PARAMS = NET.init(jax.random.key(0), IMAGES)["params"]
+PARAMS = jax.jit(NET.init)(jax.random.key(0), IMAGES)["params"]
 PATHS = ("conv/kernel", "fc/kernel")
 COSTS = {"conv/kernel": 16.0, "fc/kernel": 1.0}
 DENSE_MACS = 72 * 16 + 12
@@ -106,7 +106,10 @@ def test_scores_are_divided_by_a_power_of_what_layers_cost(
     assert_masks(masks, highest(scores, 42))
 
 
-@pytest.mark.parametrize("method", ["globalmagni", "woodfisherblock_flops"])
+@pytest.mark.parametrize(
+    "method",
+    ["globalmagni", pytest.param("woodfisherblock_flops", marks=pytest.mark.slow)],
+)
 def test_a_target_in_macs_keeps_the_highest_scores_that_fit(method) -> None:
     target = 600e-6
     params, masks, info = run(flops_target=target, method=method)
@@ -155,7 +158,13 @@ KINDS = {type(row): n for n, row in METHODS.items() if "global" in row.scopes}
 
 
 @pytest.mark.filterwarnings("ignore:no weight is left")  # of so few
-@pytest.mark.parametrize("method", KINDS.values())
+@pytest.mark.parametrize(
+    "method",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * (kind is not DiagonalFisher))
+        for kind, name in KINDS.items()
+    ],
+)
 def test_every_kind_of_method_that_ranks_globally_takes_a_target(method) -> None:
     info = run(flops_target=600e-6, method=method)[2]
     assert 600 - 16 < info.macs <= 600
@@ -291,7 +300,9 @@ def test_groups_of_one_are_single_weights(method: str) -> None:
 
 
 @pytest.mark.parametrize("scope", ["global", "layer"])
-@pytest.mark.parametrize("pattern", ["2x2", "filters"])
+@pytest.mark.parametrize(
+    "pattern", [pytest.param("2x2", marks=pytest.mark.slow), "filters"]
+)
 def test_whole_groups_stay_as_long_as_they_fit(pattern: str, scope: str) -> None:
     """Down from the largest mean square; here by diag(F), to have both scopes."""
     _, masks, _ = run(sparsity=0.5, method="diagfisher", pattern=pattern, scope=scope)

@@ -42,6 +42,7 @@ def given() -> dict[str, Any]:
 OPTIONS = {"method": "woodfisher", "update": "joint", "sparsity": 0.7}
 
 
+@pytest.mark.slow
 def test_it_finds_the_best_of_a_row_of_fixed_dampings(given: dict[str, Any]) -> None:
     held = drawn(2, 300)
     losses = {}

@@ -73,13 +73,14 @@ def test_label_rows_have_the_slope_of_the_loss_and_the_scale_of_one_example(
     x = images(0, 64)
     rows = label_rows(Stage(net, x, labels_of(x)), batch_size=4)
     means = jax.tree.map(lambda a: a.reshape(16, 4, *a.shape[1:]), rows.samples)
-    found = jax.vmap(lambda b: jax.grad(rows.loss_fn)(params, b))(means)
-    slope = jax.grad(cross_entropy)(params, x, labels_of(x))
+    found = jax.jit(jax.vmap(jax.grad(rows.loss_fn), (None, 0)))(params, means)
+    gradient = jax.jit(jax.grad(cross_entropy))
+    slope = gradient(params, x, labels_of(x))
     for path, row in found.items():
         np.testing.assert_allclose(
             -rows.targets * np.mean(row, 0), slope[path], rtol=1e-4, atol=1e-6
         )
-    one = jax.grad(cross_entropy)(params, x[:4], labels_of(x[:4]))
+    one = gradient(params, x[:4], labels_of(x[:4]))
     np.testing.assert_allclose(found["out"][0], 2.0 * one["out"], rtol=1e-4, atol=1e-6)
     assert (rows.targets, rows.batch_size) == (-0.5, 4)
 
@@ -134,8 +135,9 @@ def test_stages_keep_the_outputs_better_than_a_step_and_than_magnitude(
 ) -> None:
     x = images(99, 400)
 
-    def distance(found: Any) -> float:
-        return float(jnp.mean((net(found, x) - net(params, x)) ** 2))
+    @jax.jit
+    def distance(found: Any) -> jax.Array:
+        return jnp.mean((net(found, x) - net(params, x)) ** 2)
 
     run = partial(prune_matched, partial(stage_of, params), params, sparsity=0.7)
     stages, masks, infos = run(stages=4)
@@ -166,6 +168,7 @@ def test_repairs_prune_nothing_and_help(params: Any) -> None:
     )
 
 
+@pytest.mark.slow
 def test_statistics_pass_through_without_compiling_again(params: Any) -> None:
     """The outputs may depend on arrays that change from stage to stage."""
 

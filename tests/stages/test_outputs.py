@@ -1,19 +1,15 @@
 """One call that prunes so that outputs stay."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from arrays import normal
 
 import woodfisher_jax as wf
 from woodfisher_jax.options import OptionError
 
-KEYS = jax.random.split(jax.random.key(0), 3)
-PARAMS = {
-    "hidden": jax.random.normal(KEYS[0], (6, 8)) / 2,
-    "out": jax.random.normal(KEYS[1], (8, 3)) / 2,
-}
-INPUTS = np.asarray(jax.random.normal(KEYS[2], (60, 6)))
+PARAMS = {"hidden": normal(0, 6, 8) / 2, "out": normal(1, 8, 3) / 2}
+INPUTS = np.asarray(normal(2, 60, 6))
 
 
 def net(params, x):
@@ -67,6 +63,7 @@ def test_it_is_prune_matched_with_the_dense_outputs_as_targets() -> None:
     assert info.num_samples == 40
 
 
+@pytest.mark.slow
 def test_a_pattern_says_how_far() -> None:
     params, _, info = wf.prune_outputs(
         net, PARAMS, INPUTS, pattern="1:2", stages=1, num_samples=20

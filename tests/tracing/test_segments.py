@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from arrays import normal
 
 from woodfisher_jax.tracing.layers import Product
 from woodfisher_jax.tracing.segments import Program
@@ -33,16 +34,11 @@ def plain(params, x):
 
 
 def parameters():
-    keys = iter(jax.random.split(jax.random.key(0), 9))
-    shape = (DEPTH, WIDTH, WIDTH)
-    return {
-        "first": jax.random.normal(next(keys), (5, WIDTH)),
-        "stack": {name: jax.random.normal(next(keys), shape) / 3 for name in "abc"},
-        "last": jax.random.normal(next(keys), (WIDTH, 4)),
-    }
+    stack = {n: normal(i, DEPTH, WIDTH, WIDTH) / 3 for i, n in enumerate("abc")}
+    return {"first": normal(3, 5, WIDTH), "stack": stack, "last": normal(4, WIDTH, 4)}
 
 
-X = jax.random.normal(jax.random.key(1), (7, 5))
+X = normal(5, 7, 5)
 
 
 def products_of(program: Program) -> list[Product]:
@@ -79,7 +75,7 @@ def test_segments_one_after_another_are_the_function() -> None:
     for net in (stacked, plain):
         _, segments = cut(Program(net, params, X))
         *_, outputs = run(segments, params, X)
-        for found, expected in zip(outputs, net(params, X), strict=True):
+        for found, expected in zip(outputs, jax.jit(net)(params, X), strict=True):
             np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
@@ -91,7 +87,7 @@ def test_each_layer_is_given_what_it_multiplies() -> None:
     np.testing.assert_array_equal(inputs[0][0], X)
     for i in range(DEPTH):
         np.testing.assert_allclose(inputs[1 + 2 * i][0], h, rtol=1e-5)
-        h = block(h, {name: params["stack"][name][i] for name in "abc"})
+        h = jax.jit(block)(h, {name: params["stack"][name][i] for name in "abc"})
 
 
 def test_a_later_segment_sees_new_weights_of_an_earlier_layer() -> None:
@@ -100,7 +96,8 @@ def test_a_later_segment_sees_new_weights_of_an_earlier_layer() -> None:
     changed = jax.tree.map(lambda a: a, params)
     changed["stack"]["a"] = changed["stack"]["a"].at[1].set(0.0)
     *_, outputs = run(segments, changed, X)
-    np.testing.assert_allclose(outputs[0], stacked(changed, X)[0], rtol=1e-5)
+    expected = jax.jit(stacked)(changed, X)[0]
+    np.testing.assert_allclose(outputs[0], expected, rtol=1e-5)
 
 
 def test_equal_segments_share_one_program() -> None:

@@ -32,7 +32,7 @@ def batches(*lengths: int) -> list[dict[str, np.ndarray]]:
 
 @pytest.fixture
 def variables() -> Any:
-    found = Net().init(jax.random.key(0), batches(4)[0]["image"])
+    found = jax.jit(Net().init)(jax.random.key(0), batches(4)[0]["image"])
     stats = jax.tree.map(lambda a: a + 100.0, found["batch_stats"])
     return {"params": found["params"], "batch_stats": stats}
 
@@ -74,10 +74,9 @@ def test_statistics_are_the_mean_over_batches(variables: Any, lengths: tuple) ->
 def test_one_batch_makes_evaluation_training(variables: Any) -> None:
     (batch,) = batches(16)
     stats = reestimate(Net(), variables["params"], variables["batch_stats"], [batch])
-    trained, _ = Net().apply(
-        variables, batch["image"], train=True, mutable=["batch_stats"]
-    )
-    judged = Net().apply({**variables, "batch_stats": stats}, batch["image"])
+    apply = jax.jit(Net().apply, static_argnames=("train", "mutable"))
+    trained, _ = apply(variables, batch["image"], train=True, mutable=("batch_stats",))
+    judged = apply({**variables, "batch_stats": stats}, batch["image"])
     np.testing.assert_allclose(judged, trained, rtol=1e-3, atol=1e-4)
 
 

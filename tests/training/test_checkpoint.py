@@ -358,6 +358,7 @@ with checkpoint.open_manager(sys.argv[1]) as manager:
 """
 
 
+@pytest.mark.slow
 def test_kill_in_the_middle_of_a_save_leaves_the_previous_one(tmp_path: Path) -> None:
     environment = os.environ | {"JAX_PLATFORMS": "cpu"}
     child = subprocess.Popen(

@@ -76,10 +76,12 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]
     return folder, found
 
 
+@pytest.mark.slow
 def test_as_many_devices_as_claimed(runs: tuple[Path, dict]) -> None:
     assert [runs[1][name]["run"]["devices"] for name in ("one", *TWO)] == [1, 4, 4]
 
 
+@pytest.mark.slow
 def test_the_loss_curve_does_not_depend_on_the_devices(runs: tuple[Path, dict]) -> None:
     _, found = runs
     expected = found["one"]["run"]["losses"]
@@ -104,6 +106,7 @@ def assert_alike(one: Path, other: Path) -> None:
             np.testing.assert_allclose(got[part][path], array, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_nor_do_masks_statistics_and_weights(runs: tuple[Path, dict]) -> None:
     folder, _ = runs
     assert_alike(folder / "one", folder / "two")
@@ -120,6 +123,7 @@ def test_eight_devices_of_one_process_train_alike(runs: tuple[Path, dict]) -> No
     assert_alike(folder / "one", folder / "eight")
 
 
+@pytest.mark.slow
 def test_only_the_first_process_reports(runs: tuple[Path, dict]) -> None:
     folder, _ = runs
     one, two = (
@@ -134,6 +138,7 @@ def test_only_the_first_process_reports(runs: tuple[Path, dict]) -> None:
     assert log.count(f"workdir {folder / 'two'}") == 2
 
 
+@pytest.mark.slow
 def test_all_processes_stop_where_one_is_asked_to(runs: tuple[Path, dict]) -> None:
     _, found = runs
     messages = {found[name]["stopped"]["message"] for name in TWO}
@@ -144,6 +149,7 @@ def test_all_processes_stop_where_one_is_asked_to(runs: tuple[Path, dict]) -> No
     assert all(found[name]["run"]["message"] == "" for name in TWO)
 
 
+@pytest.mark.slow
 def test_processes_that_disagree_all_stop(runs: tuple[Path, dict]) -> None:
     _, found = runs
     first, second = (found[name]["refused"] for name in TWO)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractMesh
 from saved_runs import random_network
-from small_runs import small
+from small_runs import run, small
 
 from woodfisher_jax.data import DataSet, Split
 from woodfisher_jax.data.generated import Shape, write_folder
@@ -16,7 +16,6 @@ from woodfisher_jax.training import distributed, fitting
 from woodfisher_jax.training.config import ConfigError, from_dict
 from woodfisher_jax.training.config.files import load_config, override
 from woodfisher_jax.training.fitting import fitted
-from woodfisher_jax.training.loop import run
 from woodfisher_jax.training.plan import fit, outline, prepare
 from woodfisher_jax.training.saved_run import read_config
 from woodfisher_jax.weights.files import save_safetensors

@@ -18,7 +18,7 @@ import optax
 import pytest
 from read_pages import Page
 from saved_runs import random_network
-from small_runs import small
+from small_runs import run, small
 
 from woodfisher_jax.evaluate import evaluate_run
 from woodfisher_jax.report import metrics
@@ -50,17 +50,6 @@ def saved(workdir: Path, config: Config) -> tuple[dict[str, Any], dict[str, Any]
     with checkpoint.open_manager(workdir / "checkpoints") as manager:
         arrays, meta = checkpoint.restore(manager, None, target)
     return arrays, meta["log"]
-
-
-def run(config: Config, workdir: Path) -> dict[str, Any]:
-    """A run without tables, plots and page, which take longer than its training."""
-
-    def write_report(workdir: Path, results: dict[str, Any]) -> None:
-        metrics.write_results(workdir, results)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "write_report", write_report)
-        return train.run(config, workdir)
 
 
 @pytest.fixture(scope="module")
@@ -247,6 +236,7 @@ def stopped(config: Config, workdir: Path, number: int, *, after: int) -> Stoppe
     return caught.value
 
 
+@pytest.mark.slow
 def test_a_run_that_is_asked_to_stop_resumes_in_the_middle_of_an_epoch(
     finished: tuple[Path, dict], tmp_path: Path
 ) -> None:
@@ -417,6 +407,7 @@ def test_two_pruners_prune_their_own_weights_and_resume(tmp_path: Path) -> None:
     assert again["final"] == whole["final"]
 
 
+@pytest.mark.slow
 def test_repeated_one_shot_prunes_in_turn_and_trains_after(tmp_path: Path) -> None:
     config = small(
         dense__epochs=1,
@@ -465,6 +456,7 @@ def test_repeated_one_shot_from_dense_is_each_one_shot(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_losses_and_diagnostics_are_in_the_results(tmp_path: Path) -> None:
     config = small(
         prune__one_shot=True, prune__diagnostics=True, prune__loss_path_steps=3
@@ -493,6 +485,7 @@ def test_multiply_accumulates_are_in_the_results(finished: tuple[Path, dict]) ->
     assert (workdir / "layers.csv").read_text().startswith("path,size,nonzero")
 
 
+@pytest.mark.slow
 def test_macs_can_be_the_target_of_a_schedule(tmp_path: Path) -> None:
     """1,184 to 200 multiply-accumulates, from those at the first step's sparsity."""
     target = 200e-6

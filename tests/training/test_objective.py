@@ -40,39 +40,41 @@ def test_a_constant_added_to_logits_changes_nothing() -> None:
 def test_the_frozen_loss_takes_smoothing() -> None:
     model = build_model("mlp", hidden=(4,))
     image = jax.random.normal(jax.random.key(0), (3, 8))
-    variables = model.init(jax.random.key(1), image)
+    variables = jax.jit(model.init)(jax.random.key(1), image)
     batch = {"image": image, "label": jnp.array([0, 3, 9])}
-    found = frozen_loss(model, {}, 0.2)(variables["params"], batch)
-    expected = cross_entropy(model.apply(variables, image), batch["label"], 0.2)
-    np.testing.assert_allclose(found, expected.mean(), rtol=1e-6)
-    plain = frozen_loss(model, {})(variables["params"], batch)
+    found = jax.jit(frozen_loss(model, {}, 0.2))(variables["params"], batch)
+    logits = jax.jit(model.apply)(variables, image)
+    expected = jax.jit(cross_entropy)(logits, batch["label"], 0.2)
+    np.testing.assert_allclose(found, np.mean(expected), rtol=1e-6)
+    plain = jax.jit(frozen_loss(model, {}))(variables["params"], batch)
     assert abs(float(plain) - float(found)) > 1e-3
 
 
 def test_the_linearized_loss_is_exact_where_the_logits_are_linear() -> None:
     model = build_model("mlp", hidden=(4,))
     image = jax.random.normal(jax.random.key(0), (6, 8))
-    params = model.init(jax.random.key(1), image)["params"]
+    params = jax.jit(model.init)(jax.random.key(1), image)["params"]
     batch = {"image": image, "label": jnp.array([0, 3, 9, 1, 2, 5])}
-    zeros = jax.tree.map(jnp.zeros_like, params)
+    zeros = jax.tree.map(np.zeros_like, params)
+    linear_loss = jax.jit(linearized_loss(model, {}, params, 0.1))
+    loss = jax.jit(frozen_loss(model, {}, 0.1))
     for layer, linear in (("fc2", True), ("fc1", False)):
         step = zeros | {layer: jax.tree.map(lambda a: -1.5 * a, params[layer])}
-        after = jax.tree.map(jnp.add, params, step)
-        found = linearized_loss(model, {}, params, 0.1)(step, batch)
-        expected = frozen_loss(model, {}, 0.1)(after, batch)
+        after = jax.tree.map(np.add, params, step)
+        found, expected = linear_loss(step, batch), loss(after, batch)
         # A unit whose sign turns leaves the linear model of the first layer.
-        assert bool(jnp.isclose(found, expected, rtol=1e-5)) is linear
+        assert bool(np.isclose(found, expected, rtol=1e-5)) is linear
 
 
 def test_the_frozen_errors_are_those_of_predictions() -> None:
     model = build_model("mlp", hidden=(4,))
     image = jax.random.normal(jax.random.key(0), (8, 8))
-    variables = model.init(jax.random.key(1), image)
-    right = jnp.argmax(model.apply(variables, image), axis=-1)
+    variables = jax.jit(model.init)(jax.random.key(1), image)
+    right = np.argmax(jax.jit(model.apply)(variables, image), axis=-1)
+    errors = jax.jit(frozen_errors(model, {}))
     for wrong in (0, 3, 8):
-        label = jnp.where(jnp.arange(8) < wrong, (right + 1) % 10, right)
-        batch = {"image": image, "label": label}
-        found = frozen_errors(model, {})(variables["params"], batch)
+        label = np.where(np.arange(8) < wrong, (right + 1) % 10, right)
+        found = errors(variables["params"], {"image": image, "label": label})
         assert float(found) == wrong / 8
 
 
@@ -80,9 +82,11 @@ def test_new_batch_statistics_do_not_compile_again() -> None:
     model = build_model("resnet20")
     image = jnp.zeros((2, 8, 8, 3))
     variables = jax.eval_shape(model.init, jax.random.key(0), image)
-    params = jax.tree.map(lambda a: jnp.full(a.shape, 0.01), variables["params"])
-    stats = jax.tree.map(lambda a: jnp.ones(a.shape), variables["batch_stats"])
-    other = jax.tree.map(lambda a: 2 * a, stats)
+    filled = lambda tree, value: jax.tree.map(  # noqa: E731
+        lambda a: jnp.asarray(np.full(a.shape, value, np.float32)), tree
+    )
+    params = filled(variables["params"], 0.01)
+    stats, other = (filled(variables["batch_stats"], n) for n in (1, 2))
     batch = {"image": image + 1.0, "label": jnp.array([0, 1])}
     traces = []
 

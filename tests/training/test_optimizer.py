@@ -24,7 +24,7 @@ def rates(name: str, epochs: int = 12, **changes: Any) -> list[float]:
         **changes,
     }
     schedule = optimizer.learning_rate(name, 0.8, **settings)
-    return [float(schedule(10 * epoch)) for epoch in range(epochs)]
+    return jax.jit(jax.vmap(schedule))(10 * np.arange(epochs)).tolist()
 
 
 def test_constant() -> None:
@@ -119,7 +119,7 @@ def test_weight_decay_may_leave_all_but_kernels_alone(name: str) -> None:
     tx = optimizer.make_optimizer(
         name, optax.constant_schedule(0.1), 0.5, kernels_only=True
     )
-    updates, _ = tx.update(zeros, tx.init(params), params)
+    updates, _ = jax.jit(tx.update)(zeros, tx.init(params), params)
     assert (updates["fc"]["kernel"] < 0).all()
     assert not updates["fc"]["bias"].any()
     assert not updates["scale"].any()
@@ -205,7 +205,7 @@ MASK = jnp.array([[True, False, True], [False, True, True]])
 def test_mask_state_clears_what_belongs_to_pruned_weights_only(name: str) -> None:
     tx = optimizer.make_optimizer(name, RATE, 1e-4)
     gradients = jax.tree.map(lambda a: 0.5 * a, PARAMS)
-    _, state = tx.update(gradients, tx.init(PARAMS), PARAMS)
+    _, state = jax.jit(tx.update)(gradients, tx.init(PARAMS), PARAMS)
     masked = mask_state(state, PARAMS, {"a/kernel": MASK})
     assert jax.tree.structure(masked) == jax.tree.structure(state)
     kernels = 0
@@ -228,7 +228,8 @@ def test_pruned_weights_stay_zero_and_state_without_decay_is_alike(name: str) ->
     params = apply_masks(PARAMS, masks)
     state = mask_state(tx.init(params), params, masks)
     assert jax.tree.structure(state) == jax.tree.structure(bare.init(params))
-    for step in (tx, tx, bare):
-        updates, state = step.update(params, state, params)
+    decaying, rest = jax.jit(tx.update), jax.jit(bare.update)
+    for update in (decaying, decaying, rest):
+        updates, state = update(params, state, params)
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(updates))
         np.testing.assert_array_equal(updates["a"]["kernel"] == 0, ~MASK)

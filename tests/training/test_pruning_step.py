@@ -278,7 +278,13 @@ class Unread:
         raise AssertionError(f"the test split was read: {name}")
 
 
-@pytest.mark.parametrize("match", ["none", "outputs", "labels"])
+@pytest.mark.parametrize(
+    "match",
+    [
+        "outputs",
+        *(pytest.param(match, marks=pytest.mark.slow) for match in ("none", "labels")),
+    ],
+)
 def test_the_test_split_chooses_nothing(match: str) -> None:
     plan, state = start(prune__match=match, prune__diagnostics=True, **MATCHED)
     plan = plan._replace(dataset=plan.dataset._replace(test=Unread()))
@@ -314,7 +320,7 @@ def test_outputs_are_those_of_the_network_before_the_first_step() -> None:
     assert second.dense is first.dense
 
 
-@pytest.mark.parametrize("augment", [False, True])
+@pytest.mark.parametrize("augment", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_the_damping_is_searched_on_examples_that_are_not_the_fishers(
     augment: bool, tmp_path
 ) -> None:

@@ -18,7 +18,7 @@ def run(gone):
     """An MLP of 8 and 6 neurons of which some inputs of its second layer are pruned."""
     settings = {"hidden": (8, 6), "num_classes": 3}
     model = models.build_model("mlp", **settings)
-    variables = model.init(jax.random.key(0), jnp.zeros((1, *IMAGE)))
+    variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, *IMAGE)))
     masks = wf.init_masks(variables["params"], "kernel")
     masks["fc2/kernel"] = masks["fc2/kernel"].at[jnp.array(gone, int)].set(False)
     params = wf.apply_masks(variables["params"], masks)
@@ -35,8 +35,8 @@ def test_the_config_says_what_is_left_and_outputs_stay():
     images = np.random.default_rng(0).normal(size=(5, *IMAGE)).astype(np.float32)
     rebuilt = models.build_model("mlp", **settings)
     np.testing.assert_allclose(
-        rebuilt.apply(small.variables, images),
-        model.apply(saved.variables, images),
+        jax.jit(rebuilt.apply)(small.variables, images),
+        jax.jit(model.apply)(saved.variables, images),
         rtol=1e-5,
         atol=1e-6,
     )

@@ -92,7 +92,7 @@ def test_onnx_runtime_runs_what_pytorch_writes() -> None:
     dense = build_model("mlp")
     small = dense.clone(widths={"fc1": 3})
     dense, small = (
-        (net, net.init(jax.random.key(0), images)) for net in (dense, small)
+        (net, jax.jit(net.init)(jax.random.key(0), images)) for net in (dense, small)
     )
     found = onnx_latency(dense, small, images, repeats=2)
     assert (found.batch_size, found.runtime) == (2, "onnxruntime")
