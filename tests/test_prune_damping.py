@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import woodfisher_jax as wf
-from woodfisher_jax.equations.damping import choose_damping
+from woodfisher_jax.equations.damping import choose_damping, leave_one_out
 
 N, D = 24, 60
 
@@ -70,13 +70,10 @@ def test_the_choices_are_those_of_the_pruned_weights(
     weights, kept = flat(params), flat(masks)
     values = np.zeros(N, np.float32) if targets is None else targets
     small = np.abs(weights) <= np.sort(np.abs(weights))[D // 2 - 1]
-    first = choose_damping(
-        gram(rows), jnp.asarray(rows @ np.where(small, weights, 0) + values)
-    )
-    second = choose_damping(
-        gram(np.where(kept, rows, 0)),
-        jnp.asarray(rows @ np.where(kept, 0, weights) + values),
-    )
+    right = jnp.asarray(rows @ np.where(small, weights, 0) + values)
+    first = choose_damping(leave_one_out(gram(rows), right), N)
+    right = jnp.asarray(rows @ np.where(kept, 0, weights) + values)
+    second = choose_damping(leave_one_out(gram(np.where(kept, rows, 0)), right), N)
     steps = []
     for found, expected in zip(info.dampings, (first, second), strict=True):
         factor = found.multiple / expected.multiple

@@ -1,9 +1,10 @@
 """The driver of a pruning step: checks arguments, plans memory, ensures precision."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -11,17 +12,16 @@ import numpy as np
 
 from woodfisher_jax.curvature.checked import TOLERANCE, CurvatureError
 from woodfisher_jax.curvature.fisher import AUTO, WoodFisher
-from woodfisher_jax.curvature.inverse import InverseFisher
+from woodfisher_jax.curvature.inverse import InMemory, InverseFisher
 from woodfisher_jax.curvature.method import (
     Curvature,
-    Found,
     Inverse,
     Method,
     Quadratic,
     Sampled,
 )
 from woodfisher_jax.curvature.swaps import improve
-from woodfisher_jax.equations.damping import MULTIPLES, ChosenDamping
+from woodfisher_jax.equations.damping import MULTIPLES, ChosenDamping, choose_damping
 from woodfisher_jax.info import Clock, PruneInfo, PruneWarning, joined
 from woodfisher_jax.methods import (
     DEFAULT,
@@ -63,12 +63,15 @@ from woodfisher_jax.selection.patterns import GroupNames, Groups, Pattern, group
 from woodfisher_jax.selection.structures import Structures, structures
 from woodfisher_jax.step import (
     Model,
+    Step,
     in_units,
     model_of,
     moved,
     point_of,
     power_of_two,
+    resident_damping,
     resident_step,
+    resident_update,
     saliency,
     saliency_sum,
     undamped,
@@ -86,6 +89,8 @@ from woodfisher_jax.trees.vectors import (
     from_vectors,
     to_vectors,
 )
+
+T = TypeVar("T")
 
 
 @watched
@@ -291,7 +296,7 @@ class _Job(NamedTuple):
     samples: Any
     num_samples: int
     mean_samples: Any
-    targets: jax.Array | None
+    targets: np.ndarray | None
     diagnostics: bool
     unused: tuple[str, ...] = ()
 
@@ -547,8 +552,7 @@ def _prune_once(params: Params, job: _Job) -> tuple[Params, Masks, PruneInfo]:
             clock.mark("gradients")
             done = None
             if isinstance(curvature, InverseFisher):
-                done = _in_one_program(curvature, before, targets, job)
-                clock.mark("curvature")
+                done = _in_memory(curvature, before, targets, problem, job, clock)
             if done is None:
                 done = _in_pieces(curvature, before, targets, problem, job, clock)
         report = {"needs": built.needs, **done.report}
@@ -567,44 +571,129 @@ def _prune_once(params: Params, job: _Job) -> tuple[Params, Masks, PruneInfo]:
     return new_params, new_masks, _info(done.kept, job, clock, report)
 
 
-def _in_one_program(
-    fisher: InverseFisher, before: _Weights, targets: np.ndarray, job: _Job
+def _in_memory(
+    fisher: InverseFisher,
+    before: _Weights,
+    targets: np.ndarray,
+    problem: Problem,
+    job: _Job,
+    clock: Clock,
 ) -> _Outcome | None:
-    """The step as one program, where gradients are few and the host takes no part.
+    """The step in whole programs, where gradients are few and the host takes no part.
 
-    None elsewhere, and where the Fisher of a block is too ill conditioned.
+    One program; for the joint update with a chosen damping three: what dampings are
+    chosen by, the mask, and the update, which is tried with several.
+
+    None elsewhere, and where the Fisher of a block is too ill conditioned: tile by tile
+    the error names the tensor.
     """
     row, goal, source = job.method, job.goal, fisher.source.resident()
     assert isinstance(row, WoodFisher)
-    on_host = goal.pattern or goal.counts_macs or row.swaps or row.damping == AUTO
+    on_host = goal.pattern or goal.counts_macs or row.swaps
     if source is None or on_host or job.diagnostics or job.mean_samples is not None:
         return None
-    if _only_repairs(before, job):
-        return None
-    assert goal.scope is not None
-    ranges = scopes.bounds_of(job.order, goal.scope)
-    kept = scopes.num_kept(np.asarray(before.active), job.order, goal)
+    programs = _Programs(source, before, targets, job)
+    auto, repairs = row.damping == AUTO, _only_repairs(before, job)
+    joint_later = repairs or (auto and row.moves and row.update == "joint")
     job.compute.report("pruning step", 0, 1)
-    found = resident_step(
-        source,
-        before.values,
-        before.active,
-        kept,
-        fisher.damping,
-        targets,
-        method=undamped(row),
-        bounds=job.order.layers,
-        ranges=ranges,
-    )
-    if not float(found.error) <= TOLERANCE:
-        return None  # Tile by tile the error names the tensor.
+    strength, gram, dampings = fisher.damping, None, []
+    if auto:
+        missing = _missing(before, targets, job)
+        gram, chosen = programs.choose(before.active, missing)
+        strength, dampings = chosen.damping, [chosen]
+    weights, kept, scores = before.values, before.active, None
+    report: dict[str, Any] = {}
+    if not repairs:
+        method = row.replace(update="none") if joint_later else row
+        found = programs.step(strength, gram, method)
+        if not float(found.error) <= TOLERANCE:
+            return None
+        weights, kept, scores = found.weights, found.mask, found.scores
+        _check_scores(scores, job)
+        report["saliency_sum"] = float(found.saliency_sum)
+        report["untouched"] = _untouched(found.touched, before, job)
+    clock.mark("curvature")
+    if joint_later:
+        if auto:
+            gram = _damped_again(
+                programs.choose, gram, dampings, before, kept, targets, job
+            )
+            strength = dampings[-1].damping
+        move = partial(programs.update, kept, gram)
+        change = move(strength)
+        if change is None:
+            return None
+        weights = change
+    if len(dampings) > 1:
+        weights = _tried_dampings(
+            weights, move, dampings, before, kept, targets, problem, job
+        )
+    if dampings:
+        report["dampings"] = tuple(dampings)
     job.compute.report("pruning step", 1, 1)
-    _check_scores(found.scores, job)
-    report = {
-        "saliency_sum": float(found.saliency_sum),
-        "untouched": _untouched(found.touched, before, job),
-    }
-    return _Outcome(found.weights, found.mask, found.scores, report)
+    return _Outcome(weights, kept, scores, report)
+
+
+class _Programs(NamedTuple):
+    """The programs of a step whose gradients are in memory, with their arguments.
+
+    Attributes:
+        source: The gradients.
+        before: The weights.
+        targets: y, [N].
+        job: The step.
+    """
+
+    source: InMemory
+    before: _Weights
+    targets: np.ndarray
+    job: _Job
+
+    def choose(
+        self, support: jax.Array, missing: np.ndarray, least: float = 0.0
+    ) -> tuple[jax.Array | None, ChosenDamping]:
+        """G Gᵀ over a support, where one block is all there is, and the damping."""
+        gram, found = resident_damping(
+            self.source, support, missing, self.targets, method=self._static()
+        )
+        return gram, choose_damping(found, self.job.num_samples, least)
+
+    def step(self, damping: Any, gram: jax.Array | None, method: WoodFisher) -> Step:
+        """Statistic, mask and update."""
+        order, goal = self.job.order, self.job.goal
+        assert goal.scope is not None
+        return resident_step(
+            self.source,
+            self.before.values,
+            self.before.active,
+            scopes.num_kept(np.asarray(self.before.active), order, goal),
+            damping,
+            self.targets,
+            gram,
+            method=undamped(method),
+            bounds=order.layers,
+            ranges=scopes.bounds_of(order, goal.scope),
+        )
+
+    def update(
+        self, kept: jax.Array, gram: jax.Array | None, damping: Any
+    ) -> jax.Array | None:
+        """The weights after the joint update; None if the damping is too little."""
+        found = resident_update(
+            self.source,
+            self.before.values,
+            kept,
+            damping,
+            self.targets,
+            gram,
+            method=self._static(),
+            bounds=self.job.order.layers,
+        )
+        return found.value if float(found.error) <= TOLERANCE else None
+
+    def _static(self) -> WoodFisher:
+        assert isinstance(self.job.method, WoodFisher)
+        return undamped(self.job.method)
 
 
 def _targets(job: _Job) -> np.ndarray:
@@ -648,9 +737,7 @@ def _in_pieces(
     dampings: list[ChosenDamping] = []
     if isinstance(row, WoodFisher) and row.damping == AUTO:
         assert isinstance(curvature, InverseFisher)
-        missing = _smallest(before, job)
-        if not jnp.any(missing) and not jnp.any(y):
-            missing = before.values
+        missing = _missing(before, targets, job)
         curvature, chosen = curvature.with_chosen_damping(before.active, missing, y)
         dampings.append(chosen)
     slope = None
@@ -679,16 +766,37 @@ def _in_pieces(
     clock.mark("curvature")
     if dampings:
         assert isinstance(curvature, InverseFisher)
-        curvature = _damped_again(curvature, dampings, before, kept, y, job)
-    model = model._replace(curvature=curvature)
-    change = moved(row, model, before.values, before.active, kept, y, job.order.layers)
+        fisher = curvature
+
+        def choose(
+            support: jax.Array, missing: np.ndarray, least: float
+        ) -> tuple[InverseFisher, ChosenDamping]:
+            return fisher.with_chosen_damping(support, missing, y, least)
+
+        curvature = _damped_again(choose, fisher, dampings, before, kept, targets, job)
+
+    def weights_by(curvature: Curvature) -> jax.Array:
+        by, bounds = model._replace(curvature=curvature), job.order.layers
+        change = moved(row, by, before.values, before.active, kept, y, bounds)
+        return before.values + change.value
+
+    def weights_with(damping: float) -> jax.Array | None:
+        assert isinstance(curvature, InverseFisher)
+        try:
+            return weights_by(curvature.with_damping(damping))
+        except CurvatureError:  # Too little damping.
+            return None
+
+    weights = weights_by(curvature)
     if len(dampings) > 1:
-        model, change = _tried_dampings(
-            model, change, dampings, before, kept, y, problem, job
+        assert isinstance(curvature, InverseFisher)
+        weights = _tried_dampings(
+            weights, weights_with, dampings, before, kept, targets, problem, job
         )
+        curvature = curvature.with_damping(dampings[-1].damping)
+    model = model._replace(curvature=curvature)
     if dampings:
         report["dampings"] = tuple(dampings)
-    weights = before.values + change.value
     if job.diagnostics:
         step = jnp.where(kept, weights, 0.0) - before.values
         report |= _predicted(step, model, problem)
@@ -706,51 +814,66 @@ def _slope(
     return fisher.slope(targets)
 
 
-def _smallest(before: _Weights, job: _Job) -> jax.Array:
+def _missing(before: _Weights, targets: np.ndarray, job: _Job) -> np.ndarray:
     """The weights that global magnitude would prune: a guess at what goes [d].
 
-    All of them where the goal is no sparsity.
+    All of them where the goal is no sparsity, or nothing else is to be predicted.
     """
-    goal = job.goal.sparsity
-    left = 0 if goal is None else masks_.num_kept(len(before.values), goal)
-    sizes = jnp.abs(before.values)
-    stays = masks_.keep_highest(sizes, before.active, jnp.asarray(left))
-    return jnp.where(stays, 0.0, before.values)
+    goal, values = job.goal.sparsity, np.asarray(before.values)
+    number = len(values)
+    if goal is not None:
+        number -= masks_.num_kept(number, goal)
+    sizes = np.where(before.active, np.abs(values), -1.0)
+    missing = np.zeros_like(values)
+    lowest = np.argpartition(sizes, number - 1)[:number]
+    missing[lowest] = values[lowest]
+    return missing if missing.any() or targets.any() else values
 
 
 def _damped_again(
-    fisher: InverseFisher,
+    choose: Callable[[jax.Array, Any, float], tuple[T, ChosenDamping]],
+    known: T,
     dampings: list[ChosenDamping],
     before: _Weights,
     kept: jax.Array,
-    targets: jax.Array,
+    targets: np.ndarray,
     job: _Job,
-) -> InverseFisher:
-    """For the joint update the damping is chosen for what the mask has pruned."""
+) -> T:
+    """For the joint update the damping is chosen for what the mask has pruned.
+
+    Args:
+        choose: (support, v, least multiple) -> what is known of the support, and its
+            damping.
+        known: Of the weights before the step.
+        dampings: The chosen one, which another may follow.
+        before: The weights before the step.
+        kept: The new mask [d], bool.
+        targets: y, [N].
+        job: The step.
+    """
     assert isinstance(job.method, WoodFisher)
     if job.method.update != "joint" or not job.method.moves:
-        return fisher
-    pruned = jnp.where(kept, 0.0, before.values)
+        return known
+    pruned = np.where(kept, np.float32(0), before.values)
     if _only_repairs(before, job):
         dampings.append(dampings[0])  # chosen on the same weights
-    elif jnp.any(pruned) or jnp.any(targets):
+    elif pruned.any() or targets.any():
         # Less damping than chose the mask would step beyond where the model holds.
-        least = dampings[0].multiple
-        fisher, chosen = fisher.with_chosen_damping(kept, pruned, targets, least)
+        known, chosen = choose(kept, pruned, dampings[0].multiple)
         dampings.append(chosen)
-    return fisher
+    return known
 
 
 def _tried_dampings(
-    model: Model,
-    change: Found,
+    weights: jax.Array,
+    moved_by: Callable[[float], jax.Array | None],
     dampings: list[ChosenDamping],
     before: _Weights,
     kept: jax.Array,
-    targets: jax.Array,
+    targets: np.ndarray,
     problem: Problem,
     job: _Job,
-) -> tuple[Model, Found]:
+) -> jax.Array:
     """Ten times the damping, and again, while that brings the losses nearer to their y.
 
     Leave-one-out asks how well the rows predict one another where they were formed, not
@@ -758,43 +881,43 @@ def _tried_dampings(
     help, less may: in a network that fits its data, the few rows with large gradients
     rule the choice, and all the losses change. With targets of their own there is no
     such search, for it would fit the noise of the rows.
+
+    Args:
+        weights: By the last of the dampings [d].
+        moved_by: Damping -> weights, or None where that is too little.
+        dampings: The last is replaced by the best.
+        before: Before the step.
+        kept: The new mask [d], bool.
+        targets: y, [N].
+        problem: The losses.
+        job: The step.
+
+    Returns:
+        The weights by the best damping.
     """
-    fisher, y = model.curvature, np.asarray(targets)
-    assert isinstance(fisher, InverseFisher)
     start = row_values(problem, before.params)
 
-    def reached(change: Found) -> float:
-        weights = before.values + change.value
+    def reached(weights: jax.Array) -> float:
         params, _ = from_vectors(before.params, weights, kept, job.order)
-        return missed(problem, start, params, y)
+        return missed(problem, start, params, targets)
 
-    lowest, chosen = reached(change), dampings[-1]
+    lowest, chosen = reached(weights), dampings[-1]
     for factor in (10.0, 0.1) if job.targets is None else (10.0,):
         while MULTIPLES[0] <= dampings[-1].multiple * factor <= MULTIPLES[-1]:
             next_one = dampings[-1]._replace(
                 damping=dampings[-1].damping * factor,
                 multiple=dampings[-1].multiple * factor,
             )
-            trial = model._replace(curvature=fisher.with_damping(next_one.damping))
-            try:
-                moves = moved(
-                    job.method,
-                    trial,
-                    before.values,
-                    before.active,
-                    kept,
-                    targets,
-                    job.order.layers,
-                )
-            except CurvatureError:  # Too little damping.
+            trial = moved_by(next_one.damping)
+            if trial is None:
                 break
-            now = reached(moves)
+            now = reached(trial)
             if not now < lowest:
                 break
-            lowest, dampings[-1], model, change = now, next_one, trial, moves
+            lowest, dampings[-1], weights = now, next_one, trial
         if dampings[-1] != chosen:
             break
-    return model, change
+    return weights
 
 
 # ------------------------------------------------------------------- scores and masks

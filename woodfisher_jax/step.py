@@ -18,6 +18,7 @@ from woodfisher_jax.curvature.fisher import Surgeon, WoodFisher
 from woodfisher_jax.curvature.inverse import InMemory, InverseFisher, laid_out
 from woodfisher_jax.curvature.method import Curvature, Found, Inverse, Method
 from woodfisher_jax.equations import obs
+from woodfisher_jax.equations.damping import LeaveOneOut
 from woodfisher_jax.methods import method_named
 from woodfisher_jax.options import OptionError
 from woodfisher_jax.rows.compute import Compute
@@ -217,6 +218,7 @@ def resident_step(
     kept: tuple[jax.Array | int, ...],
     damping: jax.Array | float,
     targets: jax.Array | np.ndarray,
+    gram: jax.Array | None = None,
     *,
     method: WoodFisher,
     bounds: tuple[int, ...],
@@ -232,11 +234,12 @@ def resident_step(
         damping: λ > 0; that of ``method`` is not read, so that another value does not
             compile again.
         targets: y, [N].
+        gram: G Gᵀ, where :func:`resident_damping` has formed it; default None.
         method: From :func:`undamped`.
         bounds: Where the tensors start, and last d.
         ranges: Where the ranges start that have a threshold, and last d.
     """
-    fisher = InverseFisher(source, damping, method.centered)
+    fisher = _resident_fisher(source, damping, gram, method)
     weights, targets = jnp.where(mask, weights, 0.0), jnp.asarray(targets)
     diagonal = fisher.diagonal()
     assert diagonal.touched is not None
@@ -255,6 +258,74 @@ def resident_step(
         error=jnp.maximum(model.error, change.error),
         touched=diagonal.touched,
     )
+
+
+@partial(jax.jit, static_argnames="method")
+def resident_damping(
+    source: InMemory,
+    support: jax.Array,
+    missing: jax.Array | np.ndarray,
+    targets: jax.Array | np.ndarray,
+    *,
+    method: WoodFisher,
+) -> tuple[jax.Array | None, LeaveOneOut]:
+    """What the damping of a step is chosen by, as one program.
+
+    Args:
+        source: The gradients.
+        support: As for :meth:`InverseFisher.leave_one_out`, as the next two.
+        missing: v, [d].
+        targets: y, [N].
+        method: From :func:`undamped`.
+
+    Returns:
+        G Gᵀ over the support, where the other programs can start from it; the errors.
+    """
+    fisher = InverseFisher(source, jnp.nan, method.centered)
+    return fisher.leave_one_out(support, jnp.asarray(missing), jnp.asarray(targets))
+
+
+@partial(jax.jit, static_argnames=("method", "bounds"))
+def resident_update(
+    source: InMemory,
+    weights: jax.Array,
+    kept: jax.Array,
+    damping: jax.Array | float,
+    targets: jax.Array | np.ndarray,
+    gram: jax.Array | None = None,
+    *,
+    method: WoodFisher,
+    bounds: tuple[int, ...],
+) -> Found:
+    """The joint update for a mask that is known, as one program.
+
+    Args:
+        source: The gradients.
+        weights: w, [d], zero where pruned before.
+        kept: What stays [d], bool.
+        damping: λ > 0.
+        targets: y, [N]; zero without a slope.
+        gram: G Gᵀ over ``kept``, where it is known; default None.
+        method: From :func:`undamped`.
+        bounds: Where the tensors start, and last d.
+
+    Returns:
+        w + δw, zero where pruned, and the largest relative error of a block.
+    """
+    fisher = _resident_fisher(source, damping, gram, method)
+    model = Model(fisher, unit=power_of_two(1 / jnp.max(jnp.abs(weights))))
+    change = moved(method, model, weights, kept, kept, jnp.asarray(targets), bounds)
+    return change._replace(value=jnp.where(kept, weights + change.value, 0.0))
+
+
+def _resident_fisher(
+    source: InMemory,
+    damping: jax.Array | float,
+    gram: jax.Array | None,
+    method: WoodFisher,
+) -> InverseFisher:
+    fisher = InverseFisher(source, damping, method.centered, gram=gram)
+    return fisher if gram is None else fisher.with_damping(damping)
 
 
 def undamped(method: WoodFisher) -> WoodFisher:

@@ -1,15 +1,24 @@
 """Damping by leave-one-out, against fits without each row."""
 
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from woodfisher_jax.equations import damping as leave_one_out
+from woodfisher_jax.equations import damping
 from woodfisher_jax.equations.damping import (
     MULTIPLES,
+    ChosenDamping,
     choose_damping,
+    leave_one_out,
     leave_one_out_residuals,
 )
+
+
+def chosen_of(gram: Any, right: Any, least: float = 0.0) -> ChosenDamping:
+    gram, right = (jnp.asarray(a, jnp.float32) for a in (gram, right))
+    return choose_damping(leave_one_out(gram, right), len(right), least)
 
 
 def problem(
@@ -42,9 +51,7 @@ def test_the_choice_has_the_smallest_error_of_the_path() -> None:
     rows, right = problem(noise=3.0)
     gram = rows @ rows.T
     mean = np.trace(gram) / len(rows)
-    chosen = choose_damping(
-        jnp.asarray(gram, jnp.float32), jnp.asarray(right, jnp.float32)
-    )
+    chosen = chosen_of(gram, right)
     errors = []
     for multiple in MULTIPLES:
         inverse = np.linalg.inv(gram + multiple * mean * np.eye(len(rows)))
@@ -57,9 +64,9 @@ def test_the_choice_has_the_smallest_error_of_the_path() -> None:
 
 def test_multiples_below_the_least_are_not_taken() -> None:
     rows, right = problem()
-    gram, right = jnp.asarray(rows @ rows.T, jnp.float32), jnp.asarray(right)
-    free = choose_damping(gram, right)
-    bound = choose_damping(gram, right, least=0.5)
+    gram, right = rows @ rows.T, right
+    free = chosen_of(gram, right)
+    bound = chosen_of(gram, right, least=0.5)
     assert free.multiple < 0.5
     assert bound.multiple == min(m for m in MULTIPLES if m >= 0.5)
 
@@ -70,11 +77,11 @@ def test_some_rows_choose_the_shift_of_all(
     rows, right = problem(num_samples=40, noise=3.0)
     some = slice(None, None, 3)
     gram, few = rows @ rows.T, rows[some] @ rows[some].T
-    chosen = choose_damping(jnp.asarray(few), jnp.asarray(right[some]))
-    monkeypatch.setattr(leave_one_out, "MOST_ROWS", 14)
-    leave_one_out._errors.clear_cache()
-    found = choose_damping(jnp.asarray(gram), jnp.asarray(right))
-    leave_one_out._errors.clear_cache()
+    chosen = chosen_of(few, right[some])
+    monkeypatch.setattr(damping, "MOST_ROWS", 14)
+    leave_one_out.clear_cache()
+    found = chosen_of(gram, right)
+    leave_one_out.clear_cache()
     assert found.multiple == chosen.multiple
     assert 40 * found.damping == pytest.approx(14 * chosen.damping, rel=1e-5)
 
@@ -83,8 +90,7 @@ def test_noise_asks_for_more_damping() -> None:
     found = []
     for noise in (0.0, 30.0):
         rows, right = problem(noise=noise)
-        gram = jnp.asarray(rows @ rows.T, jnp.float32)
-        found.append(choose_damping(gram, jnp.asarray(right, jnp.float32)).multiple)
+        found.append(chosen_of(rows @ rows.T, right).multiple)
     assert found[0] < found[1]
 
 
@@ -92,20 +98,14 @@ def test_noise_asks_for_more_damping() -> None:
 def test_the_multiple_does_not_depend_on_units(scale: float) -> None:
     rows, right = problem(noise=3.0)
     gram = rows @ rows.T
-    plain, scaled = (
-        choose_damping(
-            jnp.asarray(s**2 * gram, jnp.float32), jnp.asarray(s * right, jnp.float32)
-        )
-        for s in (1.0, scale)
-    )
+    plain, scaled = (chosen_of(s**2 * gram, s * right) for s in (1.0, scale))
     assert scaled.multiple == plain.multiple
     assert scaled.damping == pytest.approx(scale**2 * plain.damping, rel=1e-3)
 
 
 def test_where_nothing_is_to_be_predicted_the_least_damping_does() -> None:
     rows, right = problem()
-    gram = jnp.asarray(rows @ rows.T, jnp.float32)
-    found = choose_damping(gram, jnp.zeros(len(right)), least=1e-3)
+    found = chosen_of(rows @ rows.T, np.zeros(len(right)), least=1e-3)
     assert found.multiple == pytest.approx(1e-3, rel=0.01)
     assert found.error == 0
 
@@ -119,6 +119,5 @@ def test_a_problem_without_a_choice_is_refused(case: str) -> None:
         right[3] = np.nan
     if case == "one row":
         rows, right = rows[:1], right[:1]
-    gram = jnp.asarray(rows @ rows.T, jnp.float32)
     with pytest.raises(ValueError, match=r"damping='auto'.*give a number"):
-        choose_damping(gram, jnp.asarray(right, jnp.float32))
+        chosen_of(rows @ rows.T, right)

@@ -21,7 +21,12 @@ from woodfisher_jax.curvature import checked
 from woodfisher_jax.curvature.checked import Block, Task
 from woodfisher_jax.curvature.groups import parts_of
 from woodfisher_jax.curvature.method import Found
-from woodfisher_jax.equations.damping import ChosenDamping, choose_damping
+from woodfisher_jax.equations.damping import (
+    ChosenDamping,
+    LeaveOneOut,
+    choose_damping,
+    leave_one_out,
+)
 from woodfisher_jax.equations.fisher import (
     fisher_product,
     gram_matrix,
@@ -307,20 +312,45 @@ class InverseFisher:
     def with_chosen_damping(
         self,
         support: jax.Array,
-        missing: jax.Array,
+        missing: jax.Array | np.ndarray,
         targets: jax.Array,
         least: float = 0.0,
     ) -> tuple["InverseFisher", ChosenDamping]:
         """The same with the damping of leave-one-out, one for all blocks.
 
+        Args:
+            support: As for :meth:`leave_one_out`.
+            missing: As there.
+            targets: As there.
+            least: Of its multiples; default 0.
+
+        Raises:
+            ValueError: As :func:`woodfisher_jax.equations.damping.choose_damping`.
+        """
+        gram, found = self.leave_one_out(support, missing, targets)
+        chosen = choose_damping(found, self.source.num_samples, least)
+        fisher = dataclasses.replace(self, gram=gram)
+        return fisher.with_damping(chosen.damping), chosen
+
+    def leave_one_out(
+        self,
+        support: jax.Array,
+        missing: jax.Array | np.ndarray,
+        targets: jax.Array,
+    ) -> tuple[jax.Array | None, LeaveOneOut]:
+        """What a damping for all blocks together is chosen by.
+
         ``b = G v + y`` is to be predicted;
-        see :func:`woodfisher_jax.equations.damping.choose_damping`.
+        see :func:`woodfisher_jax.equations.damping.leave_one_out`.
 
         Args:
             support: Weights of which the others predict one row [d], bool.
             missing: v, [d].
             targets: y, [N].
-            least: Of its multiples; default 0.
+
+        Returns:
+            ``gram`` for these weights, or None where there is not one block only; and
+            the errors.
         """
         number = self.source.num_samples
         gram, right, tiles = jnp.zeros((number, number)), targets, 0
@@ -329,14 +359,12 @@ class InverseFisher:
             gram, right = _gram_and_missing(tile.gradients, kept, vector, gram, right)
             tiles += len(tile.gradients)
             solver = self.source.compute.solver_for(number, tile.gradients.shape[-1])
-        chosen = choose_damping(gram, right, least)
         alone = (
             tiles == 1 and solver == "sample_space" and self.source.compute.mesh is None
         )
-        found = dataclasses.replace(self, gram=gram if alone else None)
-        return found.with_damping(chosen.damping), chosen
+        return gram if alone else None, leave_one_out(gram, right)
 
-    def with_damping(self, damping: float) -> "InverseFisher":
+    def with_damping(self, damping: float | jax.Array) -> "InverseFisher":
         """The same with another λ."""
         known = None
         if self.gram is not None:
@@ -389,7 +417,7 @@ class InverseFisher:
     def _put(self, vector: jax.Array, values: jax.Array, tile: Blocks) -> jax.Array:
         return _put(vector, values, tile.index, self.source.compute.mesh)
 
-    def _take(self, vector: jax.Array, tile: Blocks) -> jax.Array:
+    def _take(self, vector: jax.Array | np.ndarray, tile: Blocks) -> jax.Array:
         return _take(vector, tile.index, self.source.compute.mesh)
 
 
@@ -659,5 +687,7 @@ def _put(
 
 
 @partial(jax.jit, static_argnames="mesh")
-def _take(vector: jax.Array, index: jax.Array, mesh: Mesh | None) -> jax.Array:
-    return held(blocks.gather(vector, index), mesh, AXIS)
+def _take(
+    vector: jax.Array | np.ndarray, index: jax.Array, mesh: Mesh | None
+) -> jax.Array:
+    return held(blocks.gather(jnp.asarray(vector), index), mesh, AXIS)

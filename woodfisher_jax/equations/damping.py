@@ -63,51 +63,66 @@ def leave_one_out_residuals(
     values = jnp.maximum(values, 0.0)  # Rounding may make the smallest negative.
     along, squares = matmul(right[None], vectors)[0], vectors * vectors
 
-    def residuals(shift: jax.Array) -> jax.Array:
-        inverse = 1.0 / (values + shift)
-        solved = matmul(vectors, (along * inverse)[:, None])[:, 0]
-        return solved / matmul(squares, inverse[:, None])[:, 0]
+    # Of all shifts at once: [k, N] entries are few beside [N, N].
+    inverses = 1.0 / (values + shifts[:, None])
+    solved = matmul(along * inverses, vectors.T)
+    return solved / matmul(inverses, squares.T)
 
-    return jax.lax.map(residuals, shifts)
+
+class LeaveOneOut(NamedTuple):
+    """What :func:`choose_damping` takes of the rows, float64.
+
+    Attributes:
+        mean: Mean eigenvalue of G Gᵀ.
+        errors: Mean of e_n² for each of MULTIPLES.
+        square: Mean of b_n².
+    """
+
+    mean: jax.Array
+    errors: jax.Array
+    square: jax.Array
 
 
 @jax.jit
 @in_float64
-def _errors(
-    gram: jax.Array, right: jax.Array, multiples: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+def leave_one_out(gram: jax.Array, right: jax.Array) -> LeaveOneOut:
+    """The leave-one-out error of every damping of MULTIPLES; pure.
+
+    Args:
+        gram: G Gᵀ, [N, N]; where N exceeds MOST_ROWS, evenly spaced rows are used.
+        right: b, [N].
+    """
     every = -(-len(right) // MOST_ROWS)
     gram, right = wide(gram)[::every, ::every], wide(right)[::every]
     mean = jnp.trace(gram) / gram.shape[0]
-    left = leave_one_out_residuals(gram, right, mean * multiples)
-    return mean, jnp.mean(left * left, axis=1), jnp.mean(right * right)
+    left = leave_one_out_residuals(gram, right, mean * wide(MULTIPLES))
+    return LeaveOneOut(mean, jnp.mean(left * left, axis=1), jnp.mean(right * right))
 
 
 def choose_damping(
-    gram: jax.Array, right: jax.Array, least: float = 0.0
+    found: LeaveOneOut, num_samples: int, least: float = 0.0
 ) -> ChosenDamping:
     """The damping of MULTIPLES with the smallest leave-one-out error.
 
     Args:
-        gram: G Gᵀ, [N, N], N at least 2; where N exceeds MOST_ROWS, evenly spaced rows
-            are used.
-        right: b, [N], the right-hand side. Where it is zero, any damping predicts it.
+        found: Of the rows. Where b is zero, any damping predicts it.
+        num_samples: N, at least 2.
         least: Smallest multiple to choose; default no limit.
 
     Raises:
         ValueError: If N is below 2, gradients are all zero, or they or b not finite.
     """
-    mean, errors, square = _errors(gram, right, np.asarray(MULTIPLES))
-    if len(right) < 2 or not (0 < float(mean) < np.inf and float(square) < np.inf):
+    mean, square = float(found.mean), float(found.square)
+    if num_samples < 2 or not (0 < mean < np.inf and square < np.inf):
         raise ValueError(
             "damping='auto' needs at least 2 gradients that are not all zero, and a "
-            f"finite right-hand side; got N={len(right)}, mean squared norm "
-            f"{float(mean):.3g}, root mean square of the right-hand side "
-            f"{float(square) ** 0.5:.3g}; give a number, such as damping=1e-5"
+            f"finite right-hand side; got N={num_samples}, mean squared norm "
+            f"{mean:.3g}, root mean square of the right-hand side "
+            f"{square**0.5:.3g}; give a number, such as damping=1e-5"
         )
+    errors = np.asarray(found.errors)
     allowed = np.isfinite(errors) & (np.asarray(MULTIPLES) >= least)
     best = int(np.argmin(np.where(allowed, errors, np.inf)))
     multiple = MULTIPLES[best]
-    damping = float(mean) * multiple / len(right)
-    error = float(errors[best]) / float(square) if float(square) else 0.0
-    return ChosenDamping(damping, multiple, error)
+    error = float(errors[best]) / square if square else 0.0
+    return ChosenDamping(mean * multiple / num_samples, multiple, error)

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from woodfisher_jax.options import OptionError
@@ -111,15 +112,15 @@ def counted_inputs(inputs: Any) -> int:
     return number
 
 
-def check_targets(targets: Any, num_samples: int) -> jax.Array:
+def check_targets(targets: Any, num_samples: int) -> np.ndarray:
     """Targets as an array, [N] or [].
 
     Raises:
         ValueError: If there is neither one finite number nor one for each gradient.
     """
-    found = jnp.asarray(targets, jnp.float32)
+    found = np.asarray(targets, np.float32)
     shapes = ((num_samples,), ())
-    if found.shape not in shapes or not bool(jnp.all(jnp.isfinite(found))):
+    if found.shape not in shapes or not np.isfinite(found).all():
         raise ValueError(
             f"targets has shape {found.shape}, num_samples={num_samples}; expected one "
             "finite number for each gradient, or one for all"

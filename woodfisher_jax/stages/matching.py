@@ -15,8 +15,8 @@ With labels as targets, the rows are gradients of the cross entropy of a few exa
 each, and the first-order term is that of the loss: each stage also trains.
 """
 
-import functools
 from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -29,7 +29,7 @@ from woodfisher_jax.info import PruneInfo
 from woodfisher_jax.options import plain
 from woodfisher_jax.prune import prune
 from woodfisher_jax.rows.compute import watched
-from woodfisher_jax.rows.gradients import LossFn
+from woodfisher_jax.rows.gradients import LossFn, as_partial
 from woodfisher_jax.rows.projections import directions, projected
 from woodfisher_jax.schedules import levels
 from woodfisher_jax.tracing.axes import find_axes
@@ -42,6 +42,7 @@ from woodfisher_jax.trees.masks import (
 )
 from woodfisher_jax.trees.masks import sparsity as sparsity_of
 from woodfisher_jax.trees.paths import Params
+from woodfisher_jax.trees.samples import on_host
 
 LABEL_DAMPING = 1e-2
 """λ of stages with labels. Leave-one-out would choose more, which is best for a single
@@ -83,13 +84,23 @@ class Rows(NamedTuple):
 
 def outputs_of(
     outputs_fn: OutputsFn, params: Params, inputs: Any, batch_size: int = 250
-) -> jax.Array:
-    """Outputs of many examples [n, k], computed in batches."""
+) -> np.ndarray:
+    """Outputs of many examples [n, k], computed in batches of one size."""
     count = len(jax.tree.leaves(inputs)[0])
-    slices = [slice(i, i + batch_size) for i in range(0, count, batch_size)]
-    parts = [jax.tree.map(lambda a, rows=rows: a[rows], inputs) for rows in slices]
-    with explained():
-        return jnp.concatenate([outputs_fn(params, part) for part in parts])
+    size = -(-count // -(-count // batch_size))
+    parts, outputs = [], as_partial(outputs_fn)
+    for start in range(0, count, size):
+        # The last one is filled up, to compile only once.
+        rows = np.arange(start, start + size) % count
+        part = jax.tree.map(lambda a, rows=rows: on_host(a)[rows], inputs)
+        with explained():
+            parts.append(np.asarray(_outputs(outputs, params, part)))
+    return np.concatenate(parts)[:count]
+
+
+@jax.jit
+def _outputs(outputs_fn: Partial, params: Params, inputs: Any) -> jax.Array:
+    return outputs_fn(params, inputs)
 
 
 def matching_rows(
@@ -108,16 +119,19 @@ def matching_rows(
             :data:`~woodfisher_jax.rows.projections.METRICS`; default "identity".
     """
     outputs = outputs_of(stage.outputs_fn, params, stage.inputs)
-    wanted = jnp.asarray(stage.wanted)
-    r = directions(key, wanted, metric)
-    missing = _along(r, wanted - outputs)
+    r, missing = _directions_and_missing(key, stage.wanted, outputs, metric)
     samples = {"inputs": stage.inputs, "direction": np.asarray(r)}
     return Rows(projected(stage.outputs_fn), samples, missing)
 
 
-def _along(directions: jax.Array | np.ndarray, outputs: jax.Array) -> jax.Array:
-    """The products r · f of each example [n]."""
-    return jnp.sum(directions * outputs, axis=tuple(range(1, outputs.ndim)))
+@partial(jax.jit, static_argnames="metric")
+def _directions_and_missing(
+    key: jax.Array, wanted: jax.Array, outputs: jax.Array, metric: str
+) -> tuple[jax.Array, jax.Array]:
+    """Directions r, and r · (f* - f) of each example [n]."""
+    r = directions(key, wanted, metric)
+    missing = r * (wanted - outputs)
+    return r, jnp.sum(missing, axis=tuple(range(1, missing.ndim)))
 
 
 def label_rows(stage: Stage, batch_size: int = 16) -> Rows:
@@ -151,7 +165,7 @@ def scaled_cross_entropy(outputs_fn: OutputsFn, scale: float) -> LossFn:
     return _scaled_cross_entropy(outputs_fn, scale)
 
 
-@functools.lru_cache(maxsize=8)
+@lru_cache(maxsize=8)
 def _scaled_cross_entropy(outputs_fn: Callable[..., jax.Array], scale: float) -> LossFn:
     # Cached, because jit recognises a compiled function by its identity.
     def loss(*arguments: Any, **others: Any) -> jax.Array:
@@ -235,7 +249,7 @@ def prune_matched(
     masks = init_masks(params, prunable, axes) if masks is None else masks
     check_masks(params, masks)
     way = _way(sparsity_of(masks), sparsity, stages, repairs)
-    key, infos = jax.random.key(seed), []
+    infos: list[PruneInfo] = []
     progress = options["progress"]
     for number, level in enumerate(way):
         progress("stages", number, len(way))
@@ -244,8 +258,8 @@ def prune_matched(
             rows = label_rows(found, batch_size)
             damping: float | str = LABEL_DAMPING
         else:
-            again = jax.random.fold_in(key, number)
-            rows, damping = matching_rows(found, params, again, metric), "auto"
+            key = _key(np.int64(seed), np.int32(number))
+            rows, damping = matching_rows(found, params, key, metric), "auto"
         given = {"method": "woodtaylor", "update": "joint", "damping": damping}
         params, masks, info = prune(
             rows.loss_fn,
@@ -263,6 +277,11 @@ def prune_matched(
             params = params if changed is None else changed
     progress("stages", len(way), len(way))
     return params, masks, infos
+
+
+@jax.jit
+def _key(seed: np.int64, number: np.int32) -> jax.Array:
+    return jax.random.fold_in(jax.random.key(seed), number)
 
 
 def _checked(stage: Any, number: int) -> Stage:

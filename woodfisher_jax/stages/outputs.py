@@ -109,7 +109,7 @@ def prune_outputs(
 
 def _dense_outputs(
     net_fn: OutputsFn, params: Params, inputs: Any
-) -> tuple[jax.Array, Any]:
+) -> tuple[np.ndarray, Any]:
     """The outputs of a network as it is, and its inputs as one batch.
 
     Args:
@@ -129,7 +129,7 @@ def _dense_outputs(
     (images,) = regroup(inputs, _number(inputs))
     _check_outputs(net_fn, params, images)
     wanted = outputs_of(net_fn, params, images)
-    if not jnp.all(jnp.isfinite(wanted)):
+    if not np.isfinite(wanted).all():
         raise OptionError(
             "net_fn",
             "net_fn gives outputs that are not finite for some of the inputs; expected "

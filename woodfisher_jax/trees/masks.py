@@ -82,7 +82,7 @@ def init_masks(
     if prunable is None:
         selects = partial(_is_weight, axes=axes)
     masks = {
-        path: jnp.asarray(np.ones(leaf.shape, bool))
+        path: jax.device_put(np.ones(leaf.shape, bool))
         for path, leaf in leaves.items()
         if leaf.size and selects(path, leaf)
     }
