@@ -24,7 +24,8 @@ def shared_out(scores: list[np.ndarray], level: float, spread: float) -> list[in
     """How many weights of each layer stay, by one threshold for all layers.
 
     Args:
-        scores: Of each layer, [weights].
+        scores: Of each layer, [weights]; they are sorted in place, for together they
+            are as large as the network.
         level: Sparsity of all together.
         spread: How far the sparsity of a layer may be from it.
     """
@@ -32,13 +33,14 @@ def shared_out(scores: list[np.ndarray], level: float, spread: float) -> list[in
     least = np.array([num_kept(n, min(level + spread, 1.0)) for n in sizes])
     most = np.array([num_kept(n, max(level - spread, 0.0)) for n in sizes])
     goal = num_kept(int(sizes.sum()), level)
-    rising = [np.sort(layer) for layer in scores]
+    for layer in scores:
+        layer.sort()
 
     def counts(threshold: float) -> np.ndarray:
-        above = [len(s) - np.searchsorted(s, threshold, "right") for s in rising]
+        above = [len(s) - np.searchsorted(s, threshold, "right") for s in scores]
         return np.clip(above, least, most)
 
-    low, high = 1e-45, max(float(s[-1]) for s in rising)
+    low, high = 1e-45, max(float(s[-1]) for s in scores)
     for _ in range(100):
         middle = float(np.sqrt(low) * np.sqrt(high))
         low, high = (middle, high) if counts(middle).sum() > goal else (low, middle)

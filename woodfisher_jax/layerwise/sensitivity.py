@@ -65,7 +65,8 @@ directions`.
             taken, found = segment.run(own, taken)
             inputs.append(dict(zip(segment.inputs, found, strict=True)))
         key = jax.random.fold_in(jax.random.key(seed), number)
-        slopes = _projected(key, list(inputs[-1].values()), metric)
+        # Popped, since logits of a large vocabulary are most of what a batch takes.
+        slopes = _projected(key, list(inputs.pop().values()), metric)
         for i in reversed(range(1, len(segments))):
             segment = segments[i]
             kinds = tuple(by_index.get(index) for index in segment.products)
