@@ -40,12 +40,17 @@ def test_it_is_prune_matched_with_the_dense_outputs_as_targets() -> None:
         return wf.matching.Stage(net, INPUTS[chosen], targets)
 
     expected, masks, _ = wf.prune_matched(stage, PARAMS, sparsity=0.5, stages=2, seed=3)
-    stages = []
+    stages, compiled = [], []
 
     def progress(label: str, done: int, total: int) -> None:
         if label == "stages":
             stages.append((done, total))
 
+    def count(name: str, *_: float, **__: str) -> None:
+        if name == "/jax/core/compile/backend_compile_duration":
+            compiled.append(name)
+
+    jax.monitoring.register_event_duration_secs_listener(count)
     params, found, info = wf.prune_outputs(
         net,
         PARAMS,
@@ -56,6 +61,9 @@ def test_it_is_prune_matched_with_the_dense_outputs_as_targets() -> None:
         seed=3,
         progress=progress,
     )
+    jax.monitoring.unregister_event_duration_listener(count)
+    # Every stage has the shapes of those above; the network runs on all the inputs.
+    assert len(compiled) <= 1
     assert stages == [(0, 2), (1, 2), (2, 2)]
     for path in masks:
         np.testing.assert_array_equal(found[path], masks[path])

@@ -34,6 +34,7 @@ from woodfisher_jax.trees.blocks import FlatOrder, flat_order, flatten
 from woodfisher_jax.trees.masks import Masks, MasksLike, paired
 from woodfisher_jax.trees.paths import Params, leaves_by_path, replace_leaves
 from woodfisher_jax.trees.samples import Batch, batch_length, regroup, shape_of
+from woodfisher_jax.trees.vectors import all_finite
 
 LossFn = Callable[[Params, Batch], jax.Array]
 Gradients = dict[str, jax.Array]
@@ -167,7 +168,7 @@ def _chunk(
 
 def _all_finite(rows: jax.Array, order: FlatOrder) -> jax.Array:
     bounds = pairwise(order.offsets)
-    parts = [jnp.all(jnp.isfinite(rows[:, start:stop])) for start, stop in bounds]
+    parts = [all_finite(rows[:, start:stop]) for start, stop in bounds]
     return jnp.stack(parts)
 
 

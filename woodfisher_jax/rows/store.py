@@ -85,13 +85,13 @@ class DeviceStore:
             return
         if self.rows is None:
             self.rows = _empty(self._shape, self._dtype, self._mesh)
-        self.rows = _written(self.rows, rows, jnp.int32(start))
+        self.rows = _written(self.rows, rows, np.int32(start))
 
     def tiles(self, tiles: Iterable[Tile]) -> Iterator[jax.Array]:
         """See :class:`Store`."""
         assert self.rows is not None, "nothing is written yet"
         for tile in tiles:
-            start = jnp.int32(tile.start)
+            start = np.int32(tile.start)
             yield _blocks(self.rows, start, tile.num_blocks, tile.width, self._mesh)
 
     def finish(self) -> None:
@@ -188,7 +188,7 @@ class TierStore:
                 sharding,
                 lambda index: own[_position(index)],
             )
-        return _blocks(rows, jnp.int32(0), tile.num_blocks, tile.width, self._mesh)
+        return _blocks(rows, np.int32(0), tile.num_blocks, tile.width, self._mesh)
 
     def finish(self) -> None:
         """See :class:`Store`."""
