@@ -34,15 +34,19 @@ NO_TRACEBACKS = {
 """Leave the source lines of each operation out of what is compiled."""
 
 LONGEST = (
-    "test_distributed.py",
-    "test_loop.py",
-    "test_notebooks.py",
     "test_docs.py",
     "test_main.py",
+    "test_prune.py",
+    "test_step.py",
+    "test_inverse.py",
+    "test_prune_layers.py",
+    "test_loop.py",
+    "test_sequence.py",
+    "test_masked.py",
     "test_matching.py",
     "test_pruning_step.py",
 )
-"""Files of few tests that take long: first, so that both workers end together."""
+"""Files that take long, the longest first, so that both workers end together."""
 
 # Many tests compile the same programs: what one worker has compiled serves the other,
 # and the processes that tests start.
@@ -74,7 +78,8 @@ def pytest_unconfigure() -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Sorts the tests for ``--dist loadfile --no-loadscope-reorder``."""
-    items.sort(key=lambda item: item.path.name not in LONGEST)
+    rank = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
 
 
 def require(path: Path, what: str) -> Path:

@@ -75,9 +75,16 @@ OPTIMIZERS = {
     "schedule free": optax.contrib.schedule_free(optax.sgd(0.1), 0.1),
     "accumulated": optax.MultiSteps(optax.adam(0.1), 2),
 }
+QUICK = ("adamw", "parts", "accumulated")
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * (name not in QUICK))
+        for name in OPTIMIZERS
+    ],
+)
 def test_pruned_weights_and_what_is_kept_of_them_are_zero(name: str) -> None:
     tx = wf.masked(OPTIMIZERS[name], {PATH: jnp.ones((2, 3), bool)})
     params, traces = params_of(), []

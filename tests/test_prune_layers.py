@@ -225,6 +225,7 @@ def test_naivehess_estimates_from_as_many_probes_as_given() -> None:
     assert one == again != other
 
 
+@pytest.mark.slow
 @STARTS
 def test_dynamic_with_whole_layers_is_block(masks, active) -> None:
     block = run(method="woodfisherblock", masks=masks)

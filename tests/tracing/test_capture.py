@@ -80,6 +80,8 @@ CONVOLUTIONS = {
     "three axes": (nn.Conv(2, (2, 2, 2), strides=2), (1, 4, 5, 3, 2)),
 }
 
+QUICK = ("strided, unequal padding", "grouped", "transposed")
+
 
 def check(f, params, x) -> None:
     """Gradients put together from rows are those of ``jax.grad``."""
@@ -127,7 +129,13 @@ def test_gradients_from_the_rows_of_dense_layers(case) -> None:
     check(f, params, array(*shape, seed=2))
 
 
-@pytest.mark.parametrize("case", CONVOLUTIONS)
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, marks=[pytest.mark.slow] * (case not in QUICK))
+        for case in CONVOLUTIONS
+    ],
+)
 def test_gradients_from_the_rows_of_convolutions(case) -> None:
     model, shape = CONVOLUTIONS[case]
     params = jax.eval_shape(model.init, jax.random.key(0), jnp.ones(shape))["params"]

@@ -197,11 +197,15 @@ def test_what_optax_lacks_is_refused(name: str, settings: dict, words: str) -> N
         optimizer.check_settings(name, settings)
 
 
+EVERY = [
+    pytest.param(name, marks=[pytest.mark.slow] * (name not in ("sgd", "adamw")))
+    for name in optimizer.OPTIMIZERS
+]
 PARAMS = {"a": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}}
 MASK = jnp.array([[True, False, True], [False, True, True]])
 
 
-@pytest.mark.parametrize("name", optimizer.OPTIMIZERS)
+@pytest.mark.parametrize("name", EVERY)
 def test_mask_state_clears_what_belongs_to_pruned_weights_only(name: str) -> None:
     tx = optimizer.make_optimizer(name, RATE, 1e-4)
     gradients = jax.tree.map(lambda a: 0.5 * a, PARAMS)
@@ -220,7 +224,7 @@ def test_mask_state_clears_what_belongs_to_pruned_weights_only(name: str) -> Non
     assert kernels > 0 or name == "sgd"
 
 
-@pytest.mark.parametrize("name", optimizer.OPTIMIZERS)
+@pytest.mark.parametrize("name", EVERY)
 def test_pruned_weights_stay_zero_and_state_without_decay_is_alike(name: str) -> None:
     masks = {"a/kernel": MASK}
     tx = optimizer.make_optimizer(name, RATE, 1e-2)
