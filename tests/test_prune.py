@@ -712,3 +712,22 @@ def test_params_that_are_not_floating_point_arrays(leaf) -> None:
         "floating-point",
         params=params_of() | {"step": leaf},
     )
+
+
+@pytest.mark.filterwarnings("ignore::woodfisher_jax.PruneWarning")
+def test_a_norm_that_cannot_be_zero_is_named() -> None:
+    """Weight normalisation without an epsilon: 0 / 0 where an output is taken out."""
+
+    def loss_fn(params, x):
+        v, w = params["v"], params["w"]
+        h = jnp.tanh(x @ (v / jnp.sqrt(jnp.sum(v * v, axis=0))))
+        return jnp.mean(jnp.square(h @ w - 1.0))
+
+    rng = np.random.default_rng(0)
+    params = {
+        "v": jnp.asarray(rng.standard_normal((4, 3)), jnp.float32),
+        "w": jnp.asarray(rng.standard_normal((3, 2)), jnp.float32),
+    }
+    x = rng.standard_normal((6, 4)).astype(np.float32)
+    with pytest.raises(ValueError, match=r"^loss_fn is not finite after .*\['v'\]"):
+        prune(loss_fn, params, x, pattern="filters", prunable="v", sparsity=0.5)

@@ -566,6 +566,8 @@ def _prune_once(params: Params, job: _Job) -> tuple[Params, Masks, PruneInfo]:
     new_masks = {path: new_masks[path] for path in order.paths}  # jit sorts dicts
     report |= _compared(before, done, job)
     report |= _looked_at(before, done, job, new_masks)
+    if isinstance(job.method, Sampled) and report["empty_outputs"]:
+        _check_still_finite(problem, new_params, report["empty_outputs"])
     jax.block_until_ready(new_params)
     clock.mark("update")
     return new_params, new_masks, _info(done.kept, job, clock, report)
@@ -1045,6 +1047,24 @@ def _looked_at(
         "revived": int(np.count_nonzero(was_zero & is_not)),
         "warnings": tuple(texts),
     }
+
+
+def _check_still_finite(
+    problem: Problem, params: Params, emptied: Mapping[str, int]
+) -> None:
+    """A loss that divides by what an output's weights are has no value without them.
+
+    Raises:
+        OptionError: If the loss of the first sample is not finite.
+    """
+    if not np.isfinite(row_values(problem._replace(num_samples=1), params)).all():
+        raise OptionError(
+            "loss_fn",
+            f"loss_fn is not finite after the step: {sorted(emptied)} have outputs "
+            "without any weight, and something divides by the size of these weights, "
+            "as weight normalisation does; add an epsilon to the norm there, or leave "
+            "the tensors out with prunable",
+        )
 
 
 def _predicted(step: jax.Array, model: Model, problem: Problem) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """One call that prunes so that outputs stay."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
