@@ -325,6 +325,23 @@ EXPERIMENTS = {
         },
         5,
     ),
+    "mlp_kfac_joint": Experiment(
+        "mlp",
+        "mnist",
+        None,
+        (0.8, 0.9, 0.95),
+        {
+            f"kfac, {update}, damping {damping}": {
+                "method": "kfac",
+                "num_samples": 1000,
+                "update": update,
+                "damping": damping,
+            }
+            for update in ("none", "sum", "joint")
+            for damping in (1e-5, 1e-3)
+        },
+        3,
+    ),
     "mlp_recompute": Experiment(
         "mlp",
         "mnist",

@@ -16,7 +16,7 @@ import numpy as np
 
 from woodfisher_jax.curvature.fisher import Surgeon, WoodFisher
 from woodfisher_jax.curvature.inverse import InMemory, InverseFisher, laid_out
-from woodfisher_jax.curvature.method import Curvature, Found, Inverse, Method
+from woodfisher_jax.curvature.method import Curvature, Found, Inverse, Joint, Method
 from woodfisher_jax.equations import obs
 from woodfisher_jax.equations.damping import LeaveOneOut
 from woodfisher_jax.methods import method_named
@@ -454,8 +454,8 @@ def moved(
     if not isinstance(method, Surgeon) or not method.moves:
         return Found(jnp.zeros_like(weights))
     curvature = model.curvature
-    if getattr(method, "update", "sum") == "joint":
-        assert isinstance(curvature, InverseFisher)
+    if method.update == "joint":
+        assert isinstance(curvature, Joint)
         found = curvature.joint_update(weights, kept, targets)
         found = found._replace(value=jnp.where(kept, found.value, 0.0))
     else:

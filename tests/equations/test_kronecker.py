@@ -8,6 +8,7 @@ from woodfisher_jax.equations.kronecker import (
     damped,
     diagonal,
     inverse,
+    joint_update,
     product,
 )
 
@@ -112,3 +113,45 @@ def test_what_is_not_positive_definite_is_named() -> None:
     broken = {"w": random_factor()._replace(inputs=-np.eye(7)[None])}
     with pytest.raises(ValueError, match="'w' is not positive definite"):
         inverse(damped(broken, DAMPING))
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_joint_update_is_the_constrained_minimum(groups) -> None:
+    factor = random_factor(groups)
+    factors = damped({"kernel": factor}, DAMPING)
+    weights = {
+        path: RANDOM.standard_normal(shape) for path, shape in factor.shapes.items()
+    }
+    kept = {path: RANDOM.random(w.shape) < 0.5 for path, w in weights.items()}
+    found, residual = joint_update(factors, inverse(factors), weights, kept)
+    assert residual <= 1e-6
+    for group in range(groups):
+        dense = np.linalg.inv(dense_inverse(factor, group, pi=False))
+        w, stays = (row_by_row(factor, v, group) for v in (weights, kept))
+        stays = stays > 0
+        right = dense[np.ix_(stays, ~stays)] @ w[~stays]
+        expected = -w
+        expected[stays] = np.linalg.solve(dense[np.ix_(stays, stays)], right)
+        actual = row_by_row(factor, found, group)
+        np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_joint_update_of_one_weight_is_that_of_optimal_brain_surgeon() -> None:
+    """δ = -w_q F⁻¹ e_q / [F⁻¹]_qq, and nothing without a pruned weight."""
+    factor = random_factor()
+    factors = damped({"kernel": factor}, DAMPING)
+    weights = {
+        path: RANDOM.standard_normal(shape) for path, shape in factor.shapes.items()
+    }
+    kept = {path: np.ones(w.shape, bool) for path, w in weights.items()}
+    nothing, residual = joint_update(factors, inverse(factors), weights, kept)
+    assert residual == 0
+    assert not any(np.any(change) for change in nothing.values())
+    place = factor.entries["kernel"][0, 2, 3]
+    kept["kernel"].reshape(-1)[place] = False
+    found, _ = joint_update(factors, inverse(factors), weights, kept)
+    dense, q = dense_inverse(factor, 0, pi=False), 2 * 7 + 3
+    expected = -weights["kernel"].reshape(-1)[place] * dense[q] / dense[q, q]
+    np.testing.assert_allclose(
+        row_by_row(factor, found, 0), expected, rtol=1e-4, atol=1e-6
+    )

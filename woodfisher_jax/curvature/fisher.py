@@ -55,6 +55,13 @@ class Surgeon(Sampled):
         most=1e30,
         in_config=False,
     )
+    update: str = option(
+        "sum",
+        "How the other weights move: sum (the paper's, as if each weight were removed "
+        "alone), joint (to the minimum of the quadratic model with all of them "
+        "removed) or none.",
+        choices=UPDATES,
+    )
     scale_update: float = option(
         1.0, "Factor on the update; 0 leaves the other weights where they are."
     )
@@ -74,7 +81,7 @@ class Surgeon(Sampled):
     @property
     def moves(self) -> bool:
         """Whether the other weights move."""
-        return self.scale_update != 0
+        return self.update != "none" and self.scale_update != 0
 
     is_quadratic: ClassVar[bool] = True
 
@@ -101,13 +108,6 @@ class WoodFisher(Surgeon):
     )
     centered: bool = option(
         False, "Take the covariance of the gradients, F - ḡḡᵀ, in place of F."
-    )
-    update: str = option(
-        "sum",
-        "How the other weights move: sum (the paper's, as if each weight were removed "
-        "alone), joint (to the minimum of the quadratic model with all of them "
-        "removed) or none.",
-        choices=UPDATES,
     )
     swaps: int = option(
         0,
@@ -141,11 +141,6 @@ class WoodFisher(Surgeon):
                 "centered=True with update='joint' in a method of first order, which "
                 "takes the mean of the Fisher's own gradients; expected centered=False",
             )
-
-    @property
-    def moves(self) -> bool:
-        """Whether the other weights move."""
-        return self.update != "none" and super().moves
 
     def plan(self, problem: Problem) -> Needs:
         """See :meth:`Sampled.plan`."""

@@ -97,6 +97,23 @@ class KroneckerInverse:
         del factors
         return Found(self._multiplied(self.inverses, vector))
 
+    def joint_update(
+        self, weights: jax.Array, kept: jax.Array, targets: jax.Array
+    ) -> Found:
+        """How the kept weights move when all others are removed at once [d].
+
+        Args:
+            weights: w, [d].
+            kept: What stays, [d].
+            targets: Zero: there is no slope.
+        """
+        del targets
+        tensors, stays = (blocks.unflatten(self.order, v) for v in (weights, kept))
+        found, error = kronecker.joint_update(
+            self.factors, self.inverses, tensors, stays
+        )
+        return Found(blocks.flatten(self.order, found), error)
+
     def group_saliency(self, weights: jax.Array, groups: Groups) -> jax.Array:
         """The joint statistic of groups [groups, choices]."""
         found = kronecker_saliencies(self.inverses, weights, self.order, groups)

@@ -78,6 +78,23 @@ class Inverse(Quadratic, Protocol):
         ...
 
 
+@runtime_checkable
+class Joint(Inverse, Protocol):
+    """An inverse that also solves for the kept weights with all others removed."""
+
+    def joint_update(
+        self, weights: jax.Array, kept: jax.Array, targets: jax.Array
+    ) -> Found:
+        """How the kept weights move when all others are removed at once [d].
+
+        Args:
+            weights: w, [d].
+            kept: What stays, [d].
+            targets: y, [N], of the slope; zero without one.
+        """
+        ...
+
+
 @dataclasses.dataclass(frozen=True)
 class Scores:
     """A curvature of which nothing but one number for each weight is known.

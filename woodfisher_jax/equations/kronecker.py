@@ -11,6 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+_RESIDUAL = 1e-10
+"""Of the joint update, relative; the error of the weights may be as many times larger
+as the condition of the factors is large."""
+
+_MOST_ROUNDS = 1000
+
 
 class Factor(NamedTuple):
     """The Kronecker factors of one layer, or their inverses; columns are its inputs.
@@ -147,15 +153,86 @@ def product(
     """
     found: dict[str, jax.Array] = {}
     for factor in factors.values():
-        matrix = np.concatenate(
-            [
-                np.asarray(vectors[path], np.float64).reshape(-1)[entries]
-                for path, entries in factor.entries.items()
-            ],
-            axis=-1,
-        )
+        matrix = _matrix(factor, vectors)
         found |= _by_path(factor, factor.outputs @ matrix @ factor.inputs)
     return found
+
+
+def joint_update(
+    factors: Factors,
+    inverses: Factors,
+    weights: Mapping[str, jax.Array | np.ndarray],
+    kept: Mapping[str, jax.Array | np.ndarray],
+) -> tuple[dict[str, jax.Array], float]:
+    """The minimizer of each layer's quadratic model with the pruned weights at zero.
+
+        minimize  tr(S D A Dᵀ) / 2    subject to  D_P = -W_P
+
+    on the kept weights: ``[S Z A]_K = [S W_P A]_K`` for D = Z - W_P with Z zero on P.
+    A submatrix of a Kronecker product has no Kronecker factors, so that conjugate
+    gradients solve it, preconditioned by ``R -> [S⁻¹ R A⁻¹]_K``.
+
+    Args:
+        factors: The result of :func:`damped`.
+        inverses: The result of :func:`inverse`.
+        weights: w, from the path of each prunable tensor to an array of its shape.
+        kept: Of the same paths and shapes, bool: what stays.
+
+    Returns:
+        δ by path, of the tensors' shapes, float32; and the largest residual of a layer,
+        relative to the right-hand side.
+
+    Source: Kurtic et al., arXiv:2203.07259, Eq. 2, with the curvature of Martens &
+    Grosse 2015.
+    """
+    found: dict[str, jax.Array] = {}
+    largest = 0.0
+    for path, factor in factors.items():
+        known = inverses[path]
+        matrix, stays = _matrix(factor, weights), _matrix(factor, kept) > 0
+        gone = np.where(stays, 0.0, matrix)
+        right = np.where(stays, factor.outputs @ gone @ factor.inputs, 0.0)
+        solved, residual = _on_kept(factor, known, right, stays)
+        largest = max(largest, residual)
+        found |= _by_path(factor, solved - gone)
+    return found, largest
+
+
+def _on_kept(
+    factor: Factor, known: Factor, right: np.ndarray, stays: np.ndarray
+) -> tuple[np.ndarray, float]:
+    """Z of one layer by conjugate gradients, and its relative residual."""
+
+    def applied(by: Factor, matrix: np.ndarray) -> np.ndarray:
+        return np.where(stays, by.outputs @ matrix @ by.inputs, 0.0)
+
+    z, left = np.zeros_like(right), right
+    size = np.linalg.norm(right)
+    near = applied(known, left)
+    along, gain = near, np.sum(left * near)
+    for _ in range(_MOST_ROUNDS):
+        if np.linalg.norm(left) <= _RESIDUAL * size:
+            break
+        moved = applied(factor, along)
+        step = gain / np.sum(along * moved)
+        z, left = z + step * along, left - step * moved
+        near = applied(known, left)
+        before, gain = gain, np.sum(left * near)
+        along = near + gain / before * along
+    return z, float(np.linalg.norm(left) / size) if size else 0.0
+
+
+def _matrix(
+    factor: Factor, vectors: Mapping[str, jax.Array | np.ndarray]
+) -> np.ndarray:
+    """A layer's tensors as one matrix [groups, outputs, columns], float64."""
+    return np.concatenate(
+        [
+            np.asarray(vectors[path], np.float64).reshape(-1)[entries]
+            for path, entries in factor.entries.items()
+        ],
+        axis=-1,
+    )
 
 
 def _by_path(factor: Factor, matrix: np.ndarray) -> dict[str, jax.Array]:
