@@ -16,7 +16,8 @@ from woodfisher_jax.selection.patterns import PatternError
 def test_a_saved_run_scores_what_its_results_say(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    results = run(small(dense__epochs=1, prune__one_shot=True), tmp_path)
+    changes = {"one_shot": True, "method": "magni", "target_sparsity": 0.8}
+    results = run(small(dense__epochs=1, prune=changes), tmp_path)
     found = evaluate_run(tmp_path)
     assert {key: found[key] for key in ("top1", "top5", "loss")} == results["final"]
     assert found["sparsity"] == results["sparsity"]

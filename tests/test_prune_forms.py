@@ -72,10 +72,10 @@ def test_a_generator_of_two_arrays_is_two_batches() -> None:
 @pytest.mark.parametrize(
     "method",
     [
-        "woodfisherblock",
+        "diagfisher",
         *(
             pytest.param(method, marks=pytest.mark.slow)
-            for method in ("woodtaylor", "naivehess", "kfac")
+            for method in ("woodfisherblock", "woodtaylor", "naivehess", "kfac")
         ),
     ],
 )

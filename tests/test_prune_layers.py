@@ -171,7 +171,10 @@ STARTS = pytest.mark.parametrize(
 
 
 @STARTS
-@pytest.mark.parametrize(("pi", "scope"), [(False, "global"), (True, "layer")])
+@pytest.mark.parametrize(
+    ("pi", "scope"),
+    [pytest.param(False, "global", marks=pytest.mark.slow), (True, "layer")],
+)
 def test_kfac(masks, active, pi, scope) -> None:
     found = run(method="kfac", masks=masks, pi=pi, scope=scope)
     expected = obs(kronecker(active, pi=pi), active, scope=scope)

@@ -86,11 +86,11 @@ def in_halves(path, shape):
 
 
 CASES = {
-    "cut by blocks": ("2:4", {"block_size": 7, "update": "joint"}),
-    "with a slope": (
-        "filters",
-        {"method": "woodtaylorblock", "block_size": 7, "store": "recompute"},
+    "cut by blocks": (
+        "2:4",
+        {"block_size": 7, "update": "joint", "store": "recompute"},
     ),
+    "with a slope": ("filters", {"method": "woodtaylorblock", "block_size": 7}),
     "across tensors": (in_halves, {"method": "woodfisher"}),
 }
 

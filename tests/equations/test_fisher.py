@@ -172,7 +172,10 @@ def test_it_leaves_float32_the_default() -> None:
     assert jnp.asarray(1.5).dtype == jnp.float32
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize(
+    "solver",
+    [pytest.param(s, marks=[pytest.mark.slow] * (s == "recursion")) for s in SOLVERS],
+)
 def test_a_factor_that_float64_cannot_give_is_none(solver) -> None:
     g = jnp.asarray(1e6 * np.repeat(gradients_of(1), 5, axis=0))
     assert not np.isfinite(SOLVERS[solver].factorize(g, 1e-9)).any()

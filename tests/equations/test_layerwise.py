@@ -169,7 +169,7 @@ def fitted(layer, left, damping=0.01):
     return found, np.trace(found @ own @ found.T) - 2 * np.trace(found @ wanted.T)
 
 
-@pytest.mark.parametrize(("size", "number", "together"), [(1, 5, 1), (4, 2, 2)])
+@pytest.mark.parametrize(("size", "number", "together"), [(1, 3, 1), (4, 2, 2)])
 def test_inputs_that_stay_are_fitted_by_least_squares(layer, size, number, together):
     found, stays = taken_out(layer, size, number, together)
     left = np.flatnonzero(np.repeat(stays, size))
@@ -190,9 +190,9 @@ def test_the_input_that_goes_is_that_of_the_lowest_objective(layer):
 
 def test_inputs_that_have_gone_do_not_come_back(layer):
     allowed = jnp.arange(INPUTS) % 3 > 0
-    found, stays = taken_out(layer, 1, 2, allowed=allowed)
+    found, stays = taken_out(layer, 1, 3, allowed=allowed)
     assert not (stays & ~np.asarray(allowed)).any()
-    assert stays.sum() == int(allowed.sum()) - 2
+    assert stays.sum() == int(allowed.sum()) - 3
     left = np.flatnonzero(stays)
     np.testing.assert_allclose(found, fitted(layer, left)[0], atol=1e-4)
 

@@ -166,6 +166,7 @@ def test_weight_decay_is_added_to_the_damping_if_the_config_says_so() -> None:
         assert step_options(config, config.prune).method.weight_decay == expected
 
 
+@pytest.mark.slow
 def test_label_smoothing_changes_the_fisher() -> None:
     pruned = []
     for smoothing in (0.0, 0.3):
@@ -230,6 +231,7 @@ NORMED = {
 }
 
 
+@pytest.mark.slow
 def test_batch_norm_is_estimated_again_after_a_step() -> None:
     stage = Stage(0, 0.9, "prune")
     plan, state = start(**NORMED, prune__batch_norm_samples=40)
@@ -278,13 +280,8 @@ class Unread:
         raise AssertionError(f"the test split was read: {name}")
 
 
-@pytest.mark.parametrize(
-    "match",
-    [
-        "outputs",
-        *(pytest.param(match, marks=pytest.mark.slow) for match in ("none", "labels")),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("match", ["none", "outputs", "labels"])
 def test_the_test_split_chooses_nothing(match: str) -> None:
     plan, state = start(prune__match=match, prune__diagnostics=True, **MATCHED)
     plan = plan._replace(dataset=plan.dataset._replace(test=Unread()))
