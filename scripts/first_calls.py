@@ -81,6 +81,7 @@ def main() -> None:
                 capture_output=True,
                 text=True,
                 env=environment | {"PYTHONPATH": str(checkout.resolve())},
+                cwd=checkout,
                 check=True,
             )
             number, first, later = done.stdout.split()
