@@ -12,7 +12,7 @@ import numpy as np
 
 from woodfisher_jax.curvature.checked import TOLERANCE, CurvatureError
 from woodfisher_jax.curvature.fisher import AUTO, WoodFisher
-from woodfisher_jax.curvature.inverse import InMemory, InverseFisher
+from woodfisher_jax.curvature.inverse import Grams, InMemory, InverseFisher
 from woodfisher_jax.curvature.method import (
     Curvature,
     Inverse,
@@ -598,16 +598,16 @@ def _in_memory(
     auto, repairs = row.damping == AUTO, _only_repairs(before, job)
     joint_later = repairs or (auto and row.moves and row.update == "joint")
     job.compute.report("pruning step", 0, 1)
-    strength, gram, dampings = fisher.damping, None, []
+    strength, grams, dampings = fisher.damping, None, []
     if auto:
         missing = _missing(before, targets, job)
-        gram, chosen = programs.choose(before.active, missing)
+        grams, chosen = programs.choose(before.active, missing)
         strength, dampings = chosen.damping, [chosen]
     weights, kept, scores = before.values, before.active, None
     report: dict[str, Any] = {}
     if not repairs:
         method = row.replace(update="none") if joint_later else row
-        found = programs.step(strength, gram, method)
+        found = programs.step(strength, grams, method)
         if not float(found.error) <= TOLERANCE:
             return None
         weights, kept, scores = found.weights, found.mask, found.scores
@@ -617,11 +617,11 @@ def _in_memory(
     clock.mark("curvature")
     if joint_later:
         if auto:
-            gram = _damped_again(
-                programs.choose, gram, dampings, before, kept, targets, job
+            grams = _damped_again(
+                programs.choose, grams, dampings, before, kept, targets, job
             )
             strength = dampings[-1].damping
-        move = partial(programs.update, kept, gram)
+        move = partial(programs.update, kept, grams)
         change = move(strength)
         if change is None:
             return None
@@ -653,14 +653,14 @@ class _Programs(NamedTuple):
 
     def choose(
         self, support: jax.Array, missing: np.ndarray, least: float = 0.0
-    ) -> tuple[jax.Array | None, ChosenDamping]:
-        """G Gᵀ over a support, where one block is all there is, and the damping."""
-        gram, found = resident_damping(
+    ) -> tuple[Grams | None, ChosenDamping]:
+        """Gram matrices over a support, where they serve, and the damping."""
+        grams, found = resident_damping(
             self.source, support, missing, self.targets, method=self._static()
         )
-        return gram, choose_damping(found, self.job.num_samples, least)
+        return grams, choose_damping(found, self.job.num_samples, least)
 
-    def step(self, damping: Any, gram: jax.Array | None, method: WoodFisher) -> Step:
+    def step(self, damping: Any, grams: Grams | None, method: WoodFisher) -> Step:
         """Statistic, mask and update."""
         order, goal = self.job.order, self.job.goal
         assert goal.scope is not None
@@ -671,14 +671,14 @@ class _Programs(NamedTuple):
             scopes.num_kept(np.asarray(self.before.active), order, goal),
             damping,
             self.targets,
-            gram,
+            grams,
             method=undamped(method),
             bounds=order.layers,
             ranges=scopes.bounds_of(order, goal.scope),
         )
 
     def update(
-        self, kept: jax.Array, gram: jax.Array | None, damping: Any
+        self, kept: jax.Array, grams: Grams | None, damping: Any
     ) -> jax.Array | None:
         """The weights after the joint update; None if the damping is too little."""
         found = resident_update(
@@ -687,7 +687,7 @@ class _Programs(NamedTuple):
             kept,
             damping,
             self.targets,
-            gram,
+            grams,
             method=self._static(),
             bounds=self.job.order.layers,
         )

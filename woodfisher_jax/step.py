@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from woodfisher_jax.curvature.fisher import Surgeon, WoodFisher
-from woodfisher_jax.curvature.inverse import InMemory, InverseFisher, laid_out
+from woodfisher_jax.curvature.inverse import Grams, InMemory, InverseFisher, laid_out
 from woodfisher_jax.curvature.method import Curvature, Found, Inverse, Joint, Method
 from woodfisher_jax.equations import obs
 from woodfisher_jax.equations.damping import LeaveOneOut
@@ -218,7 +218,7 @@ def resident_step(
     kept: tuple[jax.Array | int, ...],
     damping: jax.Array | float,
     targets: jax.Array | np.ndarray,
-    gram: jax.Array | None = None,
+    grams: Grams | None = None,
     *,
     method: WoodFisher,
     bounds: tuple[int, ...],
@@ -234,14 +234,14 @@ def resident_step(
         damping: λ > 0; that of ``method`` is not read, so that another value does not
             compile again.
         targets: y, [N].
-        gram: G Gᵀ, where :func:`resident_damping` has formed it; default None.
+        grams: Of :func:`resident_damping` over ``mask``; default None.
         method: From :func:`undamped`.
         bounds: Where the tensors start, and last d.
         ranges: Where the ranges start that have a threshold, and last d.
     """
-    fisher = _resident_fisher(source, damping, gram, method)
+    fisher = _resident_fisher(source, damping, grams, method)
     weights, targets = jnp.where(mask, weights, 0.0), jnp.asarray(targets)
-    diagonal = fisher.diagonal()
+    diagonal = fisher.factored().diagonal()
     assert diagonal.touched is not None
     mean = fisher.slope(targets) if method.first_order else None
     model = in_units(method, model_of(fisher, diagonal, mean, targets), weights, mask)
@@ -268,7 +268,7 @@ def resident_damping(
     targets: jax.Array | np.ndarray,
     *,
     method: WoodFisher,
-) -> tuple[jax.Array | None, LeaveOneOut]:
+) -> tuple[Grams | None, LeaveOneOut]:
     """What the damping of a step is chosen by, as one program.
 
     Args:
@@ -279,7 +279,8 @@ def resident_damping(
         method: From :func:`undamped`.
 
     Returns:
-        G Gᵀ over the support, where the other programs can start from it; the errors.
+        ``grams`` over the support, where the other programs can start from them; the
+        errors.
     """
     fisher = InverseFisher(source, jnp.nan, method.centered)
     return fisher.leave_one_out(support, jnp.asarray(missing), jnp.asarray(targets))
@@ -292,7 +293,7 @@ def resident_update(
     kept: jax.Array,
     damping: jax.Array | float,
     targets: jax.Array | np.ndarray,
-    gram: jax.Array | None = None,
+    grams: Grams | None = None,
     *,
     method: WoodFisher,
     bounds: tuple[int, ...],
@@ -305,14 +306,14 @@ def resident_update(
         kept: What stays [d], bool.
         damping: λ > 0.
         targets: y, [N]; zero without a slope.
-        gram: G Gᵀ over ``kept``, where it is known; default None.
+        grams: Of :func:`resident_damping` over ``kept``; default None.
         method: From :func:`undamped`.
         bounds: Where the tensors start, and last d.
 
     Returns:
         w + δw, zero where pruned, and the largest relative error of a block.
     """
-    fisher = _resident_fisher(source, damping, gram, method)
+    fisher = _resident_fisher(source, damping, grams, method)
     model = Model(fisher, unit=power_of_two(1 / jnp.max(jnp.abs(weights))))
     change = moved(method, model, weights, kept, kept, jnp.asarray(targets), bounds)
     return change._replace(value=jnp.where(kept, weights + change.value, 0.0))
@@ -321,11 +322,11 @@ def resident_update(
 def _resident_fisher(
     source: InMemory,
     damping: jax.Array | float,
-    gram: jax.Array | None,
+    grams: Grams | None,
     method: WoodFisher,
 ) -> InverseFisher:
-    fisher = InverseFisher(source, damping, method.centered, gram=gram)
-    return fisher if gram is None else fisher.with_damping(damping)
+    fisher = InverseFisher(source, damping, method.centered, grams=grams)
+    return fisher if grams is None else fisher.with_damping(damping)
 
 
 def undamped(method: WoodFisher) -> WoodFisher:

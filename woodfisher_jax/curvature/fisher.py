@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import ClassVar, Literal
 
 import jax
@@ -153,9 +154,12 @@ class WoodFisher(Surgeon):
             MemoryLimitError: If it does not fit; the message says what would.
         """
         active = blocks.flat_mask(problem.order, problem.masks)
+        layout = self.layout
+        if layout is blocks.full_matrix:
+            layout = partial(layout, num_samples=problem.num_samples)
         needs, storage = plan_rows(
             problem,
-            layouts=lambda size: self.layout(problem.order, size, active),
+            layouts=lambda size: layout(problem.order, size, active),
             block_size=self.block_size,
             vector_bytes=VECTOR_BYTES + (SLOPE_BYTES if self.first_order else 0),
         )

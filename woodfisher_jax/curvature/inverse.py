@@ -35,6 +35,7 @@ from woodfisher_jax.equations.fisher import (
     shifted_factor,
     wide,
 )
+from woodfisher_jax.rows.budget import BATCH_BYTES
 from woodfisher_jax.rows.compute import Compute
 from woodfisher_jax.rows.gradients import row_chunks
 from woodfisher_jax.rows.memory_plan import Storage
@@ -51,6 +52,9 @@ and takes copies of them."""
 
 MOST_TILES = 16
 """The same for tiles, each of which is compiled by itself into the program."""
+
+Grams = dict[int, jax.Array]
+"""Of tiles by their key: N x N matrices of the blocks, float64 [num_blocks, N, N]."""
 
 Index = Any
 """Weights of each block in the flat vector [num_blocks, c]; its length d is padding."""
@@ -122,15 +126,15 @@ class InverseFisher:
         source: Of the gradients.
         damping: λ > 0.
         centered: Whether F is the covariance of the rows, F - ḡḡᵀ.
-        known: Factor of the only block, where it is known already [1, N, N].
-        gram: G Gᵀ of the only block that ``known`` is of [N, N].
+        known: Factors of the blocks by tile, where they are known [num_blocks, N, N].
+        grams: G Gᵀ of the blocks that ``known`` is of, in the same form.
     """
 
     source: Source
     damping: float | jax.Array
     centered: bool = False
-    known: jax.Array | None = None
-    gram: jax.Array | None = None
+    known: Grams | None = None
+    grams: Grams | None = None
 
     # ------------------------------------------------------------ formulas of F⁻¹
 
@@ -144,8 +148,7 @@ class InverseFisher:
         value, errors, factors = self._zeros(), [], {}
         touched = self._zeros().astype(bool)
         for tile in self._sweep("curvature blocks"):
-            given = () if self.known is None else (self.known,)
-            found = self._run(task, tile, given)
+            found = self._run(task, tile, self._known(tile))
             value = self._put(value, found.value, tile)
             touched = self._put(touched, _touched(tile.gradients), tile)
             errors.append(found.error)
@@ -227,9 +230,8 @@ class InverseFisher:
         for tile in self._sweep("update blocks", reverse=True):
             number = len(tile.gradients)
             everywhere = jnp.broadcast_to(targets, (number, *targets.shape))
-            known = () if self.known is None else (self.known,)
             given = (self._take(weights, tile), self._take(kept, tile), everywhere)
-            found = self._run(checked.joint, tile, (*given, *known))
+            found = self._run(checked.joint, tile, (*given, *self._known(tile)))
             value = self._put(value, found.value, tile)
             errors.append(found.error)
         return Found(value, self._largest(errors))
@@ -327,9 +329,9 @@ class InverseFisher:
         Raises:
             ValueError: As :func:`woodfisher_jax.equations.damping.choose_damping`.
         """
-        gram, found = self.leave_one_out(support, missing, targets)
+        grams, found = self.leave_one_out(support, missing, targets)
         chosen = choose_damping(found, self.source.num_samples, least)
-        fisher = dataclasses.replace(self, gram=gram)
+        fisher = dataclasses.replace(self, grams=grams)
         return fisher.with_damping(chosen.damping), chosen
 
     def leave_one_out(
@@ -337,7 +339,7 @@ class InverseFisher:
         support: jax.Array,
         missing: jax.Array | np.ndarray,
         targets: jax.Array,
-    ) -> tuple[jax.Array | None, LeaveOneOut]:
+    ) -> tuple[Grams | None, LeaveOneOut]:
         """What a damping for all blocks together is chosen by.
 
         ``b = G v + y`` is to be predicted;
@@ -349,27 +351,41 @@ class InverseFisher:
             targets: y, [N].
 
         Returns:
-            ``gram`` for these weights, or None where there is not one block only; and
-            the errors.
+            ``grams`` over the support, where they are few and serve; and the errors.
         """
-        number = self.source.num_samples
-        gram, right, tiles = jnp.zeros((number, number)), targets, 0
+        number, blocks_, grams = self.source.num_samples, 0, {}
+        total, right = jnp.zeros((number, number)), targets
+        in_memory = isinstance(self.source, InMemory) and self.source.keep_factors
         for tile in self._sweep("damping blocks", reverse=True):
             kept, vector = self._take(support, tile), self._take(missing, tile)
-            gram, right = _gram_and_missing(tile.gradients, kept, vector, gram, right)
-            tiles += len(tile.gradients)
-            solver = self.source.compute.solver_for(number, tile.gradients.shape[-1])
-        alone = (
-            tiles == 1 and solver == "sample_space" and self.source.compute.mesh is None
-        )
-        return gram if alone else None, leave_one_out(gram, right)
+            total, right, found = _grams_and_missing(
+                tile.gradients, kept, vector, total, right
+            )
+            blocks_ += len(found)
+            # Beside gradients in memory there is room for those of all blocks.
+            if self._by_samples(tile) and (in_memory or blocks_ == 1):
+                grams[tile.key] = found
+        serve = in_memory or (blocks_ == 1 and self.source.compute.mesh is None)
+        return grams if serve and grams else None, leave_one_out(total, right)
+
+    def factored(self) -> "InverseFisher":
+        """The same with the factors of all blocks, formed in one loop for all tiles."""
+        if self.known is not None or not self.source.keep_factors:
+            return self
+        grams = {
+            tile.key: _grams(tile.gradients)
+            for tile in self._sweep("curvature blocks")
+            if self._by_samples(tile)
+        }
+        found = dataclasses.replace(self, grams=grams or None)
+        return found.with_damping(self.damping)
 
     def with_damping(self, damping: float | jax.Array) -> "InverseFisher":
         """The same with another λ."""
         known = None
-        if self.gram is not None:
-            # The factor takes N³ operations from here; from the gradients N²c.
-            known = shifted_factor(self.gram, len(self.gram) * damping)[None]
+        if self.grams is not None:
+            # A factor takes N³ operations from here; from the gradients N²c.
+            known = _factors(self.grams, damping)
         return dataclasses.replace(self, damping=damping, known=known)
 
     # --------------------------------------------- between tiles and flat vectors
@@ -379,6 +395,15 @@ class InverseFisher:
             if self.centered:
                 tile = tile._replace(gradients=_centered(tile.gradients))
             yield tile
+
+    def _by_samples(self, tile: Blocks) -> bool:
+        """Whether the factor of a block is that of its Gram matrix."""
+        _, number, width = tile.gradients.shape
+        return self.source.compute.solver_for(number, width) == "sample_space"
+
+    def _known(self, tile: Blocks) -> tuple[jax.Array, ...]:
+        known = None if self.known is None else self.known.get(tile.key)
+        return () if known is None else (known,)
 
     def _run(self, task: Task, tile: Blocks, others: tuple[Any, ...]) -> Block:
         """A task for the blocks of a tile."""
@@ -649,14 +674,38 @@ def _slopes(gradients: jax.Array, targets: jax.Array) -> jax.Array:
 
 @jax.jit
 @in_float64
-def _gram_and_missing(
+def _grams(gradients: jax.Array) -> jax.Array:
+    """G Gᵀ of each block of a tile, float64."""
+    return jax.lax.map(lambda rows: gram_matrix(wide(rows)), gradients)
+
+
+@jax.jit
+@in_float64
+def _factors(grams: Grams, damping: jax.Array) -> Grams:
+    """The factors of all blocks, of all tiles in one loop, which is compiled once."""
+    every = jnp.concatenate(list(grams.values()))
+    shift = every.shape[1] * wide(damping)
+    together = None
+    if jax.default_backend() != "cpu":
+        # On a CPU one by one, as in run_blocks.
+        together = max(1, BATCH_BYTES // (4 * every[0].size * every.dtype.itemsize))
+    found = jax.lax.map(
+        lambda gram: shifted_factor(gram, shift), every, batch_size=together
+    )
+    ends = np.cumsum([len(gram) for gram in grams.values()])
+    return dict(zip(grams, jnp.split(found, ends[:-1]), strict=True))
+
+
+@jax.jit
+@in_float64
+def _grams_and_missing(
     gradients: jax.Array,
     support: jax.Array,
     missing: jax.Array,
-    gram: jax.Array,
+    total: jax.Array,
     right: jax.Array,
-) -> tuple[jax.Array, jax.Array]:
-    """Adds Σ_B G_S G_Sᵀ and Σ_B G v over the blocks of a tile."""
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Adds Σ_B G_S G_Sᵀ and Σ_B G v over the blocks of a tile; and G_S G_Sᵀ of each."""
 
     def one_block(
         block: tuple[jax.Array, jax.Array, jax.Array],
@@ -667,7 +716,8 @@ def _gram_and_missing(
         return gram_matrix(jnp.where(kept, rows, 0.0)), products
 
     grams, products = jax.lax.map(one_block, (gradients, support, missing))
-    return gram + jnp.sum(grams, axis=0), right + jnp.sum(products, axis=0)
+    total, right = total + jnp.sum(grams, axis=0), right + jnp.sum(products, axis=0)
+    return total, right, grams
 
 
 @partial(jax.jit, static_argnames="mesh", donate_argnames="total")

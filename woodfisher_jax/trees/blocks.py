@@ -238,18 +238,22 @@ def across_tensors(
 
 
 def full_matrix(
-    order: FlatOrder, block_size: int | None = None, active: np.ndarray | None = None
+    order: FlatOrder,
+    block_size: int | None = None,
+    active: np.ndarray | None = None,
+    num_samples: int = 1000,
 ) -> Layout:
     """One block over all tensors, including the interactions between tensors.
 
     Pruned weights decouple from the others and may be omitted. Each width compiles
-    again, so the width is only halved: d, d / 2, d / 4 and so on, down to
-    :data:`NARROWEST`.
+    again, so the width is only halved: d, d / 2, d / 4 and so on, while
+    ``N² c`` is at least :data:`WORTH_NARROWING`.
 
     Args:
         order: The flat order.
         block_size: If given, the layout is :func:`within_tensors`.
         active: Weights that are not pruned [d], bool; default all.
+        num_samples: N; default 1000.
 
     Returns:
         One group of one block, or the chunks.
@@ -259,16 +263,17 @@ def full_matrix(
     if active is None or active.all() or not active.any():
         return across_tensors(order, None)
     indices = np.flatnonzero(active)
-    width = order.size
-    while -(-width // 2) >= max(len(indices), NARROWEST):
+    width, narrowest = order.size, WORTH_NARROWING / num_samples**2
+    while -(-width // 2) >= max(len(indices), narrowest):
         width = -(-width // 2)
     if width == order.size:
         return across_tensors(order, None)
     return (_chunks(indices, width, order.size),)
 
 
-NARROWEST = 4_000
-"""Smallest width after narrowing; below it, compilation costs more than it saves."""
+WORTH_NARROWING = 4e9
+"""Least N² c of a block that is made narrower; below it, compilation for another width
+costs more than it saves."""
 
 
 def gather(vectors: jax.Array, group: jax.Array | np.ndarray) -> jax.Array:
