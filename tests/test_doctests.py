@@ -27,6 +27,7 @@ MODULES = [
     *("stages.matching", "stages.damping_search", "stages.distillation"),
     *("models.resizing", "weights.latency", "weights.sparse_files"),
 ]
+COMPILE = ("stages.", "curvature.", "equations.fisher")
 NAMES = {"jax": jax, "jnp": jnp, "optax": optax, "wf": wf}
 """What an example need not import."""
 
@@ -46,10 +47,8 @@ def examples_of(module: ModuleType) -> list[doctest.DocTest]:
 @pytest.mark.parametrize(
     "name",
     [
-        # They compile whole runs, which the tests of these modules do as well.
-        pytest.param(
-            name, marks=[pytest.mark.slow] * name.startswith(("stages.", "curvature."))
-        )
+        # They compile what the tests of these modules do as well.
+        pytest.param(name, marks=[pytest.mark.slow] * name.startswith(COMPILE))
         for name in MODULES
     ],
 )

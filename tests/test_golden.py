@@ -402,6 +402,7 @@ def test_chunks_of_convolutions_hold_the_weights_they_hold_in_pytorch() -> None:
     assert_same(found, expected, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_flax_convolution_has_the_gradient_of_the_pytorch_one() -> None:
     nn = pytest.importorskip("flax.linen")
     random = np.random.default_rng(1)

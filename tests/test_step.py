@@ -177,8 +177,8 @@ EVERY = [
     for scope in wf.METHODS[method].scopes
     for update in ("sum", "joint")
 ]
-# A full matrix and groups; the others are slow.
-FAST = [("woodfisher", "global", "sum"), ("woodfisherblockgroup", "layer", "joint")]
+# Blocks across tensors; the others are slow.
+FAST = [("woodfisherblockgroup", "layer", "joint")]
 
 
 def spread(scale: float) -> tuple[dict, tuple[np.ndarray, np.ndarray]]:

@@ -237,10 +237,8 @@ def assert_same(found, expected) -> None:
         np.testing.assert_array_equal(found[0][path], expected[0][path])
 
 
-@pytest.mark.parametrize(
-    "store",
-    [pytest.param(s, marks=[pytest.mark.slow] * (s != "host")) for s in STORES],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("store", STORES)
 def test_half_precision_is_that_of_rounded_gradients(tmp_path: Path, store) -> None:
     rounded = {
         path: np.asarray(jnp.asarray(given, jnp.bfloat16), np.float32)
@@ -266,6 +264,7 @@ def test_samples_are_read_again_in_every_pass() -> None:
     assert_same(found, run(store="host", **options))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("store", IN_MEMORY_OR_IN_PASSES)
 def test_a_tensor_that_is_all_pruned_already_has_no_part(store) -> None:
     masks = MASKS | {"b/kernel": jnp.zeros(SHAPES["b/kernel"], bool)}

@@ -61,6 +61,7 @@ def test_it_finds_the_best_of_a_row_of_fixed_dampings(given: dict[str, Any]) -> 
         assert wf.sparsity(masks) == pytest.approx(0.7, abs=0.01)
 
 
+@pytest.mark.slow
 def test_trials_go_on_while_the_loss_falls(given: dict[str, Any]) -> None:
     shown = []
 

@@ -37,6 +37,7 @@ def start(**changes: Any) -> tuple[Plan, TrainState]:
     return plan, TrainState(params, stats, masks, plan.train.tx.init(params))
 
 
+@pytest.mark.slow
 def test_the_options_of_the_config_are_those_of_the_step() -> None:
     given = {"block_size": 50, "recompute": 1, "store_dtype": "bfloat16"}
     more = {"diagnostics": True, "scope": "layer", "memory_limit_gb": 8.0}
