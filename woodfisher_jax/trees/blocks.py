@@ -247,7 +247,7 @@ def full_matrix(
 
     Pruned weights decouple from the others and may be omitted. Each width compiles
     again, so the width is only halved: d, d / 2, d / 4 and so on, while
-    ``N² c`` is at least :data:`WORTH_NARROWING`.
+    ``N c`` is at least :data:`WORTH_NARROWING`.
 
     Args:
         order: The flat order.
@@ -263,7 +263,7 @@ def full_matrix(
     if active is None or active.all() or not active.any():
         return across_tensors(order, None)
     indices = np.flatnonzero(active)
-    width, narrowest = order.size, WORTH_NARROWING / num_samples**2
+    width, narrowest = order.size, WORTH_NARROWING / num_samples
     while -(-width // 2) >= max(len(indices), narrowest):
         width = -(-width // 2)
     if width == order.size:
@@ -271,9 +271,9 @@ def full_matrix(
     return (_chunks(indices, width, order.size),)
 
 
-WORTH_NARROWING = 4e9
-"""Least N² c of a block that is made narrower; below it, compilation for another width
-costs more than it saves."""
+WORTH_NARROWING = 4_000_000
+"""Least N c, entries of the gradients, of a narrower block; below it, compilation for
+another width costs more than it saves."""
 
 
 def gather(vectors: jax.Array, group: jax.Array | np.ndarray) -> jax.Array:
