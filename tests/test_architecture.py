@@ -23,6 +23,7 @@ info selection
 curvature
 methods
 step
+driver
 prune
 masked batch_norm shrink
 stages layerwise

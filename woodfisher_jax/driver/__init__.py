@@ -1,0 +1,1 @@
+"""A pruning step: its arguments, its programs, and what it reports."""
