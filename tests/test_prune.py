@@ -730,4 +730,12 @@ def test_a_norm_that_cannot_be_zero_is_named() -> None:
     }
     x = rng.standard_normal((6, 4)).astype(np.float32)
     with pytest.raises(ValueError, match=r"^loss_fn is not finite after .*\['v'\]"):
-        prune(loss_fn, params, x, pattern="filters", prunable="v", sparsity=0.5)
+        prune(
+            loss_fn,
+            params,
+            x,
+            method="diagfisher",
+            pattern="filters",
+            prunable="v",
+            sparsity=0.5,
+        )
