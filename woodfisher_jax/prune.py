@@ -51,7 +51,8 @@ def prune(
 
     Args:
         loss_fn: (params, batch) -> scalar, the mean loss over the batch. Use
-            ``jax.tree_util.Partial(loss, arrays)`` where it depends on more arrays.
+            ``jax.tree_util.Partial(loss, arrays)`` where it depends on more arrays: as
+            under ``jax.jit``, what it closes over is read at its first call only.
             None will do for methods by magnitude.
         params: Any pytree of floating-point arrays.
         samples: One batch (array, tuple, dict or other mapping of arrays with a leading

@@ -395,3 +395,13 @@ def test_two_blocks_of_a_published_language_model() -> None:
 
 def _logits(module, params, tokens):
     return module.apply({"params": params}, tokens)
+
+
+def test_a_layer_without_weights_is_warned_of() -> None:
+    params = {"w": np.eye(3, dtype=np.float32)}
+    inputs = np.ones((4, 3), np.float32)
+    with pytest.warns(wf.PruneWarning, match=r"no weight is left of \['w'\]") as caught:
+        wf.prune_layerwise(
+            lambda p, x: x @ p["w"], params, inputs, sparsity=0.95, progress=False
+        )
+    assert caught[0].filename == __file__

@@ -130,3 +130,27 @@ def test_what_is_read_through_a_concatenation_goes(given):
         "b": (8, 3),
         "c": (15, 2),
     }
+
+
+def test_its_own_masks_are_accepted_where_layers_follow_one_another() -> None:
+    """A pruned layer between two others loses rows to one and columns to the other."""
+    rng = np.random.default_rng(0)
+    shapes = {"a": (6, 8), "c": (8, 7), "o": (7, 3)}
+    params = {p: rng.standard_normal(s).astype(np.float32) for p, s in shapes.items()}
+    inputs = rng.standard_normal((40, 6)).astype(np.float32)
+
+    def net(params, x):
+        h = jax.nn.relu(jax.nn.relu(x @ params["a"]) @ params["c"])
+        return h @ params["o"]
+
+    options = {"pattern": "structures", "progress": False}
+    first, masks, _ = wf.prune_layerwise(net, params, inputs, macs=0.7, **options)
+    _, again, _ = wf.prune_layerwise(
+        net, first, inputs, macs=0.4, masks=masks, **options
+    )
+    assert all(not np.any(again[path] & ~masks[path]) for path in masks)
+    assert sum(int(m.sum()) for m in again.values()) <= 0.4 * 125
+    one = tuple(np.argwhere(masks["c"])[0])
+    broken = {**masks, "c": masks["c"].at[one].set(False)}
+    with pytest.raises(ValueError, match="'c' have single weights pruned"):
+        wf.prune_layerwise(net, first, inputs, macs=0.4, masks=broken, **options)

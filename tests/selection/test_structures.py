@@ -194,3 +194,14 @@ def test_heads_that_meet_one_head_of_keys_are_heads() -> None:
     (family,) = structures(net, params, shape(2, 5, 6)).families
     assert (family.kind, len(family.units)) == ("heads", 3)
     assert {m.path for m in family.members} == {"q", "o"}
+
+
+def test_values_of_linear_attention_are_no_heads() -> None:
+    def net(params, x):
+        keys, values = x @ params["k"], x @ params["v"]
+        state = jnp.einsum("bte,btf->bef", keys, values)
+        return jnp.einsum("bte,bef->btf", x @ params["q"], state) @ params["o"]
+
+    params = {"q": shape(6, 4), "k": shape(6, 4), "v": shape(6, 5), "o": shape(5, 6)}
+    (family,) = structures(net, params, shape(2, 5, 6)).families
+    assert (family.kind, len(family.units)) == ("neurons", 5)

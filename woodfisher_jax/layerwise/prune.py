@@ -1,10 +1,12 @@
 """Pruning layer after layer, from inputs alone: each layer keeps its outputs."""
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import jax
 
+from woodfisher_jax.info import PruneWarning
 from woodfisher_jax.layerwise.arguments import (
     batches_of,
     check_differentiable,
@@ -118,7 +120,17 @@ def prune_layerwise(
     check_differentiable(net_fn, params, shapes, masks, settings)
     layers = solver.chosen(find_layers(program, masks, axes, groups))
     sequence = Sequence(program, params, masks, batches, layers, settings)
-    return sequence.run(solver, progress)
+    result = sequence.run(solver, progress)
+    empty = [path for path, mask in result[1].items() if not mask.any()]
+    if empty:
+        # The caller's line: a decorator is in between.
+        warnings.warn(
+            f"no weight is left of {empty}; lower sparsity, leave them out of "
+            "prunable, or use scope='global'",
+            PruneWarning,
+            stacklevel=3,
+        )
+    return result
 
 
 def _removal(

@@ -52,10 +52,13 @@ class Reader(NamedTuple):
         Raises:
             OptionError: If it reads a structure in part.
         """
-        labels = self.labels.reshape(-1)[layer.entries()].reshape(-1)
-        left = mask.reshape(-1)[layer.entries()].reshape(-1)
-        number = np.bincount(labels, left)
-        if ((number > 0) & (number < np.bincount(labels))).any():
+        (labels,) = self.labels.reshape(-1)[layer.entries()]
+        (left,) = mask.reshape(-1)[layer.entries()]
+        # Not what makes a structure that is gone: no weight of that output is left.
+        made = left.any(axis=1)
+        labels, left = labels[made].reshape(-1), left[made].reshape(-1)
+        number = np.bincount(labels, left, minlength=int(self.labels.max()) + 1)
+        if ((number > 0) & (number < np.bincount(labels, minlength=len(number)))).any():
             raise OptionError(
                 "masks",
                 f"masks of {self.path!r} have single weights pruned; expected none, or "

@@ -16,7 +16,7 @@ import numpy as np
 
 from woodfisher_jax.options import OptionError
 from woodfisher_jax.selection.structures import KINDS, Structures
-from woodfisher_jax.trees.axes import Axes, WeightAxes
+from woodfisher_jax.trees.axes import WeightAxes, given_axes
 from woodfisher_jax.trees.blocks import FlatOrder, as_read, flat_order
 from woodfisher_jax.trees.masks import Prunable, by_path, init_masks
 from woodfisher_jax.trees.paths import Params, leaves_by_path
@@ -451,7 +451,7 @@ def check(
     tensors: Params | Mapping[str, jax.Array],
     pattern: str | GroupNames,
     prunable: Prunable = None,
-    axes: Axes | None = None,
+    axes: Mapping[str, str | WeightAxes] | None = None,
 ) -> int:
     """Raises unless every group of a network obeys the pattern.
 
@@ -463,7 +463,7 @@ def check(
         pattern: As for :func:`parse`.
         prunable: Which of the tensors, as for :func:`woodfisher_jax.prune`; default all
             masks, or arrays of two or more dimensions.
-        axes: What the axes of the tensors are, from :func:`woodfisher_jax.find_axes`;
+        axes: What the axes of the tensors are, as for :func:`woodfisher_jax.prune`;
             default what Flax's convention says of kernels.
 
     Returns:
@@ -478,8 +478,9 @@ def check(
         raise ValueError("pattern=None; expected a pattern to check, such as '2:4'")
     leaves = leaves_by_path(tensors)
     are_masks = prunable is None and all(a.dtype == bool for a in leaves.values())
-    chosen = by_path(tensors) if are_masks else init_masks(tensors, prunable, axes)
-    order = flat_order(chosen, axes)
+    known = None if axes is None else given_axes(axes, tensors)
+    chosen = by_path(tensors) if are_masks else init_masks(tensors, prunable, known)
+    order = flat_order(chosen, known)
     groups = groups_of(rule, order)
     kept = np.concatenate(
         [

@@ -570,13 +570,28 @@ class Coupling:
         """Says which axes of a product of two activations are heads.
 
         Those that both have; or, where all queries meet one head of keys, those that
-        one of them has beside what is summed, which weights have made.
+        queries have beside what is summed, of one projection.
         """
         for axis in shared:
             self.units.mark_heads(axis)
-        if any(map(self._goes, summed)) and not any(map(self._goes, shared)):
-            for axis in free:
+        if any(map(self._goes, shared)):
+            return
+        for axis in free:
+            if any(self._of_one_axis(axis, inside) for inside in summed):
                 self.units.mark_heads(axis)
+
+    def _of_one_axis(self, first: Axis, second: Axis) -> bool:
+        """Whether two axes that may go are parts of one axis of a weight."""
+        if not (self._goes(first) and self._goes(second)):
+            return False
+        one, other = (self.units.classes(axis[0]) for axis in (first, second))
+        wanted = {*one, *other}
+        return len(wanted) > 1 and any(
+            wanted <= {*self.units.classes(entry)}
+            for axes in self.weights.values()
+            for axis in axes
+            for entry in axis
+        )
 
     def _goes(self, axis: Axis) -> bool:
         """Whether some entry of an axis may go by now."""
