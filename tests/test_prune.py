@@ -739,3 +739,25 @@ def test_a_norm_that_cannot_be_zero_is_named() -> None:
             prunable="v",
             sparsity=0.5,
         )
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1e12])
+def test_saliencies_follow_the_scale_of_the_loss(scale: float) -> None:
+    """Also where unit, scale and curvature multiplied would leave float32."""
+
+    def loss_fn(scale, params, x):
+        return scale * jnp.mean(jnp.square(jnp.tanh(x @ params["w"]) - 0.5))
+
+    rng = np.random.default_rng(0)
+    params = {"w": jnp.asarray(rng.standard_normal((5, 4)), jnp.float32)}
+    x = rng.standard_normal((8, 5)).astype(np.float32)
+    found = []
+    for factor in (1.0, scale):
+        loss = jax.tree_util.Partial(loss_fn, jnp.float32(factor))
+        damping = 1e-2 * factor**2
+        found.append(
+            prune(loss, params, x, method="woodfisher", sparsity=0.5, damping=damping)
+        )
+    (_, masks, one), (_, same, other) = found
+    np.testing.assert_array_equal(masks["w"], same["w"])
+    np.testing.assert_allclose(other.saliency_sum, one.saliency_sum * scale**2, 1e-4)

@@ -247,7 +247,7 @@ def resident_step(
     model = in_units(method, model_of(fisher, diagonal, mean, targets), weights, mask)
     ranking = saliency(method, model, weights, mask)
     new = keep(ranking, mask, kept, ranges, bounds)
-    scores = ranking / model.unit / model.unit
+    scores = without_units(ranking, model.unit)
     y = targets if method.first_order else jnp.zeros_like(targets)
     change = moved(method, model, weights, mask, new, y, bounds)
     return Step(
@@ -379,6 +379,15 @@ def in_units(
     model = model._replace(unit=power_of_two(1 / jnp.max(sizes)))
     largest = jnp.max(jnp.abs(saliency(method, model, weights, active)))
     return model._replace(unit=model.unit * power_of_two(jax.lax.rsqrt(largest)))
+
+
+def without_units(scores: jax.Array, unit: jax.Array | float) -> jax.Array:
+    """A quadratic statistic in units of weight of one [d]."""
+    for _ in range(2):
+        # Else XLA multiplies the unit and the denominator of the statistic first, which
+        # may leave float32.
+        scores = jax.lax.optimization_barrier(scores) / unit
+    return scores
 
 
 def power_of_two(number: jax.Array) -> jax.Array:

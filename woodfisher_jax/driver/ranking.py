@@ -11,7 +11,7 @@ from woodfisher_jax.driver.job import Job
 from woodfisher_jax.driver.weights import Weights
 from woodfisher_jax.selection import scope as scopes
 from woodfisher_jax.selection.patterns import Groups
-from woodfisher_jax.step import Model, point_of, power_of_two, saliency
+from woodfisher_jax.step import Model, point_of, power_of_two, saliency, without_units
 from woodfisher_jax.trees.vectors import check_finite
 
 
@@ -22,14 +22,14 @@ def ranked(model: Model, before: Weights, job: Job) -> tuple[jax.Array, jax.Arra
         largest = jnp.max(jnp.where(before.active, jnp.abs(before.values), 0.0))
         model = model._replace(unit=power_of_two(1 / largest))
     scores = saliency(job.method, model, before.values, before.active)
-    check_scores(scores / model.unit / model.unit, job)
+    check_scores(without_units(scores, model.unit), job)
     if before.groups is None:
         kept = scopes.choose(
             scores, before.active, job.masks, job.order, job.goal, before.costs
         )
     else:
         kept, scores = _ranked_groups(model, scores, before, before.groups, job)
-    return kept, scores / model.unit / model.unit
+    return kept, without_units(scores, model.unit)
 
 
 def check_scores(scores: jax.Array, job: Job) -> None:
