@@ -46,12 +46,6 @@ def num_kept(active: np.ndarray, order: FlatOrder, goal: Goal) -> tuple[int, ...
     ranges = list(pairwise(bounds_of(order, goal.scope)))
     kept = [masks_.num_kept(stop - start, goal.sparsity) for start, stop in ranges]
     left = num_active(active, order, goal.scope)
-    if not any(kept):
-        raise OptionError(
-            "sparsity",
-            f"sparsity={goal.sparsity} leaves none of {order.size} weights; expected "
-            f"at most {1 - 1 / order.size:.6g}",
-        )
     if all(k > n for k, n in zip(kept, left, strict=True)):
         raise OptionError(
             "sparsity",
