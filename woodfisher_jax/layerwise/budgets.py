@@ -8,6 +8,11 @@ from woodfisher_jax.layerwise.layers import Layer
 from woodfisher_jax.layerwise.sensitivity import Sensitivity
 from woodfisher_jax.trees.masks import num_kept
 
+LEAST_SHARE = 0.25
+"""Of the share of weights that stay in all layers together, what each keeps at least: a
+layer that loses all its weights ends the network, whatever each of them is worth.
+"""
+
 
 def scores_of(leaf: Any, layer: Layer, found: Sensitivity) -> np.ndarray:
     """What each weight of a layer is worth to the outputs of the network [weights].
@@ -30,7 +35,8 @@ def shared_out(scores: list[np.ndarray], level: float, spread: float) -> list[in
         spread: How far the sparsity of a layer may be from it.
     """
     sizes = np.array([len(layer) for layer in scores])
-    least = np.array([num_kept(n, min(level + spread, 1.0)) for n in sizes])
+    sparsest = min(level + spread, 1 - LEAST_SHARE * (1 - level))
+    least = np.array([num_kept(n, sparsest) for n in sizes])
     most = np.array([num_kept(n, max(level - spread, 0.0)) for n in sizes])
     goal = num_kept(int(sizes.sum()), level)
     for layer in scores:

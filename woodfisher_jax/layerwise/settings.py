@@ -28,7 +28,8 @@ class Layerwise(Options):
     )
     spread: float = option(
         0.2,
-        "With scope='global': how far the sparsity of a layer may be from that of all.",
+        "With scope='global': how far the sparsity of a layer may be from that of all; "
+        "single weights leave a layer a quarter of its share at least.",
         least=0,
         most=1,
     )
