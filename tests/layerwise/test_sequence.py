@@ -12,7 +12,6 @@ from llama_folders import SMOLLM2, needs_smollm2
 
 import woodfisher_jax as wf
 from woodfisher_jax.equations.layerwise import pruned_layer
-from woodfisher_jax.layerwise.budgets import shared_out
 from woodfisher_jax.layerwise.settings import Layerwise
 from woodfisher_jax.layerwise.weights import PENALTIES
 from woodfisher_jax.training.perplexity import perplexity
@@ -406,12 +405,3 @@ def test_a_layer_without_weights_is_warned_of() -> None:
             lambda p, x: x @ p["w"], params, inputs, sparsity=0.95, progress=False
         )
     assert caught[0].filename == __file__
-
-
-def test_budgets_leave_something_of_every_layer() -> None:
-    """A layer whose weights are all worth least keeps a quarter of its share."""
-    rng = np.random.default_rng(0)
-    scores = [rng.random(100).astype(np.float32) + 1, np.full(100, 1e-3, np.float32)]
-    assert shared_out(scores, 0.8, 0.2) == [35, 5]
-    assert shared_out(scores, 0.8, 0.1) == [30, 10]
-    assert sum(shared_out(scores, 0.6, 0.2)) == 80

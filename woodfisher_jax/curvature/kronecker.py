@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from woodfisher_jax.curvature import kfac
+from woodfisher_jax.curvature.checked import TOLERANCE, CurvatureError
 from woodfisher_jax.curvature.fisher import Surgeon
 from woodfisher_jax.curvature.kronecker_groups import kronecker_saliencies
 from woodfisher_jax.curvature.method import Built, Found, ready
@@ -100,18 +101,22 @@ class KroneckerInverse:
     def joint_update(
         self, weights: jax.Array, kept: jax.Array, targets: jax.Array
     ) -> Found:
-        """How the kept weights move when all others are removed at once [d].
+        """See :class:`~woodfisher_jax.curvature.method.Joint`; there is no slope.
 
-        Args:
-            weights: w, [d].
-            kept: What stays, [d].
-            targets: Zero: there is no slope.
+        Raises:
+            CurvatureError: If the factors are too ill conditioned.
         """
         del targets
         tensors, stays = (blocks.unflatten(self.order, v) for v in (weights, kept))
         found, error = kronecker.joint_update(
             self.factors, self.inverses, tensors, stays
         )
+        if not error <= TOLERANCE:
+            raise CurvatureError(
+                "the joint update with Kronecker factors ends with a residual of "
+                f"{error:.1g} of what it solves for, expected at most {TOLERANCE:g}; "
+                "raise damping, or take update='sum'"
+            )
         return Found(blocks.flatten(self.order, found), error)
 
     def group_saliency(self, weights: jax.Array, groups: Groups) -> jax.Array:

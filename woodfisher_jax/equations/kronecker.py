@@ -193,7 +193,8 @@ def joint_update(
         gone = np.where(stays, 0.0, matrix)
         right = np.where(stays, factor.outputs @ gone @ factor.inputs, 0.0)
         solved, residual = _on_kept(factor, known, right, stays)
-        largest = max(largest, residual)
+        # Not max(), which may drop a NaN.
+        largest = float(np.maximum(largest, residual))
         found |= _by_path(factor, solved - gone)
     return found, largest
 

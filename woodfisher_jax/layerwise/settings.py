@@ -29,7 +29,7 @@ class Layerwise(Options):
     spread: float = option(
         0.2,
         "With scope='global': how far the sparsity of a layer may be from that of all; "
-        "single weights leave a layer a quarter of its share at least.",
+        "of single weights each keeps at least a quarter of the share that all keep.",
         least=0,
         most=1,
     )
