@@ -13,6 +13,12 @@ from woodfisher_jax.tracing.layers import Product
 from woodfisher_jax.tracing.segments import Program, Segment, floats, mixed
 
 
+PARTS = 4
+"""Of a batch, one after another: what is between all segments, and the outputs, are held
+at once here, where pruning holds what is between two of them.
+"""
+
+
 class Sensitivity(NamedTuple):
     """Diagonals of the Kronecker factors of a layer.
 
@@ -37,33 +43,43 @@ def sensitivities(
     """E[x²] and E[g²] of layers, by one forward and one backward pass of each batch.
 
     The passes go segment by segment, so that a device holds the intermediate values of
-    one segment only, and what is left of the batch between them.
+    one segment only, and what is left of a quarter of a batch between all of them.
 
     Args:
         program: The network.
         products: Its layers, in any order.
         leaves: From path to parameter.
-        batches: Leaves of each batch.
+        batches: Leaves of each batch, of one number of examples.
         metric: Of the outputs, as for :func:`~woodfisher_jax.rows.projections.\
 directions`.
         seed: Of the random projections.
     """
-    stages = program.stages(products)
+    size = len(batches[0][0])
+    # A divisor, so that each segment is compiled once.
+    part = next(n for n in range(-(-size // PARTS), 0, -1) if size % n == 0)
+    parts = [
+        [leaf[start : start + part] for leaf in batch]
+        for batch in batches
+        for start in range(0, size, part)
+    ]
+    whole, program = program, program.of_examples(part)
+    smaller = {product: whole.counterpart(product, program) for product in products}
+    stages = program.stages(smaller.values())
     targets = [tuple(dict.fromkeys(map(program.operand, stage))) for stage in stages]
     ends = tuple(v for v in program.jaxpr.outvars if v in program.varies)
     segments = program.segments([*targets, ends])
     values = [
-        [jnp.array(read.of(leaves[read.path])) for read in segment.reads]
+        [jnp.asarray(read.of(leaves[read.path])) for read in segment.reads]
         for segment in segments
     ]
-    by_index = {product.position[0]: product for product in products}
+    by_index = {product.position[0]: product for product in smaller.values()}
     sums: dict[Product, Any] = {}
-    for number, batch in enumerate(batches):
-        taken, states, inputs = list(batch), [], []
+    for number, batch in enumerate(parts):
+        taken, states, inputs = batch, [], []
         for segment, own in zip(segments, values, strict=True):
             states.append(taken)
-            taken, found = segment.run(own, taken)
-            inputs.append(dict(zip(segment.inputs, found, strict=True)))
+            taken, given = segment.run(own, taken)
+            inputs.append(dict(zip(segment.inputs, given, strict=True)))
         key = jax.random.fold_in(jax.random.key(seed), number)
         # Popped, since logits of a large vocabulary are most of what a batch takes.
         slopes = _projected(key, list(inputs.pop().values()), metric)
@@ -75,13 +91,14 @@ directions`.
                 if product is None:
                     continue
                 x = inputs[i - 1][program.operand(product)]
-                parts = _squares(product.anywhere(), x, slope)
+                squares = _squares(product.anywhere(), x, slope)
                 old = sums.get(product)
-                sums[product] = jax.tree.map(jnp.add, old, parts) if old else parts
-    return {
-        product: Sensitivity(squares[0] / squares[2], squares[1] / squares[2])
-        for product, squares in sums.items()
-    }
+                sums[product] = jax.tree.map(jnp.add, old, squares) if old else squares
+    found = {}
+    for product, other in smaller.items():
+        squares = sums[other]
+        found[product] = Sensitivity(squares[0] / squares[2], squares[1] / squares[2])
+    return found
 
 
 def _projected(key: jax.Array, outputs: list[jax.Array], metric: str) -> list[Any]:

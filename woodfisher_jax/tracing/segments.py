@@ -87,6 +87,7 @@ class Program:
     def __init__(
         self, f: Callable[[Params, Any], Any], params: Params, batch: Any
     ) -> None:
+        self._given = f, params, batch
         flat = flattened(f, params, batch)
         closed = jax.make_jaxpr(flat)(params, batch)
         self.uses: dict[str, tuple[Use, ...]] = find_uses(flat, params, batch)
@@ -124,6 +125,21 @@ class Program:
                 part = (tuple(starts), tuple(stops), tuple(strides))
                 path = self._paths[equation.invars[0]]
                 found[equation.outvars[0]] = Read(path, part)
+        return found
+
+    def of_examples(self, number: int) -> "Program":
+        """The same function for a batch of so many examples."""
+        f, params, batch = self._given
+        smaller = jax.tree.map(
+            lambda a: jax.ShapeDtypeStruct((number, *a.shape[1:]), a.dtype), batch
+        )
+        return Program(f, params, smaller)
+
+    def counterpart(self, product: Product, other: "Program") -> Product:
+        """The layer that is this one in another program of the same function."""
+        number = self.uses[product.path].index(product)
+        found = other.uses[product.path][number]
+        assert isinstance(found, Product)
         return found
 
     def operand(self, product: Product) -> Var:
