@@ -12,10 +12,9 @@ from woodfisher_jax.tracing.capture import input_rows, output_rows
 from woodfisher_jax.tracing.layers import Product
 from woodfisher_jax.tracing.segments import Program, Segment, floats, mixed
 
-
 PARTS = 4
-"""Of a batch, one after another: what is between all segments, and the outputs, are held
-at once here, where pruning holds what is between two of them.
+"""Of a batch, one after another: what is between all segments, and the outputs, are
+held at once here, where pruning holds what is between two of them.
 """
 
 
@@ -68,17 +67,13 @@ directions`.
     targets = [tuple(dict.fromkeys(map(program.operand, stage))) for stage in stages]
     ends = tuple(v for v in program.jaxpr.outvars if v in program.varies)
     segments = program.segments([*targets, ends])
-    values = [
-        [jnp.asarray(read.of(leaves[read.path])) for read in segment.reads]
-        for segment in segments
-    ]
     by_index = {product.position[0]: product for product in smaller.values()}
     sums: dict[Product, Any] = {}
     for number, batch in enumerate(parts):
         taken, states, inputs = batch, [], []
-        for segment, own in zip(segments, values, strict=True):
+        for segment in segments:
             states.append(taken)
-            taken, given = segment.run(own, taken)
+            taken, given = segment.run(_values(segment, leaves), taken)
             inputs.append(dict(zip(segment.inputs, given, strict=True)))
         key = jax.random.fold_in(jax.random.key(seed), number)
         # Popped, since logits of a large vocabulary are most of what a batch takes.
@@ -86,7 +81,9 @@ directions`.
         for i in reversed(range(1, len(segments))):
             segment = segments[i]
             kinds = tuple(by_index.get(index) for index in segment.products)
-            slopes, noise = _back(program, segment, values[i], states[i], slopes)
+            slopes, noise = _back(
+                program, segment, _values(segment, leaves), states[i], slopes
+            )
             for product, slope in zip(kinds, noise, strict=True):
                 if product is None:
                     continue
@@ -99,6 +96,11 @@ directions`.
         squares = sums[other]
         found[product] = Sensitivity(squares[0] / squares[2], squares[1] / squares[2])
     return found
+
+
+def _values(segment: Segment, leaves: Mapping[str, Any]) -> list[jax.Array]:
+    # Formed again for each segment: parameters may be arrays of NumPy.
+    return [jnp.asarray(read.of(leaves[read.path])) for read in segment.reads]
 
 
 def _projected(key: jax.Array, outputs: list[jax.Array], metric: str) -> list[Any]:

@@ -157,10 +157,12 @@ class Sequence:
         progress("layers", total, total)
         if self.settings.distil:
             self._distil(progress)
-        masks = {path: jnp.asarray(mask) for path, mask in self.masks.items()}
-        changed = {path: jnp.asarray(self.leaves[path]) for path in masks}
         kept = sum(int(mask.sum()) for mask in self.masks.values())
         size = sum(mask.size for mask in self.masks.values())
+        paths = list(self.masks)
+        # Popped, so that a large network is not there once more.
+        masks = {path: jnp.asarray(self.masks.pop(path)) for path in paths}
+        changed = {path: jnp.asarray(self.leaves.pop(path)) for path in paths}
         info = LayerwiseInfo(
             1 - kept / size,
             kept,
