@@ -5,11 +5,12 @@
     python scripts/structures.py vit --checkpoint=vit.safetensors --dense-epochs=8
 
 Prunes the channels (or heads and neurons) inside the blocks of the dense network to
-each share of its MACs, takes them out, estimates batch-norm statistics again where the
-network has them, and judges the small network on the test split: as it is, and after
-some epochs of training. Nothing is chosen by the test split. Prints a Markdown table;
-``--out`` keeps every run as a line of JSON. A checkpoint that is not there is trained
-and written.
+each share of its MACs (or, with ``--budget=latency``, of the time of its products on
+this machine, for 64 images), takes them out, estimates batch-norm statistics again
+where the network has them, and judges the small network on the test split: as it is,
+and after some epochs of training. Nothing is chosen by the test split. Prints a
+Markdown table; ``--out`` keeps every run as a line of JSON. A checkpoint that is not
+there is trained and written.
 """
 
 import argparse
@@ -31,6 +32,7 @@ from woodfisher_jax import data, models
 from woodfisher_jax.data import batches
 from woodfisher_jax.layerwise.structures import counts_of, goal_of, readers
 from woodfisher_jax.models.vit import VisionTransformer
+from woodfisher_jax.selection.latencies import timed
 from woodfisher_jax.selection.structures import Structures
 from woodfisher_jax.training.batch_norm import reestimate
 from woodfisher_jax.training.evaluate import evaluate
@@ -93,11 +95,13 @@ class Network(NamedTuple):
         return logits
 
 
-def network(name: str, checkpoint: Path, epochs: int) -> Network:
+def network(name: str, checkpoint: Path, epochs: int, budget: str) -> Network:
     """Reads model, data and checkpoint; the structures are those inside blocks."""
     data_name, build = NETWORKS[name]
     model, dataset = build(), data.load(data_name)
-    image = np.zeros((1, *dataset.train.images.shape[1:]), np.float32)
+    # Times are those of a batch, counts those of one example.
+    size = 64 if budget == "latency" else 1
+    image = np.zeros((size, *dataset.train.images.shape[1:]), np.float32)
     if not checkpoint.exists():
         variables = model.init(jax.random.key(0), image)
         variables = trained(model, dataset, variables, epochs, 0, from_nothing)
@@ -112,10 +116,15 @@ def network(name: str, checkpoint: Path, epochs: int) -> Network:
     found = wf.structures(net_fn, variables, image)
     shapes = {path: leaf.shape for path, leaf in leaves_by_path(variables).items()}
     inside = tuple(f for r in readers(found, shapes).values() for f in r.families)
-    return Network(model, dataset, variables, found._replace(families=inside))
+    found = found._replace(families=inside)
+    if budget == "latency":
+        found = timed(found)
+    return Network(model, dataset, variables, found)
 
 
-def by_magnitude(given: Network, share: float, seed: int) -> tuple[Any, Any]:
+def by_magnitude(
+    given: Network, budget: str, share: float, seed: int
+) -> tuple[Any, Any]:
     """The filters of the lowest L1 norm go, the same share of each layer.
 
     Li et al. 2017, arXiv:1608.08710.
@@ -129,7 +138,7 @@ def by_magnitude(given: Network, share: float, seed: int) -> tuple[Any, Any]:
                 made = np.moveaxis(np.abs(leaves[member.path]), member.axis, 0)
                 norms += made.reshape(len(made), -1).sum(1)[member.entries].sum(1)
         losses |= dict(zip(family.units, norms.tolist(), strict=True))
-    level, _ = goal_of(given.found, None, {"macs": share})
+    level, _ = goal_of(given.found, None, {budget: share})
     gone: set[int] = set()
     counts = counts_of(given.found, level, {})
     for family, count in zip(given.found.families, counts, strict=True):
@@ -138,8 +147,12 @@ def by_magnitude(given: Network, share: float, seed: int) -> tuple[Any, Any]:
     return given.variables, masks
 
 
-def by_woodfisher(given: Network, share: float, seed: int) -> tuple[Any, Any]:
+def by_woodfisher(
+    given: Network, budget: str, share: float, seed: int
+) -> tuple[Any, Any]:
     """Structures by their joint saliency, and the joint update, in one step."""
+    if budget != "macs":
+        raise SystemExit(f"woodfisher has no budget of {budget}; leave its row out")
     drawn = batches.fisher_samples(given.dataset, seed=seed, draw=0, count=1000)
 
     def loss_fn(variables: Any, batch: dict[str, Any]) -> jax.Array:
@@ -164,7 +177,7 @@ def by_woodfisher(given: Network, share: float, seed: int) -> tuple[Any, Any]:
 def layer_by_layer(options: dict[str, Any]) -> Callable[..., tuple[Any, Any]]:
     """``wf.prune_layerwise`` with these options, from images alone."""
 
-    def run(given: Network, share: float, seed: int) -> tuple[Any, Any]:
+    def run(given: Network, budget: str, share: float, seed: int) -> tuple[Any, Any]:
         drawn = batches.fisher_samples(
             given.dataset, seed=seed, draw=0, count=2000, augment=True
         )
@@ -173,10 +186,10 @@ def layer_by_layer(options: dict[str, Any]) -> Callable[..., tuple[Any, Any]]:
             given.variables,
             drawn["image"],
             pattern=given.found,
-            macs=share,
             masks=kernels(given.variables),
             batch_size=100,
             progress=False,
+            **{budget: share},
             **options,
         )
         return variables, masks
@@ -285,7 +298,7 @@ def run(
 ) -> dict[str, Any]:
     """Prunes, takes out, trains and judges once."""
     start = time.process_time()
-    variables, masks = METHODS[row](given, share, seed)
+    variables, masks = METHODS[row](given, arguments.budget, share, seed)
     seconds = time.process_time() - start
     image = jnp.asarray(
         batches.fisher_samples(given.dataset, seed=0, draw=0, count=2)["image"]
@@ -295,10 +308,11 @@ def run(
     account = given.found.account(given.found.gone(masks))
     if arguments.latency:
         for line in latencies(given, model, small):
-            print(f"{row}, {share:g} of the MACs: {line}", flush=True)
+            print(f"{row}, {share:g} of {arguments.budget}: {line}", flush=True)
     found = {
         "row": row,
-        "macs": share,
+        "budget": arguments.budget,
+        "share": share,
         "macs_left": account.left["macs"] / given.found.macs,
         "size_left": models.num_parameters(small["params"])
         / models.num_parameters(given.variables["params"]),
@@ -320,7 +334,7 @@ def table(records: list[dict[str, Any]]) -> str:
 
     Without training the better use of statistics is not chosen: both are given.
     """
-    shares = sorted({r["macs"] for r in records}, reverse=True)
+    shares = sorted({r["share"] for r in records}, reverse=True)
     lines = [
         "| method | top-1 | " + " | ".join(f"{s:g}" for s in shares) + " | s |",
         "|---" * (len(shares) + 3) + "|",
@@ -335,7 +349,7 @@ def table(records: list[dict[str, Any]]) -> str:
         for key, name in keys.items():
             cells = []
             for share in shares:
-                values = [r[key] for r in mine if r["macs"] == share and key in r]
+                values = [r[key] for r in mine if r["share"] == share and key in r]
                 spread = f" ± {statistics.stdev(values):.2f}" if values[1:] else ""
                 mean = f"{statistics.mean(values):.2f}{spread}" if values else ""
                 cells.append(mean)
@@ -354,8 +368,13 @@ def main() -> None:
     )
     parser.add_argument("network", choices=NETWORKS)
     parser.add_argument("--checkpoint", type=Path, required=True)
+    parser.add_argument("--budget", choices=("macs", "latency"), default="macs")
     parser.add_argument(
-        "--macs", type=float, nargs="+", default=[0.75, 0.5, 0.35, 0.25]
+        "--shares",
+        type=float,
+        nargs="+",
+        default=[0.75, 0.5, 0.35, 0.25],
+        help="of the budget that are left",
     )
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=ROWS)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -370,12 +389,17 @@ def main() -> None:
     parser.add_argument("--latency", action="store_true", help="time forward passes")
     parser.add_argument("--out", type=Path, help="file for one JSON line a run")
     arguments = parser.parse_args()
-    given = network(arguments.network, arguments.checkpoint, arguments.dense_epochs)
+    given = network(
+        arguments.network,
+        arguments.checkpoint,
+        arguments.dense_epochs,
+        arguments.budget,
+    )
     dense = judged(given.model, given.dataset, given.variables)
     print(f"dense: {dense:.2f}, {given.found.macs:,.0f} MACs", flush=True)
     records = []
     for seed in arguments.seeds:
-        for share in arguments.macs:
+        for share in arguments.shares:
             for row in arguments.rows:
                 records.append(run(given, row, share, seed, arguments))
                 if arguments.out:
