@@ -399,7 +399,7 @@ def test_every_suggestion_fits(monkeypatch) -> None:
 def test_a_suggestion_is_the_nearest_by_halves_if_there_is_one() -> None:
     above = peaks(plan(store="device", num_samples=25))["curvature"]
     assert ways_out(refusal(above, store="device"))["num_samples"] == 25
-    assert "Take a larger machine" in refusal(1000)
+    assert "Raise memory_limit" in refusal(1000)
 
 
 def test_fewer_samples_that_make_larger_chunks_are_not_suggested() -> None:

@@ -100,11 +100,13 @@ def plan_rows(
     needs, _ = plans[-1]
     widest = max((width for width, _, _ in needs.blocks), default=0)
     ways = _suggestions(planner, layouts, block_size, widest)
+    limited = problem.compute.memory_limit is not None
+    otherwise = "Raise memory_limit" if limited else "Take a larger machine"
     raise MemoryLimitError(
         f"this pruning step needs {planner.shortage(needs)} ({needs.num_weights:,} "
         f"weights, num_samples={needs.num_samples}, blocks of up to {widest:,}, store="
         f"{needs.store!r}, microbatch_size={needs.microbatch_size}). "
-        + (f"It fits with {' or '.join(ways)}" if ways else "Take a larger machine")
+        + (f"It fits with {' or '.join(ways)}" if ways else otherwise)
     )
 
 
