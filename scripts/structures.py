@@ -223,6 +223,13 @@ def from_nothing(steps: int) -> optax.GradientTransformation:
     return optax.adamw(rates, weight_decay=0.05)
 
 
+def divergence(logits: jax.Array, wanted: jax.Array) -> jax.Array:
+    """KL divergence of softened outputs (Hinton et al. 2015, arXiv:1503.02531)."""
+    softness = 2.0
+    log_p, log_q = (jax.nn.log_softmax(z / softness) for z in (wanted, logits))
+    return softness**2 * jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
+
+
 def trained(
     model: Any,
     dataset: Any,
@@ -230,8 +237,9 @@ def trained(
     epochs: int,
     seed: int,
     optimizer_for: Callable[[int], optax.GradientTransformation],
+    teacher: Network | None = None,
 ) -> Any:
-    """Some epochs of training with labels, in batches of 128."""
+    """Some epochs of training in batches of 128, by labels or by a teacher's logits."""
     size = 128
     steps = batches.steps_per_epoch(dataset, size)
     optimizer = optimizer_for(epochs * steps)
@@ -243,7 +251,10 @@ def trained(
             train=True,
             mutable=list(stats),
         )
-        return jnp.mean(cross_entropy(logits, batch["label"], 0.0)), changed
+        if teacher is None:
+            return jnp.mean(cross_entropy(logits, batch["label"], 0.0)), changed
+        wanted = teacher.outputs(teacher.variables, batch["image"])
+        return jnp.mean(divergence(logits, wanted)), changed
 
     @jax.jit
     def step(params: Any, stats: Any, state: Any, batch: Any) -> tuple[Any, Any, Any]:
@@ -324,8 +335,17 @@ def run(
     found["top1"] = judged(model, given.dataset, small)
     if arguments.epochs:
         onward_for = onward(arguments.rate)
-        small = trained(model, given.dataset, small, arguments.epochs, seed, onward_for)
-        found["top1_trained"] = judged(model, given.dataset, small)
+        small = trained(
+            model,
+            given.dataset,
+            small,
+            arguments.epochs,
+            seed,
+            onward_for,
+            given if arguments.taught else None,
+        )
+        key = "top1_taught" if arguments.taught else "top1_trained"
+        found[key] = judged(model, given.dataset, small)
     return found
 
 
@@ -343,6 +363,7 @@ def table(records: list[dict[str, Any]]) -> str:
         "top1_stored": "statistics of the checkpoint",
         "top1": "estimated again",
         "top1_trained": "trained",
+        "top1_taught": "taught",
     }
     for row in dict.fromkeys(r["row"] for r in records):
         mine = [r for r in records if r["row"] == row]
@@ -379,6 +400,11 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=ROWS)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, default=2, help="of training; 0 for none")
+    parser.add_argument(
+        "--taught",
+        action="store_true",
+        help="train on the outputs of the dense network, not on labels",
+    )
     parser.add_argument("--rate", type=float, default=0.02, help="of learning")
     parser.add_argument(
         "--dense-epochs",
