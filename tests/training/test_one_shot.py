@@ -67,6 +67,17 @@ def test_a_run_from_folder_to_folder(
         run(config, workdir)
 
 
+@pytest.mark.slow
+def test_structure_goes_by_times_that_the_run_keeps(tmp_path: Path) -> None:
+    config = given(tmp_path, pattern="structures", latency=0.9, size=0.9)
+    results = run(config, tmp_path / "run", quiet=True)
+    counts = results["parameters"]
+    assert counts["pruned"] <= 0.9 * counts["dense"]
+    times = json.loads((tmp_path / "run" / "times.json").read_text())
+    assert times
+    assert all(milliseconds > 0 for milliseconds in times.values())
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -75,6 +86,10 @@ def test_a_run_from_folder_to_folder(
         ({"init_from": "nowhere"}, r"config.init_from: nowhere/config.json is not"),
         ({"prune": {"sparsity": 0.5, "pattern": "2:3"}}, r"config.prune.sparsity: "),
         ({"prune": {}}, r"config.prune.sparsity: sparsity=None; expected"),
+        (
+            {"prune": {"sparsity": 0.5, "latency": 0.5}},
+            r"config.prune.latency: latency=0.5 without structures",
+        ),
     ],
 )
 def test_what_cannot_be_run(tmp_path: Path, changes: dict, message: str) -> None:

@@ -89,7 +89,10 @@ class Layerwise(Options):
         1e-3, "Learning rate of these passes, as ``repair_rate``.", above=0
     )
     batch_size: int = option(
-        4, "Most examples that pass through the network at once.", least=1
+        4,
+        "Most examples that pass through the network at once; repair and distil take "
+        "one step for so many.",
+        least=1,
     )
 
 

@@ -14,6 +14,7 @@ import jax
 
 from woodfisher_jax.data.tokens import Tokens, read_tokens
 from woodfisher_jax.extras import MissingExtraError
+from woodfisher_jax.layerwise.arguments import rule_of
 from woodfisher_jax.layerwise.prune import prune_layerwise
 from woodfisher_jax.layerwise.settings import LayerwiseInfo
 from woodfisher_jax.models import num_parameters, resized
@@ -21,6 +22,8 @@ from woodfisher_jax.models.llama import Llama
 from woodfisher_jax.options import OptionError
 from woodfisher_jax.progress import Callback, live
 from woodfisher_jax.report import environment, language, metrics
+from woodfisher_jax.selection.latencies import timed
+from woodfisher_jax.selection.structures import structures
 from woodfisher_jax.shrink import shrunk
 from woodfisher_jax.training.config import ConfigError, LanguageConfig, to_dict
 from woodfisher_jax.training.perplexity import perplexity
@@ -31,6 +34,9 @@ from woodfisher_jax.written_files import check_room, replace_file
 
 MODEL = "model"
 """Folder of the pruned network, in that of the run."""
+
+TIMES = "times.json"
+"""Milliseconds of products on the machine of the run, by their widths."""
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +66,7 @@ def run(
     seconds: dict[str, float] = {}
 
     @contextlib.contextmanager
-    def timed(phase: str) -> Iterator[None]:
+    def measuring(phase: str) -> Iterator[None]:
         since = time.perf_counter()
         yield
         seconds[phase] = seconds.get(phase, 0.0) + time.perf_counter() - since
@@ -75,7 +81,7 @@ def run(
             f"workdir={workdir} holds a run that has ended; choose another --workdir"
         )
     source = Path(str(config.init_from))
-    with live("pruning", quiet=quiet) as progress, timed("read"):
+    with live("pruning", quiet=quiet) as progress, measuring("read"):
         module, params, tokens = _read(config, source, progress)
     with held(workdir), log_file(workdir), live("pruning", quiet=quiet) as progress:
         check_room(workdir, 2 * sum(leaf.nbytes for leaf in jax.tree.leaves(params)))
@@ -94,7 +100,7 @@ def run(
         net_fn = _logits_of(module)
 
         def measured(weights: Any) -> dict[str, Any]:
-            with timed("perplexity"):
+            with measuring("perplexity"):
                 weights = jax.device_put(weights)
                 text = tokens.evaluation, tokens.kinds
                 # Of its own widths, where structure was taken out.
@@ -102,11 +108,11 @@ def run(
                 found = perplexity(_logits_of(own), weights, *text, progress)
                 return found._asdict()
 
-        pruned, info = _pruned(config, net_fn, params, tokens, progress)
+        pruned, info = _pruned(config, workdir, net_fn, params, tokens, progress)
         logger.info("pruned to %.2f %%\n%s", 100 * info.sparsity, info)
         dense, whole = measured(params), num_parameters(params)
         del params  # Room for what is written.
-        with timed("write"):
+        with measuring("write"):
             progress("write", 0, 1)
             hugging_face.write_folder(workdir / MODEL, pruned, source)
             progress("write", 1, 1)
@@ -212,13 +218,25 @@ def _warn_of_length(module: Llama, tokens: Tokens) -> None:
 
 
 def _pruned(
-    config: LanguageConfig, net_fn: Any, params: Any, tokens: Tokens, progress: Callback
+    config: LanguageConfig,
+    workdir: Path,
+    net_fn: Any,
+    params: Any,
+    tokens: Tokens,
+    progress: Callback,
 ) -> tuple[Any, LayerwiseInfo]:
     options = {
         field.name: getattr(config.prune, field.name)
         for field in dataclasses.fields(config.prune)
     }
     try:
+        rule = rule_of(config.prune.pattern)
+        if config.prune.latency is not None and rule is not None and rule.kinds:
+            progress("time", 0, 1)
+            batch = tokens.calibration[: config.prune.batch_size]
+            found = structures(net_fn, params, batch).of(rule.kinds)
+            options["pattern"] = timed(found, workdir / TIMES)
+            progress("time", 1, 1)
         pruned, masks, info = prune_layerwise(
             net_fn, params, tokens.calibration, progress=progress, **options
         )

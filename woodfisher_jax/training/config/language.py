@@ -48,6 +48,19 @@ class LayersConfig(Layerwise):
         above=0,
         most=1,
     )
+    macs: float | None = option(
+        None,
+        "The same of the multiply-accumulates; with size, both hold.",
+        above=0,
+        most=1,
+    )
+    latency: float | None = option(
+        None,
+        "The same of the time of the network's products on this machine, for a batch "
+        "of batch_size; they are timed first, and times.json of the run keeps that.",
+        above=0,
+        most=1,
+    )
     prunable: str | None = option(
         r"layers?_\d+/.*kernel$",
         "Regular expression of the tensors to prune; default those of all blocks.",
