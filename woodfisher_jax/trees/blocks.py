@@ -326,7 +326,7 @@ def columns_of(chosen: np.ndarray, group: np.ndarray) -> np.ndarray:
         >>> wf.blocks.columns_of(chosen, np.array([[0, 1], [2, 3]])).tolist()
         [[0, 1], [1, 2]]
     """
-    inside = np.append(chosen, False)[group]
+    inside = (group < len(chosen)) & chosen[np.minimum(group, len(chosen) - 1)]
     numbers = np.count_nonzero(inside, axis=1)
     length = 1 << int(max(1, numbers.max(initial=0)) - 1).bit_length()
     columns = np.full((len(group), length), group.shape[1], np.int32)
