@@ -8,6 +8,7 @@ CASES are names joined by commas.
 
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import flax.linen as nn
 import jax
@@ -16,6 +17,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 import woodfisher_jax as wf
+from woodfisher_jax.curvature import inverse
 from woodfisher_jax.rows.gradients import as_partial, row_chunks
 from woodfisher_jax.rows.sharding import one_axis, replicate
 from woodfisher_jax.trees.blocks import flat_order
@@ -144,6 +146,12 @@ def given(mesh: Mesh | None, count: int, scale: dict[str, float], **options) -> 
     return found | {f"{path}/mask": np.asarray(mask) for path, mask in masks.items()}
 
 
+def swaps_of_few(mesh: Mesh | None) -> Found:
+    """Swaps whose supports are gathered, which takes larger blocks otherwise."""
+    with patch.multiple(inverse, WORTH_GATHERING=0, FEW=1.0):
+        return given(mesh, 6, {}, damping=1e-2, update="joint", swaps=3, **BLOCKS)
+
+
 BLOCKS = {"block_size": 8, "sparsity": 0.6}
 OTHERS = {
     "gradients": lambda mesh: gradients(mesh, num_samples=83),
@@ -154,6 +162,7 @@ OTHERS = {
         mesh, 6, {"b": 300.0}, damping=1e-3, **BLOCKS
     ),
     "refused": lambda mesh: given(mesh, 6, {}, damping=1e-9, spoilt=True, **BLOCKS),
+    "swaps of few": swaps_of_few,
     "one sample": lambda mesh: given(mesh, 1, {}, damping=1e-2, **BLOCKS),
     "two blocks": lambda mesh: given(
         mesh,

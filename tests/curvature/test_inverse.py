@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 import woodfisher_jax as wf
+from woodfisher_jax.curvature import inverse
 from woodfisher_jax.curvature.fisher import _stored
 from woodfisher_jax.curvature.inverse import InMemory, InverseFisher, Stored, laid_out
 from woodfisher_jax.rows import disk, memory_plan, tiles
@@ -165,20 +166,26 @@ def test_every_store_gives_the_same_bits_and_leaves_nothing(tmp_path: Path) -> N
     assert not list(tmp_path.iterdir())
 
 
-def test_the_other_formulas_of_the_fisher() -> None:
-    case = Case()
-    f, g, n = case.fisher(), case.gradients.astype(np.float64), EXAMPLES
-    w, y = VECTOR.astype(np.float64), TARGETS.astype(np.float64)
-    support = f[np.ix_(KEPT, KEPT)]
+def on_support(case: Case) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Oracle: slope, joint update and leverages for the kept weights."""
+    f, g = case.fisher(), case.gradients.astype(np.float64)
+    n, w, y = len(g), VECTOR.astype(np.float64), TARGETS[: len(g)]
     step = np.where(KEPT, 0.0, -w)
     # Each block has its own gradients of the slope: Σ over blocks of G_B' y / N.
     slope = -g.T @ y / n
-    step[KEPT] = np.linalg.solve(support, (-slope - f @ step)[KEPT])
+    step[KEPT] = np.linalg.solve(f[np.ix_(KEPT, KEPT)], (-slope - f @ step)[KEPT])
     leverages = np.zeros(len(w))
     for block in (row[row < ORDER.size] for rows in case.layout for row in rows):
         part, kept = g[:, block], KEPT[block]
         gram = n * DAMPING * np.eye(n) + part[:, kept] @ part[:, kept].T
         leverages[block] = np.sum(part * np.linalg.solve(gram, part), 0)
+    return slope, step, leverages
+
+
+def test_the_other_formulas_of_the_fisher() -> None:
+    case = Case()
+    f, g, w = case.fisher(), case.gradients, VECTOR.astype(np.float64)
+    slope, step, leverages = on_support(case)
     with stored(case, "host") as out_of_core:
         for fisher in (in_memory(case), out_of_core):
             close(fisher.multiplied(jnp.asarray(VECTOR)), f @ w)
@@ -190,6 +197,36 @@ def test_the_other_formulas_of_the_fisher() -> None:
     centered = f - np.where(f, np.outer(g.mean(0), g.mean(0)), 0)
     found = in_memory(case, centered=True).product(jnp.asarray(VECTOR)).value
     close(found, np.linalg.solve(centered, w), 1e-3)
+
+
+def test_columns_of_a_small_support_are_gathered(monkeypatch) -> None:
+    case = Case(num_samples=4, tile_bytes=10**9)
+    _, step, leverages = on_support(case)
+    support = jnp.asarray(KEPT)
+    with stored(case, "host") as fisher:
+        (tile,) = fisher.source.sweep("")
+        assert fisher._few(tile, support) is None  # a small block
+        monkeypatch.setattr(inverse, "WORTH_GATHERING", 0)
+        assert fisher._few(tile, support) is None  # of which more than a quarter stays
+        monkeypatch.setattr(inverse, "FEW", 1.0)
+        assert fisher._few(tile, support).shape == (tile.index.shape[0], 8)
+        close(fisher.leverages(support), leverages)
+        arrays = (jnp.asarray(VECTOR), support, jnp.asarray(TARGETS[:4]))
+        close(fisher.joint_update(*arrays).value, step, 1e-3)
+
+
+@pytest.mark.slow
+def test_damping_is_chosen_from_columns_of_a_small_support(monkeypatch) -> None:
+    case = Case(num_samples=4)
+    support = jnp.asarray(KEPT)
+    arrays = support, jnp.where(support, 0.0, VECTOR), jnp.asarray(TARGETS[:4])
+    with stored(case, "disk") as fisher:
+        _, expected = fisher.leave_one_out(*arrays)
+        monkeypatch.setattr(inverse, "WORTH_GATHERING", 0)
+        monkeypatch.setattr(inverse, "FEW", 1.0)
+        _, found = fisher.leave_one_out(*arrays)
+    for mine, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(mine, other, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ import pytest
 import woodfisher_jax as wf
 from woodfisher_jax.curvature.inverse import InMemory, InverseFisher, laid_out
 from woodfisher_jax.curvature.swaps import improve
+from woodfisher_jax.rows.compute import Compute
 
 WIDTH, LEFT, DAMPING, SEEDS = 9, 4, 0.05, range(8)
 
@@ -31,15 +32,17 @@ def minimum(seed: int, kept, target: float = 0.0):
     return step, step @ fisher @ step / 2 + slope @ step
 
 
-def improved(seed: int, target: float = 0.0):
+def improved(seed: int, target: float = 0.0, *, factored: bool = False):
     """The support by the statistic of single weights, and the one after swaps."""
     rows, weights, fisher = problem(seed)
     first = np.zeros(WIDTH, bool)
     first[np.argsort(-(weights**2) / np.diag(np.linalg.inv(fisher)))[:LEFT]] = True
     targets = jnp.full(12, target)
-    source = InMemory(*laid_out(jnp.float32(rows), None), WIDTH)
+    compute = Compute(solver="sample_space")
+    source = InMemory(*laid_out(jnp.float32(rows), None), WIDTH, compute)
+    inverse = InverseFisher(source, DAMPING)
     found = improve(
-        InverseFisher(source, DAMPING),
+        inverse.factored() if factored else inverse,
         jnp.float32(weights),
         jnp.ones(WIDTH, bool),
         jnp.asarray(first),
@@ -66,6 +69,14 @@ def test_losses_are_those_of_the_supports_and_fall(swapped_supports, target) -> 
         assert all(np.diff(losses) <= 0)
         falls += after < before - 1e-3 * abs(before)
     assert falls >= 3
+
+
+def test_a_factor_of_all_weights_is_not_taken_for_that_of_a_support(
+    swapped_supports,
+) -> None:
+    for seed in SEEDS[:3]:
+        found = improved(seed, factored=True)[2]
+        assert found == pytest.approx(swapped_supports[0.0][seed][2], rel=1e-5)
 
 
 def test_it_comes_nearer_to_the_best_of_all_supports(swapped_supports) -> None:

@@ -16,8 +16,9 @@ TRAIN_SHARD = "mnist-train.array_record-00000-of-00001"
 
 
 @pytest.fixture
-def copy(tfds_dir, tmp_path):
+def copy(tfds_dir, tmp_path, monkeypatch):
     """A copy of MNIST that a test may damage: (root, folder of the version)."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     (original,) = (tfds_dir / "mnist").iterdir()
     folder = tmp_path / "mnist" / original.name
     folder.mkdir(parents=True)
@@ -72,6 +73,10 @@ def test_intact_copy_is_read_in_the_order_of_tfds_with_progress(copy):
         ("mnist test", 5_000, 10_000),
         ("mnist test", 10_000, 10_000),
     ]
+    # Again from the cache.
+    other = data.load("mnist", data_dir=str(copy[0]))
+    np.testing.assert_array_equal(other.test.images, test.images)
+    np.testing.assert_array_equal(other.train.labels, train.labels)
 
 
 def test_nothing_there(tmp_path):

@@ -80,7 +80,8 @@ def check_order(dataset, tfds_dir):
 
 
 @pytest.mark.slow
-def test_mnist(tfds_dir):
+def test_mnist(tfds_dir, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     mnist = data.load("mnist", data_dir=str(tfds_dir))
     check_form(mnist, (60_000, 28, 28, 1), (10_000, 28, 28, 1))
     check_order(mnist, tfds_dir)
@@ -93,7 +94,8 @@ def test_mnist(tfds_dir):
 
 
 @pytest.mark.slow
-def test_cifar10(tfds_dir):
+def test_cifar10(tfds_dir, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     cifar10 = data.load("cifar10", data_dir=str(tfds_dir))
     check_form(cifar10, (50_000, 32, 32, 3), (10_000, 32, 32, 3))
     check_order(cifar10, tfds_dir)

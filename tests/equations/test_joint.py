@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from woodfisher_jax.equations.joint import joint_update
+from woodfisher_jax.equations.joint import joint_update, joint_update_of_few
 
 BOTH = pytest.mark.parametrize("solver", ["sample_space", "dense"])
 NUMBER, WIDTH = 7, 20
@@ -111,3 +111,19 @@ def test_pruned_weights_are_exactly_zero(solver) -> None:
     weights[before], gradients[:, before], kept[before] = 0.0, 0.0, False
     delta = found(gradients, weights, kept, np.zeros(NUMBER), 0.05, solver)
     assert not np.any((np.float32(weights) + delta)[~kept])
+
+
+def test_of_few_columns_it_is_the_same() -> None:
+    of_few = jax.jit(joint_update_of_few)
+    for seed, share in ((0, 0.0), (1, 0.2), (2, 0.6), (3, 1.0)):
+        gradients, weights, kept = problem(seed=seed, share=share)
+        # In any order, with padding among them.
+        columns = np.full(WIDTH + 3, WIDTH)
+        columns[: kept.sum()] = np.flatnonzero(kept)
+        np.random.default_rng(seed).shuffle(columns)
+        targets = np.linspace(-1, 1, NUMBER)
+        arrays = [np.float32(a) for a in (gradients, weights, targets, 0.1)]
+        delta = of_few(*arrays[:2], columns, *arrays[2:])
+        expected = found(gradients, weights, kept, targets, 0.1)
+        np.testing.assert_allclose(delta, expected, rtol=1e-5, atol=1e-6)
+        np.testing.assert_array_equal(delta[~kept], -np.float32(weights)[~kept])

@@ -33,7 +33,7 @@ HERE = Path(__file__).parents[1]
 QUICK = ("disk",)
 """Networks pruned along with the cases that are no networks; all take minutes, and are
 slow."""
-RARE = ("gradients of means", "one sample", "two blocks")
+RARE = ("gradients of means", "swaps of few", "one sample", "two blocks")
 """Cases that go with the other networks."""
 TOLERANCES = {"figures": 1e-4}
 """Where it is not 1e-6: sums over all weights, which devices add up in their order."""

@@ -211,8 +211,12 @@ def test_a_truncated_checkpoint_is_refused(
 
 @pytest.mark.slow
 def test_the_originals_checkpoint_is_read(
-    checkpoints_dir: Path, tfds_dir: Path
+    checkpoints_dir: Path,
+    tfds_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     config = from_dict(
         {
             "init_from": str(checkpoints_dir / "mnist_25_epoch_93.97.ckpt"),

@@ -12,6 +12,7 @@ from woodfisher_jax.trees.blocks import (
     across_tensors,
     active_within_tensors,
     as_read,
+    columns_of,
     flat_order,
     flatten,
     full_matrix,
@@ -185,6 +186,18 @@ def test_gather_reads_zeros_where_a_block_is_padded() -> None:
         gather(vectors, group),
         [[[1, 2, 3], [4, 5, 0]], [[6, 7, 8], [9, np.inf, 0]]],
     )
+
+
+@pytest.mark.parametrize(("share", "length"), [(0.0, 1), (0.4, 4), (1.0, 8)])
+def test_columns_are_where_the_chosen_weights_stand(share, length) -> None:
+    group = np.random.default_rng(0).permutation(24)[:21].reshape(3, 7)
+    group[2, 5:] = 24  # padding
+    chosen = np.random.default_rng(1).random(24) < share
+    columns = columns_of(chosen, group)
+    assert columns.shape == (3, length)
+    for row, found in zip(group, columns, strict=True):
+        inside = [c for c in range(7) if row[c] < 24 and chosen[row[c]]]
+        assert found.tolist() == inside + [7] * (length - len(inside))
 
 
 def test_what_lies_in_padding_falls_off_and_weights_in_no_block_stay() -> None:

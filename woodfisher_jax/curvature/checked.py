@@ -17,12 +17,19 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
 from woodfisher_jax.equations.fisher import (
+    SAMPLE_SPACE,
     SOLVERS,
     change_by_rounding,
     in_float64,
 )
+from woodfisher_jax.equations.fisher import leverages as leverages_
 from woodfisher_jax.equations.groups import group_forms
-from woodfisher_jax.equations.joint import joint_update, least_squares
+from woodfisher_jax.equations.joint import (
+    columns_at,
+    joint_update,
+    joint_update_of_few,
+    least_squares,
+)
 from woodfisher_jax.rows.budget import BATCH_BYTES, block_bytes
 from woodfisher_jax.rows.sharding import AXIS, on_each_device, platform_of
 
@@ -114,6 +121,42 @@ def joint(
     return _finite(
         joint_update(gradients, weights, kept, targets, damping, solver, *factors)
     )
+
+
+def factor_of_few(
+    gradients: jax.Array, others: tuple[jax.Array, ...], damping: jax.Array, solver: str
+) -> Block:
+    """The factor of ``N λ I + G_S G_Sᵀ`` alone; the other has the columns of S.
+
+    Columns from c on are padding.
+    """
+    del solver
+    factor = SAMPLE_SPACE.factorize(columns_at(gradients, others[0]), damping)
+    return _finite(factor[0, 0], factor)
+
+
+def joint_of_few(
+    gradients: jax.Array, others: tuple[jax.Array, ...], damping: jax.Array, solver: str
+) -> Block:
+    """The joint update; the others are w, the columns of S, y and the factor of G_S."""
+    del solver
+    weights, columns, targets, factor = others
+    return _finite(
+        joint_update_of_few(gradients, weights, columns, targets, damping, factor)
+    )
+
+
+def leverages(
+    gradients: jax.Array, others: tuple[jax.Array, ...], damping: jax.Array, solver: str
+) -> Block:
+    """Values h on a support; the others are the support and perhaps its factor."""
+    del solver
+    kept, *factors = others
+    if factors:
+        (factor,) = factors
+    else:
+        factor = SAMPLE_SPACE.factorize(jnp.where(kept, gradients, 0.0), damping)
+    return _finite(leverages_(factor.astype(gradients.dtype), gradients))
 
 
 def newton(

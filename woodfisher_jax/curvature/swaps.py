@@ -1,5 +1,6 @@
 """Rounds of swaps between weights that stay and weights that are pruned."""
 
+import dataclasses
 from typing import NamedTuple
 
 import jax
@@ -47,6 +48,8 @@ def improve(
         slope: ḡ, [d].
         rounds: Most rounds; each costs about as much as a joint update and a diagonal.
     """
+    # Factors that are known are those of another support.
+    fisher = dataclasses.replace(fisher, known=None, grams=None)
     number = int(jnp.sum(kept))
     free = int(jnp.sum(active)) - number
     most = largest = min(max(1, int(FIRST_SHARE * number)), number, free)

@@ -39,11 +39,13 @@ class RecordImages(NamedTuple):
         name: of the split, for messages.
         records: TFDS's data source with the images not decoded; random access.
         size: number of images.
+        files: their paths.
     """
 
     name: str
     records: Any
     size: int
+    files: tuple[str, ...]
 
     def read(self, index: int) -> tuple[bytes, int]:
         """Returns the content of an image file, and its label."""
@@ -121,7 +123,8 @@ def _open_split(builder: Any, split: str) -> RecordImages:
         except Exception as error:
             raise ValueError(f"{path.name} is cut short or damaged: {error}") from error
         start += length
-    return RecordImages(f"{builder.name} {split}", records, len(records))
+    files = tuple(str(path) for path in info.filepaths)
+    return RecordImages(f"{builder.name} {split}", records, len(records), files)
 
 
 def unusable(name: str, root: Path, reason: str) -> DataMissingError:

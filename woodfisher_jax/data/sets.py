@@ -3,6 +3,7 @@
 import difflib
 import io
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ from woodfisher_jax.data.array_records import (
 )
 from woodfisher_jax.data.augment import crop_and_flip
 from woodfisher_jax.data.dataset import Augment, DataSet, Progress, Split
+from woodfisher_jax.data.decoded import kept
 from woodfisher_jax.data.generated import write_once
 from woodfisher_jax.data.image_folder import ImageFiles, find_images
 from woodfisher_jax.data.images import to_rgb
@@ -171,7 +173,10 @@ def load(
             return source
         if decode is None:
             return ImageStream(label, source, given)
-        return _into_memory(source, label, decode, progress)
+        into_memory = partial(_into_memory, source, label, decode, progress)
+        if isinstance(source, RecordImages):
+            return kept(source, into_memory)
+        return into_memory()
 
     train, test, num_classes = opener(data_dir)
     try:

@@ -67,6 +67,49 @@ def joint_update(
 
 
 @in_float64
+def joint_update_of_few(
+    gradients: jax.Array,
+    weights: jax.Array,
+    columns: jax.Array,
+    targets: jax.Array,
+    damping: jax.Array,
+    factor: jax.Array | None = None,
+) -> jax.Array:
+    """:func:`joint_update` by the sample-space solver for a set S of few columns.
+
+    The same formula with G_S as a matrix of its own, [N, s], in place of G with zeros.
+
+    Args:
+        gradients: G, [N, c].
+        weights: w, [c].
+        columns: S, [s], each once; c is padding.
+        targets: y, [N].
+        damping: λ > 0.
+        factor: The factor of G_S, if it is known; default: it is computed.
+
+    Returns:
+        δ [c], in the dtype of the gradients; NaN where F is too ill conditioned.
+
+    Example:
+        >>> G, w = jnp.array([[1.0, 1.0]]), jnp.array([3.0, 2.0])
+        >>> wf.equations.joint.joint_update_of_few(
+        ...     G, w, jnp.array([0]), jnp.zeros(1), 1.0
+        ... ).tolist()
+        [1.0, -2.0]
+    """
+    gone = wide(weights.at[columns].set(0.0, mode="drop"))
+    missed = along_rows(gradients, gone) + targets
+    few = columns_at(gradients, columns)
+    update = least_squares(few, missed, damping, factor=factor)
+    return (-weights).at[columns].set(update, mode="drop")
+
+
+def columns_at(gradients: jax.Array, columns: jax.Array) -> jax.Array:
+    """G_S, [N, s], of columns S of G [N, c]; zeros where a column is c, padding."""
+    return jnp.take(gradients, columns, axis=1, mode="fill", fill_value=0)
+
+
+@in_float64
 def least_squares(
     gradients: jax.Array,
     values: jax.Array,

@@ -308,3 +308,27 @@ def scatter(
         The vector with those entries replaced; padding is dropped.
     """
     return vector.at[group].set(values, mode="drop")
+
+
+def columns_of(chosen: np.ndarray, group: np.ndarray) -> np.ndarray:
+    """Where the chosen weights stand within their blocks.
+
+    Args:
+        chosen: Of the flat vector, bool [d].
+        group: Indices [num_blocks, width].
+
+    Returns:
+        Columns, int32 [num_blocks, length], in order, then padding, which is the width.
+        The length is a power of two, so that few lengths compile.
+
+    Example:
+        >>> chosen = np.array([True, True, False, True])
+        >>> wf.blocks.columns_of(chosen, np.array([[0, 1], [2, 3]])).tolist()
+        [[0, 1], [1, 2]]
+    """
+    inside = (group < len(chosen)) & chosen[np.minimum(group, len(chosen) - 1)]
+    numbers = np.count_nonzero(inside, axis=1)
+    length = 1 << int(max(1, numbers.max(initial=0)) - 1).bit_length()
+    columns = np.full((len(group), length), group.shape[1], np.int32)
+    columns[np.arange(length) < numbers[:, None]] = np.nonzero(inside)[1]
+    return columns
