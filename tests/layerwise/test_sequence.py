@@ -331,7 +331,9 @@ def test_with_64_bits_enabled_it_is_the_same(pruned) -> None:
 def test_what_cannot_be_estimated_is_refused(five_layers) -> None:
     dense, x = five_layers
     run = functools.partial(wf.prune_layerwise, sparsity=0.5)
-    with pytest.raises(wf.OptionError, match=r"layer of 'layer0' are not finite"):
+    with pytest.raises(
+        wf.OptionError, match=r"'layer0', or their squares, are not"
+    ):
         run(deep, dense, x.at[2, 3].set(jnp.nan))
     with pytest.raises(wf.OptionError, match="distil=1: net_fn returns no floating"):
         run(lambda p, x: deep(p, x).argmax(axis=1), dense, x, distil=1)
@@ -405,3 +407,27 @@ def test_a_layer_without_weights_is_warned_of() -> None:
             lambda p, x: x @ p["w"], params, inputs, sparsity=0.95, progress=False
         )
     assert caught[0].filename == __file__
+
+
+@pytest.mark.parametrize("scope", ["layer", "global"])
+def test_squares_that_leave_float32_are_refused(scope: str) -> None:
+    params = {"a": normal(0, 5, 6), "b": normal(1, 6, 3)}
+
+    def net(params, x):
+        return 1e-20 * jnp.tanh(1e19 * jnp.tanh(x @ params["a"]) @ params["b"])
+
+    with pytest.raises(wf.OptionError, match=r"layer of 'b', or their squares, are"):
+        wf.prune_layerwise(net, params, X, sparsity=0.5, scope=scope)
+
+
+def test_outputs_that_mean_nothing_share_nothing_out() -> None:
+    """The softmax of a single logit is 1, whatever the network does."""
+    params = {"a": normal(0, 5, 6), "b": normal(1, 6, 1)}
+
+    def net(params, x):
+        return jnp.tanh(x @ params["a"]) @ params["b"]
+
+    options = {"sparsity": 0.5, "scope": "global"}
+    with pytest.raises(wf.OptionError, match="metric='softmax': no layer's outputs"):
+        wf.prune_layerwise(net, params, X, metric="softmax", **options)
+    wf.prune_layerwise(net, params, X, **options)

@@ -6,7 +6,6 @@ import numpy as np
 from woodfisher_jax.equations.layerwise import layer_error, without_inputs
 from woodfisher_jax.layerwise.budgets import scores_of
 from woodfisher_jax.layerwise.sequence import Layers, Sequence
-from woodfisher_jax.layerwise.settings import LayerResult
 from woodfisher_jax.layerwise.structures import Reader, counts_of
 from woodfisher_jax.selection.accounts import Budget
 from woodfisher_jax.selection.structures import Structures
@@ -98,6 +97,6 @@ class Removal:
             leaf = np.array(sequence.leaves[path])
             leaf[~sequence.masks[path]] = 0
             sequence.leaves[path] = leaf
-        error = float(layer_error(weights[None], pruned[None], own[None]))
+        error = layer_error(weights[None], pruned[None], own[None])
         left = float(np.mean(stays))
-        sequence.results.append(LayerResult(reader.path, layer.number, 1 - left, error))
+        sequence.done(reader.path, layer.number, 1 - left, error)

@@ -133,6 +133,22 @@ class Sequence:
             self.settings.metric,
             self.settings.seed,
         )
+        for product, own in self.found.items():
+            _check_finite(product.path, *own)
+        if not any(bool(jnp.any(own.outputs > 0)) for own in self.found.values()):
+            metric = self.settings.metric
+            raise OptionError(
+                "scope",
+                f"scope='global' with metric={metric!r}: no layer's outputs mean "
+                "anything to those of net_fn, whose gradients are all zero; expected "
+                "outputs that depend on the layers, metric='identity' for a single "
+                "logit, or scope='layer'",
+            )
+
+    def done(self, path: str, number: int, sparsity: float, error: jax.Array) -> None:
+        """Keeps what became of a layer, whose error is finite if its weights are."""
+        _check_finite(path, error)
+        self.results.append(LayerResult(path, number, sparsity, float(error)))
 
     def run(self, solver: Solver, progress: Any) -> tuple[Params, Masks, LayerwiseInfo]:
         """Prunes every layer, and repairs them."""
@@ -293,9 +309,9 @@ def _check_finite(path: str, *moments: jax.Array) -> None:
     if not all(bool(jnp.all(jnp.isfinite(moment))) for moment in moments):
         raise OptionError(
             "inputs",
-            f"the inputs of the layer of {path!r} are not finite for some of the "
-            "examples; look for NaN or infinity in inputs and params, and for numbers "
-            "that leave the range of the network's precision",
+            f"the inputs of the layer of {path!r}, or their squares, are not finite "
+            "for some of the examples; look for NaN or infinity in inputs and params, "
+            "and for numbers that leave the range of the network's precision",
         )
 
 

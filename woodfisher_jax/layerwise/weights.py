@@ -7,7 +7,6 @@ from woodfisher_jax.equations.layerwise import layer_error, pruned_layer
 from woodfisher_jax.layerwise.budgets import importance_of, scores_of, shared_out
 from woodfisher_jax.layerwise.layers import Layer
 from woodfisher_jax.layerwise.sequence import Layers, Sequence
-from woodfisher_jax.layerwise.settings import LayerResult
 from woodfisher_jax.selection.patterns import Pattern
 from woodfisher_jax.tracing.layers import Product
 from woodfisher_jax.trees.masks import num_kept
@@ -85,11 +84,11 @@ class SingleWeights:
                 rounds=settings.rounds,
                 polish=settings.polish,
             )
-            error = float(layer_error(weights, pruned, own))
+            error = layer_error(weights, pruned, own)
             leaf.reshape(-1)[entries] = np.asarray(pruned).astype(leaf.dtype)
             mask[entries] = np.asarray(stays)
             left = int(stays.sum()) / stays.size
-            sequence.results.append(LayerResult(path, layer.number, 1 - left, error))
+            sequence.done(path, layer.number, 1 - left, error)
         sequence.leaves[path] = leaf
 
 
