@@ -331,9 +331,7 @@ def test_with_64_bits_enabled_it_is_the_same(pruned) -> None:
 def test_what_cannot_be_estimated_is_refused(five_layers) -> None:
     dense, x = five_layers
     run = functools.partial(wf.prune_layerwise, sparsity=0.5)
-    with pytest.raises(
-        wf.OptionError, match=r"'layer0', or their squares, are not"
-    ):
+    with pytest.raises(wf.OptionError, match=r"'layer0', or their squares, are not"):
         run(deep, dense, x.at[2, 3].set(jnp.nan))
     with pytest.raises(wf.OptionError, match="distil=1: net_fn returns no floating"):
         run(lambda p, x: deep(p, x).argmax(axis=1), dense, x, distil=1)
