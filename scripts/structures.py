@@ -226,8 +226,8 @@ def from_nothing(steps: int) -> optax.GradientTransformation:
 def divergence(logits: jax.Array, wanted: jax.Array) -> jax.Array:
     """KL divergence of softened outputs (Hinton et al. 2015, arXiv:1503.02531)."""
     softness = 2.0
-    log_p, log_q = (jax.nn.log_softmax(z / softness) for z in (wanted, logits))
-    return softness**2 * jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
+    log_q, log_p = (jax.nn.log_softmax(z / softness) for z in (logits, wanted))
+    return softness**2 * optax.losses.kl_divergence_with_log_targets(log_q, log_p)
 
 
 def trained(

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import woodfisher_jax as wf
-from woodfisher_jax.curvature import inverse
+from woodfisher_jax.curvature import sources
 from woodfisher_jax.curvature.checked import TOLERANCE
 from woodfisher_jax.equations import obs
 from woodfisher_jax.rows.compute import STORES
@@ -191,7 +191,7 @@ def driven(params, samples, store, monkeypatch, **options):
     """A step with gradients there; "device" is one program, "tiles" is not."""
     with monkeypatch.context() as patched:
         if store == "tiles":
-            patched.setattr(inverse, "MOST_RESIDENT", 0)
+            patched.setattr(sources, "MOST_RESIDENT", 0)
             store = "device"
         seen = []
         options["progress"] = lambda label, done, total: seen.append(label)

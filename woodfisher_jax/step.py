@@ -15,8 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from woodfisher_jax.curvature.fisher import Surgeon, WoodFisher
-from woodfisher_jax.curvature.inverse import Grams, InMemory, InverseFisher, laid_out
+from woodfisher_jax.curvature.inverse import Grams, InverseFisher
 from woodfisher_jax.curvature.method import Curvature, Found, Inverse, Joint, Method
+from woodfisher_jax.curvature.sources import InMemory, laid_out
 from woodfisher_jax.equations import obs
 from woodfisher_jax.equations.damping import LeaveOneOut
 from woodfisher_jax.methods import method_named

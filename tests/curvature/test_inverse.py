@@ -18,7 +18,8 @@ import pytest
 import woodfisher_jax as wf
 from woodfisher_jax.curvature import inverse
 from woodfisher_jax.curvature.fisher import _stored
-from woodfisher_jax.curvature.inverse import InMemory, InverseFisher, Stored, laid_out
+from woodfisher_jax.curvature.inverse import InverseFisher
+from woodfisher_jax.curvature.sources import InMemory, Stored, laid_out
 from woodfisher_jax.rows import disk, memory_plan, tiles
 from woodfisher_jax.rows.compute import STORES, Compute
 from woodfisher_jax.rows.gradients import as_partial

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 import woodfisher_jax as wf
-from woodfisher_jax.curvature.inverse import InMemory, InverseFisher, laid_out
+from woodfisher_jax.curvature.inverse import InverseFisher
+from woodfisher_jax.curvature.sources import InMemory, laid_out
 from woodfisher_jax.curvature.swaps import improve
 from woodfisher_jax.rows.compute import Compute
 

@@ -9,8 +9,9 @@ from typing import ClassVar, Literal
 import jax
 import numpy as np
 
-from woodfisher_jax.curvature.inverse import InverseFisher, Stored
+from woodfisher_jax.curvature.inverse import InverseFisher
 from woodfisher_jax.curvature.method import Built, Sampled
+from woodfisher_jax.curvature.sources import Stored
 from woodfisher_jax.equations import obs
 from woodfisher_jax.options import OptionError, option
 from woodfisher_jax.rows.disk import locked_folder

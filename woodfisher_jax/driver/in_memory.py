@@ -8,7 +8,8 @@ import numpy as np
 
 from woodfisher_jax.curvature.checked import TOLERANCE
 from woodfisher_jax.curvature.fisher import AUTO, WoodFisher
-from woodfisher_jax.curvature.inverse import Grams, InMemory, InverseFisher
+from woodfisher_jax.curvature.inverse import Grams, InverseFisher
+from woodfisher_jax.curvature.sources import InMemory
 from woodfisher_jax.driver.dampings import damped_again, missing_weights, tried_dampings
 from woodfisher_jax.driver.job import Job
 from woodfisher_jax.driver.ranking import check_scores

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -19,7 +20,12 @@ from woodfisher_jax.layerwise.layers import find_layers, untied
 from woodfisher_jax.layerwise.removal import Removal
 from woodfisher_jax.layerwise.sequence import Sequence, Solver
 from woodfisher_jax.layerwise.settings import Layerwise, LayerwiseInfo
-from woodfisher_jax.layerwise.structures import goal_of, readers
+from woodfisher_jax.layerwise.structures import (
+    Reader,
+    check_goal,
+    goal_of,
+    readers,
+)
 from woodfisher_jax.layerwise.weights import SingleWeights
 from woodfisher_jax.rows.compute import watched
 from woodfisher_jax.rows.inputs import check_params
@@ -43,6 +49,7 @@ def prune_layerwise(
     macs: float | None = None,
     size: float | None = None,
     latency: float | None = None,
+    times: str | Path | None = None,
     pattern: str | GroupNames | Structures | None = None,
     masks: Masks | None = None,
     prunable: Prunable = None,
@@ -68,6 +75,8 @@ def prune_layerwise(
         latency: The same for the time of its products on this machine, for a batch of
             ``batch_size`` examples; they are timed first, unless ``pattern`` is what
             :func:`~woodfisher_jax.selection.latencies.timed` returns.
+        times: With a latency: JSON file that keeps the times of this machine; what is
+            in it is not timed again. Default none.
         pattern: "2:4" or any N:M; "structures" ("channels", "neurons", "heads"), with
             ``sparsity`` the share of each layer's structures that go; or what
             :func:`woodfisher_jax.structures` found; default single weights.
@@ -114,7 +123,13 @@ def prune_layerwise(
     else:
         given = rule.structures or structures(net_fn, params, shapes)
         shares = {"macs": macs, "size": size, "latency": latency}
-        solver = _removal(given.of(rule.kinds), masks, sparsity, shares)
+        check_goal(sparsity, shares)
+        found, read = _read_by_one(given.of(rule.kinds), masks)
+        if latency is not None and not found.speeds:
+            progress("latency", 0, 1)
+            found = timed(found, times)
+            progress("latency", 1, 1)
+        solver = Removal(found, read, *goal_of(found, sparsity, shares))
         groups = None
     check_together(program, settings, groups)
     check_differentiable(net_fn, params, shapes, masks, settings)
@@ -133,16 +148,10 @@ def prune_layerwise(
     return result
 
 
-def _removal(
-    found: Structures,
-    masks: Masks,
-    sparsity: float | None,
-    shares: dict[str, float | None],
-) -> Removal:
-    """What takes structures out that one layer alone reads."""
+def _read_by_one(
+    found: Structures, masks: Masks
+) -> tuple[Structures, dict[str, Reader]]:
+    """The structures that one layer alone reads, and these layers by path."""
     read = readers(found, {path: tuple(mask.shape) for path, mask in masks.items()})
     families = tuple(f for reader in read.values() for f in reader.families)
-    found = found._replace(families=families)
-    if shares["latency"] is not None and not found.speeds:
-        found = timed(found)
-    return Removal(found, read, *goal_of(found, sparsity, shares))
+    return found._replace(families=families), read

@@ -73,7 +73,7 @@ directions`.
         taken, states, inputs = batch, [], []
         for segment in segments:
             states.append(taken)
-            taken, given = segment.run(_values(segment, leaves), taken)
+            taken, given = segment.run(segment.values(leaves), taken)
             inputs.append(dict(zip(segment.inputs, given, strict=True)))
         key = jax.random.fold_in(jax.random.key(seed), number)
         # Popped, since logits of a large vocabulary are most of what a batch takes.
@@ -82,7 +82,7 @@ directions`.
             segment = segments[i]
             kinds = tuple(by_index.get(index) for index in segment.products)
             slopes, noise = _back(
-                program, segment, _values(segment, leaves), states[i], slopes
+                program, segment, segment.values(leaves), states[i], slopes
             )
             for product, slope in zip(kinds, noise, strict=True):
                 if product is None:
@@ -96,11 +96,6 @@ directions`.
         squares = sums[other]
         found[product] = Sensitivity(squares[0] / squares[2], squares[1] / squares[2])
     return found
-
-
-def _values(segment: Segment, leaves: Mapping[str, Any]) -> list[jax.Array]:
-    # Formed again for each segment: parameters may be arrays of NumPy.
-    return [jnp.asarray(read.of(leaves[read.path])) for read in segment.reads]
 
 
 def _projected(key: jax.Array, outputs: list[jax.Array], metric: str) -> list[Any]:

@@ -1,7 +1,6 @@
 """A network run in segments, whose layers are pruned on the way."""
 
 import time
-from collections.abc import Mapping
 from functools import partial
 from typing import Any, Protocol
 
@@ -206,7 +205,7 @@ class Sequence:
         # A list of its own: what is before the stages stays as it is.
         self.sparse = list(sparse)
         for segment in segments[:-1]:
-            values = self._values(segment, self.leaves)
+            values = segment.values(self.leaves)
             self.sparse = [segment.run(values, taken)[0] for taken in self.sparse]
         self.seconds["repair"] += time.perf_counter() - start
 
@@ -231,7 +230,7 @@ class Sequence:
             self.settings.metric,
         )
         entry = self.segments[0]
-        values = self._values(entry, self.original)
+        values = entry.values(self.original)
         batches = [entry.run(values, list(leaves))[0] for leaves in self.batches]
         # The unpruned network is at the last stage.
         wanted = self._after(self.segments[total])
@@ -253,13 +252,9 @@ class Sequence:
 
     def _after(self, segment: Segment) -> list[list[Any]]:
         """What is left of each batch in the unpruned network after a segment."""
-        values = self._values(segment, self.original)
+        values = segment.values(self.original)
         found = (segment.run(values, dense) for dense in self.dense)
         return [given or ends for given, ends in found]
-
-    def _values(self, segment: Segment, leaves: Mapping[str, Any]) -> list[jax.Array]:
-        # Copies: leaves of NumPy are written to later.
-        return [jnp.array(read.of(leaves[read.path])) for read in segment.reads]
 
     def _key(self, product: Product) -> Any:
         return self.program.operand(product), _operand_key(product)
@@ -274,8 +269,8 @@ class Sequence:
         products = {self._key(product): product for product in stage}
         sums: dict[Any, list[jax.Array]] = {}
         rows = dict.fromkeys(products, 0)
-        new = self._values(segment, self.leaves)
-        old = self._values(segment, self.original)
+        new = segment.values(self.leaves)
+        old = segment.values(self.original)
         settings = self.settings
         # Before the first layer both networks are one.
         across = settings.aim == "network" and stage is not self.first

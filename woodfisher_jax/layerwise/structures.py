@@ -139,6 +139,34 @@ def _reader(
     return Reader(path, tuple(family for family, _ in alike), labels)
 
 
+def check_goal(sparsity: float | None, shares: Mapping[str, float | None]) -> None:
+    """Raises unless there is a sparsity, or shares of costs in their range.
+
+    Args:
+        sparsity: The share of each family that goes, if it is given.
+        shares: Of each cost of the network what may be left, if it is given.
+
+    Raises:
+        OptionError: If there are both or neither, or a share is out of range.
+    """
+    given = {name: share for name, share in shares.items() if share is not None}
+    if (sparsity is None) == (not given):
+        raise OptionError(
+            "sparsity",
+            f"sparsity={sparsity} with {given or 'neither macs nor size'}; expected "
+            "either the share of each layer's structures that go, such as 0.5, or what "
+            "may be left of the network, such as macs=0.5",
+        )
+    for name, share in given.items():
+        number = isinstance(share, (int, float)) and not isinstance(share, bool)
+        if not number or not 0 < share <= 1:
+            raise OptionError(
+                name,
+                f"{name}={share!r}; expected the share of the {COSTS[name]} to be "
+                "left, above 0 and at most 1, such as 0.5",
+            )
+
+
 def goal_of(
     found: Structures,
     sparsity: float | None,
@@ -152,26 +180,12 @@ def goal_of(
         shares: Of each cost of the network what may be left, if it is given.
 
     Raises:
-        OptionError: If one is out of range, or structures cannot meet it.
+        OptionError: As :func:`check_goal`, or if structures cannot meet a share.
     """
-    given = {name: share for name, share in shares.items() if share is not None}
-    if (sparsity is None) == (not given):
-        raise OptionError(
-            "sparsity",
-            f"sparsity={sparsity} with {given or 'neither macs nor size'}; expected "
-            "either the share of each layer's structures that go, such as 0.5, or what "
-            "may be left of the network, such as macs=0.5",
-        )
+    check_goal(sparsity, shares)
     if sparsity is not None:
         return sparsity, {}
-    for name, share in given.items():
-        number = isinstance(share, (int, float)) and not isinstance(share, bool)
-        if not number or not 0 < share <= 1:
-            raise OptionError(
-                name,
-                f"{name}={share!r}; expected the share of the {COSTS[name]} to be "
-                "left, above 0 and at most 1, such as 0.5",
-            )
+    given = {name: share for name, share in shares.items() if share is not None}
     whole = found.account().left
     budget = {name: share * whole[name] for name, share in given.items()}
     low, high = 0.0, 1.0

@@ -161,10 +161,7 @@ class Head:
         metric: str,
     ) -> None:
         self._program, self._segments, self._metric = program, segments, metric
-        self._values = [
-            [jnp.array(read.of(leaves[read.path])) for read in segment.reads]
-            for segment in segments
-        ]
+        self._values = [segment.values(leaves) for segment in segments]
         self._constants = [segment.constants for segment in segments]
         self._compiled: Callable[..., Any] | None = None
 

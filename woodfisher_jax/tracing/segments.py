@@ -6,7 +6,7 @@ passes. Here the function's own jaxpr is cut before the layers, and what later s
 need of a batch is kept in between, so that all of them together are one pass.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -67,6 +67,13 @@ class Segment(NamedTuple):
     products: tuple[int, ...]
     pure: Run
     compiled: Run
+
+    def values(self, leaves: Mapping[str, Any]) -> list[jax.Array]:
+        """The parameters that it uses, from all by path.
+
+        Copies, for leaves of NumPy may be written to later.
+        """
+        return [jnp.array(read.of(leaves[read.path])) for read in self.reads]
 
     def run(
         self, values: Sequence[Any], taken: Sequence[Any]

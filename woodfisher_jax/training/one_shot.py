@@ -14,7 +14,6 @@ import jax
 
 from woodfisher_jax.data.tokens import Tokens, read_tokens
 from woodfisher_jax.extras import MissingExtraError
-from woodfisher_jax.layerwise.arguments import rule_of
 from woodfisher_jax.layerwise.prune import prune_layerwise
 from woodfisher_jax.layerwise.settings import LayerwiseInfo
 from woodfisher_jax.models import num_parameters, resized
@@ -22,8 +21,6 @@ from woodfisher_jax.models.llama import Llama
 from woodfisher_jax.options import OptionError
 from woodfisher_jax.progress import Callback, live
 from woodfisher_jax.report import environment, language, metrics
-from woodfisher_jax.selection.latencies import timed
-from woodfisher_jax.selection.structures import structures
 from woodfisher_jax.shrink import shrunk
 from woodfisher_jax.training.config import ConfigError, LanguageConfig, to_dict
 from woodfisher_jax.training.perplexity import perplexity
@@ -66,7 +63,7 @@ def run(
     seconds: dict[str, float] = {}
 
     @contextlib.contextmanager
-    def measuring(phase: str) -> Iterator[None]:
+    def timed(phase: str) -> Iterator[None]:
         since = time.perf_counter()
         yield
         seconds[phase] = seconds.get(phase, 0.0) + time.perf_counter() - since
@@ -81,7 +78,7 @@ def run(
             f"workdir={workdir} holds a run that has ended; choose another --workdir"
         )
     source = Path(str(config.init_from))
-    with live("pruning", quiet=quiet) as progress, measuring("read"):
+    with live("pruning", quiet=quiet) as progress, timed("read"):
         module, params, tokens = _read(config, source, progress)
     with held(workdir), log_file(workdir), live("pruning", quiet=quiet) as progress:
         check_room(workdir, 2 * sum(leaf.nbytes for leaf in jax.tree.leaves(params)))
@@ -100,7 +97,7 @@ def run(
         net_fn = _logits_of(module)
 
         def measured(weights: Any) -> dict[str, Any]:
-            with measuring("perplexity"):
+            with timed("perplexity"):
                 weights = jax.device_put(weights)
                 text = tokens.evaluation, tokens.kinds
                 # Of its own widths, where structure was taken out.
@@ -112,7 +109,7 @@ def run(
         logger.info("pruned to %.2f %%\n%s", 100 * info.sparsity, info)
         dense, whole = measured(params), num_parameters(params)
         del params  # Room for what is written.
-        with measuring("write"):
+        with timed("write"):
             progress("write", 0, 1)
             hugging_face.write_folder(workdir / MODEL, pruned, source)
             progress("write", 1, 1)
@@ -230,15 +227,13 @@ def _pruned(
         for field in dataclasses.fields(config.prune)
     }
     try:
-        rule = rule_of(config.prune.pattern)
-        if config.prune.latency is not None and rule is not None and rule.kinds:
-            progress("time", 0, 1)
-            batch = tokens.calibration[: config.prune.batch_size]
-            found = structures(net_fn, params, batch).of(rule.kinds)
-            options["pattern"] = timed(found, workdir / TIMES)
-            progress("time", 1, 1)
         pruned, masks, info = prune_layerwise(
-            net_fn, params, tokens.calibration, progress=progress, **options
+            net_fn,
+            params,
+            tokens.calibration,
+            times=workdir / TIMES,
+            progress=progress,
+            **options,
         )
     except OptionError as error:
         raise ConfigError(f"config.prune.{error.name}: {error}") from error
