@@ -141,7 +141,9 @@ def test_the_table_has_a_line_for_each_family_and_reason(found) -> None:
     ("net_fn", "params", "inputs", "message"),
     [
         (PARAMS, PARAMS, shape(2, 7, 4), "is of type dict; expected a function"),
-        (gated_attention, PARAMS, shape(), "no array with an axis of examples"),
+        (gated_attention, PARAMS, shape(), "no array with examples along its first"),
+        (gated_attention, PARAMS, shape(0, 7, 4), "no array with examples along its"),
+        (gated_attention, PARAMS, iter([shape(2, 7, 4)]), "inputs, of type list_iter"),
         (gated_attention, PARAMS | {"e": 0.1}, shape(2, 7, 4), "a float at 'e'"),
     ],
 )

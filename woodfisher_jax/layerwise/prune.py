@@ -28,12 +28,13 @@ from woodfisher_jax.layerwise.structures import (
 )
 from woodfisher_jax.layerwise.weights import SingleWeights
 from woodfisher_jax.rows.compute import watched
-from woodfisher_jax.rows.inputs import check_params
+from woodfisher_jax.rows.inputs import check_params, taken_by_net
 from woodfisher_jax.selection.latencies import timed
 from woodfisher_jax.selection.patterns import GroupNames
 from woodfisher_jax.selection.structures import Structures, structures
 from woodfisher_jax.tracing.axes import find_axes
 from woodfisher_jax.tracing.segments import Program
+from woodfisher_jax.tracing.training_mode import explained
 from woodfisher_jax.trees.masks import Masks, Prunable, check_masks, init_masks
 from woodfisher_jax.trees.paths import Params
 from woodfisher_jax.trees.samples import shapes_of
@@ -109,7 +110,8 @@ def prune_layerwise(
     check_params(params)
     batches = batches_of(inputs, settings.batch_size)
     shapes = shapes_of(batches[0], len(jax.tree.leaves(batches[0])[0]))
-    program = Program(net_fn, params, shapes)
+    with taken_by_net(inputs, batches=True), explained():
+        program = Program(net_fn, params, shapes)
     axes = find_axes(net_fn, params, shapes)
     if masks is None:
         known = axes if prunable is not None else untied(axes, program.uses)

@@ -95,12 +95,54 @@ def as_inputs() -> Iterator[None]:
         raise OptionError("inputs", message) from error
 
 
+@contextlib.contextmanager
+def taken_by_net(inputs: Any, *, batches: bool) -> Iterator[None]:
+    """An error of net_fn on a list or tuple of inputs says how these were read.
+
+    Args:
+        inputs: As given.
+        batches: Whether a list is one of batches; a tuple is one batch.
+
+    Raises:
+        OptionError: Then, caused by the error of net_fn.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not isinstance(inputs, (list, tuple)):
+            raise
+        first = inputs[0]
+        of = f"an array of shape {first.shape}" if hasattr(first, "shape") else ""
+        read, ways = "one batch", "np.concatenate(inputs) if they are batches"
+        if isinstance(inputs, list):
+            ways = "inputs[0] if they are batches"
+            if batches:
+                read, ways = "batches", "tuple(inputs) if they are one batch"
+        raise OptionError(
+            "inputs",
+            f"inputs is a {type(inputs).__name__} of {len(inputs)}, the first "
+            f"{of or 'a ' + type(first).__name__}, read as {read}, which net_fn does "
+            f"not take ({type(error).__name__}: {str(error).partition(chr(10))[0]}); "
+            "expected examples along the first axis of each array of a batch: give "
+            f"{ways}, np.stack(inputs) if they are single examples",
+        ) from error
+
+
 def counted_inputs(inputs: Any) -> int:
     """The number of examples of the inputs of a network.
 
     Raises:
-        OptionError: If there are none, or they cannot be counted.
+        OptionError: If there are none, they cannot be counted, or a list of vectors may
+            be one of examples or of batches of numbers.
     """
+    if isinstance(inputs, list) and inputs and all(map(_is_float_vector, inputs)):
+        raise OptionError(
+            "inputs",
+            f"inputs is a list of {len(inputs)} vectors, the first of shape "
+            f"{inputs[0].shape}, which may be examples or batches of single numbers; "
+            "give np.stack(inputs) if they are examples, np.concatenate(inputs) if "
+            "they are batches",
+        )
     with as_inputs():
         number = num_examples(inputs)
     if not number:
@@ -110,6 +152,11 @@ def counted_inputs(inputs: Any) -> int:
             "tuple or dict of arrays) or a list of batches",
         )
     return number
+
+
+def _is_float_vector(array: Any) -> bool:
+    dtype = getattr(array, "dtype", np.dtype(int))
+    return np.ndim(array) == 1 and jnp.issubdtype(dtype, jnp.floating)
 
 
 def check_targets(targets: Any, num_samples: int) -> np.ndarray:

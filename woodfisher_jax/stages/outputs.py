@@ -10,7 +10,7 @@ import numpy as np
 from woodfisher_jax.info import PruneInfo, joined
 from woodfisher_jax.options import OptionError
 from woodfisher_jax.rows.compute import watched
-from woodfisher_jax.rows.inputs import counted_inputs
+from woodfisher_jax.rows.inputs import counted_inputs, taken_by_net
 from woodfisher_jax.selection.patterns import GroupNames, parse
 from woodfisher_jax.stages.matching import OutputsFn, Stage, outputs_of, prune_matched
 from woodfisher_jax.tracing.training_mode import explained
@@ -45,7 +45,8 @@ def prune_outputs(
     Args:
         net_fn: (params, inputs) -> outputs [n, k], such as logits, in evaluation mode.
         params: w₀, any pytree of floating-point arrays.
-        inputs: x, one batch: a pytree of arrays with a leading axis of examples.
+        inputs: x, one batch: a pytree of arrays with a leading axis of examples; or a
+            list of batches.
         sparsity: Fraction of all prunable weights to be zero afterwards, in [0, 1);
             default that of a pattern N:M.
         pattern: As for :func:`woodfisher_jax.prune`.
@@ -127,7 +128,8 @@ def _dense_outputs(
             "inputs) -> outputs",
         )
     (images,) = regroup(inputs, _number(inputs))
-    _check_outputs(net_fn, params, images)
+    with taken_by_net(inputs, batches=True):
+        _check_outputs(net_fn, params, images)
     wanted = outputs_of(net_fn, params, images)
     if not np.isfinite(wanted).all():
         raise OptionError(
