@@ -72,6 +72,26 @@ def test_it_is_prune_matched_with_the_dense_outputs_as_targets() -> None:
     assert info.num_samples == 40
 
 
+def test_what_every_stage_finds_is_warned_of_once() -> None:
+    def dead(params, x):
+        return net(params, x) + 0 * (x @ params["unread"])
+
+    params = PARAMS | {"unread": normal(3, 6, 3)}
+
+    def stage(number, params):
+        return wf.matching.Stage(dead, INPUTS, net(PARAMS, INPUTS))
+
+    for call in (
+        lambda: wf.prune_outputs(dead, params, INPUTS, sparsity=0.3, stages=3),
+        lambda: wf.prune_matched(stage, params, sparsity=0.3, stages=3),
+    ):
+        with pytest.warns(wf.PruneWarning) as said:
+            call()
+        assert [one.filename for one in said] == [__file__]
+        start = "in 3 of 3 steps: no sample has a gradient for 'unread'"
+        assert str(said[0].message).startswith(start)
+
+
 @pytest.mark.slow
 def test_a_pattern_says_how_far() -> None:
     params, _, info = wf.prune_outputs(

@@ -35,7 +35,13 @@ from woodfisher_jax.selection.structures import Structures, structures
 from woodfisher_jax.tracing.axes import find_axes
 from woodfisher_jax.tracing.segments import Program
 from woodfisher_jax.tracing.training_mode import explained
-from woodfisher_jax.trees.masks import Masks, Prunable, check_masks, init_masks
+from woodfisher_jax.trees.masks import (
+    Masks,
+    Prunable,
+    check_masks,
+    init_masks,
+    most_sparse,
+)
 from woodfisher_jax.trees.paths import Params
 from woodfisher_jax.trees.samples import shapes_of
 
@@ -140,10 +146,19 @@ def prune_layerwise(
     result = sequence.run(solver, progress)
     empty = [path for path, mask in result[1].items() if not mask.any()]
     if empty:
+        ways = "lower sparsity"
+        if isinstance(solver, SingleWeights) and settings.scope == "layer":
+            least = min(
+                layer.size
+                for product, own in layers.items()
+                for layer in own
+                if product.path in empty
+            )
+            ways += f"={solver.level} to {most_sparse(least)}, which leaves one in each"
         # The caller's line: a decorator is in between.
         warnings.warn(
-            f"no weight is left of {empty}; lower sparsity, leave them out of "
-            "prunable, or use scope='global'",
+            f"no weight is left of {empty}; {ways}, leave them out of prunable, or use "
+            "scope='global'",
             PruneWarning,
             stacklevel=3,
         )

@@ -25,7 +25,7 @@ import numpy as np
 import optax
 from jax.tree_util import Partial
 
-from woodfisher_jax.info import PruneInfo
+from woodfisher_jax.info import PruneInfo, unwarned, warn_of
 from woodfisher_jax.options import plain
 from woodfisher_jax.prune import prune
 from woodfisher_jax.rows.compute import watched
@@ -261,21 +261,23 @@ def prune_matched(
             key = _key(np.int64(seed), np.int32(number))
             rows, damping = matching_rows(found, params, key, metric), "auto"
         given = {"method": "woodtaylor", "update": "joint", "damping": damping}
-        params, masks, info = prune(
-            rows.loss_fn,
-            params,
-            rows.samples,
-            targets=rows.targets,
-            batch_size=rows.batch_size,
-            sparsity=level,
-            masks=masks,
-            **{"axes": axes, **given, **options},
-        )
+        with unwarned():
+            params, masks, info = prune(
+                rows.loss_fn,
+                params,
+                rows.samples,
+                targets=rows.targets,
+                batch_size=rows.batch_size,
+                sparsity=level,
+                masks=masks,
+                **{"axes": axes, **given, **options},
+            )
         infos.append(info)
         if after is not None:
             changed = after(number, params, masks, info)
             params = params if changed is None else changed
     progress("stages", len(way), len(way))
+    warn_of(infos, stacklevel=3)
     return params, masks, infos
 
 

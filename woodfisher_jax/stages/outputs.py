@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from woodfisher_jax.info import PruneInfo, joined
+from woodfisher_jax.info import PruneInfo, joined, unwarned, warn_of
 from woodfisher_jax.options import OptionError
 from woodfisher_jax.rows.compute import watched
 from woodfisher_jax.rows.inputs import counted_inputs, taken_by_net
@@ -94,17 +94,19 @@ def prune_outputs(
 
     if pattern is not None:
         options["pattern"] = pattern
-    params, masks, infos = prune_matched(
-        stage,
-        params,
-        sparsity=sparsity,
-        stages=stages,
-        masks=masks,
-        prunable=prunable,
-        metric=metric,
-        seed=seed,
-        **options,
-    )
+    with unwarned():
+        params, masks, infos = prune_matched(
+            stage,
+            params,
+            sparsity=sparsity,
+            stages=stages,
+            masks=masks,
+            prunable=prunable,
+            metric=metric,
+            seed=seed,
+            **options,
+        )
+    warn_of(infos, stacklevel=3)
     return params, masks, joined(infos)
 
 
