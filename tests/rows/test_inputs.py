@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import woodfisher_jax as wf
+from woodfisher_jax.rows.inputs import check_targets
 
 PARAMS = {"a": np.ones((3, 5), np.float32), "c": np.ones((5, 2), np.float32)}
 MASKS = {"c": jnp.ones((5, 2), bool).at[1].set(False)}
@@ -55,3 +56,9 @@ def test_other_errors_of_a_network_are_its_own(name: str) -> None:
         CALLS[name](training, (ROWS,))
     cause = caught.value.__cause__
     assert any("inference_mode" in note for note in cause.__notes__)
+
+
+def test_targets_whose_squares_leave_float32_are_refused() -> None:
+    assert check_targets([0.0, -1e15], 2).tolist() == [0.0, np.float32(-1e15)]
+    with pytest.raises(wf.OptionError, match=r"targets are 1e\+20 at most; expected"):
+        check_targets(-1e20, 2)

@@ -108,6 +108,16 @@ def test_a_pattern_says_how_far() -> None:
         ((3, PARAMS, INPUTS), {"sparsity": 0.5}, "net_fn is of type int"),
         ((net, PARAMS, INPUTS), {}, "sparsity is missing"),
         ((net, PARAMS, INPUTS * np.nan), {"sparsity": 0.5}, "are not finite for some"),
+        (
+            (lambda p, x: 1e20 * net(p, x), PARAMS, INPUTS),
+            {"sparsity": 0.5},
+            r"net_fn gives outputs of .*e\+20 at most; expected between 1e-15 and 1e\+15",
+        ),
+        (
+            (lambda p, x: 1e-20 * net(p, x), PARAMS, INPUTS),
+            {"sparsity": 0.5},
+            "net_fn gives outputs of .*e-20 at most",
+        ),
         ((net, PARAMS, iter([INPUTS])), {"sparsity": 0.5}, "inputs hold no examples"),
         ((net, PARAMS, INPUTS[:1]), {"sparsity": 0.5}, "inputs hold one example"),
         (

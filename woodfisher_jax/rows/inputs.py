@@ -18,6 +18,10 @@ from woodfisher_jax.trees.paths import Params, leaves_by_path
 from woodfisher_jax.trees.samples import Examples, batch_length, num_examples, regroup
 
 
+LARGEST = 1e15
+"""Size of an output or target, so that sums of squares of many stay in float32."""
+
+
 def check_concrete(*trees: Any) -> None:
     """Raises while JAX traces, since a step takes decisions on the host.
 
@@ -159,11 +163,35 @@ def _is_float_vector(array: Any) -> bool:
     return np.ndim(array) == 1 and jnp.issubdtype(dtype, jnp.floating)
 
 
+def check_size(name: str, what: str, values: Any, least: float = 0.0) -> None:
+    """Raises for outputs or targets whose squares leave float32.
+
+    Args:
+        name: Of the argument.
+        what: Its values as the start of a sentence, such as "targets are".
+        values: Any array.
+        least: That the largest of them must be, unless all are zero; default 0.
+
+    Raises:
+        OptionError: Naming the largest.
+    """
+    largest = float(np.max(np.abs(np.asarray(values)), initial=0))
+    if not (largest == 0 or least <= largest <= LARGEST):
+        bounds = f"between {least:g} and" if least else "at most"
+        raise OptionError(
+            name,
+            f"{what} {largest:.3g} at most; expected {bounds} {LARGEST:g}, since their "
+            "squares have to stay in float32: divide them by a constant, such as the "
+            "largest",
+        )
+
+
 def check_targets(targets: Any, num_samples: int) -> np.ndarray:
     """Targets as an array, [N] or [].
 
     Raises:
-        ValueError: If there is neither one finite number nor one for each gradient.
+        ValueError: If there is neither one finite number nor one for each gradient, or
+            their squares leave float32.
     """
     found = np.asarray(targets, np.float32)
     shapes = ((num_samples,), ())
@@ -172,6 +200,7 @@ def check_targets(targets: Any, num_samples: int) -> np.ndarray:
             f"targets has shape {found.shape}, num_samples={num_samples}; expected one "
             "finite number for each gradient, or one for all"
         )
+    check_size("targets", "targets are", found)
     return found
 
 

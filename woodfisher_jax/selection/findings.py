@@ -117,9 +117,10 @@ def messages(
     if gone:
         ways = "lower sparsity, leave them out of prunable, or use scope='layer'"
         if sparsity is not None:
+            most = most_sparse(min(gone.values()))
             ways = (
-                f"lower sparsity={sparsity} to {most_sparse(min(gone.values()))}, which "
-                "leaves one in each, or leave them out of prunable"
+                f"lower sparsity={sparsity} to {most}, which leaves one in each, or "
+                "leave them out of prunable"
             )
         found.append(f"no weight is left of {_names(list(gone))}; {ways}")
     return found

@@ -30,6 +30,7 @@ from woodfisher_jax.options import plain
 from woodfisher_jax.prune import prune
 from woodfisher_jax.rows.compute import watched
 from woodfisher_jax.rows.gradients import LossFn, as_partial
+from woodfisher_jax.rows.inputs import check_size
 from woodfisher_jax.rows.projections import directions, projected
 from woodfisher_jax.schedules import levels
 from woodfisher_jax.tracing.axes import find_axes
@@ -117,8 +118,13 @@ def matching_rows(
         key: A JAX random key.
         metric: Metric of the distance to f*, one of
             :data:`~woodfisher_jax.rows.projections.METRICS`; default "identity".
+
+    Raises:
+        OptionError: If squares of the outputs or of f* leave float32.
     """
     outputs = outputs_of(stage.outputs_fn, params, stage.inputs)
+    check_size("stage", "the network's outputs are", outputs)
+    check_size("stage", "wanted outputs are", stage.wanted)
     r, missing = _directions_and_missing(key, stage.wanted, outputs, metric)
     samples = {"inputs": stage.inputs, "direction": np.asarray(r)}
     return Rows(projected(stage.outputs_fn), samples, missing)

@@ -10,7 +10,12 @@ import numpy as np
 from woodfisher_jax.info import PruneInfo, joined, unwarned, warn_of
 from woodfisher_jax.options import OptionError
 from woodfisher_jax.rows.compute import watched
-from woodfisher_jax.rows.inputs import counted_inputs, taken_by_net
+from woodfisher_jax.rows.inputs import (
+    LARGEST,
+    check_size,
+    counted_inputs,
+    taken_by_net,
+)
 from woodfisher_jax.selection.patterns import GroupNames, parse
 from woodfisher_jax.stages.matching import OutputsFn, Stage, outputs_of, prune_matched
 from woodfisher_jax.tracing.training_mode import explained
@@ -121,7 +126,8 @@ def _dense_outputs(
         inputs: One batch, or a list of batches.
 
     Raises:
-        OptionError: If ``net_fn`` is no such function, or its outputs are not finite.
+        OptionError: If ``net_fn`` is no such function, its outputs are not finite, or
+            their squares leave float32.
     """
     if not callable(net_fn):
         raise OptionError(
@@ -139,6 +145,7 @@ def _dense_outputs(
             "net_fn gives outputs that are not finite for some of the inputs; expected "
             "finite logits, look for NaN in params and inputs",
         )
+    check_size("net_fn", "net_fn gives outputs of", wanted, least=1 / LARGEST)
     return wanted, images
 
 
