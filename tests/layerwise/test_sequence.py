@@ -272,8 +272,8 @@ def test_a_weight_of_several_layers_is_refused() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "sparsity=None; expected the fraction"),
-        ({"sparsity": 1.0}, "sparsity=1.0; expected the fraction"),
+        ({}, "sparsity is missing; expected a fraction"),
+        ({"sparsity": 1.0}, "sparsity=1.0; expected a number from 0 and below 1"),
         ({"pattern": "filters"}, "pattern='filters' in layer-wise pruning"),
         ({"pattern": "2:4", "sparsity": 0.6}, "sparsity=0.6 with pattern='2:4'"),
         ({"sparsity": 0.5, "dampin": 1}, "damping"),

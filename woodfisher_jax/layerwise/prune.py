@@ -22,7 +22,7 @@ from woodfisher_jax.layerwise.sequence import Sequence, Solver
 from woodfisher_jax.layerwise.settings import Layerwise, LayerwiseInfo
 from woodfisher_jax.layerwise.structures import (
     Reader,
-    check_goal,
+    checked_goal,
     goal_of,
     readers,
 )
@@ -131,13 +131,13 @@ def prune_layerwise(
     else:
         given = rule.structures or structures(net_fn, params, shapes)
         shares = {"macs": macs, "size": size, "latency": latency}
-        check_goal(sparsity, shares)
+        sparsity, budgets = checked_goal(sparsity, shares)
         found, read = _read_by_one(given.of(rule.kinds), masks)
         if latency is not None and not found.speeds:
             progress("latency", 0, 1)
             found = timed(found, times)
             progress("latency", 1, 1)
-        solver = Removal(found, read, *goal_of(found, sparsity, shares))
+        solver = Removal(found, read, *goal_of(found, sparsity, budgets))
         groups = None
     check_together(program, settings, groups)
     check_differentiable(net_fn, params, shapes, masks, settings)

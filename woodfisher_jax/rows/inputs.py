@@ -17,7 +17,6 @@ from woodfisher_jax.tracing.training_mode import explained
 from woodfisher_jax.trees.paths import Params, leaves_by_path
 from woodfisher_jax.trees.samples import Examples, batch_length, num_examples, regroup
 
-
 LARGEST = 1e15
 """Size of an output or target, so that sums of squares of many stay in float32."""
 
