@@ -83,7 +83,8 @@ def looked_at(before: Weights, done: Outcome, job: Job, masks: Masks) -> dict[st
     """What is left of tensors and outputs, and what has come back."""
     new = blocks.flat_mask(job.order, masks)
     gone = findings.emptied(np.asarray(before.active), new, job.order)
-    texts = findings.messages(done.report.get("untouched", {}), gone, job.unused)
+    level = job.goal.sparsity if job.goal.scope == "layer" else None
+    texts = findings.messages(done.report.get("untouched", {}), gone, job.unused, level)
     was_zero = (np.asarray(before.values) == 0) & np.asarray(before.active)
     is_not = (np.asarray(done.weights) != 0) & np.asarray(done.kept)
     return {

@@ -26,11 +26,12 @@ import optax
 from jax.tree_util import Partial
 
 from woodfisher_jax.driver.programs import quickly_compiled
-from woodfisher_jax.info import PruneInfo
+from woodfisher_jax.info import PruneInfo, unwarned, warn_of
 from woodfisher_jax.options import plain
 from woodfisher_jax.prune import prune
 from woodfisher_jax.rows.compute import watched
 from woodfisher_jax.rows.gradients import LossFn, as_partial
+from woodfisher_jax.rows.inputs import check_size
 from woodfisher_jax.rows.projections import directions, projected
 from woodfisher_jax.schedules import levels
 from woodfisher_jax.tracing.axes import find_axes
@@ -118,10 +119,16 @@ def matching_rows(
         key: A JAX random key.
         metric: Metric of the distance to f*, one of
             :data:`~woodfisher_jax.rows.projections.METRICS`; default "identity".
+
+    Raises:
+        OptionError: If squares of the outputs or of f* leave float32.
     """
-    outputs = jnp.asarray(outputs_of(stage.outputs_fn, params, stage.inputs))
-    wanted = jnp.asarray(stage.wanted)
-    r, missing = _directions_and_missing(key, wanted, outputs, metric)
+    outputs = outputs_of(stage.outputs_fn, params, stage.inputs)
+    check_size("stage", "the network's outputs are", outputs)
+    check_size("stage", "wanted outputs are", stage.wanted)
+    r, missing = _directions_and_missing(
+        key, jnp.asarray(stage.wanted), jnp.asarray(outputs), metric
+    )
     samples = {"inputs": stage.inputs, "direction": np.asarray(r)}
     return Rows(projected(stage.outputs_fn), samples, missing)
 
@@ -263,21 +270,23 @@ def prune_matched(
             key = _key(np.int64(seed), np.int32(number))
             rows, damping = matching_rows(found, params, key, metric), "auto"
         given = {"method": "woodtaylor", "update": "joint", "damping": damping}
-        params, masks, info = prune(
-            rows.loss_fn,
-            params,
-            rows.samples,
-            targets=rows.targets,
-            batch_size=rows.batch_size,
-            sparsity=level,
-            masks=masks,
-            **{"axes": axes, **given, **options},
-        )
+        with unwarned():
+            params, masks, info = prune(
+                rows.loss_fn,
+                params,
+                rows.samples,
+                targets=rows.targets,
+                batch_size=rows.batch_size,
+                sparsity=level,
+                masks=masks,
+                **{"axes": axes, **given, **options},
+            )
         infos.append(info)
         if after is not None:
             changed = after(number, params, masks, info)
             params = params if changed is None else changed
     progress("stages", len(way), len(way))
+    warn_of(infos, stacklevel=3)
     return params, masks, infos
 
 
