@@ -6,6 +6,7 @@ copied. ``WOODFISHER_SHARED`` names the folder that holds ``data/`` and ``golden
 sets are.
 """
 
+import gc
 import os
 import shutil
 import tempfile
@@ -77,6 +78,12 @@ def pytest_unconfigure() -> None:
     """Removes the compiled programs, in the process that made the folder for them."""
     if OWNS_COMPILED:
         shutil.rmtree(os.environ[COMPILED], ignore_errors=True)
+
+
+def pytest_collection_finish() -> None:
+    """Spares the collector of garbage all that was imported, and most of its runs."""
+    gc.freeze()
+    gc.set_threshold(50_000)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
