@@ -10,6 +10,7 @@ import numpy as np
 
 from woodfisher_jax.curvature.method import Quadratic
 from woodfisher_jax.driver.job import Job
+from woodfisher_jax.driver.programs import from_vectors
 from woodfisher_jax.driver.weights import Outcome, Weights
 from woodfisher_jax.info import Clock, PruneInfo
 from woodfisher_jax.options import OptionError
@@ -26,7 +27,6 @@ from woodfisher_jax.trees import blocks
 from woodfisher_jax.trees.masks import Masks
 from woodfisher_jax.trees.paths import Params
 from woodfisher_jax.trees.samples import num_examples
-from woodfisher_jax.trees.vectors import from_vectors
 
 
 def info_of(

@@ -16,7 +16,7 @@ each, and the first-order term is that of the loss: each stage also trains.
 """
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import jax
@@ -25,6 +25,7 @@ import numpy as np
 import optax
 from jax.tree_util import Partial
 
+from woodfisher_jax.driver.programs import quickly_compiled
 from woodfisher_jax.info import PruneInfo, unwarned, warn_of
 from woodfisher_jax.options import plain
 from woodfisher_jax.prune import prune
@@ -125,12 +126,14 @@ def matching_rows(
     outputs = outputs_of(stage.outputs_fn, params, stage.inputs)
     check_size("stage", "the network's outputs are", outputs)
     check_size("stage", "wanted outputs are", stage.wanted)
-    r, missing = _directions_and_missing(key, stage.wanted, outputs, metric)
+    r, missing = _directions_and_missing(
+        key, jnp.asarray(stage.wanted), jnp.asarray(outputs), metric
+    )
     samples = {"inputs": stage.inputs, "direction": np.asarray(r)}
     return Rows(projected(stage.outputs_fn), samples, missing)
 
 
-@partial(jax.jit, static_argnames="metric")
+@quickly_compiled("metric")
 def _directions_and_missing(
     key: jax.Array, wanted: jax.Array, outputs: jax.Array, metric: str
 ) -> tuple[jax.Array, jax.Array]:
