@@ -164,6 +164,56 @@ def test_a_constant_that_no_bias_takes_is_refused() -> None:
         wf.shrink(net, params, without(MLP, "a", 1), X)
 
 
+NORM = {
+    "a": normal(0, 3, 6),
+    "p": normal(1, 6),
+    "m": normal(2, 6, 4),
+    "mean": normal(3, 4),
+    "var": 1 + normal(4, 4) ** 2,
+    "scale": normal(5, 4),
+    "bias": normal(6, 4),
+    "c": normal(7, 4, 2),
+}
+
+
+def normed(params, x, skip: float = 0.0):
+    """A layer without a bias, and a batch norm in evaluation mode."""
+    y = jnp.tanh(x @ params["a"] + params["p"]) @ params["m"]
+    z = (y - params["mean"]) * jax.lax.rsqrt(params["var"] + 1e-5) * params["scale"]
+    return jax.nn.relu(z + params["bias"] + skip * y) @ params["c"]
+
+
+def test_a_constant_goes_into_the_mean_of_the_batch_norm_that_follows() -> None:
+    masks = without(NORM, "a", 1, 4)
+    small = wf.shrink(normed, NORM, masks, X)
+    assert small["m"].shape == (4, 4)
+    others = normal(9, 7, 3)
+    assert_close(normed(small, others), normed(wf.apply_masks(NORM, masks), others))
+    assert np.max(np.abs(small["mean"] - NORM["mean"])) > 0.01
+    np.testing.assert_array_equal(small["bias"], NORM["bias"])
+    with pytest.raises(ValueError, match=r"folded into \['mean'\], .* as by a skip"):
+        wf.shrink(lambda p, x: normed(p, x, 1.0), NORM, masks, X)
+
+
+@pytest.mark.parametrize(
+    "again",
+    [
+        lambda y, q: y + q,
+        lambda y, q: y * jax.nn.sigmoid(q),
+        lambda y, q: jnp.tanh(y) - q,
+    ],
+)
+def test_a_bias_that_is_read_in_several_places_takes_no_constant(again) -> None:
+    def net(params, x):
+        return again(mlp(params, x), params["q"])
+
+    message = "numbers to be added to 'q', which is read in several places; expected"
+    with pytest.raises(ValueError, match=message):
+        wf.shrink(net, MLP, without(MLP, "a", 1), X)
+    # What nothing reads needs no bias.
+    assert wf.shrink(net, MLP, without(MLP, "c", 1, axis=0), X)["a"].shape == (3, 5)
+
+
 def test_one_example_does_not_make_a_constant() -> None:
     def net(params, x):
         h = (x @ params["a"] + params["p"]) * x.sum(-1, keepdims=True)

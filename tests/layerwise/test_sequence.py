@@ -275,8 +275,8 @@ def test_a_weight_of_several_layers_is_refused() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "sparsity=None; expected the fraction"),
-        ({"sparsity": 1.0}, "sparsity=1.0; expected the fraction"),
+        ({}, "sparsity is missing; expected a fraction"),
+        ({"sparsity": 1.0}, "sparsity=1.0; expected a number from 0 and below 1"),
         ({"pattern": "filters"}, "pattern='filters' in layer-wise pruning"),
         ({"pattern": "2:4", "sparsity": 0.6}, "sparsity=0.6 with pattern='2:4'"),
         ({"sparsity": 0.5, "dampin": 1}, "damping"),
@@ -402,13 +402,24 @@ def _logits(module, params, tokens):
 
 
 def test_a_layer_without_weights_is_warned_of() -> None:
-    params = {"w": np.eye(3, dtype=np.float32)}
+    params = {"v": normal(0, 3, 20), "w": normal(1, 20, 1)}
     inputs = np.ones((4, 3), np.float32)
-    with pytest.warns(wf.PruneWarning, match=r"no weight is left of \['w'\]") as caught:
+    message = (
+        r"no weight is left of \['w'\]; lower sparsity=0.97 to 0.95, which leaves one"
+    )
+    with pytest.warns(wf.PruneWarning, match=message) as caught:
         wf.prune_layerwise(
-            lambda p, x: x @ p["w"], params, inputs, sparsity=0.95, progress=False
+            lambda p, x: jnp.tanh(x @ p["v"]) @ p["w"], params, inputs, sparsity=0.97
         )
     assert caught[0].filename == __file__
+
+
+def test_a_sparsity_that_leaves_no_weight_at_all_is_refused(five_layers) -> None:
+    dense, x = five_layers
+    largest = max(dense, key=lambda path: dense[path].size)
+    message = f"sparsity=0.9999 leaves none of .* of '{largest}', .*expected at most 0"
+    with pytest.raises(wf.OptionError, match=message):
+        wf.prune_layerwise(deep, dense, x, sparsity=0.9999)
 
 
 @pytest.mark.parametrize("scope", ["layer", "global"])

@@ -379,6 +379,17 @@ def num_kept(num_weights: int, target_sparsity: float) -> int:
     return math.floor(num_weights * (1.0 - target_sparsity) + 5e-7)
 
 
+def most_sparse(num_weights: int) -> float:
+    """The largest sparsity that leaves one of so many weights, rounded down.
+
+    Example:
+        >>> wf.masks.most_sparse(15)
+        0.933
+    """
+    scale = 10 ** (len(str(num_weights)) + 1)
+    return (num_weights - 1) * scale // num_weights / scale
+
+
 def traced_num_kept(num_weights: int, target_sparsity: jax.Array) -> jax.Array:
     """:func:`num_kept` of a traced sparsity, which counts to six decimals.
 
