@@ -200,8 +200,9 @@ def _taken_out(net_fn: NetFn, params: Params, masks: MasksLike, inputs: Any) -> 
     for path, axes in found.coupling.weights.items():
         leaf = leaves[path]
         if smaller.shape(axes) != leaf.shape:
-            # By NumPy, for XLA would compile a function for each shape.
-            leaf = jnp.asarray(smaller.cut(np.asarray(leaf), axes))
+            # By NumPy, for XLA would compile a function for each shape, as it would
+            # for jnp.asarray.
+            leaf = jax.device_put(smaller.cut(np.asarray(leaf), axes))
         small.append(leaf)
     wanted = _outputs(net_fn, params, inputs)
     if any(np.isnan(_wide(leaf)).any() for leaf in jax.tree.leaves(wanted)):
@@ -212,7 +213,7 @@ def _taken_out(net_fn: NetFn, params: Params, masks: MasksLike, inputs: Any) -> 
         )
 
     def rounding() -> float:
-        off = _outputs(net_fn, jax.tree.map(_rounded, params), inputs)
+        off = _outputs(net_fn, _all_rounded(params), inputs)
         return max(map(_difference, jax.tree.leaves(off), jax.tree.leaves(wanted)))
 
     tree = jax.tree.structure(params)
@@ -227,6 +228,11 @@ def _rounded(array: jax.Array) -> jax.Array:
     signs = 1 - 2 * (jnp.arange(array.size) % 2).reshape(array.shape)
     eps = jnp.finfo(array.dtype).eps
     return (array * (1 + eps * signs)).astype(array.dtype)
+
+
+@jax.jit
+def _all_rounded(params: Params) -> Params:
+    return jax.tree.map(_rounded, params)
 
 
 def _outputs(net_fn: NetFn, params: Params, inputs: Any) -> Any:

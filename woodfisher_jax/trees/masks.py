@@ -295,14 +295,22 @@ def apply_masks(params: Params, masks: MasksLike) -> Params:
         [1.0, 0.0]
     """
     leaves = leaves_by_path(params)
-    # `where`, not a product: 0 * inf is not 0, and -1 * 0 is -0.
+    paired = _paired(leaves, masks)
     return replace_leaves(
-        params,
-        {
-            path: jnp.where(mask, leaves[path], jnp.zeros((), leaves[path].dtype))
-            for path, mask in _paired(leaves, masks).items()
-        },
+        params, _masked({path: leaves[path] for path in paired}, paired)
     )
+
+
+@jax.jit
+def _masked(
+    leaves: dict[str, jax.Array], masks: dict[str, jax.Array]
+) -> dict[str, jax.Array]:
+    """Zero where the mask is False, as one program and not one for each shape."""
+    # `where`, not a product: 0 * inf is not 0, and -1 * 0 is -0.
+    return {
+        path: jnp.where(mask, leaves[path], jnp.zeros((), leaves[path].dtype))
+        for path, mask in masks.items()
+    }
 
 
 def count(masks: MasksLike) -> tuple[int, int]:
