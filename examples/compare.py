@@ -1,6 +1,6 @@
 """Runs all examples with several seeds and prints a table.
 
-python examples/compare.py --seeds=3
+python examples/compare.py --seeds=3 [--only plain_dict]
 """
 
 import argparse
@@ -30,13 +30,22 @@ def main() -> None:
     parser.add_argument(
         "--seeds", type=int, default=3, help="number of seeds (default: 3)"
     )
-    seeds = range(parser.parse_args().seeds)
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=EXAMPLES,
+        default=list(EXAMPLES),
+        help="modules of this folder (default: all)",
+    )
+    arguments = parser.parse_args()
+    seeds = range(arguments.seeds)
     print(
         "| model | dense | WoodFisher, 90 % | global magnitude, 90 % "
         "| prune_outputs after training, 90 % | s a seed |"
     )
     print("|---|---|---|---|---|---|")
-    for name, title in EXAMPLES.items():
+    for name in arguments.only:
+        title = EXAMPLES[name]
         try:
             example = importlib.import_module(name)
         except ImportError as error:

@@ -69,13 +69,16 @@ def option_table(name: str) -> str:
         rows = [_row(field) for field in fields_of(SECTIONS[name]).values()]
         return _table(["option", "values", "default", "meaning"], rows)
     kinds = list(dict.fromkeys(type(row) for row in METHODS.values()))
-    fields = {n: field for kind in kinds for n, field in fields_of(kind).items()}
+    owners: dict[str, dict[Field, list[str]]] = {}
+    for kind in kinds:
+        for name, field in fields_of(kind).items():
+            # A method may have an option in a form of its own.
+            own = owners.setdefault(name, {})
+            own.setdefault(field, []).append(f"`{kind.__name__}`")
     rows = [
-        [
-            *_row(field),
-            ", ".join(f"`{k.__name__}`" for k in kinds if name in fields_of(k)),
-        ]
-        for name, field in fields.items()
+        [*_row(field), ", ".join(names)]
+        for own in owners.values()
+        for field, names in own.items()
     ]
     return _table(["option", "values", "default", "meaning", "of"], rows)
 

@@ -6,6 +6,7 @@ copied. ``WOODFISHER_SHARED`` names the folder that holds ``data/`` and ``golden
 sets are.
 """
 
+import gc
 import os
 import shutil
 import tempfile
@@ -21,10 +22,12 @@ FAST_COMPILATION = (
     "--xla_backend_optimization_level=0",
     "--xla_llvm_disable_expensive_passes=true",
     "--xla_cpu_parallel_codegen_split_count=1",
+    "--xla_cpu_use_fusion_emitters=false",
 )
 """Switch LLVM's optimizations off: most of the suite's time is compilation.
 
-Small programs are not worth the parts that XLA cuts them into.
+Small programs are not worth the parts that XLA cuts them into, nor an MLIR pipeline
+for every fusion.
 """
 
 NO_TRACEBACKS = {
@@ -65,7 +68,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """
     if config.getoption("markexpr") == "not slow":
         os.environ["XLA_FLAGS"] = " ".join(
-            (os.environ.get("XLA_FLAGS", ""), *FAST_COMPILATION)
+            # First: XLA reads no flag behind a word that is none.
+            (*FAST_COMPILATION, os.environ.get("XLA_FLAGS", ""))
         )
         os.environ.update(NO_TRACEBACKS)
 
@@ -74,6 +78,12 @@ def pytest_unconfigure() -> None:
     """Removes the compiled programs, in the process that made the folder for them."""
     if OWNS_COMPILED:
         shutil.rmtree(os.environ[COMPILED], ignore_errors=True)
+
+
+def pytest_collection_finish() -> None:
+    """Spares the collector of garbage all that was imported, and most of its runs."""
+    gc.freeze()
+    gc.set_threshold(50_000)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -58,7 +58,7 @@ class Network(NamedTuple):
         """The kernels of all layers, by their names."""
         leaves = leaves_by_path(self.params)
         return {
-            name: jnp.asarray(leaves[path]).reshape(-1)[places]
+            name: jnp.asarray(np.asarray(leaves[path]).reshape(-1)[places])
             for name, (path, places) in self.entries().items()
         }
 

@@ -321,10 +321,11 @@ LONG = (
 
 def network() -> dict[str, Any]:
     """Names that examples take for granted: a network, its loss, and its data."""
+    # In NumPy, which compiles nothing.
     digits = data.load("digits").train
-    x = jnp.asarray(digits.images.reshape(-1, 64)[:320] / 16, jnp.float32)
-    y = jnp.asarray(digits.labels[:320])
-    one, other = jax.random.split(jax.random.key(0))
+    x = np.float32(digits.images.reshape(-1, 64)[:320] / 16)
+    y = digits.labels[:320]
+    draw = np.random.default_rng(0).standard_normal
 
     def loss_fn(params: Any, batch: Any) -> jax.Array:
         x, y = batch
@@ -336,12 +337,12 @@ def network() -> dict[str, Any]:
         "jnp": jnp,
         "optax": optax,
         "wf": wf,
-        "samples": (x, y),
-        "batches": [(x[i::40], y[i::40]) for i in range(40)],
+        "samples": (jnp.asarray(x), jnp.asarray(y)),
+        "batches": jax.tree.map(jnp.asarray, [(x[i::40], y[i::40]) for i in range(40)]),
         "loss_fn": loss_fn,
         "params": {
-            "hidden": 0.1 * jax.random.normal(one, (64, 8)),
-            "out": 0.1 * jax.random.normal(other, (8, 10)),
+            "hidden": jnp.asarray(0.1 * draw((64, 8)), jnp.float32),
+            "out": jnp.asarray(0.1 * draw((8, 10)), jnp.float32),
         },
     }
 

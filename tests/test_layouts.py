@@ -49,6 +49,11 @@ ALL = [
 ]
 
 
+# One program for each network, in place of one for each operation.
+flatten = jax.jit(wf.blocks.flatten, static_argnums=0)
+unflatten = jax.jit(wf.blocks.unflatten, static_argnums=0)
+
+
 @cache
 def network(framework: str, kind: str) -> Network:
     return KINDS[kind](framework)
@@ -78,12 +83,12 @@ def orders(net: Network) -> tuple[FlatOrder, FlatOrder]:
 
 def on_twin(net: Network, order: FlatOrder, numbers: np.ndarray) -> np.ndarray:
     """Numbers of the network's weights, in the flat order of the twin."""
-    arrays = wf.blocks.unflatten(order, jnp.asarray(numbers))
+    arrays = unflatten(order, numbers)
     kernels = {
         name: np.asarray(arrays[path]).reshape(-1)[places]
         for name, (path, places) in net.entries().items()
     }
-    return np.asarray(wf.blocks.flatten(orders(net)[1], kernels))
+    return np.asarray(flatten(orders(net)[1], kernels))
 
 
 def assert_same_parts(found: np.ndarray, expected: np.ndarray) -> None:
@@ -132,7 +137,7 @@ def test_heads_are_found_by_what_the_network_does(framework, kind) -> None:
         with pytest.raises(ValueError, match=rf"{order.paths[0]}.*no heads in the"):
             groups_of(parse("heads"), order)
         return
-    of = wf.blocks.unflatten(order, jnp.asarray(groups_of(parse("heads"), order).of))
+    of = unflatten(order, groups_of(parse("heads"), order).of)
     found, expected = [], []
     for path, heads in net.heads.items():
         found.append(np.asarray(of[path]).reshape(-1))
@@ -188,7 +193,9 @@ def test_a_saved_network_obeys_its_pattern(framework, kind, tmp_path: Path) -> N
     entry = np.unravel_index(
         np.flatnonzero(~np.asarray(masks[path]))[0], masks[path].shape
     )
-    broken = tensors | {path: tensors[path].at[entry].set(1.0)}
+    wrong = arrays[path].copy()
+    wrong[entry] = 1.0
+    broken = tensors | {path: jnp.asarray(wrong)}
     with pytest.raises(wf.patterns.PatternError, match=re.escape(path)):
         wf.patterns.check(broken, pattern, everything, axes=axes)
 

@@ -58,6 +58,14 @@ def test_an_option_is_taken_by_the_methods_that_have_it(name) -> None:
         assert name not in having(option)
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_takes_every_word_that_its_options_list(name) -> None:
+    kind = type(METHODS[name])
+    for option, field in fields_of(kind).items():
+        for word in field.words:
+            assert getattr(kind(**{option: word}), option) == word
+
+
 def test_options_replace_fields_of_the_named_method() -> None:
     row, goal, compute = check("woodtaylor", damping=1, recompute=2, solver="dense")
     assert row == METHODS["woodtaylor"].replace(damping=1.0)
@@ -123,7 +131,7 @@ JOINT = {"update": "joint"}
         ({"damping": "auto", "weight_decay": 0.1}, "expected weight_decay=0, or a num"),
         (
             {"damping": "auto", "method": "kfac"},
-            "damping='auto' with Kronecker factors",
+            "damping='auto'; expected a number from 1e-30 to 1e.30, such as 1e-05$",
         ),
         ({"method": "naivehess", "num_probes": 8}, "num_probes=8.*'hutchinson'"),
         ({**FIRST_ORDER, **JOINT, "centered": True}, "expected centered=False"),

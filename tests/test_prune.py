@@ -378,6 +378,23 @@ def test_the_share_of_weights_that_no_sample_has_touched() -> None:
     assert info.warnings == ()
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "18 prunable weights of all tensors, 'a' and others.* at most 0.944,"),
+        ({"prunable": "kernel"}, "6 prunable weights of 'kernel'; .* at most 0.83,"),
+        ({"method": "magni"}, "12 prunable weights of 'a', the largest .* 0.916,"),
+    ],
+)
+def test_a_sparsity_that_leaves_no_weight_at_all_is_refused(options, message) -> None:
+    params = {"a": jnp.ones((4, 3)), "kernel": 1e-3 * jnp.ones((2, 3))}
+    given = {"method": "globalmagni"} | options
+    with pytest.raises(ValueError, match=rf"leaves none of the .*{message}"):
+        prune(None, params, sparsity=0.9999, **given)
+    with pytest.warns(PruneWarning, match="'kernel'; lower sparsity=0.9 to 0.83, wh"):
+        prune(None, params, sparsity=0.9, method="magni")
+
+
 def test_a_tensor_of_which_nothing_is_left_is_named() -> None:
     params = {"a": jnp.ones((4, 3)), "kernel": 1e-3 * jnp.ones((2, 3))}
     message = "no weight is left of 'kernel'; lower sparsity"

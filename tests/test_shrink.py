@@ -95,6 +95,8 @@ def mlp(params, x):
     return jnp.tanh(x @ params["a"] + params["p"]) @ params["c"] + params["q"]
 
 
+compiled_mlp = jax.jit(mlp)
+
 MLP = {
     "a": normal(0, 3, 6),
     "p": normal(1, 6),
@@ -116,7 +118,8 @@ def test_a_neuron_that_is_not_made_leaves_its_constant_in_the_next_bias() -> Non
     small = wf.shrink(mlp, MLP, masks, X)
     assert small["a"].shape == (3, 4)
     others = normal(9, 7, 3)
-    assert_close(mlp(small, others), mlp(wf.apply_masks(MLP, masks), others))
+    masked = wf.apply_masks(MLP, masks)
+    assert_close(compiled_mlp(small, others), compiled_mlp(masked, others))
     assert np.max(np.abs(small["q"] - MLP["q"])) > 0.01
 
 
@@ -161,6 +164,56 @@ def test_a_constant_that_no_bias_takes_is_refused() -> None:
         wf.shrink(net, params, without(MLP, "a", 1), X)
 
 
+NORM = {
+    "a": normal(0, 3, 6),
+    "p": normal(1, 6),
+    "m": normal(2, 6, 4),
+    "mean": normal(3, 4),
+    "var": 1 + normal(4, 4) ** 2,
+    "scale": normal(5, 4),
+    "bias": normal(6, 4),
+    "c": normal(7, 4, 2),
+}
+
+
+def normed(params, x, skip: float = 0.0):
+    """A layer without a bias, and a batch norm in evaluation mode."""
+    y = jnp.tanh(x @ params["a"] + params["p"]) @ params["m"]
+    z = (y - params["mean"]) * jax.lax.rsqrt(params["var"] + 1e-5) * params["scale"]
+    return jax.nn.relu(z + params["bias"] + skip * y) @ params["c"]
+
+
+def test_a_constant_goes_into_the_mean_of_the_batch_norm_that_follows() -> None:
+    masks = without(NORM, "a", 1, 4)
+    small = wf.shrink(normed, NORM, masks, X)
+    assert small["m"].shape == (4, 4)
+    others = normal(9, 7, 3)
+    assert_close(normed(small, others), normed(wf.apply_masks(NORM, masks), others))
+    assert np.max(np.abs(small["mean"] - NORM["mean"])) > 0.01
+    np.testing.assert_array_equal(small["bias"], NORM["bias"])
+    with pytest.raises(ValueError, match=r"folded into \['mean'\], .* as by a skip"):
+        wf.shrink(lambda p, x: normed(p, x, 1.0), NORM, masks, X)
+
+
+@pytest.mark.parametrize(
+    "again",
+    [
+        lambda y, q: y + q,
+        lambda y, q: y * jax.nn.sigmoid(q),
+        lambda y, q: jnp.tanh(y) - q,
+    ],
+)
+def test_a_bias_that_is_read_in_several_places_takes_no_constant(again) -> None:
+    def net(params, x):
+        return again(mlp(params, x), params["q"])
+
+    message = "numbers to be added to 'q', which is read in several places; expected"
+    with pytest.raises(ValueError, match=message):
+        wf.shrink(net, MLP, without(MLP, "a", 1), X)
+    # What nothing reads needs no bias.
+    assert wf.shrink(net, MLP, without(MLP, "c", 1, axis=0), X)["a"].shape == (3, 5)
+
+
 def test_one_example_does_not_make_a_constant() -> None:
     def net(params, x):
         h = (x @ params["a"] + params["p"]) * x.sum(-1, keepdims=True)
@@ -185,7 +238,8 @@ def test_a_layer_that_is_emptied_keeps_one_neuron() -> None:
     masks = {"c": np.zeros((6, 2), bool)}
     small = wf.shrink(mlp, MLP, masks, X)
     assert small["a"].shape == (3, 1)
-    np.testing.assert_array_equal(mlp(small, X), mlp(wf.apply_masks(MLP, masks), X))
+    masked = wf.apply_masks(MLP, masks)
+    np.testing.assert_array_equal(compiled_mlp(small, X), compiled_mlp(masked, X))
 
 
 def test_masks_that_do_not_fit_are_named() -> None:
@@ -245,8 +299,10 @@ def test_calls_around_layers_are_walked_through() -> None:
     masks = without(MLP, "c", 2, 5, axis=0)
     small_fn, small = wf.shrunk(net, MLP, masks, X)
     assert small["a"].shape == (3, 4)
-    assert_close(small_fn(small, X[:2]), net(wf.apply_masks(MLP, masks), X[:2]))
-    assert jax.grad(lambda p: small_fn(p, X).sum())(small)["a"].shape == (3, 4)
+    some, masked = np.asarray(X)[:2], wf.apply_masks(MLP, masks)
+    assert_close(jax.jit(small_fn)(small, some), jax.jit(net)(masked, some))
+    slope = jax.grad(lambda p: small_fn(p, X).sum())
+    assert jax.eval_shape(slope, small)["a"].shape == (3, 4)
     with pytest.raises(ValueError, match=r"does not run.*wf\.shrunk returns"):
         wf.shrink(net, MLP, masks, X)
 

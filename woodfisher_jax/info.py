@@ -1,7 +1,11 @@
 """What a pruning step did: figures, and wall time of its phases."""
 
+import contextlib
 import html
 import time
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -11,6 +15,14 @@ from woodfisher_jax.rows.needs import Needs
 
 class PruneWarning(UserWarning):
     """A step was taken, but on no information, or with nothing left of a tensor."""
+
+
+@contextlib.contextmanager
+def unwarned() -> Iterator[None]:
+    """Leaves what steps warn of to whoever reads ``info.warnings``."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PruneWarning)
+        yield
 
 
 class Trial(NamedTuple):
@@ -228,6 +240,20 @@ def joined(infos: list[PruneInfo]) -> PruneInfo:
     }
     said = dict.fromkeys(text for info in infos for text in info.warnings)
     return infos[-1]._replace(**sums, warnings=tuple(said))
+
+
+def warn_of(infos: Sequence[PruneInfo], stacklevel: int) -> None:
+    """Warns once of what several steps of one call have found, with how often.
+
+    Args:
+        infos: Of the steps.
+        stacklevel: Of the line that is to blame, as for ``warnings.warn`` in the
+            function that calls this one.
+    """
+    counts = Counter(text for info in infos for text in info.warnings)
+    for text, number in counts.items():
+        often = f"in {number} of {len(infos)} steps: " if len(infos) > 1 else ""
+        warnings.warn(often + text, PruneWarning, stacklevel=stacklevel + 1)
 
 
 class Clock:

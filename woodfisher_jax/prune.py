@@ -1,6 +1,5 @@
 """The driver of pruning steps, one after another."""
 
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,7 +8,7 @@ import jax
 from woodfisher_jax.curvature.method import Method, Sampled
 from woodfisher_jax.driver.job import checked_job, drawn_again, levels_of, problem_of
 from woodfisher_jax.driver.one_step import prune_once
-from woodfisher_jax.info import PruneInfo, PruneWarning, joined
+from woodfisher_jax.info import PruneInfo, joined, warn_of
 from woodfisher_jax.rows.compute import Compute, watched
 from woodfisher_jax.rows.gradients import LossFn
 from woodfisher_jax.rows.needs import Needs
@@ -151,11 +150,8 @@ def prune(
     params = jax.tree.map(placed_as, params, given)
     leaves = leaves_by_path(params)
     masks = {path: placed_as(mask, leaves[path]) for path, mask in masks.items()}
-    info = joined(infos)
-    for text in info.warnings:
-        # The caller's line: two decorators are in between.
-        warnings.warn(text, PruneWarning, stacklevel=4)
-    return params, masks, info
+    warn_of(infos, stacklevel=4)  # The caller's line: two decorators are in between.
+    return params, masks, joined(infos)
 
 
 @outside_mesh()

@@ -1,7 +1,7 @@
 """Structures taken out of a network that a mask has emptied."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +12,7 @@ from woodfisher_jax.options import OptionError
 from woodfisher_jax.selection.structures import Structures, structures
 from woodfisher_jax.tracing.coupling import Array, Place, coupled
 from woodfisher_jax.tracing.flat import bind
-from woodfisher_jax.tracing.layers import Bias, Product, feature_axes, find_uses
+from woodfisher_jax.tracing.layers import Bias, Other, Product, feature_axes, find_uses
 from woodfisher_jax.tracing.smaller import Smaller
 from woodfisher_jax.trees.masks import MasksLike, apply_masks, check_masks
 from woodfisher_jax.trees.paths import Params, leaves_by_path
@@ -34,7 +34,8 @@ def shrink(net_fn: NetFn, params: Params, masks: MasksLike, inputs: Any) -> Para
 
     A channel, neuron or head goes if all that reads it is zero, or all that makes it:
     what it then contributes, for it is the same for all inputs, is added to the next
-    bias. One structure of each kind stays, so that no array is empty.
+    bias, or taken from the mean of the next batch norm. One structure of each kind
+    stays, so that no array is empty.
 
     Args:
         net_fn: (params, inputs) -> outputs, in evaluation mode; it takes the shapes of
@@ -128,6 +129,7 @@ class _Taken(NamedTuple):
         gone: Units of those that are taken out.
         small: Smaller parameters.
         wanted: Outputs of the masked network.
+        folded: Tensors that what was taken out contributed to.
         rounding: How far these change when its parameters are rounded otherwise,
             relative to the largest.
     """
@@ -136,6 +138,7 @@ class _Taken(NamedTuple):
     gone: set[int]
     small: Params
     wanted: Any
+    folded: tuple[str, ...]
     rounding: Callable[[], float]
 
 
@@ -188,15 +191,18 @@ def _taken_out(net_fn: NetFn, params: Params, masks: MasksLike, inputs: Any) -> 
     unread = found.gone(nonzero, "inputs")
     constant = found.gone(nonzero, "outputs") - unread
     gone = _one_left(found, unread | constant)
+    folded: dict[str, jax.Array] = {}
     if constant & gone:
-        leaves |= _folded(net_fn, params, inputs, found, constant & gone)
+        folded = _folded(net_fn, params, inputs, found, constant & gone)
+        leaves |= folded
     smaller = Smaller(found.coupling, gone)
     small = []
     for path, axes in found.coupling.weights.items():
         leaf = leaves[path]
         if smaller.shape(axes) != leaf.shape:
-            # By NumPy, for XLA would compile a function for each shape.
-            leaf = jnp.asarray(smaller.cut(np.asarray(leaf), axes))
+            # By NumPy, for XLA would compile a function for each shape, as it would
+            # for jnp.asarray.
+            leaf = jax.device_put(smaller.cut(np.asarray(leaf), axes))
         small.append(leaf)
     wanted = _outputs(net_fn, params, inputs)
     if any(np.isnan(_wide(leaf)).any() for leaf in jax.tree.leaves(wanted)):
@@ -207,11 +213,12 @@ def _taken_out(net_fn: NetFn, params: Params, masks: MasksLike, inputs: Any) -> 
         )
 
     def rounding() -> float:
-        off = _outputs(net_fn, jax.tree.map(_rounded, params), inputs)
+        off = _outputs(net_fn, _all_rounded(params), inputs)
         return max(map(_difference, jax.tree.leaves(off), jax.tree.leaves(wanted)))
 
     tree = jax.tree.structure(params)
-    return _Taken(found, gone, jax.tree.unflatten(tree, small), wanted, rounding)
+    small = jax.tree.unflatten(tree, small)
+    return _Taken(found, gone, small, wanted, tuple(folded), rounding)
 
 
 def _rounded(array: jax.Array) -> jax.Array:
@@ -221,6 +228,11 @@ def _rounded(array: jax.Array) -> jax.Array:
     signs = 1 - 2 * (jnp.arange(array.size) % 2).reshape(array.shape)
     eps = jnp.finfo(array.dtype).eps
     return (array * (1 + eps * signs)).astype(array.dtype)
+
+
+@jax.jit
+def _all_rounded(params: Params) -> Params:
+    return jax.tree.map(_rounded, params)
 
 
 def _outputs(net_fn: NetFn, params: Params, inputs: Any) -> Any:
@@ -255,7 +267,7 @@ class _Constants:
         found: Structures,
         constant: set[int],
         products: dict[Place, Product],
-        biases: dict[Place, Bias],
+        biases: Collection[Place],
     ) -> None:
         self.found, self.constant = found, constant
         self.products, self.biases = products, biases
@@ -295,7 +307,8 @@ class _Constants:
             return
         if place not in self.biases:
             raise self.refused(
-                "numbers for which the layer that reads them has no bias"
+                "numbers for which the layer that reads them has no bias, nor a mean "
+                "of a batch norm in params"
             )
         features = feature_axes(self.products[place])
         rest = [i for i in range(rows.ndim) if i not in features]
@@ -322,13 +335,18 @@ def _folded(
     found: Structures,
     constant: set[int],
 ) -> dict[str, jax.Array]:
-    """Biases with what structures contribute that are the same for all inputs.
+    """Biases, and means of batch norms, with what structures contribute.
 
     Raises:
-        OptionError: If one is not, or there is no bias that could take it.
+        OptionError: If one is not, or there is no bias that could take it, or one that
+            is read in several places.
     """
     uses = [u for own in find_uses(net_fn, params, inputs).values() for u in own]
-    biases = {use.position: use for use in uses if isinstance(use, Bias)}
+    # With the sign of what they contribute.
+    biases = {use.position: (use, 1.0) for use in uses if isinstance(use, Bias)}
+    for use in uses:
+        if isinstance(use, Other) and use.subtracted is not None:
+            biases.setdefault(use.subtracted.position, (use.subtracted, -1.0))
     products = {use.position: use for use in uses if isinstance(use, Product)}
     constants = _Constants(found, constant, products, biases)
     if any(map(found.coupling.units.varies, constant)):
@@ -341,10 +359,14 @@ def _folded(
     leaves = leaves_by_path(params)
     changed: dict[str, jax.Array] = {}
     for place, row in constants.rows.items():
-        bias = biases[place]
+        bias, sign = biases[place]
+        if sum(use.path == bias.path for use in uses) > 1:
+            raise constants.refused(
+                f"numbers to be added to {bias.path!r}, which is read in several places"
+            )
         old = changed.get(bias.path, leaves[bias.path])
         total = np.asarray(old, np.float64).reshape(-1)
-        total[bias.entries] += row
+        total[bias.entries] += sign * row
         changed[bias.path] = jnp.asarray(total.reshape(old.shape), old.dtype)
     return changed
 
@@ -382,6 +404,13 @@ def _names(found: Structures, gone: set[int]) -> set[str]:
 
 def _check_same(outputs: Any, taken: _Taken, whose: str) -> None:
     wanted = jax.tree.leaves(taken.wanted)
+    why = ""
+    if taken.folded:
+        why = (
+            f"; what they contribute was folded into {sorted(taken.folded)}, which is "
+            "wrong where the same output of a layer is read without it, as by a skip: "
+            "expected masks that empty the weights that read them as well"
+        )
     for new, old in zip(jax.tree.leaves(outputs), wanted, strict=True):
         if new.shape != old.shape:
             change = f"outputs of shape {old.shape} into {new.shape}"
@@ -395,7 +424,7 @@ def _check_same(outputs: Any, taken: _Taken, whose: str) -> None:
         raise OptionError(
             "masks",
             f"taking {_counted(taken.gone)} out of {_listed(taken)} "
-            f"changes {change}; these are {whose}",
+            f"changes {change}; these are {whose}{why}",
         )
 
 

@@ -25,7 +25,7 @@ WITHOUT = Layerwise()
 def parameters():
     return {
         "first": normal(0, WIDTH, 5),
-        "layers": normal(1, DEPTH, WIDTH, WIDTH) / 3,
+        "layers": jnp.asarray(np.asarray(normal(1, DEPTH, WIDTH, WIDTH)) / 3),
         "bias": jnp.asarray(np.linspace(-1, 1, WIDTH), jnp.float32),
     }
 
@@ -50,20 +50,22 @@ def apart(params):
 
 
 def prune_by_hand(weights, x, z, kept):
+    """In NumPy but for the layer itself: it compiles nothing else."""
+    weights, x, z = map(np.asarray, (weights, x, z))
     moment, cross = x.T @ x / len(x), z.T @ x / len(x)
     pruned, _ = pruned_layer(
         weights[None],
         moment[None],
         cross[None],
-        jnp.ones((1, len(weights))),
-        jnp.ones((1, *weights.shape), bool),
+        np.ones((1, len(weights)), np.float32),
+        np.ones((1, *weights.shape), bool),
         kept,
         np.float32(WITHOUT.damping),  # as in a run, which has compiled it
         np.asarray(PENALTIES, np.float32),
         rounds=WITHOUT.rounds,
         polish=WITHOUT.polish,
     )
-    return pruned[0]
+    return np.asarray(pruned)[0]
 
 
 @pytest.fixture(scope="module")
@@ -73,15 +75,16 @@ def pruned():
 
 def test_it_is_the_loop_over_the_layers(pruned) -> None:
     params, masks, info = pruned
-    dense = apart(parameters())
-    first = prune_by_hand(dense["first"], X, X, 20)
+    dense, x = jax.tree.map(np.asarray, (apart(parameters()), X))
+    layers = np.asarray(params["layers"])
+    first = prune_by_hand(dense["first"], x, x, 20)
     np.testing.assert_allclose(params["first"], first, atol=1e-4)
-    h, z = X @ first.T, X @ dense["first"].T
+    h, z = x @ first.T, x @ dense["first"].T
     for i in range(DEPTH):
         own = prune_by_hand(dense[f"layer{i}"], h, z, 32)
-        np.testing.assert_allclose(params["layers"][i], own, atol=1e-4)
-        h = h + jnp.tanh(h @ own.T + dense["bias"])
-        z = z + jnp.tanh(z @ dense[f"layer{i}"].T + dense["bias"])
+        np.testing.assert_allclose(layers[i], own, atol=1e-4)
+        h = h + np.tanh(h @ own.T + dense["bias"])
+        z = z + np.tanh(z @ dense[f"layer{i}"].T + dense["bias"])
     assert masks["layers"].sum(axis=(1, 2)).tolist() == [32] * DEPTH
     assert info.nonzero == 20 + 32 * DEPTH
     assert set(info.errors) == {"first", "layers"}
@@ -272,8 +275,8 @@ def test_a_weight_of_several_layers_is_refused() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "sparsity=None; expected the fraction"),
-        ({"sparsity": 1.0}, "sparsity=1.0; expected the fraction"),
+        ({}, "sparsity is missing; expected a fraction"),
+        ({"sparsity": 1.0}, "sparsity=1.0; expected a number from 0 and below 1"),
         ({"pattern": "filters"}, "pattern='filters' in layer-wise pruning"),
         ({"pattern": "2:4", "sparsity": 0.6}, "sparsity=0.6 with pattern='2:4'"),
         ({"sparsity": 0.5, "dampin": 1}, "damping"),
@@ -316,7 +319,8 @@ def test_layers_side_by_side_have_inputs_of_their_own(five_layers) -> None:
 
     two = {name: dense[name] for name in ("layer0", "layer1")}
     new, _, _ = wf.prune_layerwise(net, two, x, sparsity=0.5)
-    by_hand = prune_by_hand(two["layer1"].T, jax.nn.relu(x), jax.nn.relu(x), 32)
+    positive = np.maximum(x, 0)
+    by_hand = prune_by_hand(two["layer1"].T, positive, positive, 32)
     np.testing.assert_allclose(new["layer1"], by_hand.T, atol=1e-4)
 
 
@@ -398,13 +402,24 @@ def _logits(module, params, tokens):
 
 
 def test_a_layer_without_weights_is_warned_of() -> None:
-    params = {"w": np.eye(3, dtype=np.float32)}
+    params = {"v": normal(0, 3, 20), "w": normal(1, 20, 1)}
     inputs = np.ones((4, 3), np.float32)
-    with pytest.warns(wf.PruneWarning, match=r"no weight is left of \['w'\]") as caught:
+    message = (
+        r"no weight is left of \['w'\]; lower sparsity=0.97 to 0.95, which leaves one"
+    )
+    with pytest.warns(wf.PruneWarning, match=message) as caught:
         wf.prune_layerwise(
-            lambda p, x: x @ p["w"], params, inputs, sparsity=0.95, progress=False
+            lambda p, x: jnp.tanh(x @ p["v"]) @ p["w"], params, inputs, sparsity=0.97
         )
     assert caught[0].filename == __file__
+
+
+def test_a_sparsity_that_leaves_no_weight_at_all_is_refused(five_layers) -> None:
+    dense, x = five_layers
+    largest = max(dense, key=lambda path: dense[path].size)
+    message = f"sparsity=0.9999 leaves none of .* of '{largest}', .*expected at most 0"
+    with pytest.raises(wf.OptionError, match=message):
+        wf.prune_layerwise(deep, dense, x, sparsity=0.9999)
 
 
 @pytest.mark.parametrize("scope", ["layer", "global"])

@@ -95,6 +95,11 @@ def test_repair_moves_what_is_left_alone(given):
         ({}, "neither macs nor size"),
         ({"macs": 2.0}, "above 0 and at most 1"),
         ({"macs": "half"}, "above 0 and at most 1"),
+        ({"size": True}, "size=True; expected the share"),
+        ({"sparsity": 1.5}, "sparsity=1.5; expected a number from 0 and below 1"),
+        ({"sparsity": -0.1}, "sparsity=-0.1; expected a number"),
+        ({"sparsity": "half"}, "sparsity='half'; expected a number"),
+        ({"sparsity": [0.5]}, r"sparsity=\[0.5\]; expected a number"),
         ({"macs": 0.1}, "of the multiply-accumulates are left"),
         ({"macs": 0.5, "sparsity": 0.5}, "expected either"),
         ({"sparsity": 0.5, "prunable": "^a$"}, "no prunable layer reads"),
@@ -103,6 +108,13 @@ def test_repair_moves_what_is_left_alone(given):
 def test_what_cannot_be_met_is_said(given, options, message):
     with pytest.raises(OptionError, match=message):
         prune(given, **options)
+
+
+@pytest.mark.parametrize("name", ["sparsity", "size"])
+def test_numbers_of_numpy_are_numbers(given, name):
+    _, masks, _ = prune(given, **{name: 0.5})
+    _, same, _ = prune(given, **{name: np.float32(0.5)})
+    assert all(np.array_equal(masks[path], same[path]) for path in masks)
 
 
 def test_budgets_need_structures(given):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from woodfisher_jax.models.convolutions import fast_weight_gradients
+from woodfisher_jax.models.convolutions import convolve, fast_weight_gradients
 from woodfisher_jax.models.layers import conv
 
 
@@ -36,3 +36,32 @@ def test_gradients_are_those_of_jax(
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
     assert module.conv_general_dilated is jax.lax.conv_general_dilated
+
+
+NHWC = ("NHWC", "HWIO", "NHWC")
+IMAGES = jnp.asarray(np.random.default_rng(0).normal(size=(2, 9, 8, 4)), jnp.float32)
+KERNEL = jnp.asarray(np.random.default_rng(1).normal(size=(3, 3, 4, 5)), jnp.float32)
+PADS = ((1, 1), (1, 1))
+
+
+def test_the_precision_is_that_of_every_product() -> None:
+    def loss(kernel: jax.Array, images: jax.Array) -> jax.Array:
+        found = convolve(
+            images, kernel, (1, 1), PADS, dimension_numbers=NHWC, precision="highest"
+        )
+        return jnp.sum(jnp.sin(found))
+
+    text = str(jax.make_jaxpr(jax.grad(loss, argnums=(0, 1)))(KERNEL, IMAGES))
+    products = text.count("conv_general_dilated[") + text.count("dot_general[")
+    # The images' gradient, the kernel's on a CPU and elsewhere, and the outputs.
+    assert products == 4
+    assert text.count("precision=(Precision.HIGHEST, Precision.HIGHEST)") == products
+
+
+@pytest.mark.parametrize("which", ["lhs_dilation", "rhs_dilation"])
+def test_dilations_are_those_of_jax(which: str) -> None:
+    arguments = (IMAGES, KERNEL, (1, 1), PADS)
+    options = {which: (2, 2), "dimension_numbers": NHWC}
+    expected = jax.lax.conv_general_dilated(*arguments, **options)
+    found = convolve(*arguments, **options)
+    np.testing.assert_array_equal(found, expected)

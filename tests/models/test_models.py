@@ -1,6 +1,6 @@
 """The table of models: names, sizes, dtypes, and the original's checkpoints."""
 
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -143,8 +143,13 @@ def shapes(model, name):
     return shapes_of(model, jnp.zeros((1, *image_shape_of(name))))
 
 
+@cache
+def usual_shapes(name):
+    return shapes(build_model(name), name)
+
+
 def torch_shapes(name):
-    leaves = leaves_by_path(shapes(build_model(name), name))
+    leaves = leaves_by_path(usual_shapes(name))
     found = {torch_name(path): leaf.shape for path, leaf in leaves.items()}
     assert len(found) == len(leaves)
     return found
@@ -164,7 +169,7 @@ def test_every_model_is_counted():
     ],
 )
 def test_number_of_parameters(name):
-    variables = shapes(build_model(name), name)
+    variables = usual_shapes(name)
     assert num_parameters(variables["params"]) == PARAMETERS[name]
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
 
@@ -212,7 +217,7 @@ def test_deit_has_timms_names():
 def test_logits_have_one_row_an_image(name):
     model = build_model(name, num_classes=7)
     x = jax.ShapeDtypeStruct((2, *image_shape_of(name)), jnp.float32)
-    logits = jax.eval_shape(model.apply, shapes(model, name), x)
+    logits, _ = jax.eval_shape(model.init_with_output, jax.random.key(0), x)
     assert (logits.shape, logits.dtype) == ((2, 7), jnp.float32)
 
 

@@ -1,9 +1,11 @@
 """The page of a run is right for every way a run can go."""
 
+import html
 import json
 import math
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from read_pages import Page
@@ -11,8 +13,10 @@ from small_runs import small
 from written_runs import DEFAULTS, LAYERS, STAGE, record_of, rows_of, write_run
 
 from woodfisher_jax.report import page
+from woodfisher_jax.report.figures import Picture
 from woodfisher_jax.report.page import pictures, run_page, write_page
 from woodfisher_jax.report.quantities import NONE
+from woodfisher_jax.report.record import RunRecord
 from woodfisher_jax.training.config import Config, from_dict, to_dict
 from woodfisher_jax.training.config.files import load_config
 
@@ -39,9 +43,18 @@ LATENCY = {
 }
 
 
+def undrawn(picture: Picture) -> str:
+    return f'<svg role="img" aria-label="{html.escape(picture.words)}"></svg>'
+
+
+def text_of(record: RunRecord) -> str:
+    """The page; its figures are made, but not drawn, which takes most of the time."""
+    with patch.object(Picture, "svg", undrawn):
+        return run_page(record, pictures(record))
+
+
 def seen(folder: Path) -> Page:
-    record = record_of(folder)
-    return Page(run_page(record, pictures(record)))
+    return Page(text_of(record_of(folder)))
 
 
 def titles(found: Page) -> list[str]:
@@ -183,7 +196,8 @@ def test_names_from_config_and_path_are_text(tmp_path: Path) -> None:
         results={"sparsity_by_path": paths, "layers": layers},
     )
     (folder / "command.txt").write_text(hostile)
-    assert seen(folder).text.count(hostile) > 5
+    found = Page(write_page(folder, DEFAULTS).read_text())
+    assert found.text.count(hostile) > 5
 
 
 def test_two_pruners_have_their_own_steps(tmp_path: Path) -> None:
@@ -242,9 +256,8 @@ def test_macs_that_could_not_be_counted(tmp_path: Path) -> None:
 def test_histograms_first_and_last_in_sight(
     tmp_path: Path, number: int, folded: int
 ) -> None:
-    record = record_of(write_run(tmp_path, stages=[STAGE] * number))
-    text = run_page(record, pictures(record)).partition("Saliencies</h2>")[2]
-    text = text.partition("<h2>")[0]
+    text = text_of(record_of(write_run(tmp_path, stages=[STAGE] * number)))
+    text = text.partition("Saliencies</h2>")[2].partition("<h2>")[0]
     assert text.count("<svg") == number
     assert text.partition("<details>")[2].count("<svg") == folded
     assert text.count("removed: 40; kept: 40") == number
@@ -351,7 +364,7 @@ def test_memory_planned_and_taken(tmp_path: Path) -> None:
 def test_latency_measured_or_how_to_measure_it(tmp_path: Path) -> None:
     record = record_of(write_run(tmp_path))
     assert f"woodfisher_jax.report {tmp_path} --latency" in seen(tmp_path).text
-    found = Page(run_page(record._replace(latency=LATENCY), pictures(record)))
+    found = Page(text_of(record._replace(latency=LATENCY)))
     assert found.row("1") == ["1", "2", "6", "0.5"]
     assert "a processor, 2 cores" in found.text
     assert "Sparsity then: 90.00 %" in found.text
@@ -376,8 +389,7 @@ def test_forward_passes_of_a_small_network(tmp_path: Path) -> None:
             "small": [4.0, 3.0, 4.25],
         }
     ]
-    found = record._replace(latency={**LATENCY, "forward": passes})
-    page = Page(run_page(found, pictures(record)))
+    page = Page(text_of(record._replace(latency={**LATENCY, "forward": passes})))
     expected = ["64", "jit, cpu", "6 (5.5 to 7)", "4 (3 to 4.25)", "1.50"]
     assert any(expected in table for table in page.tables)
     assert "medians and quartiles on a processor, 2 cores" in page.text
@@ -427,9 +439,8 @@ def test_what_differs_from_the_defaults_is_marked(tmp_path: Path) -> None:
     assert "prune_2.num_samples" not in fields  # As in the first pruner.
     assert "eval_batch_size" not in fields
     assert ["eval_batch_size", "1000", "1000"] in whole
-    text = (write_page(folder, DEFAULTS)).read_text()
-    # And the sum of the layers.
-    assert text.count('<tr class="marked">') == len(fields) + 1
+    marked = text_of(record_of(folder)).count('<tr class="marked">')
+    assert marked == len(fields) + 1  # And the sum of the layers.
 
 
 def test_the_command_and_versions(tmp_path: Path) -> None:

@@ -323,9 +323,10 @@ def test_passes_take_fewer_examples_where_memory_is_short() -> None:
     short = problem_of(vectors + 40_000, microbatch_size=None)
     needs = plan_passes(passes, short)
     assert needs.microbatch_size == 20  # half of what is left
-    with pytest.raises(MemoryLimitError, match="Leave out the widest"):
+    message = r"memory_limit=1000000100 allows 1 GB .*; raise memory_limit, leave out"
+    with pytest.raises(MemoryLimitError, match=message):
         plan_passes(passes, problem_of(100, microbatch_size=None))
-    with pytest.raises(MemoryLimitError, match="smaller microbatch_size"):
+    with pytest.raises(MemoryLimitError, match="raise memory_limit, take a smaller mi"):
         plan_passes(passes, problem_of(100, microbatch_size=5))
 
 
@@ -362,7 +363,7 @@ def suggested(limits, option: str, **options) -> list[str | int]:
 def test_a_refusal_names_the_numbers() -> None:
     message = refusal(500_000, store="device")
     for part in (
-        f"limit is {(USED + 500_000) / 1e9:.3g} GB",
+        f"memory_limit={USED + 500_000} allows {(USED + 500_000) / 1e9:.3g} GB",
         "4,000 weights",
         f"num_samples={N}",
         f"blocks of up to {WIDTH}",

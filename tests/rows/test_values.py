@@ -58,3 +58,10 @@ def test_what_is_missed_is_zero_where_the_targets_are_the_changes() -> None:
     assert missed(given, start, PARAMS, changes) == pytest.approx(np.mean(changes**2))
     wild = {"w": jnp.full((2, 2), jnp.nan)}
     assert missed(given, start, wild, changes) == np.inf
+
+
+def test_squares_beyond_float32_are_no_overflow() -> None:
+    far = np.full(14, 1e25, np.float32)
+    start = np.zeros(14, np.float32)
+    found = missed(problem(1, 14), start, PARAMS, far)
+    assert found == pytest.approx(1e50, rel=1e-5)

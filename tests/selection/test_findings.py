@@ -33,10 +33,10 @@ def test_a_tensor_without_weights_lacks_no_gradient() -> None:
 def test_a_layer_without_weights_is_named_also_in_a_stack() -> None:
     before, after = np.ones(14, bool), np.ones(14, bool)
     after[10:] = False  # the second layer of the stack
-    assert findings.emptied(before, after, ORDER) == ["stack[1]"]
+    assert findings.emptied(before, after, ORDER) == {"stack[1]": 4}
     before[10:] = False
     after[:6] = False
-    assert findings.emptied(before, after, ORDER) == ["fc/kernel"]
+    assert findings.emptied(before, after, ORDER) == {"fc/kernel": 6}
 
 
 def test_outputs_without_inputs_are_counted_along_their_axis() -> None:
@@ -50,9 +50,11 @@ def test_outputs_without_inputs_are_counted_along_their_axis() -> None:
 
 def test_messages_name_tensors() -> None:
     many = {f"w{i}": 1.0 for i in range(10)} | {"seen": 0.5}
-    texts = findings.messages(many, ["a"], ["b"])
+    texts = findings.messages(many, {"a": 15, "c": 25}, ["b"])
     assert "does not use 'b'" in texts[0]
     assert "'w7' and 2 more" in texts[1]
     assert "seen" not in texts[1]
-    assert "no weight is left of 'a'" in texts[2]
-    assert findings.messages({"a": 0.0}, [], []) == []
+    assert "no weight is left of 'a', 'c'; lower sparsity, leave" in texts[2]
+    assert findings.messages({"a": 0.0}, {}, []) == []
+    (text,) = findings.messages({}, {"a": 15, "c": 25}, [], sparsity=0.97)
+    assert "lower sparsity=0.97 to 0.933, which leaves one in each" in text

@@ -141,7 +141,9 @@ def test_the_table_has_a_line_for_each_family_and_reason(found) -> None:
     ("net_fn", "params", "inputs", "message"),
     [
         (PARAMS, PARAMS, shape(2, 7, 4), "is of type dict; expected a function"),
-        (gated_attention, PARAMS, shape(), "no array with an axis of examples"),
+        (gated_attention, PARAMS, shape(), "no array with examples along its first"),
+        (gated_attention, PARAMS, shape(0, 7, 4), "no array with examples along its"),
+        (gated_attention, PARAMS, iter([shape(2, 7, 4)]), "inputs, of type list_iter"),
         (gated_attention, PARAMS | {"e": 0.1}, shape(2, 7, 4), "a float at 'e'"),
     ],
 )
@@ -194,6 +196,19 @@ def test_heads_that_meet_one_head_of_keys_are_heads() -> None:
     (family,) = structures(net, params, shape(2, 5, 6)).families
     assert (family.kind, len(family.units)) == ("heads", 3)
     assert {m.path for m in family.members} == {"q", "o"}
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_outputs_of_a_weight_that_is_made_of_activations_are_no_heads(flat) -> None:
+    def net(params, inputs):
+        context, x = inputs
+        made = (context @ params["make"]).reshape(-1, 6, 5)
+        x = jnp.einsum("bti,bio->bto", jnp.tanh(x @ params["a"]), made)
+        return (x.reshape(len(x), -1) if flat else x) @ params["c"]
+
+    params = {"make": shape(4, 30), "a": shape(3, 6), "c": shape(35 if flat else 5, 2)}
+    (family,) = structures(net, params, (shape(2, 4), shape(2, 7, 3))).families
+    assert (family.kind, family.name, len(family.units)) == ("neurons", "make", 5)
 
 
 def test_values_of_linear_attention_are_no_heads() -> None:

@@ -110,6 +110,20 @@ def test_auto_is_where_it_starts(given: dict[str, Any]) -> None:
     assert any(trial.damping == pytest.approx(start) for trial in info.trials)
 
 
+def test_what_every_trial_finds_is_warned_of_once(given: dict[str, Any]) -> None:
+    unread = given["params"] | {"unread": jnp.ones((3, 2))}
+
+    def loss(params: Any, batch: dict[str, jax.Array]) -> jax.Array:
+        return loss_fn(params, batch) + 0 * jnp.sum(batch["y"] @ params["unread"])
+
+    with pytest.warns(wf.PruneWarning, match="gradient for 'unread'") as said:
+        _, _, info = wf.prune_searched(
+            loss, unread, given["samples"], drawn(2, 300), damping=1e-3, **OPTIONS
+        )
+    assert len(info.trials) > 1
+    assert [one.filename for one in said] == [__file__]
+
+
 def test_bad_arguments_are_refused(given: dict[str, Any]) -> None:
     run = functools.partial(wf.prune_searched, held_out=drawn(2, 30), **OPTIONS)
     with pytest.raises(ValueError, match="factor=1"):

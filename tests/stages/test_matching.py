@@ -220,6 +220,21 @@ def test_what_is_no_stage_is_refused(params: Any, stage: Any, message: str) -> N
         prune_matched(stage, params, sparsity=0.5)
 
 
+def test_outputs_whose_squares_leave_float32_are_refused(params: Any) -> None:
+    def far(i: int, p: Any) -> Stage:
+        stage = stage_of(params, i, p)
+        return stage._replace(wanted=np.asarray(stage.wanted) * np.float32(1e20))
+
+    def large(i: int, p: Any) -> Stage:
+        stage = stage_of(params, i, p)
+        return stage._replace(outputs_fn=lambda p, x: 1e20 * stage.outputs_fn(p, x))
+
+    with pytest.raises(wf.OptionError, match=r"wanted outputs are .*e\+20 at most"):
+        prune_matched(far, params, sparsity=0.5)
+    with pytest.raises(wf.OptionError, match=r"network's outputs are .*e\+20 at most"):
+        prune_matched(large, params, sparsity=0.5)
+
+
 def test_what_after_returns_is_where_the_next_stage_starts(params: Any) -> None:
     begun = []
 

@@ -72,6 +72,26 @@ def test_it_is_prune_matched_with_the_dense_outputs_as_targets() -> None:
     assert info.num_samples == 40
 
 
+def test_what_every_stage_finds_is_warned_of_once() -> None:
+    def dead(params, x):
+        return net(params, x) + 0 * (x @ params["unread"])
+
+    params = PARAMS | {"unread": normal(3, 6, 3)}
+
+    def stage(number, params):
+        return wf.matching.Stage(dead, INPUTS, net(PARAMS, INPUTS))
+
+    for call in (
+        lambda: wf.prune_outputs(dead, params, INPUTS, sparsity=0.3, stages=3),
+        lambda: wf.prune_matched(stage, params, sparsity=0.3, stages=3),
+    ):
+        with pytest.warns(wf.PruneWarning) as said:
+            call()
+        assert [one.filename for one in said] == [__file__]
+        start = "in 3 of 3 steps: no sample has a gradient for 'unread'"
+        assert str(said[0].message).startswith(start)
+
+
 @pytest.mark.slow
 def test_a_pattern_says_how_far() -> None:
     params, _, info = wf.prune_outputs(
@@ -88,6 +108,16 @@ def test_a_pattern_says_how_far() -> None:
         ((3, PARAMS, INPUTS), {"sparsity": 0.5}, "net_fn is of type int"),
         ((net, PARAMS, INPUTS), {}, "sparsity is missing"),
         ((net, PARAMS, INPUTS * np.nan), {"sparsity": 0.5}, "are not finite for some"),
+        (
+            (lambda p, x: 1e20 * net(p, x), PARAMS, INPUTS),
+            {"sparsity": 0.5},
+            r"net_fn gives outputs of .*e\+20 at most; expected between 1e-15 and 1e",
+        ),
+        (
+            (lambda p, x: 1e-20 * net(p, x), PARAMS, INPUTS),
+            {"sparsity": 0.5},
+            "net_fn gives outputs of .*e-20 at most",
+        ),
         ((net, PARAMS, iter([INPUTS])), {"sparsity": 0.5}, "inputs hold no examples"),
         ((net, PARAMS, INPUTS[:1]), {"sparsity": 0.5}, "inputs hold one example"),
         (

@@ -93,6 +93,20 @@ class TestDense:
         np.testing.assert_array_equal(bias.entries, range(8))
 
 
+def test_what_is_subtracted_from_a_layer_is_known_as_a_bias_with_a_minus() -> None:
+    def f(p, x):
+        return x @ p["w"] - p["b"]
+
+    (use,) = find_uses(f, {"w": W, "b": B}, X)["b"]
+    (product,) = find_uses(f, {"w": W, "b": B}, X)["w"]
+    assert isinstance(use, Other)
+    assert (use.primitive, use.hides_product) == ("sub", False)
+    assert isinstance(use.subtracted, Bias)
+    assert use.subtracted.position == product.position
+    (use,) = find_uses(lambda p, x: jnp.sin(x) - p["b"], {"b": jnp.ones(3)}, X)["b"]
+    assert use.subtracted is None
+
+
 def test_a_slice_of_a_tensor_is_a_layer() -> None:
     (use,) = find_uses(lambda p, x: x @ p["w"][:, 1:3], {"w": W}, X)["w"]
     assert isinstance(use, Product)

@@ -49,9 +49,24 @@ def here(memory: int = 2**40) -> Target:
         ),
     ],
 )
-def test_every_program_of_a_run_is_compiled(method: str, pruning: list[str]) -> None:
+def test_every_program_of_a_run_is_compiled(
+    method: str, pruning: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
     config = TINY | {"prune": TINY["prune"] | {"method": method}}
-    needs, reports = compile_for(from_dict(config), here(), silent)
+    said: list[int] = []
+
+    def lines() -> list[str]:
+        own = [r for r in caplog.records if r.name.startswith("woodfisher_jax")]
+        return [r.getMessage() for r in own]
+
+    def progress(label: str, done: int, total: int) -> None:
+        said.append(len(lines()))
+
+    with caplog.at_level("INFO"):
+        needs, reports = compile_for(from_dict(config), here(), progress)
+    # Before a program is compiled, those before it are on the screen.
+    assert said[-2:] == [len(reports) - 2, len(reports) - 1]
+    assert lines() == [str(one) for one in reports]
     assert list(needs) == ["prune"] * (len(pruning) > 1)
     names = [one.name.partition(",")[0] for one in reports]
     assert list(dict.fromkeys(names)) == ["step of train", "evaluation", *pruning]

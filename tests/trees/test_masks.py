@@ -15,6 +15,7 @@ from woodfisher_jax.trees.masks import (
     count,
     init_masks,
     masks_tree,
+    most_sparse,
     num_kept,
     sparsity,
     sparsity_by_path,
@@ -240,6 +241,12 @@ def test_a_traced_sparsity_counts_as_a_number_does(weights) -> None:
 def test_a_higher_sparsity_never_keeps_more(weights, first, second) -> None:
     low, high = sorted((first, second))
     assert num_kept(weights, high) <= num_kept(weights, low)
+
+
+def test_the_largest_sparsity_that_leaves_one_is_nearly_that() -> None:
+    for n in (1, 2, 3, 7, 10, 15, 999, 32_360, 25_000_000):
+        assert num_kept(n, most_sparse(n)) >= 1
+        assert num_kept(n, most_sparse(n) + 0.2 / n) == 0
 
 
 def test_parameters_in_place_of_masks_are_refused() -> None:

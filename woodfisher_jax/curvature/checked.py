@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
+from woodfisher_jax.equations.batched import map_blocks
 from woodfisher_jax.equations.fisher import (
     SAMPLE_SPACE,
     SOLVERS,
@@ -31,7 +32,7 @@ from woodfisher_jax.equations.joint import (
     least_squares,
 )
 from woodfisher_jax.rows.budget import BATCH_BYTES, block_bytes
-from woodfisher_jax.rows.sharding import AXIS, on_each_device, platform_of
+from woodfisher_jax.rows.sharding import AXIS, on_each_device
 
 TOLERANCE = 1e-4
 """Largest relative error that is accepted."""
@@ -198,18 +199,6 @@ def _groups(
 # ----------------------------------------------------------------- over blocks, checked
 
 
-def _together(shape: tuple[int, ...], solver: str, mesh: Mesh | None) -> int | None:
-    """How many blocks of a shape [num_blocks, N, c] a device computes at a time.
-
-    None, one by one, on a CPU: its matrix products occupy all cores, and a batched
-    LAPACK call may deadlock beside another (up to jaxlib 0.10).
-    """
-    if platform_of(mesh) == "cpu":
-        return None
-    _, num_samples, width = shape
-    return max(1, BATCH_BYTES // block_bytes(num_samples, width, solver))
-
-
 @partial(jax.jit, static_argnames=("task", "solver", "mesh"))
 @in_float64
 def run_blocks(
@@ -241,8 +230,9 @@ def run_blocks(
         return Block(value, error, found.factor)
 
     def local(damping: jax.Array, *arrays: jax.Array) -> Block:
-        together = _together(arrays[0].shape, solver, mesh)
-        return jax.lax.map(partial(one_block, damping), arrays, batch_size=together)
+        _, num_samples, width = arrays[0].shape
+        together = max(1, BATCH_BYTES // block_bytes(num_samples, width, solver))
+        return map_blocks(partial(one_block, damping), arrays, together)
 
     specs = (PartitionSpec(), BLOCKS, *(BLOCKS for _ in others))
     run = on_each_device(local, mesh, specs, BLOCKS)

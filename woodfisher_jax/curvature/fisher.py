@@ -29,6 +29,9 @@ from woodfisher_jax.trees.blocks import FlatOrder, Layout
 AUTO = "auto"
 """The damping that leave-one-out over the gradients chooses."""
 
+INVERTIBLE = {"least": 1e-30, "most": 1e30}
+"""Range of a damping: within float32, with room for its inverse."""
+
 UPDATES = ("sum", "joint", "none")
 """How the other weights move: by the sum of single-weight updates, to the minimum of
 the quadratic model with all removals together, or not at all."""
@@ -46,9 +49,7 @@ class Surgeon(Sampled):
         "λ, added to the Fisher's diagonal; auto takes the one by which each gradient "
         "is best predicted from the others, for the joint update also by the losses "
         "after it.",
-        # Within float32, with room for its inverse.
-        least=1e-30,
-        most=1e30,
+        **INVERTIBLE,
     )
     weight_decay: float = option(
         0.0,

@@ -21,6 +21,7 @@ from woodfisher_jax.curvature.checked import Block, Task
 from woodfisher_jax.curvature.groups import parts_of
 from woodfisher_jax.curvature.method import Found
 from woodfisher_jax.curvature.sources import Blocks, InMemory, Source
+from woodfisher_jax.equations.batched import map_blocks
 from woodfisher_jax.equations.damping import (
     ChosenDamping,
     LeaveOneOut,
@@ -475,13 +476,8 @@ def _factors(grams: Grams, damping: jax.Array) -> Grams:
     """The factors of all blocks, of all tiles in one loop, which is compiled once."""
     every = jnp.concatenate(list(grams.values()))
     shift = every.shape[1] * wide(damping)
-    together = None
-    if jax.default_backend() != "cpu":
-        # On a CPU one by one, as in run_blocks.
-        together = max(1, BATCH_BYTES // (4 * every[0].size * every.dtype.itemsize))
-    found = jax.lax.map(
-        lambda gram: shifted_factor(gram, shift), every, batch_size=together
-    )
+    together = max(1, BATCH_BYTES // (4 * every[0].size * every.dtype.itemsize))
+    found = map_blocks(lambda gram: shifted_factor(gram, shift), every, together)
     ends = np.cumsum([len(gram) for gram in grams.values()])
     return dict(zip(grams, jnp.split(found, ends[:-1]), strict=True))
 

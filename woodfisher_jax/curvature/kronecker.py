@@ -9,11 +9,11 @@ import numpy as np
 
 from woodfisher_jax.curvature import kfac
 from woodfisher_jax.curvature.checked import TOLERANCE, CurvatureError
-from woodfisher_jax.curvature.fisher import Surgeon
+from woodfisher_jax.curvature.fisher import INVERTIBLE, Surgeon
 from woodfisher_jax.curvature.kronecker_groups import kronecker_saliencies
 from woodfisher_jax.curvature.method import Built, Found, ready
 from woodfisher_jax.equations import kronecker
-from woodfisher_jax.options import OptionError, option
+from woodfisher_jax.options import option
 from woodfisher_jax.rows.memory_plan import plan_passes
 from woodfisher_jax.rows.needs import Needs
 from woodfisher_jax.rows.problem import Problem
@@ -29,21 +29,13 @@ class Kronecker(Surgeon):
     a mean of gradients has no Kronecker factors.
     """
 
+    damping: float = option(
+        1e-5,
+        "λ, added to the Fisher's diagonal; a number alone, for auto needs the "
+        "gradients of blocks.",
+        **INVERTIBLE,
+    )
     pi: bool = option(False, "Split the damping by the traces of the factors.")
-
-    def __post_init__(self) -> None:
-        """Checks the options.
-
-        Raises:
-            OptionError: Naming the option, what was expected and what came.
-        """
-        super().__post_init__()
-        if not isinstance(self.damping, float):
-            raise OptionError(
-                "damping",
-                f"damping={self.damping!r} with Kronecker factors; expected a number, "
-                "such as 1e-5 ('auto' needs the gradients of blocks)",
-            )
 
     def plan(self, problem: Problem) -> Needs:
         """See :meth:`~woodfisher_jax.curvature.method.Sampled.plan`."""

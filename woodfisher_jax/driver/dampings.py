@@ -8,12 +8,12 @@ import numpy as np
 
 from woodfisher_jax.curvature.fisher import WoodFisher
 from woodfisher_jax.driver.job import Job
+from woodfisher_jax.driver.programs import from_vectors
 from woodfisher_jax.driver.weights import Weights, only_repairs
 from woodfisher_jax.equations.damping import MULTIPLES, ChosenDamping
 from woodfisher_jax.rows.problem import Problem
 from woodfisher_jax.rows.values import missed, row_values
 from woodfisher_jax.trees import masks as masks_
-from woodfisher_jax.trees.vectors import from_vectors
 
 T = TypeVar("T")
 

@@ -12,6 +12,11 @@ from woodfisher_jax.curvature.inverse import Grams, InverseFisher
 from woodfisher_jax.curvature.sources import InMemory
 from woodfisher_jax.driver.dampings import damped_again, missing_weights, tried_dampings
 from woodfisher_jax.driver.job import Job
+from woodfisher_jax.driver.programs import (
+    resident_damping,
+    resident_step,
+    resident_update,
+)
 from woodfisher_jax.driver.ranking import check_scores
 from woodfisher_jax.driver.reporting import untouched_shares
 from woodfisher_jax.driver.weights import Outcome, Weights, only_repairs
@@ -19,13 +24,7 @@ from woodfisher_jax.equations.damping import ChosenDamping, choose_damping
 from woodfisher_jax.info import Clock
 from woodfisher_jax.rows.problem import Problem
 from woodfisher_jax.selection import scope as scopes
-from woodfisher_jax.step import (
-    Step,
-    resident_damping,
-    resident_step,
-    resident_update,
-    undamped,
-)
+from woodfisher_jax.step import Step, undamped
 
 
 def in_memory(

@@ -129,6 +129,8 @@ def checked_job(
         pattern = _of_network(goal.pattern, loss_fn, params, sample)
         goal = goal.replace(pattern=pattern)
         groups_of(pattern, order)  # refuses tensors that it does not fit
+    elif goal.sparsity is not None:
+        scopes.check_some_left(order, goal)
     means = _drawn(mean_samples, 0)
     return Job(
         loss_fn=loss_fn,

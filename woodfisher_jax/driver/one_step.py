@@ -13,6 +13,7 @@ from woodfisher_jax.driver.job import (
     problem_of,
     targets_of,
 )
+from woodfisher_jax.driver.programs import from_vectors, to_vectors
 from woodfisher_jax.driver.ranking import ranked
 from woodfisher_jax.driver.reporting import (
     check_still_finite,
@@ -28,12 +29,7 @@ from woodfisher_jax.selection.patterns import Pattern, groups_of
 from woodfisher_jax.step import Model
 from woodfisher_jax.trees.masks import Masks
 from woodfisher_jax.trees.paths import Params
-from woodfisher_jax.trees.vectors import (
-    check_finite,
-    check_weights,
-    from_vectors,
-    to_vectors,
-)
+from woodfisher_jax.trees.vectors import check_finite, check_weights
 
 
 @one_lapack_thread()

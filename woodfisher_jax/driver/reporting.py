@@ -10,6 +10,7 @@ import numpy as np
 
 from woodfisher_jax.curvature.method import Quadratic
 from woodfisher_jax.driver.job import Job
+from woodfisher_jax.driver.programs import from_vectors
 from woodfisher_jax.driver.weights import Outcome, Weights
 from woodfisher_jax.info import Clock, PruneInfo
 from woodfisher_jax.options import OptionError
@@ -26,7 +27,6 @@ from woodfisher_jax.trees import blocks
 from woodfisher_jax.trees.masks import Masks
 from woodfisher_jax.trees.paths import Params
 from woodfisher_jax.trees.samples import num_examples
-from woodfisher_jax.trees.vectors import from_vectors
 
 
 def info_of(
@@ -83,7 +83,8 @@ def looked_at(before: Weights, done: Outcome, job: Job, masks: Masks) -> dict[st
     """What is left of tensors and outputs, and what has come back."""
     new = blocks.flat_mask(job.order, masks)
     gone = findings.emptied(np.asarray(before.active), new, job.order)
-    texts = findings.messages(done.report.get("untouched", {}), gone, job.unused)
+    level = job.goal.sparsity if job.goal.scope == "layer" else None
+    texts = findings.messages(done.report.get("untouched", {}), gone, job.unused, level)
     was_zero = (np.asarray(before.values) == 0) & np.asarray(before.active)
     is_not = (np.asarray(done.weights) != 0) & np.asarray(done.kept)
     return {

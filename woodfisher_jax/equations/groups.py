@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.linalg import solve_triangular
 
+from woodfisher_jax.equations.batched import map_blocks
 from woodfisher_jax.equations.fisher import (
     LEAST_LEFT,
     SOLVERS,
@@ -169,10 +170,10 @@ def _forms(
     taken = size * (inverse.rows.shape[1] + size)
     if removals is not None:
         taken += len(removals) * (removals.shape[1] + 1) ** 2
-    together: int | None = min(number, max(1, TOGETHER // taken))
-    if size > ELIMINATED and jax.default_backend() == "cpu":
-        together = None  # One LAPACK call at a time: see _eliminated.
+    together = min(number, max(1, TOGETHER // taken))
     one = whole if removals is None else choices
+    if size > ELIMINATED:
+        return map_blocks(one, columns, together)
     return jax.lax.map(one, columns, batch_size=together)
 
 

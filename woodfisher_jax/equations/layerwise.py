@@ -27,6 +27,7 @@ from woodfisher_jax.equations.fisher import matmul
 from woodfisher_jax.equations.thresholds import keep_about, keep_highest
 
 
+@jax.jit
 def layer_error(weights: jax.Array, pruned: jax.Array, moment: jax.Array) -> jax.Array:
     """Relative error of a layer's outputs, ``tr(D A Dᵀ) / tr(W A Wᵀ)``, D = W - P.
 

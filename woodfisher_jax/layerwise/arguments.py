@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from woodfisher_jax.layerwise.settings import Layerwise
-from woodfisher_jax.options import OptionError
+from woodfisher_jax.options import OptionError, checked, fields_of
 from woodfisher_jax.rows.inputs import as_inputs, counted_inputs
+from woodfisher_jax.selection.goal import Goal
 from woodfisher_jax.selection.patterns import GroupNames, Pattern, parse
 from woodfisher_jax.selection.structures import Structures
 from woodfisher_jax.tracing.segments import Program, floats
@@ -123,11 +124,10 @@ def level_of(sparsity: float | None, rule: Pattern | None) -> float:
     """The sparsity, which is that of a pattern where there is one."""
     if sparsity is None and rule is not None:
         sparsity = rule.sparsity
-    if not isinstance(sparsity, (int, float)) or not 0 <= sparsity < 1:
+    sparsity = checked(fields_of(Goal)["sparsity"], sparsity)
+    if sparsity is None:
         raise OptionError(
-            "sparsity",
-            f"sparsity={sparsity!r}; expected the fraction of each layer's weights to "
-            "be zero, from 0 to below 1",
+            "sparsity", "sparsity is missing; expected a fraction, such as 0.6"
         )
     if rule is not None and rule.size and abs(sparsity - (rule.sparsity or 0.0)) > 1e-6:
         raise OptionError(
@@ -135,7 +135,7 @@ def level_of(sparsity: float | None, rule: Pattern | None) -> float:
             f"sparsity={sparsity} with pattern={rule.name!r}; expected "
             f"{rule.sparsity}, or no sparsity",
         )
-    return float(sparsity)
+    return sparsity
 
 
 def batches_of(inputs: Any, most: int) -> list[Any]:

@@ -22,19 +22,26 @@ from woodfisher_jax.layerwise.sequence import Sequence, Solver
 from woodfisher_jax.layerwise.settings import Layerwise, LayerwiseInfo
 from woodfisher_jax.layerwise.structures import (
     Reader,
-    check_goal,
+    checked_goal,
     goal_of,
     readers,
 )
 from woodfisher_jax.layerwise.weights import SingleWeights
 from woodfisher_jax.rows.compute import watched
-from woodfisher_jax.rows.inputs import check_params
+from woodfisher_jax.rows.inputs import check_params, taken_by_net
 from woodfisher_jax.selection.latencies import timed
 from woodfisher_jax.selection.patterns import GroupNames
 from woodfisher_jax.selection.structures import Structures, structures
 from woodfisher_jax.tracing.axes import find_axes
 from woodfisher_jax.tracing.segments import Program
-from woodfisher_jax.trees.masks import Masks, Prunable, check_masks, init_masks
+from woodfisher_jax.tracing.training_mode import explained
+from woodfisher_jax.trees.masks import (
+    Masks,
+    Prunable,
+    check_masks,
+    init_masks,
+    most_sparse,
+)
 from woodfisher_jax.trees.paths import Params
 from woodfisher_jax.trees.samples import shapes_of
 
@@ -109,7 +116,8 @@ def prune_layerwise(
     check_params(params)
     batches = batches_of(inputs, settings.batch_size)
     shapes = shapes_of(batches[0], len(jax.tree.leaves(batches[0])[0]))
-    program = Program(net_fn, params, shapes)
+    with taken_by_net(inputs, batches=True), explained():
+        program = Program(net_fn, params, shapes)
     axes = find_axes(net_fn, params, shapes)
     if masks is None:
         known = axes if prunable is not None else untied(axes, program.uses)
@@ -123,13 +131,13 @@ def prune_layerwise(
     else:
         given = rule.structures or structures(net_fn, params, shapes)
         shares = {"macs": macs, "size": size, "latency": latency}
-        check_goal(sparsity, shares)
+        sparsity, budgets = checked_goal(sparsity, shares)
         found, read = _read_by_one(given.of(rule.kinds), masks)
         if latency is not None and not found.speeds:
             progress("latency", 0, 1)
             found = timed(found, times)
             progress("latency", 1, 1)
-        solver = Removal(found, read, *goal_of(found, sparsity, shares))
+        solver = Removal(found, read, *goal_of(found, sparsity, budgets))
         groups = None
     check_together(program, settings, groups)
     check_differentiable(net_fn, params, shapes, masks, settings)
@@ -138,10 +146,19 @@ def prune_layerwise(
     result = sequence.run(solver, progress)
     empty = [path for path, mask in result[1].items() if not mask.any()]
     if empty:
+        ways = "lower sparsity"
+        if isinstance(solver, SingleWeights) and settings.scope == "layer":
+            least = min(
+                layer.size
+                for product, own in layers.items()
+                for layer in own
+                if product.path in empty
+            )
+            ways += f"={solver.level} to {most_sparse(least)}, which leaves one in each"
         # The caller's line: a decorator is in between.
         warnings.warn(
-            f"no weight is left of {empty}; lower sparsity, leave them out of "
-            "prunable, or use scope='global'",
+            f"no weight is left of {empty}; {ways}, leave them out of prunable, or use "
+            "scope='global'",
             PruneWarning,
             stacklevel=3,
         )

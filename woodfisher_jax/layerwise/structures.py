@@ -6,8 +6,9 @@ from typing import NamedTuple
 import numpy as np
 
 from woodfisher_jax.layerwise.layers import Layer
-from woodfisher_jax.options import OptionError
+from woodfisher_jax.options import OptionError, checked, fields_of, plain
 from woodfisher_jax.selection.accounts import COSTS, Budget, cheapest
+from woodfisher_jax.selection.goal import Goal
 from woodfisher_jax.selection.structures import Family, Member, Structures
 from woodfisher_jax.trees.masks import num_kept
 
@@ -139,17 +140,23 @@ def _reader(
     return Reader(path, tuple(family for family, _ in alike), labels)
 
 
-def check_goal(sparsity: float | None, shares: Mapping[str, float | None]) -> None:
-    """Raises unless there is a sparsity, or shares of costs in their range.
+def checked_goal(
+    sparsity: float | None, shares: Mapping[str, float | None]
+) -> tuple[float | None, dict[str, float]]:
+    """A sparsity, or shares of costs, as numbers in their range.
 
     Args:
         sparsity: The share of each family that goes, if it is given.
         shares: Of each cost of the network what may be left, if it is given.
 
+    Returns:
+        The sparsity, and the shares that are given.
+
     Raises:
-        OptionError: If there are both or neither, or a share is out of range.
+        OptionError: If there are both or neither, or one is out of range.
     """
-    given = {name: share for name, share in shares.items() if share is not None}
+    sparsity = checked(fields_of(Goal)["sparsity"], sparsity)
+    given = {name: plain(share) for name, share in shares.items() if share is not None}
     if (sparsity is None) == (not given):
         raise OptionError(
             "sparsity",
@@ -165,27 +172,24 @@ def check_goal(sparsity: float | None, shares: Mapping[str, float | None]) -> No
                 f"{name}={share!r}; expected the share of the {COSTS[name]} to be "
                 "left, above 0 and at most 1, such as 0.5",
             )
+    return sparsity, given
 
 
 def goal_of(
-    found: Structures,
-    sparsity: float | None,
-    shares: Mapping[str, float | None],
+    found: Structures, sparsity: float | None, given: Mapping[str, float]
 ) -> tuple[float, Budget]:
     """The share of each family that goes, and what may be left in all.
 
     Args:
         found: Structures that may go.
         sparsity: That share, if it is given.
-        shares: Of each cost of the network what may be left, if it is given.
+        given: Else of costs of the network what may be left.
 
     Raises:
-        OptionError: As :func:`check_goal`, or if structures cannot meet a share.
+        OptionError: If structures cannot meet a share.
     """
-    check_goal(sparsity, shares)
     if sparsity is not None:
         return sparsity, {}
-    given = {name: share for name, share in shares.items() if share is not None}
     whole = found.account().left
     budget = {name: share * whole[name] for name, share in given.items()}
     low, high = 0.0, 1.0

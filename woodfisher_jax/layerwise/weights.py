@@ -7,9 +7,10 @@ from woodfisher_jax.equations.layerwise import layer_error, pruned_layer
 from woodfisher_jax.layerwise.budgets import importance_of, scores_of, shared_out
 from woodfisher_jax.layerwise.layers import Layer
 from woodfisher_jax.layerwise.sequence import Layers, Sequence
+from woodfisher_jax.options import OptionError
 from woodfisher_jax.selection.patterns import Pattern
 from woodfisher_jax.tracing.layers import Product
-from woodfisher_jax.trees.masks import num_kept
+from woodfisher_jax.trees.masks import most_sparse, num_kept
 
 PENALTIES = (0.3, 1.0)
 """Penalties of ADMM in turn, in units of the second moment of an input."""
@@ -28,7 +29,20 @@ class SingleWeights:
         self._kept: dict[tuple[Product, int], int] = {}
 
     def chosen(self, layers: Layers) -> Layers:
-        """All layers."""
+        """All layers.
+
+        Raises:
+            OptionError: If the sparsity leaves no weight in any of them.
+        """
+        every = [layer for own in layers.values() for layer in own]
+        largest = max(every, key=lambda layer: layer.size)
+        if not num_kept(largest.size, self.level):
+            raise OptionError(
+                "sparsity",
+                f"sparsity={self.level} leaves none of the {largest.size} weights of "
+                f"{largest.product.path!r}, the largest layer; expected at most "
+                f"{most_sparse(largest.size)}, which leaves one",
+            )
         return layers
 
     def allocate(self, sequence: Sequence) -> None:

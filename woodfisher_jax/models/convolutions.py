@@ -56,56 +56,69 @@ def convolve(
 
     On a CPU ``∂L/∂W = Σ_images gᵀ X`` with patches X [positions, kernel entries] that
     are cut out of a few images at a time; on other platforms, and for groups of
-    channels, what JAX computes.
+    channels or dilations, what JAX computes.
 
     Args:
         lhs: Images [B, H, W, C].
         rhs: Kernel [h, w, C, K].
         window_strides: Of height and width.
         padding: (low, high) of height and width.
-        **others: As in JAX, of which the number of groups is read.
+        **others: As in JAX; without groups and dilations only ``precision`` counts,
+            for axes are as above.
 
     Returns:
         [B, H', W', K].
     """
-    if others.get("feature_group_count", 1) > 1:
+    dilations = [
+        *(others.get("lhs_dilation") or ()),
+        *(others.get("rhs_dilation") or ()),
+    ]
+    if others.get("feature_group_count", 1) > 1 or any(d > 1 for d in dilations):
         return lax.conv_general_dilated(lhs, rhs, window_strides, padding, **others)
-    return _convolve(lhs, rhs, tuple(window_strides), tuple(map(tuple, padding)))
+    strides, pads = tuple(window_strides), tuple(map(tuple, padding))
+    return _convolve(lhs, rhs, strides, pads, others.get("precision"))
 
 
-def _own(images: jax.Array, kernel: jax.Array, strides: Any, pads: Any) -> jax.Array:
+def _own(
+    images: jax.Array, kernel: jax.Array, strides: Any, pads: Any, precision: Any
+) -> jax.Array:
     return lax.conv_general_dilated(
-        images, kernel, strides, pads, dimension_numbers=_NHWC
+        images, kernel, strides, pads, dimension_numbers=_NHWC, precision=precision
     )
 
 
-_convolve = jax.custom_vjp(_own, nondiff_argnums=(2, 3))
+_convolve = jax.custom_vjp(_own, nondiff_argnums=(2, 3, 4))
 
 
 def _forward(
-    images: jax.Array, kernel: jax.Array, strides: tuple[int, int], pads: Pads
+    images: jax.Array,
+    kernel: jax.Array,
+    strides: tuple[int, int],
+    pads: Pads,
+    precision: Any,
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return _own(images, kernel, strides, pads), (images, kernel)
+    return _own(images, kernel, strides, pads, precision), (images, kernel)
 
 
 def _backward(
     strides: tuple[int, int],
     pads: Pads,
+    precision: Any,
     known: tuple[jax.Array, jax.Array],
     slope: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     images, kernel = known
     (of_images,) = jax.linear_transpose(
-        lambda images: _own(images, kernel, strides, pads), images
+        lambda images: _own(images, kernel, strides, pads, precision), images
     )(slope)
 
     def transposed(images: jax.Array, slope: jax.Array) -> jax.Array:
         of_kernel = jax.linear_transpose(
-            lambda kernel: _own(images, kernel, strides, pads), kernel
+            lambda kernel: _own(images, kernel, strides, pads, precision), kernel
         )
         return of_kernel(slope)[0]
 
-    by_patches = functools.partial(_by_patches, kernel, strides, pads)
+    by_patches = functools.partial(_by_patches, kernel, strides, pads, precision)
     of_kernel = lax.platform_dependent(
         images, slope, cpu=by_patches, default=transposed
     )
@@ -119,6 +132,7 @@ def _by_patches(
     kernel: jax.Array,
     strides: tuple[int, int],
     pads: Pads,
+    precision: Any,
     images: jax.Array,
     slope: jax.Array,
 ) -> jax.Array:
@@ -140,7 +154,10 @@ def _by_patches(
         inputs = jnp.concatenate(patches, axis=-1)
         inputs = inputs.reshape(-1, inputs.shape[-1])
         found = jnp.matmul(
-            slope.reshape(-1, outputs).T, inputs, preferred_element_type=total.dtype
+            slope.reshape(-1, outputs).T,
+            inputs,
+            precision=precision,
+            preferred_element_type=total.dtype,
         )
         return total + found, None
 

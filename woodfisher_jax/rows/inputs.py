@@ -17,6 +17,9 @@ from woodfisher_jax.tracing.training_mode import explained
 from woodfisher_jax.trees.paths import Params, leaves_by_path
 from woodfisher_jax.trees.samples import Examples, batch_length, num_examples, regroup
 
+LARGEST = 1e15
+"""Size of an output or target, so that sums of squares of many stay in float32."""
+
 
 def check_concrete(*trees: Any) -> None:
     """Raises while JAX traces, since a step takes decisions on the host.
@@ -95,12 +98,54 @@ def as_inputs() -> Iterator[None]:
         raise OptionError("inputs", message) from error
 
 
+@contextlib.contextmanager
+def taken_by_net(inputs: Any, *, batches: bool) -> Iterator[None]:
+    """An error of net_fn on a list or tuple of inputs says how these were read.
+
+    Args:
+        inputs: As given.
+        batches: Whether a list is one of batches; a tuple is one batch.
+
+    Raises:
+        OptionError: Then, caused by the error of net_fn.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not isinstance(inputs, (list, tuple)):
+            raise
+        first = inputs[0]
+        of = f"an array of shape {first.shape}" if hasattr(first, "shape") else ""
+        read, ways = "one batch", "np.concatenate(inputs) if they are batches"
+        if isinstance(inputs, list):
+            ways = "inputs[0] if they are batches"
+            if batches:
+                read, ways = "batches", "tuple(inputs) if they are one batch"
+        raise OptionError(
+            "inputs",
+            f"inputs is a {type(inputs).__name__} of {len(inputs)}, the first "
+            f"{of or 'a ' + type(first).__name__}, read as {read}, which net_fn does "
+            f"not take ({type(error).__name__}: {str(error).partition(chr(10))[0]}); "
+            "expected examples along the first axis of each array of a batch: give "
+            f"{ways}, np.stack(inputs) if they are single examples",
+        ) from error
+
+
 def counted_inputs(inputs: Any) -> int:
     """The number of examples of the inputs of a network.
 
     Raises:
-        OptionError: If there are none, or they cannot be counted.
+        OptionError: If there are none, they cannot be counted, or a list of vectors may
+            be one of examples or of batches of numbers.
     """
+    if isinstance(inputs, list) and inputs and all(map(_is_float_vector, inputs)):
+        raise OptionError(
+            "inputs",
+            f"inputs is a list of {len(inputs)} vectors, the first of shape "
+            f"{inputs[0].shape}, which may be examples or batches of single numbers; "
+            "give np.stack(inputs) if they are examples, np.concatenate(inputs) if "
+            "they are batches",
+        )
     with as_inputs():
         number = num_examples(inputs)
     if not number:
@@ -112,11 +157,40 @@ def counted_inputs(inputs: Any) -> int:
     return number
 
 
+def _is_float_vector(array: Any) -> bool:
+    dtype = getattr(array, "dtype", np.dtype(int))
+    return np.ndim(array) == 1 and jnp.issubdtype(dtype, jnp.floating)
+
+
+def check_size(name: str, what: str, values: Any, least: float = 0.0) -> None:
+    """Raises for outputs or targets whose squares leave float32.
+
+    Args:
+        name: Of the argument.
+        what: Its values as the start of a sentence, such as "targets are".
+        values: Any array.
+        least: That the largest of them must be, unless all are zero; default 0.
+
+    Raises:
+        OptionError: Naming the largest.
+    """
+    largest = float(np.max(np.abs(np.asarray(values)), initial=0))
+    if not (largest == 0 or least <= largest <= LARGEST):
+        bounds = f"between {least:g} and" if least else "at most"
+        raise OptionError(
+            name,
+            f"{what} {largest:.3g} at most; expected {bounds} {LARGEST:g}, since their "
+            "squares have to stay in float32: divide them by a constant, such as the "
+            "largest",
+        )
+
+
 def check_targets(targets: Any, num_samples: int) -> np.ndarray:
     """Targets as an array, [N] or [].
 
     Raises:
-        ValueError: If there is neither one finite number nor one for each gradient.
+        ValueError: If there is neither one finite number nor one for each gradient, or
+            their squares leave float32.
     """
     found = np.asarray(targets, np.float32)
     shapes = ((num_samples,), ())
@@ -125,6 +199,7 @@ def check_targets(targets: Any, num_samples: int) -> np.ndarray:
             f"targets has shape {found.shape}, num_samples={num_samples}; expected one "
             "finite number for each gradient, or one for all"
         )
+    check_size("targets", "targets are", found)
     return found
 
 

@@ -133,18 +133,30 @@ def plan_passes(passes: Callable[[int], Passes], problem: Problem) -> Needs:
         after = static + (needed.bytes_after if budget.shared else 0)
         phases.append(Phase("curvature", needed.flops_after, 0, after))
     needs = _unstored(problem, budget, most, phases)
-    taken, limit = needs.peak_bytes, budget.limit
+    taken, limit, of_host = needs.peak_bytes, budget.limit, budget.shared
     if budget.host_used + needed.bytes_after > budget.host_limit:
         taken, limit = budget.host_used + needed.bytes_after, budget.host_limit
+        of_host = True
     if taken > limit:
+        given = problem.compute.memory_limit if of_host else None
+        ways = [] if given is None else ["raise memory_limit"]
+        ways += ["take a smaller microbatch_size"] if most > 1 else []
+        ways += ["leave out the widest layers (prunable)"]
         raise MemoryLimitError(
-            f"this pruning step needs {taken / 1e9:.3g} GB of memory, and the limit is "
-            f"{limit / 1e9:.3g} GB ({order.size:,} weights, microbatch_size={most}). "
-            + ("Take a smaller microbatch_size, leave" if most > 1 else "Leave")
-            + " out the widest layers (prunable), or choose woodfisherblock, whose "
-            "block_size bounds its memory"
+            f"this pruning step needs {taken / 1e9:.3g} GB of memory, and "
+            f"{_limit(given, limit, 'the limit')} ({order.size:,} weights, "
+            f"microbatch_size={most}); {', '.join(ways)}, or choose woodfisherblock, "
+            "whose block_size bounds its memory"
         )
     return needs
+
+
+def _limit(given: float | None, bytes_: int, otherwise: str) -> str:
+    """A limit in words, by the option that has set it."""
+    size = f"{bytes_ / 1e9:.3g} GB"
+    if given is None:
+        return f"{otherwise} is {size}"
+    return f"memory_limit={given:.12g} allows {size}"
 
 
 def _static_bytes(problem: Problem, budget: Budget, vector_bytes: int) -> int:
@@ -264,21 +276,23 @@ class _Planner(NamedTuple):
 
     def shortage(self, needs: Needs) -> str | None:
         """What there is too little of for a plan, in words; None if it fits."""
-        budget = self.budget
+        budget, given = self.budget, self.problem.compute.memory_limit
         devices = num_devices(self.problem.compute.mesh)
         stored = needs.store_bytes * budget.devices // devices
         if needs.peak_bytes > budget.limit:
             worst = max(needs.phases, key=lambda phase: phase.peak_bytes)
-            whose = "limit" if budget.shared else "of the device"
+            limit = _limit(None, budget.limit, "the memory of the device")
+            if budget.shared:
+                limit = _limit(given, budget.limit, "the memory limit")
             return (
                 f"{needs.peak_bytes / 1e9:.3g} GB of memory for its {worst.name}, and "
-                f"the memory {whose} is {budget.limit / 1e9:.3g} GB"
+                f"{limit}"
             )
         if needs.store == "host" and budget.host_used + stored > budget.host_limit:
             free = max(0, budget.host_limit - budget.host_used)
             return (
                 f"{stored / 1e9:.3g} GB of the host's memory for its gradients, and "
-                f"{free / 1e9:.3g} GB are free"
+                f"{_limit(given, free, 'what is free')}"
             )
         if needs.store == "disk" and stored > budget.disk:
             return (

@@ -67,6 +67,6 @@ def missed(
     Returns:
         A number that is lower after a better step; infinite if a loss is not finite.
     """
-    values = row_values(problem, params)
+    values = row_values(problem, params).astype(np.float64)
     found = float(np.mean(np.square(values - start - targets)))
     return found if math.isfinite(found) else math.inf

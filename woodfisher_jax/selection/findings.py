@@ -6,6 +6,7 @@ from itertools import pairwise
 import numpy as np
 
 from woodfisher_jax.trees.blocks import FlatOrder
+from woodfisher_jax.trees.masks import most_sparse
 
 SHOWN = 8
 """Names of tensors in one message, at most."""
@@ -44,7 +45,7 @@ def untouched(
     }
 
 
-def emptied(before: np.ndarray, after: np.ndarray, order: FlatOrder) -> list[str]:
+def emptied(before: np.ndarray, after: np.ndarray, order: FlatOrder) -> dict[str, int]:
     """The layers whose last weights a step has removed.
 
     Args:
@@ -53,19 +54,13 @@ def emptied(before: np.ndarray, after: np.ndarray, order: FlatOrder) -> list[str
         order: The flat order.
 
     Returns:
-        The path of each; of a tensor of stacked layers with the layer's number.
+        How many weights each has, by its name of :attr:`FlatOrder.layer_ranges`.
     """
-    layers = list(pairwise(order.layers))
-    names = [
-        path if axes.sizes[0] == 1 else f"{path}[{number}]"
-        for path, axes in zip(order.paths, order.axes, strict=True)
-        for number in range(axes.sizes[0])
-    ]
-    return [
-        name
-        for name, (start, stop) in zip(names, layers, strict=True)
+    return {
+        name: stop - start
+        for name, (start, stop) in order.layer_ranges.items()
         if before[start:stop].any() and not after[start:stop].any()
-    ]
+    }
 
 
 def outputs_without_inputs(mask: np.ndarray, order: FlatOrder) -> dict[str, int]:
@@ -93,7 +88,10 @@ def outputs_without_inputs(mask: np.ndarray, order: FlatOrder) -> dict[str, int]
 
 
 def messages(
-    unknown: Mapping[str, float], gone: Sequence[str], unused: Sequence[str]
+    unknown: Mapping[str, float],
+    gone: Mapping[str, int],
+    unused: Sequence[str],
+    sparsity: float | None = None,
 ) -> list[str]:
     """What is said of a step, one sentence each.
 
@@ -101,6 +99,7 @@ def messages(
         unknown: Of :func:`untouched`.
         gone: Of :func:`emptied`.
         unused: Tensors that would be prunable by default, if the loss read them.
+        sparsity: Of each layer, if it is that which was asked for.
     """
     found = []
     if unused:
@@ -116,10 +115,14 @@ def messages(
             "too few samples"
         )
     if gone:
-        found.append(
-            f"no weight is left of {_names(gone)}; lower sparsity, leave them out of "
-            "prunable, or use scope='layer'"
-        )
+        ways = "lower sparsity, leave them out of prunable, or use scope='layer'"
+        if sparsity is not None:
+            most = most_sparse(min(gone.values()))
+            ways = (
+                f"lower sparsity={sparsity} to {most}, which leaves one in each, or "
+                "leave them out of prunable"
+            )
+        found.append(f"no weight is left of {_names(list(gone))}; {ways}")
     return found
 
 

@@ -55,6 +55,32 @@ def num_kept(active: np.ndarray, order: FlatOrder, goal: Goal) -> tuple[int, ...
     return tuple(kept)
 
 
+def check_some_left(order: FlatOrder, goal: Goal) -> None:
+    """Raises if a sparsity leaves no weight: in all, or in layer scope of any layer.
+
+    Args:
+        order: The flat order.
+        goal: With a sparsity and a scope.
+
+    Raises:
+        OptionError: Naming the weights, and the largest sparsity that leaves one.
+    """
+    assert goal.sparsity is not None
+    number, of = order.size, f"all tensors, {order.paths[0]!r} and others"
+    if goal.scope == "layer":
+        sizes = {n: stop - start for n, (start, stop) in order.layer_ranges.items()}
+        largest = max(sizes, key=lambda name: sizes[name])
+        number, of = sizes[largest], f"{largest!r}, the largest layer"
+    elif len(order.paths) == 1:
+        of = repr(order.paths[0])
+    if not masks_.num_kept(number, goal.sparsity):
+        raise OptionError(
+            "sparsity",
+            f"sparsity={goal.sparsity} leaves none of the {number} prunable weights of "
+            f"{of}; expected at most {masks_.most_sparse(number)}, which leaves one",
+        )
+
+
 def num_active(active: np.ndarray, order: FlatOrder, scope: str) -> list[int]:
     """How many weights are not pruned: in all, or in each layer."""
     ranges = pairwise(bounds_of(order, scope))

@@ -7,14 +7,14 @@ program (:mod:`woodfisher_jax.tracing.coupling`), for any framework.
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from woodfisher_jax.options import OptionError
+from woodfisher_jax.rows.inputs import taken_by_net
 from woodfisher_jax.selection.accounts import Account, Speed, free_entries
 from woodfisher_jax.tracing.axes import traced
 from woodfisher_jax.tracing.coupling import Coupling, coupled
@@ -251,12 +251,14 @@ def structures(
             f"net_fn is of type {type(net_fn).__name__}; expected a function (params, "
             "inputs) -> outputs",
         )
-    lengths = [jnp.shape(leaf)[0] for leaf in jax.tree.leaves(inputs) if jnp.ndim(leaf)]
-    if not lengths:
+    given = [] if isinstance(inputs, Iterator) else jax.tree.leaves(inputs)
+    lengths = [leaf.shape[0] for leaf in given if getattr(leaf, "shape", ())]
+    if not any(lengths):
         raise OptionError(
             "inputs",
-            "inputs has no array with an axis of examples; expected a batch, such as "
-            "images [examples, height, width, channels]",
+            f"inputs, of type {type(inputs).__name__}, has no array with examples "
+            "along its first axis; expected one batch, such as images [examples, "
+            "height, width, channels]",
         )
     leaves = leaves_by_path(params)
     for path, leaf in leaves.items():
@@ -266,7 +268,8 @@ def structures(
                 f"params has a {type(leaf).__name__} at {path!r}; expected arrays "
                 "alone: make it one by jnp.asarray, or let net_fn hold it",
             )
-    coupling = coupled(net_fn, params, inputs)
+    with taken_by_net(inputs, batches=False):
+        coupling = coupled(net_fn, params, inputs)
     known = traced(net_fn, params, inputs).all_axes()
     shapes = {path: leaf.shape for path, leaf in leaves.items()}
     roles = {

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 
 from woodfisher_jax.curvature.checked import CurvatureError
-from woodfisher_jax.info import PruneInfo, Trial
+from woodfisher_jax.info import PruneInfo, Trial, unwarned, warn_of
 from woodfisher_jax.prune import prune
 from woodfisher_jax.rows.compute import watched
 from woodfisher_jax.rows.gradients import LossFn, as_partial
@@ -98,7 +98,8 @@ def prune_searched(
         label = f"damping={level if isinstance(level, str) else f'{level:.3g}'}"
         options["progress"](label, 0, 1)
         try:
-            found = prune(loss_fn, params, samples, damping=level, **options)
+            with unwarned():
+                found = prune(loss_fn, params, samples, damping=level, **options)
             dampings = found[2].dampings or ()
             used = max(d.damping for d in dampings) if dampings else float(level)
             return found, Trial(used, float(measured(found[0], held_out)))
@@ -126,4 +127,5 @@ def prune_searched(
         if lowest != start:
             break
     trials.sort(key=lambda trial: (trial.measured, trial != lowest), reverse=True)
+    warn_of([best[2]], stacklevel=3)
     return best[0], best[1], best[2]._replace(trials=tuple(trials))

@@ -16,7 +16,7 @@ each, and the first-order term is that of the loss: each stage also trains.
 """
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import jax
@@ -25,11 +25,13 @@ import numpy as np
 import optax
 from jax.tree_util import Partial
 
-from woodfisher_jax.info import PruneInfo
+from woodfisher_jax.driver.programs import quickly_compiled
+from woodfisher_jax.info import PruneInfo, unwarned, warn_of
 from woodfisher_jax.options import plain
 from woodfisher_jax.prune import prune
 from woodfisher_jax.rows.compute import watched
 from woodfisher_jax.rows.gradients import LossFn, as_partial
+from woodfisher_jax.rows.inputs import check_size
 from woodfisher_jax.rows.projections import directions, projected
 from woodfisher_jax.schedules import levels
 from woodfisher_jax.tracing.axes import find_axes
@@ -117,14 +119,21 @@ def matching_rows(
         key: A JAX random key.
         metric: Metric of the distance to f*, one of
             :data:`~woodfisher_jax.rows.projections.METRICS`; default "identity".
+
+    Raises:
+        OptionError: If squares of the outputs or of f* leave float32.
     """
     outputs = outputs_of(stage.outputs_fn, params, stage.inputs)
-    r, missing = _directions_and_missing(key, stage.wanted, outputs, metric)
+    check_size("stage", "the network's outputs are", outputs)
+    check_size("stage", "wanted outputs are", stage.wanted)
+    r, missing = _directions_and_missing(
+        key, jnp.asarray(stage.wanted), jnp.asarray(outputs), metric
+    )
     samples = {"inputs": stage.inputs, "direction": np.asarray(r)}
     return Rows(projected(stage.outputs_fn), samples, missing)
 
 
-@partial(jax.jit, static_argnames="metric")
+@quickly_compiled("metric")
 def _directions_and_missing(
     key: jax.Array, wanted: jax.Array, outputs: jax.Array, metric: str
 ) -> tuple[jax.Array, jax.Array]:
@@ -261,21 +270,23 @@ def prune_matched(
             key = _key(np.int64(seed), np.int32(number))
             rows, damping = matching_rows(found, params, key, metric), "auto"
         given = {"method": "woodtaylor", "update": "joint", "damping": damping}
-        params, masks, info = prune(
-            rows.loss_fn,
-            params,
-            rows.samples,
-            targets=rows.targets,
-            batch_size=rows.batch_size,
-            sparsity=level,
-            masks=masks,
-            **{"axes": axes, **given, **options},
-        )
+        with unwarned():
+            params, masks, info = prune(
+                rows.loss_fn,
+                params,
+                rows.samples,
+                targets=rows.targets,
+                batch_size=rows.batch_size,
+                sparsity=level,
+                masks=masks,
+                **{"axes": axes, **given, **options},
+            )
         infos.append(info)
         if after is not None:
             changed = after(number, params, masks, info)
             params = params if changed is None else changed
     progress("stages", len(way), len(way))
+    warn_of(infos, stacklevel=3)
     return params, masks, infos
 
 

@@ -7,10 +7,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from woodfisher_jax.info import PruneInfo, joined
+from woodfisher_jax.info import PruneInfo, joined, unwarned, warn_of
 from woodfisher_jax.options import OptionError
 from woodfisher_jax.rows.compute import watched
-from woodfisher_jax.rows.inputs import counted_inputs
+from woodfisher_jax.rows.inputs import (
+    LARGEST,
+    check_size,
+    counted_inputs,
+    taken_by_net,
+)
 from woodfisher_jax.selection.patterns import GroupNames, parse
 from woodfisher_jax.stages.matching import OutputsFn, Stage, outputs_of, prune_matched
 from woodfisher_jax.tracing.training_mode import explained
@@ -45,7 +50,8 @@ def prune_outputs(
     Args:
         net_fn: (params, inputs) -> outputs [n, k], such as logits, in evaluation mode.
         params: w₀, any pytree of floating-point arrays.
-        inputs: x, one batch: a pytree of arrays with a leading axis of examples.
+        inputs: x, one batch: a pytree of arrays with a leading axis of examples; or a
+            list of batches.
         sparsity: Fraction of all prunable weights to be zero afterwards, in [0, 1);
             default that of a pattern N:M.
         pattern: As for :func:`woodfisher_jax.prune`.
@@ -93,17 +99,19 @@ def prune_outputs(
 
     if pattern is not None:
         options["pattern"] = pattern
-    params, masks, infos = prune_matched(
-        stage,
-        params,
-        sparsity=sparsity,
-        stages=stages,
-        masks=masks,
-        prunable=prunable,
-        metric=metric,
-        seed=seed,
-        **options,
-    )
+    with unwarned():
+        params, masks, infos = prune_matched(
+            stage,
+            params,
+            sparsity=sparsity,
+            stages=stages,
+            masks=masks,
+            prunable=prunable,
+            metric=metric,
+            seed=seed,
+            **options,
+        )
+    warn_of(infos, stacklevel=3)
     return params, masks, joined(infos)
 
 
@@ -118,7 +126,8 @@ def _dense_outputs(
         inputs: One batch, or a list of batches.
 
     Raises:
-        OptionError: If ``net_fn`` is no such function, or its outputs are not finite.
+        OptionError: If ``net_fn`` is no such function, its outputs are not finite, or
+            their squares leave float32.
     """
     if not callable(net_fn):
         raise OptionError(
@@ -127,7 +136,8 @@ def _dense_outputs(
             "inputs) -> outputs",
         )
     (images,) = regroup(inputs, _number(inputs))
-    _check_outputs(net_fn, params, images)
+    with taken_by_net(inputs, batches=True):
+        _check_outputs(net_fn, params, images)
     wanted = outputs_of(net_fn, params, images)
     if not np.isfinite(wanted).all():
         raise OptionError(
@@ -135,6 +145,7 @@ def _dense_outputs(
             "net_fn gives outputs that are not finite for some of the inputs; expected "
             "finite logits, look for NaN in params and inputs",
         )
+    check_size("net_fn", "net_fn gives outputs of", wanted, least=1 / LARGEST)
     return wanted, images
 
 

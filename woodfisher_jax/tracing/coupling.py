@@ -111,6 +111,8 @@ class Coupling:
         self.outcomes: dict[Place, list[Array]] = {}
         self.held: dict[Place, list[Array]] = {}
         self.costs: list[Cost] = []
+        # Axes that are heads if they are in a later product of two activations.
+        self._queries: list[Axis] = []
         self.read: dict[str, list[Axis]] = {path: [] for path in shapes}
         self.made: dict[str, list[Axis]] = {path: [] for path in shapes}
         self.weights = {path: self._new(shape).axes for path, shape in shapes.items()}
@@ -570,15 +572,20 @@ class Coupling:
         """Says which axes of a product of two activations are heads.
 
         Those that both have; or, where all queries meet one head of keys, those that
-        queries have beside what is summed, of one projection.
+        queries have beside what is summed, of one projection, once the scores meet
+        values: a weight that is made of activations has outputs beside its inputs too.
         """
         for axis in shared:
             self.units.mark_heads(axis)
+        here = {c for axis in free for c in self.units.classes(axis[0])}
+        for queries in self._queries:
+            if not here.isdisjoint(self.units.classes(queries[0])):
+                self.units.mark_heads(queries)
         if any(map(self._goes, shared)):
             return
         for axis in free:
             if any(self._of_one_axis(axis, inside) for inside in summed):
-                self.units.mark_heads(axis)
+                self._queries.append(axis)
 
     def _of_one_axis(self, first: Axis, second: Axis) -> bool:
         """Whether two axes that may go are parts of one axis of a weight."""

@@ -107,11 +107,14 @@ class Other(NamedTuple):
             changes it before a product with activations.
         hides_product: Whether the tensor is multiplied with activations in a way that
             is not followed: in a loop, or through a tensor computed from it.
+        subtracted: The tensor as a bias, if it is subtracted from the output of a
+            layer, as the mean of a batch norm is.
     """
 
     path: str
     primitive: str
     hides_product: bool
+    subtracted: Bias | None = None
 
     @property
     def reason(self) -> str:
@@ -295,9 +298,10 @@ def _computed(
         paths = frozenset().union(*(value.paths for value in inputs))
         through = next((value.through for value in inputs if value.through), name)
         return [_Value(paths=paths, through=through)] * outputs
-    bias = _bias(equation, inputs) if name in ("add", "add_any") else None
+    bias = _bias(equation, inputs) if name in ("add", "add_any", "sub") else None
     if bias is not None:
-        found.append(bias)
+        minus = Other(bias.path, name, False, bias)
+        found.append(minus if name == "sub" else bias)
         return [_ACTIVATION]
     hides = contains_product(equation)
     for value in inputs:
@@ -449,7 +453,7 @@ def view_entries(shape: tuple[int, ...], views: Sequence[View]) -> np.ndarray:
 
 
 def _bias(equation: Any, inputs: Sequence[_Value]) -> Bias | None:
-    """The bias of a layer, if this addition is one."""
+    """The bias of a layer, if this addition or subtraction is one."""
     total = equation.outvars[0].aval.shape
     for i, (output, bias) in enumerate((inputs, inputs[::-1])):
         same_shape = equation.invars[i].aval.shape == total

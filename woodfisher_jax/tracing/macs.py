@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from woodfisher_jax.tracing.axes import Product, Trace, traced
+from woodfisher_jax.tracing.axes import Trace, traced
+from woodfisher_jax.tracing.occurrences import Occurrence
 from woodfisher_jax.trees.blocks import FlatOrder
 from woodfisher_jax.trees.masks import MasksLike, count, paired
 from woodfisher_jax.trees.paths import Params, leaves_by_path
@@ -81,13 +82,13 @@ def macs_per_weight(
     }
     if paths is None:
         # In the order of the program: a tree of dicts is sorted by name.
-        ranked = dict.fromkeys(u.path for u in trace.uses if isinstance(u, Product))
+        ranked = dict.fromkeys(u.path for u in trace.uses if isinstance(u, Occurrence))
         return {path: costs[path] for path in ranked if costs[path]}
     return costs
 
 
 def _macs(trace: Trace, path: str) -> int:
-    hidden, own = trace.hidden(path), trace.products(path)
+    hidden, own = trace.hidden(path), trace.occurrences(path)
     if any(product.macs is None for product in own):
         hidden = (
             hidden or "is in a loop or branch that runs a number of times not known"

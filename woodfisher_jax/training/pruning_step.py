@@ -2,7 +2,6 @@
 
 import functools
 import logging
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from woodfisher_jax.data import batches
-from woodfisher_jax.info import PruneInfo, PruneWarning
+from woodfisher_jax.info import PruneInfo, unwarned
 from woodfisher_jax.masked import mask_state
 from woodfisher_jax.prune import plan_pruning, prune
 from woodfisher_jax.report import metrics
@@ -101,8 +100,7 @@ def prune_state(
             measure=errors,
             damping=options["method"].damping,
         )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", PruneWarning)  # they go into the log
+    with unwarned():  # they go into the log
         params, masks, info = step(
             rows.loss_fn,
             state.params,

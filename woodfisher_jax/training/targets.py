@@ -5,6 +5,7 @@ what does not compile, and how much memory the rest needs.
 """
 
 import functools
+import logging
 import re
 import time
 from collections import Counter
@@ -35,6 +36,8 @@ from woodfisher_jax.training.pruning_step import dense_copy
 from woodfisher_jax.training.train_step import TrainState, averaging, train_step
 from woodfisher_jax.trees import blocks
 from woodfisher_jax.trees.samples import Examples
+
+logger = logging.getLogger(__name__)
 
 COLLECTIVES = (
     "all-gather",
@@ -94,11 +97,22 @@ class Report(NamedTuple):
         """Bytes that it takes at once."""
         return self.arguments + self.results - self.aliased + self.temporaries
 
+    def __str__(self) -> str:
+        """The outcome in one line."""
+        if self.failure:
+            return f"{self.name} does not compile: {self.failure}"
+        return (
+            f"{self.name} takes {self.peak / 1e9:.3g} GB of a device; compiled in "
+            f"{self.seconds:.1f} s of the processor"
+        )
+
 
 def compile_for(
     config: Config, target: Target, progress: Callback
 ) -> tuple[dict[str, Needs], list[Report]]:
     """Plans a run on a target and compiles its programs; nothing is read or run.
+
+    Each program is logged as soon as it is compiled.
 
     Args:
         config: Of the run; what it starts from is not read.
@@ -124,6 +138,8 @@ def compile_for(
     for number, program in enumerate(found):
         progress(program.name, number, len(found))
         reports.append(report(program))
+        # Each may take minutes, and a table comes after the last.
+        logger.info("%s", reports[-1])
     return needs, reports
 
 
@@ -160,9 +176,7 @@ def check(reports: list[Report], target: Target) -> None:
     Raises:
         NotForTargetError: Naming the programs, and why.
     """
-    lines = [
-        f"{one.name} does not compile: {one.failure}" for one in reports if one.failure
-    ]
+    lines = [str(one) for one in reports if one.failure]
     lines += [
         f"{one.name} takes {one.peak / 1e9:.3g} GB of a device, which has "
         f"{target.kind.memory / 1e9:.3g} GB; take more devices, a smaller batch_size "

@@ -51,6 +51,16 @@ class FlatOrder(NamedTuple):
             starts.append(stop)
         return tuple(starts)
 
+    @property
+    def layer_ranges(self) -> dict[str, tuple[int, int]]:
+        """Where each layer starts and stops: by path, of stacked ones with a number."""
+        names = [
+            path if axes.sizes[0] == 1 else f"{path}[{number}]"
+            for path, axes in zip(self.paths, self.axes, strict=True)
+            for number in range(axes.sizes[0])
+        ]
+        return dict(zip(names, pairwise(self.layers), strict=True))
+
 
 def flat_order(tensors: Mapping[str, jax.Array], axes: Axes | None = None) -> FlatOrder:
     """Fixes the flat order of the prunable tensors.

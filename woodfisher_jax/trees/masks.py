@@ -295,14 +295,22 @@ def apply_masks(params: Params, masks: MasksLike) -> Params:
         [1.0, 0.0]
     """
     leaves = leaves_by_path(params)
-    # `where`, not a product: 0 * inf is not 0, and -1 * 0 is -0.
+    paired = _paired(leaves, masks)
     return replace_leaves(
-        params,
-        {
-            path: jnp.where(mask, leaves[path], jnp.zeros((), leaves[path].dtype))
-            for path, mask in _paired(leaves, masks).items()
-        },
+        params, _masked({path: leaves[path] for path in paired}, paired)
     )
+
+
+@jax.jit
+def _masked(
+    leaves: dict[str, jax.Array], masks: dict[str, jax.Array]
+) -> dict[str, jax.Array]:
+    """Zero where the mask is False, as one program and not one for each shape."""
+    # `where`, not a product: 0 * inf is not 0, and -1 * 0 is -0.
+    return {
+        path: jnp.where(mask, leaves[path], jnp.zeros((), leaves[path].dtype))
+        for path, mask in masks.items()
+    }
 
 
 def count(masks: MasksLike) -> tuple[int, int]:
@@ -377,6 +385,17 @@ def num_kept(num_weights: int, target_sparsity: float) -> int:
     # 32,360 x (1 - 0.9) is 3,235.9999999999995 in floating point. The margin is below a
     # millionth: 1,000,001 x (1 - 0.000001) is 999,999.999999 and not a million.
     return math.floor(num_weights * (1.0 - target_sparsity) + 5e-7)
+
+
+def most_sparse(num_weights: int) -> float:
+    """The largest sparsity that leaves one of so many weights, rounded down.
+
+    Example:
+        >>> wf.masks.most_sparse(15)
+        0.933
+    """
+    scale = 10 ** (len(str(num_weights)) + 1)
+    return (num_weights - 1) * scale // num_weights / scale
 
 
 def traced_num_kept(num_weights: int, target_sparsity: jax.Array) -> jax.Array:

@@ -1,0 +1,41 @@
+"""Programs of their own."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from woodfisher_jax.driver import programs
+from woodfisher_jax.trees import vectors
+from woodfisher_jax.trees.blocks import flat_order
+
+PARAMS = {"w": jnp.asarray([[1.0, -2.0], [3.0, 0.5]]), "b": jnp.ones(2)}
+MASKS = {"w": jnp.asarray([[True, False], [True, True]])}
+
+
+def test_it_is_the_function() -> None:
+    order = flat_order(MASKS)
+    found = programs.to_vectors(PARAMS, MASKS, order)
+    np.testing.assert_array_equal(found[1], [1.0, 0.0, 3.0, 0.5])
+    expected = vectors.to_vectors(PARAMS, MASKS, order)
+    np.testing.assert_array_equal(found[1], expected[1])
+    assert programs.to_vectors.__name__ == "to_vectors"
+
+
+def test_it_is_traced_once_for_each_static_argument() -> None:
+    traced = []
+
+    @programs.quickly_compiled("power")
+    def raised(x, power):
+        traced.append(power)
+        return x**power
+
+    for power in (2, 2, 3, 2):
+        assert raised(jnp.float32(2.0), power=power) == 2.0**power
+    assert traced == [2, 3]
+
+
+def test_the_options_are_those_of_this_xla(monkeypatch: pytest.MonkeyPatch) -> None:
+    """XLA refuses an option that it does not have; the one above it has."""
+    monkeypatch.setattr(programs, "QUICK", {"xla_cpu_no_such_option": False})
+    with pytest.raises(Exception, match="no_such_option"):
+        programs.quickly_compiled()(jnp.sin)(jnp.float32(1.0))

@@ -1,0 +1,64 @@
+"""Inputs that are no batch of the network are named, not what JAX makes of them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import woodfisher_jax as wf
+from woodfisher_jax.rows.inputs import check_targets
+
+PARAMS = {"a": np.ones((3, 5), np.float32), "c": np.ones((5, 2), np.float32)}
+MASKS = {"c": jnp.ones((5, 2), bool).at[1].set(False)}
+ROWS = np.ones((6, 3), np.float32)
+
+
+def net(params, x):
+    return jax.nn.relu(x @ params["a"]) @ params["c"]
+
+
+CALLS = {
+    "prune_layerwise": lambda net, x: wf.prune_layerwise(net, PARAMS, x, sparsity=0.5),
+    "prune_outputs": lambda net, x: wf.prune_outputs(net, PARAMS, x, sparsity=0.5),
+    "structures": lambda net, x: wf.structures(net, PARAMS, x),
+    "shrink": lambda net, x: wf.shrink(net, PARAMS, MASKS, x),
+    "shrunk": lambda net, x: wf.shrunk(net, PARAMS, MASKS, x),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_what_is_no_batch_is_named_with_what_to_give(name: str) -> None:
+    with pytest.raises(wf.OptionError, match=r"tuple of 3.*concatenate") as caught:
+        CALLS[name](net, (ROWS[:2], ROWS[2:4], ROWS[4:]))
+    assert "an array of shape (2, 3), read as one batch, which net" in str(caught.value)
+    for given in (list(ROWS), list(np.ones((6, 4, 3, 2), np.float32))):
+        with pytest.raises(wf.OptionError, match=r"list of 6.*np.stack\(inputs\)"):
+            CALLS[name](net, given)
+    given = [{"x": ROWS}, {"x": ROWS}]
+    with pytest.raises(wf.OptionError, match="2, the first a dict, read as") as caught:
+        CALLS[name](net, given)
+    assert ("tuple(inputs)" in str(caught.value)) == name.startswith("prune")
+    assert ("give inputs[0]" in str(caught.value)) == name.startswith(("str", "shr"))
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_other_errors_of_a_network_are_its_own(name: str) -> None:
+    with pytest.raises(TypeError, match="contracting dimensions"):
+        CALLS[name](net, ROWS[:, :2])
+
+    def training(params, x):
+        raise ValueError("Dropout requires a key")
+
+    with pytest.raises(ValueError, match="requires a key") as caught:
+        CALLS[name](training, ROWS)
+    assert any("inference_mode" in note for note in caught.value.__notes__)
+    with pytest.raises(wf.OptionError, match=r"tuple of 1, .* a key") as caught:
+        CALLS[name](training, (ROWS,))
+    cause = caught.value.__cause__
+    assert any("inference_mode" in note for note in cause.__notes__)
+
+
+def test_targets_whose_squares_leave_float32_are_refused() -> None:
+    assert check_targets([0.0, -1e15], 2).tolist() == [0.0, np.float32(-1e15)]
+    with pytest.raises(wf.OptionError, match=r"targets are 1e\+20 at most; expected"):
+        check_targets(-1e20, 2)
