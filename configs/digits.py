@@ -3,9 +3,9 @@
     python -m woodfisher_jax.main --config=configs/digits.py
 
 No download. Prunes gradually with WoodFisher and retrains, then repeats the run with
-global magnitude on the same schedule: 41 processor seconds. Dense 97.78 %, final 96.67 %
-(WoodFisher) and 97.22 % (magnitude) of 360 test images; over seeds 0 to 2 97.96 %,
-97.50 % and 97.59 %.
+global magnitude on the same schedule: 41 processor seconds. Dense 97.78 %, final
+96.67 % (WoodFisher) and 97.22 % (magnitude) of 360 test images; over seeds 0 to 2
+97.96 %, 97.50 % and 97.59 %.
 
 The variant ``:short`` prunes and retrains within one epoch: 97.22 % and 95.56 %.
 """
