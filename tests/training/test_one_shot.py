@@ -85,7 +85,7 @@ def test_structure_goes_by_times_that_the_run_keeps(tmp_path: Path) -> None:
         ({"data": {}}, r"config.data.dir=None; expected some text"),
         ({"init_from": "nowhere"}, r"config.init_from: nowhere/config.json is not"),
         ({"prune": {"sparsity": 0.5, "pattern": "2:3"}}, r"config.prune.sparsity: "),
-        ({"prune": {}}, r"config.prune.sparsity: sparsity=None; expected"),
+        ({"prune": {}}, r"config.prune.sparsity: sparsity is missing; expected"),
         (
             {"prune": {"sparsity": 0.5, "latency": 0.5}},
             r"config.prune.latency: latency=0.5 without structures",
