@@ -37,17 +37,21 @@ NO_TRACEBACKS = {
 """Leave the source lines of each operation out of what is compiled."""
 
 LONGEST = (
-    "test_docs.py",
     "test_main.py",
     "test_prune.py",
-    "test_step.py",
-    "test_inverse.py",
-    "test_prune_layers.py",
-    "test_loop.py",
+    "test_docs.py",
     "test_sequence.py",
-    "test_masked.py",
-    "test_matching.py",
+    "test_loop.py",
+    "test_models.py",
+    "test_inverse.py",
+    "test_plan.py",
     "test_pruning_step.py",
+    "test_prune_layers.py",
+    "test_page.py",
+    "test_sharding.py",
+    "test_shrink.py",
+    "test_step.py",
+    "test_masked.py",
 )
 """Files that take long, the longest first, so that both workers end together."""
 

@@ -20,8 +20,8 @@ DIGITS = "--config=digits"
 SMALL = (
     DIGITS,
     "--config.dense.epochs=1",
-    "--config.train.epochs=2",
-    "--config.prune.end=2",
+    "--config.train.epochs=1",
+    "--config.prune.end=1",
     "--config.prune.num_samples=50",
     "--config.prune.target_sparsity=0.9",
     "--config.model.hidden=(16,)",
