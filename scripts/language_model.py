@@ -73,6 +73,9 @@ def run_row(arguments: argparse.Namespace, row: str) -> dict[str, Any]:
     with np.load(arguments.tokens) as file:
         calibration = file["calibration"][: arguments.calibration].astype(np.int32)
         evaluation = file["evaluation"][: arguments.evaluation].astype(np.int32)
+        if arguments.kept_apart:
+            rest = file["calibration"][2 * arguments.calibration :]
+            evaluation = rest[: arguments.evaluation].astype(np.int32)
         kinds = [str(k) for k in file["kinds"]] if "kinds" in file else []
 
     def net_fn(params: Any, tokens: jax.Array) -> jax.Array:
@@ -96,7 +99,7 @@ def run_row(arguments: argparse.Namespace, row: str) -> dict[str, Any]:
         "cpu_seconds": round(time.process_time() - cpu, 1),
         "peak_gb": round(peak_rss_bytes() / 1e9, 2),
     }
-    kinds = kinds[: len(evaluation)]
+    kinds = [] if arguments.kept_apart else kinds[: len(evaluation)]
     if row != "dense" and structured(goal.get("pattern")):
         whole, dense_fn = original, net_fn
         net_fn, params = wf.shrunk(net_fn, params, masks, evaluation[:1])
@@ -225,6 +228,12 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", required=True)
     parser.add_argument("--calibration", type=int, default=32, help="sequences")
     parser.add_argument("--evaluation", type=int, default=12, help="sequences")
+    parser.add_argument(
+        "--kept-apart",
+        action="store_true",
+        help="evaluate on calibration text, behind twice what is pruned with: by this "
+        "options are chosen",
+    )
     parser.add_argument("--out", type=Path)
     parser.add_argument("--alone", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -237,6 +246,7 @@ def main() -> None:
         own = [str(arguments.folder), str(arguments.tokens), "--alone"]
         own += [f"--calibration={arguments.calibration}"]
         own += [f"--evaluation={arguments.evaluation}"]
+        own += ["--kept-apart"] * arguments.kept_apart
         lines = []
         for row in arguments.rows:
             command = [sys.executable, __file__, "prune", *own, "--rows", row]
