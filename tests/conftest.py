@@ -10,6 +10,7 @@ import gc
 import os
 import shutil
 import tempfile
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -18,11 +19,15 @@ SHARED = Path(
     os.environ.get("WOODFISHER_SHARED", Path(__file__).parents[1].parent / "shared")
 )
 
+# XLA ends the process for a flag that it does not have, as this one since 0.11.1.
+JAXLIB = tuple(int(part) for part in version("jaxlib").split(".")[:3])
+NO_EMITTERS = ["--xla_cpu_use_fusion_emitters=false"] if JAXLIB < (0, 11, 1) else []
+
 FAST_COMPILATION = (
     "--xla_backend_optimization_level=0",
     "--xla_llvm_disable_expensive_passes=true",
     "--xla_cpu_parallel_codegen_split_count=1",
-    "--xla_cpu_use_fusion_emitters=false",
+    *NO_EMITTERS,
 )
 """Switch LLVM's optimizations off: most of the suite's time is compilation.
 

@@ -1,11 +1,22 @@
 """The figures of a step as a table, and those of several steps as those of one."""
 
 import re
+import threading
 from html.parser import HTMLParser
 
 import pytest
 
-from woodfisher_jax.info import MOST_TENSORS, SUMS, Clock, PruneInfo, Trial, joined
+from woodfisher_jax.info import (
+    MOST_TENSORS,
+    SUMS,
+    Clock,
+    PruneInfo,
+    PruneWarning,
+    Trial,
+    joined,
+    unwarned,
+    warn_of,
+)
 
 
 def info(**changed) -> PruneInfo:
@@ -108,3 +119,21 @@ def test_a_notebook_shows_the_same_in_its_own_colours() -> None:
         assert f"<b>{name}</b> {text.replace(chr(39), '&#x27;')}" in found
     # No colour that only one of light and dark can show.
     assert not re.search(r"#[0-9a-f]{3}\b|black|white", found.replace("&#x27;", ""))
+
+
+def test_what_one_thread_keeps_silent_another_says() -> None:
+    inside, done = threading.Event(), threading.Event()
+
+    def silent() -> None:
+        with unwarned():
+            warn_of([info(warnings=("hidden",))], stacklevel=1)
+            inside.set()
+            done.wait(10)
+
+    thread = threading.Thread(target=silent)
+    thread.start()
+    inside.wait(10)
+    with pytest.warns(PruneWarning, match="shown"):
+        warn_of([info(warnings=("shown",))], stacklevel=1)
+    done.set()
+    thread.join()

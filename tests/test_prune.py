@@ -572,12 +572,13 @@ def test_half_precision_parameters_keep_their_dtype(method, monkeypatch) -> None
     np.testing.assert_allclose(found, weights, rtol=0.01, atol=0.01)
 
 
-def test_it_runs_where_float64_is_enabled() -> None:
+@pytest.mark.parametrize("method", ["woodfisherblock", "diagfisher"])
+def test_it_runs_where_float64_is_enabled(method) -> None:
     with jax.enable_x64(True):
         params = jax.tree.map(lambda a: np.asarray(a, np.float64), params_of())
-        found = run(jax.tree.map(jnp.asarray, params))
+        found = run(jax.tree.map(jnp.asarray, params), method=method)
         assert found[0]["out"].dtype == jnp.float64
-    assert_step(found, expected_step("woodfisherblock", "global", 0.6))
+    assert_step(found, expected_step(method, METHODS[method].scopes[0], 0.6))
 
 
 def test_magnitude_needs_neither_samples_nor_loss() -> None:

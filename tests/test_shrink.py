@@ -363,3 +363,51 @@ def test_what_a_gate_closes_on_the_given_inputs_alone_is_refused() -> None:
     closed = {"x": jnp.ones((5, 4)), "open": jnp.zeros((5, 1), bool)}
     with pytest.raises(ValueError, match="differs from place to place or with"):
         wf.shrink(net, params, masks, closed)
+
+
+def looked_up(params, inputs):
+    x, kind = inputs
+    h = jax.nn.relu(x @ params["a"] + params["t"][kind])
+    return h @ params["c"] + params["b"]
+
+
+def one_of_a_table(params, inputs):
+    x, kind = inputs
+    row = jax.lax.dynamic_index_in_dim(params["t"], kind[0], keepdims=False)
+    return jax.nn.relu(x @ params["a"] + row) @ params["c"] + params["b"]
+
+
+def weighted(params, inputs):
+    x, kind = inputs
+    h = jax.nn.relu(x @ params["a"] + 1.0)
+    return jnp.einsum("bn,b->bn", h, 1.0 * kind) @ params["c"] + params["b"]
+
+
+@pytest.mark.parametrize("net", [looked_up, one_of_a_table, weighted])
+def test_what_the_inputs_choose_is_no_constant_whatever_the_batch_holds(net) -> None:
+    rng = np.random.default_rng(0)
+    shapes = {"a": (3, 6), "t": (2, 6), "c": (6, 4), "b": (4,)}
+    params = {name: normal(rng, *shape) for name, shape in shapes.items()}
+    masks = {"a": np.ones((3, 6), bool)}
+    masks["a"][:, 1] = False
+    x = rng.standard_normal((5, 3)).astype(np.float32), np.zeros(5, np.int32)
+    with pytest.raises(ValueError, match="differ"):
+        wf.shrink(net, params, masks, x)
+
+
+def test_the_caller_s_arrays_stay_as_they_are() -> None:
+    """Arrays of float64 could be changed where they are."""
+    rng = np.random.default_rng(0)
+    params = {"a": rng.normal(size=(3, 6)), "ba": np.ones(6)}
+    params |= {"c": rng.normal(size=(6, 4)), "b": np.zeros(4)}
+    masks = {"a": np.ones((3, 6), bool)}
+    masks["a"][:, 1] = False
+
+    def net(params, x):
+        h = jax.nn.relu(x @ params["a"] + params["ba"])
+        return h @ params["c"] + params["b"]
+
+    x = rng.normal(size=(5, 3)).astype(np.float32)
+    small = wf.shrink(net, params, masks, x)
+    np.testing.assert_array_equal(params["b"], 0.0)
+    np.testing.assert_allclose(small["b"], params["c"][1], rtol=1e-6)

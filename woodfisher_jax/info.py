@@ -1,6 +1,7 @@
 """What a pruning step did: figures, and wall time of its phases."""
 
 import contextlib
+import contextvars
 import html
 import time
 import warnings
@@ -17,12 +18,20 @@ class PruneWarning(UserWarning):
     """A step was taken, but on no information, or with nothing left of a tensor."""
 
 
+_SILENT = contextvars.ContextVar("silent", default=False)
+
+
 @contextlib.contextmanager
 def unwarned() -> Iterator[None]:
-    """Leaves what steps warn of to whoever reads ``info.warnings``."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", PruneWarning)
+    """Leaves what steps warn of to whoever reads ``info.warnings``.
+
+    In this thread alone, which the filters of ``warnings`` do not tell from others.
+    """
+    before = _SILENT.set(True)
+    try:
         yield
+    finally:
+        _SILENT.reset(before)
 
 
 class Trial(NamedTuple):
@@ -250,6 +259,8 @@ def warn_of(infos: Sequence[PruneInfo], stacklevel: int) -> None:
         stacklevel: Of the line that is to blame, as for ``warnings.warn`` in the
             function that calls this one.
     """
+    if _SILENT.get():
+        return
     counts = Counter(text for info in infos for text in info.warnings)
     for text, number in counts.items():
         often = f"in {number} of {len(infos)} steps: " if len(infos) > 1 else ""

@@ -365,9 +365,11 @@ def _folded(
                 f"numbers to be added to {bias.path!r}, which is read in several places"
             )
         old = changed.get(bias.path, leaves[bias.path])
-        total = np.asarray(old, np.float64).reshape(-1)
+        # A copy: the array is the caller's.
+        total = np.array(old, np.float64).reshape(-1)
         total[bias.entries] += sign * row
-        changed[bias.path] = jnp.asarray(total.reshape(old.shape), old.dtype)
+        dtype = jax.dtypes.canonicalize_dtype(old.dtype)
+        changed[bias.path] = jnp.asarray(total.reshape(old.shape), dtype)
     return changed
 
 

@@ -392,7 +392,8 @@ def without_units(scores: jax.Array, unit: jax.Array | float) -> jax.Array:
 
 
 def power_of_two(number: jax.Array) -> jax.Array:
-    """The one below a positive float32; 1 for what is not finite and positive."""
+    """The one below a positive number; 1 for what is not finite and positive."""
+    number = number.astype(jnp.float32)
     # Its exponent alone: exp2 need not be exact.
     bits = jax.lax.bitcast_convert_type(number, jnp.int32)
     found = jax.lax.bitcast_convert_type(bits & 0x7F800000, jnp.float32)

@@ -34,8 +34,10 @@ def test_it_is_traced_once_for_each_static_argument() -> None:
     assert traced == [2, 3]
 
 
-def test_the_options_are_those_of_this_xla(monkeypatch: pytest.MonkeyPatch) -> None:
-    """XLA refuses an option that it does not have; the one above it has."""
+def test_an_option_that_xla_does_not_have_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """So that the tests above show that it has those that are given."""
     monkeypatch.setattr(programs, "QUICK", {"xla_cpu_no_such_option": False})
     with pytest.raises(Exception, match="no_such_option"):
         programs.quickly_compiled()(jnp.sin)(jnp.float32(1.0))

@@ -124,6 +124,7 @@ def test_what_is_no_run_says_what_is_missing(tmp_path: Path) -> None:
     ("given", "meant"),
     [
         ("runs/digts", "runs/digits"),
+        ("runs/digit", "runs/digits"),
         ("rnus/digits", "runs/digits"),
         ("runs/mnist", "runs/mnist-20260101-120000"),
         ("runs", "runs/mnist-20260101-120000"),
@@ -138,7 +139,8 @@ def test_the_nearest_run_is_suggested(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     # As they were made, the newest last.
-    for time, name in enumerate(("digits", "mnist-20250101", "mnist-20260101-120000")):
+    names = "digits", "digits-95", "mnist-20250101", "mnist-20260101-120000"
+    for time, name in enumerate(names):
         folder = tmp_path / "runs" / name
         (folder / "checkpoints").mkdir(parents=True)
         (folder / "config.json").write_text("{}")

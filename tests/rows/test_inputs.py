@@ -62,3 +62,17 @@ def test_targets_whose_squares_leave_float32_are_refused() -> None:
     assert check_targets([0.0, -1e15], 2).tolist() == [0.0, np.float32(-1e15)]
     with pytest.raises(wf.OptionError, match=r"targets are 1e\+20 at most; expected"):
         check_targets(-1e20, 2)
+
+
+def test_a_list_of_batches_of_several_arrays_is_taken() -> None:
+    rng = np.random.default_rng(0)
+    one, other = (rng.standard_normal((8, n)).astype(np.float32) for n in (1, 2))
+    params = {"w": jnp.asarray(rng.standard_normal((3, 4)), jnp.float32)}
+
+    def net(params, batch):
+        return jnp.concatenate(batch, axis=-1) @ params["w"]
+
+    whole = tuple(np.concatenate([a, a]) for a in (one, other))
+    _, wanted, _ = wf.prune_layerwise(net, params, whole, sparsity=0.5)
+    _, masks, _ = wf.prune_layerwise(net, params, [(one, other)] * 2, sparsity=0.5)
+    np.testing.assert_array_equal(masks["w"], wanted["w"])

@@ -31,6 +31,18 @@ def test_the_config_is_written_and_can_be_read_back(tmp_path: Path) -> None:
     claim_workdir(workdir, small(seed=3))
 
 
+def test_a_folder_with_files_of_somebody_s_is_none_of_a_run(tmp_path: Path) -> None:
+    theirs = tmp_path / "config.json"
+    theirs.write_text('{"name": "my app"}')
+    with pytest.raises(ConfigError, match=r"no run's, such as 'config\.json'"):
+        held(tmp_path).__enter__()
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+    theirs.rename(tmp_path / ".hidden")
+    for _ in range(2):  # Then it is that of a run that has stopped early.
+        with held(tmp_path):
+            (tmp_path / "config.json").touch()
+
+
 def test_a_folder_without_a_checkpoint_is_free(tmp_path: Path) -> None:
     claim_workdir(tmp_path, small(seed=3))
     claim_workdir(tmp_path, small(seed=4))

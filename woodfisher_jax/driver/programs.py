@@ -5,16 +5,20 @@ from functools import cache, wraps
 from typing import ParamSpec, TypeVar
 
 import jax
+import jaxlib
 
 from woodfisher_jax import step
 from woodfisher_jax.trees import vectors
 
-QUICK = {"xla_cpu_use_fusion_emitters": False}
+QUICK: dict[str, bool | str] = {}
 """For XLA on a CPU: loops by LLVM directly, without a pipeline of MLIR for each.
 
 A step is a few large products and hundreds of small loops, whose compilation takes
-longer than they ever run.
+longer than they ever run. XLA refuses an option that it does not have, and since
+jaxlib 0.11.1 there is no choice.
 """
+if jaxlib.version.__version_info__ < (0, 11, 1):
+    QUICK["xla_cpu_use_fusion_emitters"] = False
 
 P = ParamSpec("P")
 T = TypeVar("T")

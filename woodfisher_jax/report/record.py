@@ -83,7 +83,9 @@ def _nearest_run(folder: Path) -> Path | None:
     files.sort(key=lambda file: (len(file.parts), -file.stat().st_mtime))
     names = [str(file.parent.relative_to(start)) for file in files]
     wanted = "" if start == folder else str(folder.relative_to(start))
-    close = [name for name in names if name.startswith(wanted)]
+    # A letter is missing, or the time that the command line adds.
+    close = difflib.get_close_matches(wanted, names, n=1, cutoff=0.9)
+    close += [name for name in names if name.startswith(wanted)]
     close += difflib.get_close_matches(wanted, names, n=1)
     return start / close[0] if close else None
 

@@ -159,7 +159,7 @@ def counted_inputs(inputs: Any) -> int:
 
 def _is_float_vector(array: Any) -> bool:
     dtype = getattr(array, "dtype", np.dtype(int))
-    return np.ndim(array) == 1 and jnp.issubdtype(dtype, jnp.floating)
+    return getattr(array, "ndim", 0) == 1 and jnp.issubdtype(dtype, jnp.floating)
 
 
 def check_size(name: str, what: str, values: Any, least: float = 0.0) -> None:

@@ -441,6 +441,10 @@ class Coupling:
             if size != len(axis):
                 self.units.fix(axis, reason)
             axes.append(axis if size == len(axis) else self.units.axis(size, reason))
+        if any(a.active for a in inputs[1:]):
+            # What is taken depends on the inputs, whatever the array holds.
+            for axis in axes:
+                self.units.mark_varying(axis)
         return Array(tuple(axes), any(a.active for a in inputs))
 
     def _dynamic_update_slice(
@@ -529,6 +533,10 @@ class Coupling:
             own.get(i) or self.units.axis(n, "is looked up")
             for i, n in enumerate(shape)
         ]
+        if places.active:
+            # What is looked up depends on the inputs, whatever the array holds.
+            for axis in axes:
+                self.units.mark_varying(axis)
         return Array(tuple(axes), array.active or places.active)
 
     # ------------------------------------------------------------------------ products
@@ -554,6 +562,8 @@ class Coupling:
             for a in summed[0]:
                 # Such as what is in a head, whose size scales the scores.
                 self.units.fix(left.axes[a], "is summed between two activations")
+            for axis in (*free[0], *free[1]):
+                self.units.mark_varying(axis)
         if left.active != right.active:
             side = int(left.active)
             weight = inputs[side]

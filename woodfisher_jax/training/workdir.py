@@ -53,9 +53,11 @@ def held(workdir: Path) -> Iterator[None]:
     holds nobody up.
 
     Raises:
-        ConfigError: If another process holds the folder, or it cannot be made.
+        ConfigError: If another process holds the folder, it cannot be made, or has
+            files that are no run's.
     """
     path = workdir / LOCK
+    _check_own(workdir)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         file = path.open("a+")  # Not "w": the holder's line stays.
@@ -82,6 +84,19 @@ def held(workdir: Path) -> Iterator[None]:
             file.truncate(0)
             os.write(file.fileno(), f"{json.dumps(holder)}\n".encode())
         yield
+
+
+def _check_own(workdir: Path) -> None:
+    """Raises for a folder with files in which no run has ever been."""
+    if not workdir.is_dir() or (workdir / "checkpoints").exists():
+        return
+    names = [path.name for path in workdir.iterdir() if path.name[0] != "."]
+    if names and LOCK not in names:
+        raise ConfigError(
+            f"workdir={workdir} holds files that are no run's, such as "
+            f"{min(names)!r}, which a run could replace; expected a run's folder, an "
+            "empty one or a new one"
+        )
 
 
 def _holder(path: Path) -> str:
