@@ -433,6 +433,17 @@ def test_squares_that_leave_float32_are_refused(scope: str) -> None:
         wf.prune_layerwise(net, params, X, sparsity=0.5, scope=scope)
 
 
+@pytest.mark.parametrize("scale", [1e-17, 1e-18, 1e-20])
+def test_inputs_whose_squares_vanish_are_refused(scale: float) -> None:
+    params = {"a": normal(0, 5, 6), "b": normal(1, 6, 3)}
+
+    def net(params, x):
+        return jax.nn.relu(x @ params["a"]) @ params["b"]
+
+    with pytest.raises(wf.OptionError, match=r"of the layer of 'a' are .*1e-15 or mo"):
+        wf.prune_layerwise(net, params, X * np.float32(scale), sparsity=0.5)
+
+
 def test_outputs_that_mean_nothing_share_nothing_out() -> None:
     """The softmax of a single logit is 1, whatever the network does."""
     params = {"a": normal(0, 5, 6), "b": normal(1, 6, 1)}

@@ -140,3 +140,8 @@ def test_a_pattern_says_how_far() -> None:
 def test_what_cannot_be_is_refused(arguments, options, message) -> None:
     with pytest.raises(OptionError, match=message):
         wf.prune_outputs(*arguments, **options)
+
+
+def test_no_samples_are_refused() -> None:
+    with pytest.raises(ValueError, match="num_samples=0; expected a whole number"):
+        wf.prune_outputs(net, PARAMS, INPUTS, sparsity=0.5, num_samples=0)

@@ -23,6 +23,9 @@ from woodfisher_jax.trees.masks import (
 )
 from woodfisher_jax.trees.paths import Params, leaves_by_path, replace_leaves
 
+SMALLEST = 1e-15
+"""Inputs of a layer, of which the largest is less, have squares that leave float32."""
+
 Layers = dict[Product, list[Layer]]
 """The layers of each product that are pruned."""
 
@@ -268,6 +271,7 @@ class Sequence:
         start = time.perf_counter()
         products = {self._key(product): product for product in stage}
         sums: dict[Any, list[jax.Array]] = {}
+        largest: dict[Any, jax.Array] = {}
         rows = dict.fromkeys(products, 0)
         new = segment.values(self.leaves)
         old = segment.values(self.original)
@@ -287,6 +291,8 @@ class Sequence:
                 if across:
                     parts.append(_moment(product.anywhere(), other, own))
                 sums[key] = jax.tree.map(jnp.add, sums[key], parts) if i else parts
+                most = jnp.max(jnp.abs(own)).astype(jnp.float32)
+                largest[key] = jnp.maximum(largest[key], most) if i else most
                 rows[key] += _positions(product, own)
         found = {
             key: (total[0] / rows[key], total[-1] / rows[key])
@@ -296,6 +302,7 @@ class Sequence:
         jax.block_until_ready(list(found.values()))
         for key, both in found.items():
             _check_finite(products[key].path, *both)
+            _check_not_tiny(products[key].path, float(largest[key]))
         self.seconds["inputs"] += time.perf_counter() - start
         return found
 
@@ -307,6 +314,16 @@ def _check_finite(path: str, *moments: jax.Array) -> None:
             f"the inputs of the layer of {path!r}, or their squares, are not finite "
             "for some of the examples; look for NaN or infinity in inputs and params, "
             "and for numbers that leave the range of the network's precision",
+        )
+
+
+def _check_not_tiny(path: str, largest: float) -> None:
+    if 0 < largest < SMALLEST:
+        raise OptionError(
+            "inputs",
+            f"the inputs of the layer of {path!r} are {largest:.3g} at most; expected "
+            f"{SMALLEST:g} or more, since their squares have to stay in float32: "
+            "multiply inputs by a constant",
         )
 
 

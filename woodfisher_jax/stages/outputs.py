@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from woodfisher_jax.info import PruneInfo, joined, unwarned, warn_of
-from woodfisher_jax.options import OptionError
+from woodfisher_jax.options import OptionError, plain
 from woodfisher_jax.rows.compute import watched
 from woodfisher_jax.rows.inputs import (
     LARGEST,
@@ -88,6 +88,11 @@ def prune_outputs(
     if sparsity is None:
         raise OptionError(
             "sparsity", "sparsity is missing; expected a fraction, such as 0.9"
+        )
+    if plain(num_samples) < 1:
+        raise OptionError(
+            "num_samples",
+            f"num_samples={num_samples}; expected a whole number from 1, such as 1000",
         )
     wanted, images = _dense_outputs(net_fn, params, inputs)
     drawn = _draws(len(wanted), num_samples, seed)
