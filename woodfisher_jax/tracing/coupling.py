@@ -16,7 +16,7 @@ import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from woodfisher_jax.tracing.entries import STAYS, Axis, Units
-from woodfisher_jax.tracing.layers import CALLS, REDUCTIONS, called
+from woodfisher_jax.tracing.layers import CALLS, REDUCTIONS, called, scan_lengths
 from woodfisher_jax.tracing.training_mode import explained
 from woodfisher_jax.trees.paths import Params, leaves_by_path
 
@@ -299,7 +299,7 @@ class Coupling:
         self, equation: Any, inputs: list[Array], place: Place, rounds: int
     ) -> list[Array]:
         settings = equation.params
-        first, second = settings["num_consts"], settings["num_carry"]
+        first, second = scan_lengths(equation)
         body, length = settings["jaxpr"], settings["length"]
         stacks = inputs[first + second :]
         for array in stacks:

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
-from woodfisher_jax.tracing.layers import CALLS, called, contains_product
+from woodfisher_jax.tracing.layers import CALLS, called, contains_product, scan_lengths
 from woodfisher_jax.trees.paths import Params
 
 
@@ -82,8 +82,7 @@ def _evaluate(
 
 def _stacked(equation: Any, weights: Sequence[bool]) -> bool:
     """Whether a scan runs over parameters."""
-    settings = equation.params
-    return any(weights[settings["num_consts"] + settings["num_carry"] :])
+    return any(weights[sum(scan_lengths(equation)) :])
 
 
 def _unrolled(
@@ -92,7 +91,7 @@ def _unrolled(
     """The results of a scan, round by round."""
     settings = equation.params
     body: ClosedJaxpr = settings["jaxpr"]
-    first, second = settings["num_consts"], settings["num_carry"]
+    first, second = scan_lengths(equation)
     constants, carry = list(inputs[:first]), list(inputs[first : first + second])
     stacks = inputs[first + second :]
     own = list(weights)

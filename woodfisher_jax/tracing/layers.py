@@ -275,6 +275,15 @@ def called(equation: Any) -> tuple[Jaxpr, Sequence[Any]]:
     )
 
 
+def scan_lengths(equation: Any) -> tuple[int, int]:
+    """How many operands of a scan are its constants, and how many its carry."""
+    settings = equation.params
+    if "num_consts" in settings:
+        return settings["num_consts"], settings["num_carry"]
+    consts, carry, _ = settings["ft_in"].unpack()  # Since jax 0.12.
+    return len(consts.vals), len(carry.vals)
+
+
 def contains_product(equation: Any) -> bool:
     """Whether an equation is, or calls, a product that may have a weight in it."""
     if equation.primitive.name in (*PRODUCTS, *_OPAQUE_PRODUCTS):

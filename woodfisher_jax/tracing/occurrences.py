@@ -19,6 +19,7 @@ from woodfisher_jax.tracing.layers import (
     REDUCTIONS,
     called,
     contains_product,
+    scan_lengths,
 )
 
 
@@ -217,6 +218,12 @@ class Walk:
             ]
         if name in ("slice", "dynamic_slice", "split"):
             return self._slices(equation, inputs, shapes)
+        if name == "unstack":
+            return self._unstacked(equation, inputs[0])
+        if name == "stack":
+            place = equation.params["axis"]
+            one = [self._expanded(array, place) for array in inputs]
+            return [self._partly("concatenate", one, shapes[0])]
         if name == "gather":
             return [self._gathered(equation, inputs)]
         if name in REDUCTIONS and len(shapes) == 1:
@@ -323,7 +330,7 @@ class Walk:
         self, equation: Any, inputs: list[Array], rounds: int | None
     ) -> list[Array]:
         settings = equation.params
-        consts, carry = settings["num_consts"], settings["num_carry"]
+        consts, carry = scan_lengths(equation)
         each = [
             _moved(_stacked(array, (0,)), lambda axes: axes[1:])
             for array in inputs[consts + carry :]
@@ -469,6 +476,18 @@ class Walk:
             result = _moved(_stacked(array, single), cut)
             results.append(result._replace(active=active))
         return results
+
+    def _unstacked(self, equation: Any, array: Array) -> list[Array]:
+        """The entries along an axis, each an array."""
+        place = equation.params["axis"]
+        self.torn.update(array.axes[place])
+        entry = _moved(_stacked(array, (place,)), lambda axes: _without(axes, [place]))
+        return [entry for _ in equation.outvars]
+
+    def _expanded(self, array: Array, place: int) -> Array:
+        """The array with an axis of length 1 more."""
+        more = self.dims.axis(1)
+        return _moved(array, lambda axes: (*axes[:place], more, *axes[place:]))
 
     def _uneven(self, axis: Axis, length: int) -> Axis:
         """The axis, if it was cut into parts of another length before."""

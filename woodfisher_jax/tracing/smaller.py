@@ -12,7 +12,7 @@ from jax.extend.core import Jaxpr, Literal
 from woodfisher_jax.tracing.coupling import MADE, Array, Coupling, Place
 from woodfisher_jax.tracing.entries import Axis
 from woodfisher_jax.tracing.flat import bind
-from woodfisher_jax.tracing.layers import CALLS, PRODUCTS, called
+from woodfisher_jax.tracing.layers import CALLS, PRODUCTS, called, scan_lengths
 
 Watch = Callable[[Place, Any, list[tuple[Any, Array]]], None]
 """Sees each product: its place, its equation, its operands' values and axes."""
@@ -180,7 +180,7 @@ class Smaller:
         self, equation: Any, inputs: list[tuple[Any, Array]], place: Place
     ) -> list[Any]:
         settings = equation.params
-        first, second = settings["num_consts"], settings["num_carry"]
+        first, second = scan_lengths(equation)
         body = settings["jaxpr"]
         consts, state = inputs[:first], inputs[first : first + second]
         stacks = inputs[first + second :]
