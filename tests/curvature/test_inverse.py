@@ -20,6 +20,7 @@ from woodfisher_jax.curvature import inverse
 from woodfisher_jax.curvature.fisher import _stored
 from woodfisher_jax.curvature.inverse import InverseFisher
 from woodfisher_jax.curvature.sources import InMemory, Stored, laid_out
+from woodfisher_jax.options import OptionError
 from woodfisher_jax.rows import disk, memory_plan, tiles
 from woodfisher_jax.rows.compute import STORES, Compute
 from woodfisher_jax.rows.gradients import as_partial
@@ -317,10 +318,10 @@ def test_a_tensor_that_is_all_pruned_already_has_no_part(store) -> None:
 @pytest.mark.parametrize("store", IN_MEMORY_OR_IN_PASSES)
 def test_one_weight_and_one_sample(store) -> None:
     params, samples = {"w": jnp.ones((1, 1))}, {"w": np.ones((1, 1, 1), np.float32)}
-    for sparsity, expected in ((0.0, [[1.0]]), (0.5, [[0.0]])):
-        given = {"store": store, "sparsity": sparsity, "masks": None}
-        found = run(params, samples, **given)
-        np.testing.assert_array_equal(found[0]["w"], expected)
+    found = run(params, samples, store=store, sparsity=0.0, masks=None)
+    np.testing.assert_array_equal(found[0]["w"], [[1.0]])
+    with pytest.raises(OptionError, match="leaves none of the 1 prunable weights"):
+        run(params, samples, store=store, sparsity=0.5, masks=None)
 
 
 # ------------------------------------------------------------------ what can go wrong
