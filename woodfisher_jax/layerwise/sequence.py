@@ -14,6 +14,7 @@ from woodfisher_jax.layerwise.sensitivity import Sensitivity, sensitivities
 from woodfisher_jax.layerwise.settings import LayerResult, Layerwise, LayerwiseInfo
 from woodfisher_jax.layerwise.windows import Head, Window
 from woodfisher_jax.options import OptionError
+from woodfisher_jax.rows.inputs import LARGEST
 from woodfisher_jax.tracing.capture import input_rows
 from woodfisher_jax.tracing.layers import Convolution, Product
 from woodfisher_jax.tracing.segments import Program, Segment
@@ -22,9 +23,6 @@ from woodfisher_jax.trees.masks import (
     sparsity_by_path,
 )
 from woodfisher_jax.trees.paths import Params, leaves_by_path, replace_leaves
-
-SMALLEST = 1e-15
-"""Inputs of a layer, of which the largest is less, have squares that leave float32."""
 
 Layers = dict[Product, list[Layer]]
 """The layers of each product that are pruned."""
@@ -318,11 +316,12 @@ def _check_finite(path: str, *moments: jax.Array) -> None:
 
 
 def _check_not_tiny(path: str, largest: float) -> None:
-    if 0 < largest < SMALLEST:
+    least = 1 / LARGEST
+    if 0 < largest < least:
         raise OptionError(
             "inputs",
             f"the inputs of the layer of {path!r} are {largest:.3g} at most; expected "
-            f"{SMALLEST:g} or more, since their squares have to stay in float32: "
+            f"{least:g} or more, since their squares have to stay in float32: "
             "multiply inputs by a constant",
         )
 

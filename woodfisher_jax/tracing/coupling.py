@@ -563,6 +563,7 @@ class Coupling:
                 # Such as what is in a head, whose size scales the scores.
                 self.units.fix(left.axes[a], "is summed between two activations")
             for axis in (*free[0], *free[1]):
+                # A constant times what depends on the inputs is none.
                 self.units.mark_varying(axis)
         if left.active != right.active:
             side = int(left.active)
