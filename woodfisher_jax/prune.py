@@ -184,7 +184,7 @@ def plan_pruning(
         (6, 2, ((6, 1, 'sample_space'),))
     """
     loss_fn, params = auto_axes((loss_fn, params))
-    job = checked_job(loss_fn, params, samples, **options)
+    job = checked_job(loss_fn, params, samples, caller="wf.plan_pruning", **options)
     if not isinstance(job.method, Sampled):
         return None
     return job.method.plan(problem_of(params, job))

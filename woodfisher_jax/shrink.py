@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from woodfisher_jax.options import OptionError
+from woodfisher_jax.rows.inputs import check_concrete
 from woodfisher_jax.selection.structures import Structures, structures
 from woodfisher_jax.tracing.coupling import Array, Place, coupled
 from woodfisher_jax.tracing.flat import bind
@@ -64,6 +65,7 @@ def shrink(net_fn: NetFn, params: Params, masks: MasksLike, inputs: Any) -> Para
         >>> small["a"].shape, small["c"].shape
         ((3, 3), (3, 2))
     """
+    check_concrete("wf.shrink", net_fn, params, masks, inputs)
     taken = _taken_out(net_fn, params, masks, inputs)
     other = (
         "wf.shrunk returns a function that runs them, whatever net_fn takes its shapes "
@@ -114,6 +116,7 @@ def shrunk(
         >>> small["a"].shape, small_net(small, jnp.ones((2, 3))).tolist()
         ((3, 3), [[15.0, 15.0], [15.0, 15.0]])
     """
+    check_concrete("wf.shrunk", net_fn, params, masks, inputs)
     taken = _taken_out(net_fn, params, masks, inputs)
     function = _Smaller(net_fn, params, taken.found, taken.gone)
     outputs = _outputs(function, taken.small, inputs)

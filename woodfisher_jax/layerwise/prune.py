@@ -28,7 +28,7 @@ from woodfisher_jax.layerwise.structures import (
 )
 from woodfisher_jax.layerwise.weights import SingleWeights
 from woodfisher_jax.rows.compute import watched
-from woodfisher_jax.rows.inputs import check_params, taken_by_net
+from woodfisher_jax.rows.inputs import check_concrete, check_params, taken_by_net
 from woodfisher_jax.selection.latencies import timed
 from woodfisher_jax.selection.patterns import GroupNames
 from woodfisher_jax.selection.structures import Structures, structures
@@ -111,6 +111,8 @@ def prune_layerwise(
         >>> masks["w"].tolist()
         [[True, False], [False, True]]
     """
+    arguments = (net_fn, params, inputs, sparsity, masks, options)
+    check_concrete("wf.prune_layerwise", arguments)
     settings = Layerwise().replace(**options)
     rule = rule_of(pattern)
     check_params(params)

@@ -31,10 +31,10 @@ from woodfisher_jax.options import plain
 from woodfisher_jax.prune import prune
 from woodfisher_jax.rows.compute import watched
 from woodfisher_jax.rows.gradients import LossFn, as_partial
-from woodfisher_jax.rows.inputs import check_size
+from woodfisher_jax.rows.inputs import check_concrete, check_size
 from woodfisher_jax.rows.projections import directions, projected
 from woodfisher_jax.schedules import levels
-from woodfisher_jax.tracing.axes import find_axes
+from woodfisher_jax.tracing.axes import traced
 from woodfisher_jax.tracing.training_mode import explained
 from woodfisher_jax.trees.masks import (
     Masks,
@@ -248,13 +248,14 @@ def prune_matched(
         >>> masks["w"].tolist(), len(infos)
         ([[True, False], [False, True]], 2)
     """
+    check_concrete("wf.prune_matched", stage, params, sparsity, masks, options)
     if not callable(stage):
         raise TypeError(
             f"stage is of type {type(stage).__name__}; expected a function (number, "
             "params) -> wf.matching.Stage(outputs_fn, inputs, wanted)"
         )
     found = _checked(stage(0, params), 0)
-    axes = find_axes(found.outputs_fn, params, found.inputs)
+    axes = traced(found.outputs_fn, params, found.inputs, "outputs_fn").axes()
     masks = init_masks(params, prunable, axes) if masks is None else masks
     check_masks(params, masks)
     way = _way(sparsity_of(masks), sparsity, stages, repairs)

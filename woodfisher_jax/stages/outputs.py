@@ -12,6 +12,7 @@ from woodfisher_jax.options import OptionError, plain
 from woodfisher_jax.rows.compute import watched
 from woodfisher_jax.rows.inputs import (
     LARGEST,
+    check_concrete,
     check_size,
     counted_inputs,
     taken_by_net,
@@ -82,6 +83,7 @@ def prune_outputs(
         >>> masks["w"].tolist(), info.sparsity
         ([[True, False], [False, True]], 0.5)
     """
+    check_concrete("wf.prune_outputs", net_fn, params, inputs, sparsity, masks, options)
     rule = parse(pattern)
     if sparsity is None and rule is not None:
         sparsity = rule.sparsity

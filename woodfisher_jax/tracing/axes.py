@@ -15,7 +15,7 @@ from jax.extend.core import Jaxpr
 from jax.tree_util import Partial
 
 from woodfisher_jax.tracing.occurrences import Hidden, Occurrence, Walk
-from woodfisher_jax.tracing.training_mode import explained
+from woodfisher_jax.tracing.training_mode import called_with, explained
 from woodfisher_jax.trees.axes import WeightAxes, conventional
 from woodfisher_jax.trees.paths import Params, leaves_by_path
 
@@ -68,13 +68,21 @@ def _hashable(f: Callable[..., Any]) -> Callable[..., Any]:
     return f
 
 
-def traced(f: Callable[[Params, Any], Any], params: Params, batch: Any) -> "Trace":
+def traced(
+    f: Callable[[Params, Any], Any], params: Params, batch: Any, name: str = "f"
+) -> "Trace":
     """Walks the program of a function; see :func:`find_axes`.
 
     A function that was walked with the same shapes is not traced again.
+
+    Args:
+        f: As for :func:`find_axes`.
+        params: As for :func:`find_axes`.
+        batch: As for :func:`find_axes`.
+        name: Of the caller's argument that ``f`` is, for messages.
     """
     given = f if isinstance(f, Partial) else Partial(_hashable(f))
-    with explained():
+    with called_with(name, batch), explained():
         # By jit, which keeps the program of a function and shapes.
         program = _applied.trace(given, params, batch).jaxpr.jaxpr
     if program in _TRACES:
