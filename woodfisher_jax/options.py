@@ -296,6 +296,19 @@ def checked(field: Field, value: Any) -> Any:
     raise OptionError(field.name, message)
 
 
+def check_whole(name: str, value: Any, least: int) -> None:
+    """Raises unless an argument that is no field is a whole number.
+
+    Raises:
+        OptionError: Naming the argument, what was expected and what came.
+    """
+    number = plain(value)
+    if isinstance(number, bool) or not isinstance(number, int) or number < least:
+        raise OptionError(
+            name, f"{name}={shown(value)}; expected a whole number from {least}"
+        )
+
+
 LONGEST_SHOWN = 100
 """Characters of a value in a message."""
 

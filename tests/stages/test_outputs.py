@@ -142,6 +142,47 @@ def test_what_cannot_be_is_refused(arguments, options, message) -> None:
         wf.prune_outputs(*arguments, **options)
 
 
-def test_no_samples_are_refused() -> None:
-    with pytest.raises(ValueError, match="num_samples=0; expected a whole number"):
-        wf.prune_outputs(net, PARAMS, INPUTS, sparsity=0.5, num_samples=0)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_samples": 0}, "num_samples=0; expected a whole number from 1"),
+        ({"num_samples": "100"}, "num_samples='100'; expected a whole number"),
+        ({"num_samples": 2.5}, "num_samples=2.5; expected a whole number"),
+        ({"stages": "3"}, "stages='3'; expected a whole number from 1"),
+        ({"stages": True}, "stages=True; expected a whole number from 1"),
+        ({"seed": "a"}, "seed='a'; expected a whole number from 0"),
+        ({"metric": "softmx"}, r"metric='softmx'; expected one of \['identity', 's"),
+        ({"metrc": "softmax"}, "prune_outputs .* no option 'metrc'.*mean 'metric'"),
+        ({"stage": 3}, "has no option 'stage'; did you mean 'stages'"),
+        ({"targets": 1.0}, "has no option 'targets'"),
+    ],
+)
+def test_options_are_checked_before_the_network_runs(options, message) -> None:
+    def never(params, x):
+        raise AssertionError
+
+    with pytest.raises(OptionError, match=message):
+        wf.prune_outputs(never, PARAMS, INPUTS, sparsity=0.5, **options)
+
+
+@pytest.mark.parametrize("scope", ["global", "layer"])
+def test_a_goal_that_cannot_be_is_named_before_the_first_stage(scope: str) -> None:
+    begun = []
+
+    def progress(label: str, done: int, total: int) -> None:
+        begun.append((label, done))
+
+    with pytest.raises(OptionError, match=r"sparsity=0\.999 leaves none of the"):
+        wf.prune_outputs(
+            net,
+            PARAMS,
+            INPUTS,
+            sparsity=0.999,
+            method="woodtaylorblock",
+            scope=scope,
+            progress=progress,
+        )
+    assert begun == [("stages", 0)]
+    masks = {"hidden": np.arange(48).reshape(6, 8) % 3 == 0}
+    with pytest.raises(OptionError, match=r"sparsity=0\.5 is below the 0\.66"):
+        wf.prune_outputs(net, PARAMS, INPUTS, sparsity=0.5, masks=masks)

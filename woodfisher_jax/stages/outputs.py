@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from woodfisher_jax.info import PruneInfo, joined, unwarned, warn_of
-from woodfisher_jax.options import OptionError, plain
+from woodfisher_jax.methods import check_names
+from woodfisher_jax.options import OptionError, check_whole
+from woodfisher_jax.prune import prune
 from woodfisher_jax.rows.compute import watched
 from woodfisher_jax.rows.inputs import (
     LARGEST,
@@ -18,7 +20,14 @@ from woodfisher_jax.rows.inputs import (
     taken_by_net,
 )
 from woodfisher_jax.selection.patterns import GroupNames, parse
-from woodfisher_jax.stages.matching import OutputsFn, Stage, outputs_of, prune_matched
+from woodfisher_jax.stages.matching import (
+    METHOD,
+    OutputsFn,
+    Stage,
+    check_settings,
+    outputs_of,
+    prune_matched,
+)
 from woodfisher_jax.tracing.training_mode import explained
 from woodfisher_jax.trees.masks import Masks, Prunable
 from woodfisher_jax.trees.paths import Params
@@ -84,6 +93,10 @@ def prune_outputs(
         ([[True, False], [False, True]], 0.5)
     """
     check_concrete("wf.prune_outputs", net_fn, params, inputs, sparsity, masks, options)
+    method = options.get("method", METHOD)
+    functions = (prune_outputs, prune_matched, prune)
+    check_names(options, method, *functions, without="targets")
+    check_settings(stages=stages, repairs=options.get("repairs", 0), metric=metric)
     rule = parse(pattern)
     if sparsity is None and rule is not None:
         sparsity = rule.sparsity
@@ -91,11 +104,8 @@ def prune_outputs(
         raise OptionError(
             "sparsity", "sparsity is missing; expected a fraction, such as 0.9"
         )
-    if plain(num_samples) < 1:
-        raise OptionError(
-            "num_samples",
-            f"num_samples={num_samples}; expected a whole number from 1, such as 1000",
-        )
+    check_whole("num_samples", num_samples, 1)
+    check_whole("seed", seed, 0)
     wanted, images = _dense_outputs(net_fn, params, inputs)
     drawn = _draws(len(wanted), num_samples, seed)
 
