@@ -70,6 +70,11 @@ def test_it_is_prune_matched_with_the_dense_outputs_as_targets() -> None:
         np.testing.assert_array_equal(found[path], masks[path])
         np.testing.assert_allclose(params[path], expected[path], rtol=1e-5, atol=1e-6)
     assert info.num_samples == 40
+    assert info.objective == "distance"
+    before, after = stage(2, params).wanted, net(params, stage(2, params).inputs)
+    relative = np.sum((after - before) ** 2) / np.sum(before**2)
+    assert info.outputs_error == pytest.approx(float(relative), rel=1e-4)
+    assert "predicted" not in str(info)
 
 
 def test_what_every_stage_finds_is_warned_of_once() -> None:

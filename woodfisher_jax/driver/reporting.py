@@ -50,6 +50,7 @@ def info_of(
         seconds_gradients=seconds["gradients"],
         seconds_curvature=seconds["curvature"],
         seconds_update=seconds["update"],
+        objective="loss" if job.targets is None or not job.targets.ndim else "distance",
     )._replace(**report)
 
 

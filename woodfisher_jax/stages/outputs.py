@@ -78,7 +78,8 @@ def prune_outputs(
 
     Returns:
         ``(params, masks, info)``: pruned weights are exactly zero in ``params``; times
-        in ``info`` are sums over the stages.
+        in ``info`` are sums over the stages, and ``info.outputs_error`` says how far
+        the outputs are from those of w₀.
 
     Raises:
         ValueError: As for :func:`woodfisher_jax.prune`.
@@ -129,7 +130,11 @@ def prune_outputs(
             **options,
         )
     warn_of(infos, stacklevel=3)
-    return params, masks, joined(infos)
+    after = stage(len(infos), params)
+    found = outputs_of(net_fn, params, after.inputs)
+    moved, size = np.linalg.norm(found - after.wanted), np.linalg.norm(after.wanted)
+    error = float(moved / size) ** 2 if size else 0.0
+    return params, masks, joined(infos)._replace(outputs_error=error)
 
 
 def _dense_outputs(
