@@ -90,6 +90,25 @@ def test_what_cannot_be_written_ends_with_a_reason(
     assert not list(tmp_path.rglob("*.html"))
 
 
+def test_a_file_that_is_there_stays_unless_it_may_be_replaced(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    one, two = write_run(tmp_path / "a"), write_run(tmp_path / "b", seed=1)
+    page, table = tmp_path / "x.html", tmp_path / "x.csv"
+    for there, runs in ((page, [one]), (page, [one, two]), (table, [one, two])):
+        there.write_text("mine")
+        with pytest.raises(SystemExit) as caught:
+            run(*runs, f"--out={page}")
+        assert caught.value.code == 2
+        assert f"out={there}: there is such a file" in capsys.readouterr().err
+        assert there.read_text() == "mine"
+        run(*runs, f"--out={page}", "--overwrite")
+        assert there.read_text() != "mine"
+        page.unlink()
+    run(one)
+    run(one)  # Its own page is written again.
+
+
 @pytest.mark.parametrize("number", [1, 2])
 def test_without_matplotlib_it_says_what_to_install(
     tmp_path: Path,
