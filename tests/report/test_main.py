@@ -1,7 +1,9 @@
 """The command writes pages, times products on request, and says what is wrong."""
 
 import csv
+import errno
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -107,6 +109,27 @@ def test_a_file_that_is_there_stays_unless_it_may_be_replaced(
         page.unlink()
     run(one)
     run(one)  # Its own page is written again.
+
+
+def test_of_a_folder_that_cannot_be_written_the_page_may_lie_elsewhere(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_run(tmp_path / "run")
+    written = os.replace
+
+    def closed(source: Path, path: Path) -> None:
+        if path.parent == folder:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        written(source, path)
+
+    monkeypatch.setattr(os, "replace", closed)
+    with pytest.raises(SystemExit) as caught:
+        run(folder)
+    assert caught.value.code == 1
+    found = capsys.readouterr().err
+    assert "accuracy.png cannot be written: Permission denied" in found
+    assert "--out=FILE.html writes the page elsewhere" in found
+    run(folder, f"--out={tmp_path / 'x.html'}")
 
 
 @pytest.mark.parametrize("number", [1, 2])

@@ -24,7 +24,7 @@ from woodfisher_jax.training.saved_run import read_run
 from woodfisher_jax.trees.masks import sparsity
 from woodfisher_jax.weights.files import check_output
 from woodfisher_jax.weights.latency import BATCH_SIZES, latency
-from woodfisher_jax.written_files import replace_file
+from woodfisher_jax.written_files import WriteError, replace_file
 
 
 def report(
@@ -151,7 +151,13 @@ def cli(arguments: Sequence[str] | None = None) -> None:
         OSError: FAILED,
     }
     with exits(codes), live("report"):
-        paths = report(given.runs, given.out, given.latency, given.overwrite)
+        try:
+            paths = report(given.runs, given.out, given.latency, given.overwrite)
+        except WriteError as error:
+            if given.out is not None or given.latency:
+                raise
+            elsewhere = "--out=FILE.html writes the page elsewhere"
+            raise WriteError(f"{error}; {elsewhere}") from error
     print("\n".join(map(str, paths)))
 
 
