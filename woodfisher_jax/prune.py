@@ -122,7 +122,6 @@ def prune(
         (2, ['w'], 0.5)
     """
     check_names(options, DEFAULT if method is None else method, prune)
-    goal = {"sparsity": sparsity, "scope": scope, "pattern": pattern}
     given = params
     loss_fn, params, masks = auto_axes((loss_fn, params, masks))
     job = checked_job(
@@ -138,7 +137,9 @@ def prune(
         axes=axes,
         diagnostics=diagnostics,
         flops_target=flops_target,
-        **goal,
+        sparsity=sparsity,
+        scope=scope,
+        pattern=pattern,
         **options,
     )
     infos = []

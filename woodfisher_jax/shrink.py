@@ -1,7 +1,7 @@
 """Structures taken out of a network that a mask has emptied."""
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -132,7 +132,6 @@ class _Taken(NamedTuple):
         gone: Units of those that are taken out.
         small: Smaller parameters.
         wanted: Outputs of the masked network.
-        folded: Tensors that what was taken out contributed to.
         rounding: How far these change when its parameters are rounded otherwise,
             relative to the largest.
     """
@@ -141,7 +140,6 @@ class _Taken(NamedTuple):
     gone: set[int]
     small: Params
     wanted: Any
-    folded: tuple[str, ...]
     rounding: Callable[[], float]
 
 
@@ -194,10 +192,8 @@ def _taken_out(net_fn: NetFn, params: Params, masks: MasksLike, inputs: Any) -> 
     unread = found.gone(nonzero, "inputs")
     constant = found.gone(nonzero, "outputs") - unread
     gone = _one_left(found, unread | constant)
-    folded: dict[str, jax.Array] = {}
     if constant & gone:
-        folded = _folded(net_fn, params, inputs, found, constant & gone)
-        leaves |= folded
+        leaves |= _folded(net_fn, params, inputs, found, constant & gone)
     smaller = Smaller(found.coupling, gone)
     small = []
     for path, axes in found.coupling.weights.items():
@@ -221,7 +217,7 @@ def _taken_out(net_fn: NetFn, params: Params, masks: MasksLike, inputs: Any) -> 
 
     tree = jax.tree.structure(params)
     small = jax.tree.unflatten(tree, small)
-    return _Taken(found, gone, small, wanted, tuple(folded), rounding)
+    return _Taken(found, gone, small, wanted, rounding)
 
 
 def _rounded(array: jax.Array) -> jax.Array:
@@ -270,7 +266,7 @@ class _Constants:
         found: Structures,
         constant: set[int],
         products: dict[Place, Product],
-        biases: Collection[Place],
+        biases: Mapping[Place, tuple[Bias, float]],
     ) -> None:
         self.found, self.constant = found, constant
         self.products, self.biases = products, biases
@@ -312,6 +308,12 @@ class _Constants:
             raise self.refused(
                 "numbers for which the layer that reads them has no bias, nor a mean "
                 "of a batch norm in params"
+            )
+        bias, _ = self.biases[place]
+        if not bias.alone:
+            raise self.refused(
+                f"numbers to be added to {bias.path!r}, but the output of that layer "
+                "is read without it as well, as by a skip connection"
             )
         features = feature_axes(self.products[place])
         rest = [i for i in range(rows.ndim) if i not in features]
@@ -409,13 +411,6 @@ def _names(found: Structures, gone: set[int]) -> set[str]:
 
 def _check_same(outputs: Any, taken: _Taken, whose: str) -> None:
     wanted = jax.tree.leaves(taken.wanted)
-    why = ""
-    if taken.folded:
-        why = (
-            f"; what they contribute was folded into {sorted(taken.folded)}, which is "
-            "wrong where the same output of a layer is read without it, as by a skip: "
-            "expected masks that empty the weights that read them as well"
-        )
     for new, old in zip(jax.tree.leaves(outputs), wanted, strict=True):
         if new.shape != old.shape:
             change = f"outputs of shape {old.shape} into {new.shape}"
@@ -429,7 +424,7 @@ def _check_same(outputs: Any, taken: _Taken, whose: str) -> None:
         raise OptionError(
             "masks",
             f"taking {_counted(taken.gone)} out of {_listed(taken)} "
-            f"changes {change}; these are {whose}{why}",
+            f"changes {change}; these are {whose}",
         )
 
 
