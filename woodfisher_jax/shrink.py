@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from woodfisher_jax.options import OptionError
-from woodfisher_jax.rows.inputs import check_concrete
+from woodfisher_jax.rows.inputs import check_concrete, check_net
 from woodfisher_jax.selection.structures import Structures, structures
 from woodfisher_jax.tracing.coupling import Array, Place, coupled
 from woodfisher_jax.tracing.flat import bind
@@ -177,7 +177,8 @@ class _Smaller:
 
 def _taken_out(net_fn: NetFn, params: Params, masks: MasksLike, inputs: Any) -> _Taken:
     """Takes out what masks have emptied, not compared yet."""
-    if not masks:
+    check_net(net_fn)
+    if not jax.tree.leaves(masks):
         raise OptionError(
             "masks",
             "masks is empty; expected those of wf.prune or wf.prune_layerwise, which "
@@ -306,8 +307,8 @@ class _Constants:
             return
         if place not in self.biases:
             raise self.refused(
-                "numbers for which the layer that reads them has no bias, nor a mean "
-                "of a batch norm in params"
+                "numbers for which the layer that reads them has no bias that is "
+                "added before anything else is, nor a mean of a batch norm in params"
             )
         bias, _ = self.biases[place]
         if not bias.alone:

@@ -45,6 +45,36 @@ OF_SAMPLES = {
 }
 
 
+@pytest.mark.parametrize("name", CALLS)
+def test_a_network_that_is_no_function_is_named(name: str) -> None:
+    with pytest.raises(wf.OptionError, match="net_fn is of type dict; expected a func"):
+        CALLS[name](PARAMS, ROWS)
+
+
+@pytest.mark.parametrize("function", [wf.prune_layerwise, wf.prune_outputs, wf.prune])
+def test_params_that_are_no_arrays_are_named(function) -> None:
+    for given in ({}, None):
+        with pytest.raises(wf.OptionError, match=r"params, of type \w+, has no arrays"):
+            function(net, given, ROWS, sparsity=0.5)
+    with pytest.raises(TypeError, match=r"params\['n'\] has type float"):
+        function(net, PARAMS | {"n": 1.0}, ROWS, sparsity=0.5)
+
+
+def test_a_loss_that_is_no_function_is_named() -> None:
+    with pytest.raises(wf.OptionError, match="loss_fn is of type dict; expected a fun"):
+        wf.prune(PARAMS, net, ROWS, sparsity=0.5)
+
+
+def test_axes_are_found_beside_numbers_that_are_no_arrays() -> None:
+    found = wf.find_axes(lambda p, x: net(p, x) * p["n"], PARAMS | {"n": 1.0}, ROWS)
+    assert found.keys() == PARAMS.keys()
+
+
+def test_masks_of_no_structure_are_no_riddle() -> None:
+    with pytest.raises(ValueError, match="masks names '', which is not in params"):
+        wf.shrink(net, PARAMS, np.ones((2, 2), bool), ROWS)
+
+
 # The others read shapes alone.
 DRIVERS = (CALLS | OF_SAMPLES).keys() - {"structures", "find_axes"}
 

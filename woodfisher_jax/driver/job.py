@@ -12,6 +12,7 @@ from woodfisher_jax.rows.compute import Compute
 from woodfisher_jax.rows.gradients import LossFn, as_partial
 from woodfisher_jax.rows.inputs import (
     check_concrete,
+    check_function,
     check_loss,
     check_mean_samples,
     check_params,
@@ -95,6 +96,8 @@ def checked_job(
         (loss_fn, params, samples, masks, mean_samples, targets, options),
         instead=", or compose wf.gradient_rows and wf.step, which are pure",
     )
+    if loss_fn is not None:
+        check_function("loss_fn", loss_fn, "(params, batch) -> scalar, or None")
     check_params(params)
     if compute is None:
         compute = Compute()

@@ -28,7 +28,12 @@ from woodfisher_jax.layerwise.structures import (
 )
 from woodfisher_jax.layerwise.weights import SingleWeights
 from woodfisher_jax.rows.compute import watched
-from woodfisher_jax.rows.inputs import check_concrete, check_params, taken_by_net
+from woodfisher_jax.rows.inputs import (
+    check_concrete,
+    check_net,
+    check_params,
+    taken_by_net,
+)
 from woodfisher_jax.selection.latencies import timed
 from woodfisher_jax.selection.patterns import GroupNames
 from woodfisher_jax.selection.structures import Structures, structures
@@ -115,6 +120,7 @@ def prune_layerwise(
     check_concrete("wf.prune_layerwise", arguments)
     settings = Layerwise().replace(**options)
     rule = rule_of(pattern)
+    check_net(net_fn)
     check_params(params)
     batches = batches_of(inputs, settings.batch_size)
     shapes = shapes_of(batches[0], len(jax.tree.leaves(batches[0])[0]))

@@ -45,13 +45,44 @@ def check_concrete(caller: str, *trees: Any, instead: str = "") -> None:
         )
 
 
-def check_params(params: Params) -> None:
-    """Raises unless all leaves are floating-point arrays.
+def check_function(name: str, function: Any, takes: str) -> None:
+    """Raises unless an argument is a function.
+
+    Args:
+        name: Of the argument.
+        function: What was given.
+        takes: Its arguments and result, for the message.
 
     Raises:
+        OptionError: With the type that came.
+    """
+    if not callable(function):
+        raise OptionError(
+            name,
+            f"{name} is of type {type(function).__name__}; expected a function {takes}",
+        )
+
+
+def check_net(net_fn: Any) -> None:
+    """Raises unless a network is a function."""
+    check_function("net_fn", net_fn, "(params, inputs) -> outputs")
+
+
+def check_params(params: Params) -> None:
+    """Raises unless there are leaves, and all are floating-point arrays.
+
+    Raises:
+        OptionError: If there are none.
         TypeError: With the path of the first other leaf.
     """
-    for path, leaf in leaves_by_path(params).items():
+    leaves = leaves_by_path(params)
+    if not leaves:
+        raise OptionError(
+            "params",
+            f"params, of type {type(params).__name__}, has no arrays; expected the "
+            "weights of a network, any pytree",
+        )
+    for path, leaf in leaves.items():
         kind = getattr(leaf, "dtype", type(leaf).__name__)
         if not hasattr(leaf, "dtype") or not jnp.issubdtype(leaf.dtype, jnp.floating):
             raise TypeError(

@@ -33,7 +33,7 @@ from woodfisher_jax.options import OptionError, check_whole, plain, shown
 from woodfisher_jax.prune import prune
 from woodfisher_jax.rows.compute import watched
 from woodfisher_jax.rows.gradients import LossFn, as_partial
-from woodfisher_jax.rows.inputs import check_concrete, check_size
+from woodfisher_jax.rows.inputs import check_concrete, check_params, check_size
 from woodfisher_jax.rows.projections import METRICS, directions, projected
 from woodfisher_jax.schedules import levels
 from woodfisher_jax.tracing.axes import traced
@@ -259,6 +259,7 @@ def prune_matched(
     check_settings(stages=stages, repairs=repairs, metric=metric)
     check_whole("batch_size", batch_size, 1)
     check_whole("seed", seed, 0)
+    check_params(params)
     if not callable(stage):
         raise TypeError(
             f"stage is of type {type(stage).__name__}; expected a function (number, "

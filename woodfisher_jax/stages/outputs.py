@@ -15,6 +15,8 @@ from woodfisher_jax.rows.compute import watched
 from woodfisher_jax.rows.inputs import (
     LARGEST,
     check_concrete,
+    check_net,
+    check_params,
     check_size,
     counted_inputs,
     taken_by_net,
@@ -151,12 +153,8 @@ def _dense_outputs(
         OptionError: If ``net_fn`` is no such function, its outputs are not finite, or
             their squares leave float32.
     """
-    if not callable(net_fn):
-        raise OptionError(
-            "net_fn",
-            f"net_fn is of type {type(net_fn).__name__}; expected a function (params, "
-            "inputs) -> outputs",
-        )
+    check_net(net_fn)
+    check_params(params)
     (images,) = regroup(inputs, _number(inputs))
     with taken_by_net(inputs, batches=True):
         _check_outputs(net_fn, params, images)

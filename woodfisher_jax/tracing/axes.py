@@ -11,6 +11,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import jax
+import numpy as np
 from jax.extend.core import Jaxpr
 from jax.tree_util import Partial
 
@@ -87,7 +88,7 @@ def traced(
         program = _applied.trace(given, params, batch).jaxpr.jaxpr
     if program in _TRACES:
         return _TRACES[program]
-    walk = Walk({p: tuple(leaf.shape) for p, leaf in leaves_by_path(params).items()})
+    walk = Walk({p: np.shape(leaf) for p, leaf in leaves_by_path(params).items()})
     constants = len(jax.tree.leaves(given))
     held = [walk.fresh(v.aval.shape) for v in program.invars[:constants]]
     arguments = [*held, *walk.tensors()]

@@ -82,6 +82,8 @@ def called_with(name: str, batch: Any) -> Iterator[None]:
     """
     try:
         yield
+    except OptionError:
+        raise
     except Exception as error:
         if any(note.startswith(_NOTE) for note in getattr(error, "__notes__", ())):
             raise
