@@ -1,7 +1,6 @@
 """The table of methods, and how one is looked up, changed and compared."""
 
 import difflib
-import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -10,7 +9,14 @@ from woodfisher_jax.curvature.diagonal import DiagonalFisher, DiagonalHessian
 from woodfisher_jax.curvature.fisher import WoodFisher
 from woodfisher_jax.curvature.kronecker import Kronecker
 from woodfisher_jax.curvature.method import Magnitude, Method
-from woodfisher_jax.options import OptionError, Options, check_known, fields_of, split
+from woodfisher_jax.options import (
+    OptionError,
+    Options,
+    check_known,
+    fields_of,
+    keywords,
+    split,
+)
 from woodfisher_jax.rows.compute import Compute
 from woodfisher_jax.selection.goal import Goal
 from woodfisher_jax.trees import blocks
@@ -191,10 +197,9 @@ def check_names(
     Raises:
         OptionError: With the nearest name that is taken, and all of them.
     """
-    every = [p for f in functions for p in inspect.signature(f).parameters.values()]
     fields = [name for section in options_of(method) for name in fields_of(section)]
-    names = [p.name for p in every if p.kind is p.KEYWORD_ONLY] + fields
-    known = dict.fromkeys(name for name in names if name != without)
+    names = dict.fromkeys(keywords(*functions) + fields)
+    known = [name for name in names if name != without]
     where = f"wf.{functions[0].__name__} with method={name_of(method)!r}"
     for name in given:
         check_option(name, method)

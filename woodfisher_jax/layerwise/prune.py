@@ -27,6 +27,7 @@ from woodfisher_jax.layerwise.structures import (
     readers,
 )
 from woodfisher_jax.layerwise.weights import SingleWeights
+from woodfisher_jax.options import check_known, fields_of, keywords
 from woodfisher_jax.rows.compute import watched
 from woodfisher_jax.rows.inputs import (
     check_concrete,
@@ -118,6 +119,9 @@ def prune_layerwise(
     """
     arguments = (net_fn, params, inputs, sparsity, masks, options)
     check_concrete("wf.prune_layerwise", arguments)
+    for name in options:
+        names = [*keywords(prune_layerwise), *fields_of(Layerwise)]
+        check_known(name, names, "wf.prune_layerwise")
     settings = Layerwise().replace(**options)
     rule = rule_of(pattern)
     check_net(net_fn)
