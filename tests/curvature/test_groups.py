@@ -67,6 +67,7 @@ def test_parts_of_several_are_in_the_order_of_slots():
 # ------------------------------------------------------------------------- in a network
 
 SHAPES = {"a/kernel": (8, 3), "b/kernel": (2, 4, 5)}
+AXES = {"a/kernel": "io", "b/kernel": "kio"}
 RANDOM = np.random.default_rng(3)
 PARAMS = {p: RANDOM.normal(size=s).astype(np.float32) for p, s in SHAPES.items()}
 SAMPLES = {p: RANDOM.normal(size=(9, *s)).astype(np.float32) for p, s in SHAPES.items()}
@@ -112,10 +113,10 @@ def test_the_pruned_groups_raise_the_loss_least(pattern, options) -> None:
         SAMPLES,
         pattern=pattern,
         sparsity=None if several else 0.4,
-        axes={"b/kernel": "kio"},
+        axes=AXES,
         **options,
     )
-    axes = given_axes({"b/kernel": "kio"}, masks)
+    axes = given_axes(AXES, masks)
     order = flat_order(masks, axes)
     gradients, weights = (np.float64(flatten(order, a)) for a in (SAMPLES, PARAMS))
     inverse = inverse_of(order, gradients, options)

@@ -611,7 +611,7 @@ def test_a_reshape_that_cuts_axes_is_followed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("net", "shape", "known"),
+    ("net", "shape", "scale"),
     [
         (lambda p, x: jnp.sum(x * p["w"], -1), (C,), False),
         (lambda p, x: jnp.mean((p["w"] * x).transpose(2, 0, 1), 0), (C,), False),
@@ -624,13 +624,15 @@ def test_a_reshape_that_cuts_axes_is_followed() -> None:
         (lambda p, x: jnp.mean(x * p["w"]), (C,), True),
     ],
 )
-def test_a_product_made_by_hand_is_hidden(net: Any, shape: Any, known: bool) -> None:
-    found = find_axes(net, {"w": ones(*shape)}, X)
-    if known:
-        assert found == {}
+def test_a_product_by_hand_tells_no_roles(net: Any, shape: Any, scale: bool) -> None:
+    params = {"k": SQUARE, "w": ones(*shape)}
+    found = find_axes(lambda p, x: net(p, x @ p["k"]), params, X)
+    assert found["k"].roles == "io"
+    if scale:
+        assert "w" not in found
     else:
-        assert found["w"].doubt.startswith("meets activations entry by entry")
-        assert not found["w"].multiplied
+        assert found["w"].doubt == "has an axis that no product tells a role of"
+        assert found["w"].multiplied  # It is prunable by default.
 
 
 def test_a_product_in_shard_map_is_hidden() -> None:

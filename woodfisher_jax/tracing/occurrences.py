@@ -231,7 +231,7 @@ class Walk:
         if name in REDUCTIONS and len(shapes) == 1:
             gone = equation.params["axes"]
             if name == "reduce_sum":
-                self._summed(inputs[0], gone)
+                self._summed(inputs[0], gone, rounds)
             return [_moved(inputs[0], lambda axes: _without(axes, gone))]
         if name in ("concatenate", "pad", "dynamic_update_slice"):
             return [self._partly(name, inputs, shapes[0])]
@@ -266,18 +266,18 @@ class Walk:
             results[0] = results[0]._replace(scaled=self._merged(own))
         return results
 
-    def _summed(self, array: Array, gone: Sequence[int]) -> None:
-        """Notes tensors that make a product by hand, as in ``sum(x * w, -1)``.
+    def _summed(self, array: Array, gone: Sequence[int], rounds: int | None) -> None:
+        """Notes products by hand, as in ``sum(x * w, -1)``, which tell no roles.
 
         The mean of a loss leaves no axis; what it scales before need be no layer.
         """
         if len(gone) == len(array.axes):
             return
+        macs = _times(math.prod(map(self._length, array.axes)), rounds)
         for path, source in array.scaled.items():
             places = self._places(path, source)
             if any(places[i] and self._length(array.axes[i]) > 1 for i in gone):
-                reason = "meets activations entry by entry, which are summed then"
-                self.uses.append(Hidden(path, reason))
+                self.uses.append(Occurrence(path, {}, macs))
 
     def _joined(self, inputs: list[Array], shape: tuple[int, ...]) -> Array:
         """The result of an elementwise primitive: its operands' axes are the same."""
