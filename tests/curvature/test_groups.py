@@ -112,7 +112,7 @@ def test_the_pruned_groups_raise_the_loss_least(pattern, options) -> None:
         PARAMS,
         SAMPLES,
         pattern=pattern,
-        sparsity=None if several else 0.4,
+        sparsity=None if several else 0.375,
         axes=AXES,
         **options,
     )
@@ -138,7 +138,7 @@ def test_the_pruned_groups_raise_the_loss_least(pattern, options) -> None:
             total += saliency([*lost])
     else:
         each = [saliency(group) for group in members]
-        room = order.size * 0.6
+        room = order.size * 0.625
         ranked = sorted(range(len(members)), key=lambda n: -each[n] / len(members[n]))
         for number in ranked:
             room -= len(members[number])
