@@ -37,7 +37,8 @@ def find_axes(
     Returns:
         From path to axes, for weights of dense layers and convolutions alone: not for
         biases, normalisation, embeddings and positions. Where a product could not be
-        followed, or two contradict one another, ``doubt`` says so.
+        followed, is made by hand as in ``sum(x * w, -1)``, or contradicts another one,
+        ``doubt`` says so.
 
     Example:
         >>> params = {"w": jnp.ones((3, 2)), "bias": jnp.ones(3)}
