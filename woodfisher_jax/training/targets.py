@@ -9,7 +9,7 @@ import logging
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -135,13 +135,20 @@ def compile_for(
         own, programs = _pruning(plan, name, variables, masks)
         needs |= own
         found += programs
-    reports = []
-    for number, program in enumerate(found):
-        progress(program.name, number, len(found))
-        reports.append(report(program, plan.mesh))
+    return needs, reports(found, plan.mesh, progress)
+
+
+def reports(
+    programs: Sequence[Lowering], mesh: Mesh | None, progress: Callback
+) -> list[Report]:
+    """Compiles programs for devices, and logs each as soon as it is compiled."""
+    found = []
+    for number, program in enumerate(programs):
+        progress(program.name, number, len(programs))
+        found.append(report(program, mesh))
         # Each may take minutes, and a table comes after the last.
-        logger.info("%s", reports[-1])
-    return needs, reports
+        logger.info("%s", found[-1])
+    return found
 
 
 def report(program: Lowering, mesh: Mesh | None) -> Report:
