@@ -89,7 +89,7 @@ def _walk(sequence: Sequence) -> Iterator[Call]:
     program = sequence.program
     for stage, segment in zip(sequence.stages, sequence.segments, strict=False):
         yield _forward(segment, stage[0].path if stage else "what follows")
-        for product in stage:
+        for product in sequence.measured(stage).values():
             (x,) = shapes_of([program.operand(product)])
             yield Call(
                 f"moments of {product.path}",

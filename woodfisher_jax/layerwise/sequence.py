@@ -264,6 +264,10 @@ class Sequence:
         found = (segment.run(values, dense) for dense in self.dense)
         return [given or ends for given, ends in found]
 
+    def measured(self, stage: list[Product]) -> dict[Any, Product]:
+        """A layer for each input of the layers of a stage, by what its rows are."""
+        return {self._key(product): product for product in stage}
+
     def _key(self, product: Product) -> Any:
         return self.program.operand(product), _operand_key(product)
 
@@ -274,7 +278,7 @@ class Sequence:
     ) -> dict[Any, tuple[jax.Array, jax.Array]]:
         """Second moments of the inputs of a stage: E[x xᵀ] and E[z xᵀ]."""
         start = time.perf_counter()
-        products = {self._key(product): product for product in stage}
+        products = self.measured(stage)
         sums: dict[Any, list[jax.Array]] = {}
         largest: dict[Any, jax.Array] = {}
         rows = dict.fromkeys(products, 0)
