@@ -78,7 +78,7 @@ class Window:
                 take; of the others all that :meth:`shapes` has, the rate, what the
                 layers take, and what they should give, or the gradients there.
         """
-        functions = {
+        functions: dict[str, Callable[..., Any]] = {
             "forward": self._outputs,
             "fit": self._moved_by(jax.grad(_distance)),
             "step": self._moved_by(lambda _, given: given),

@@ -7,12 +7,12 @@ where no device is.
 import importlib.util
 import os
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from jax.experimental import topologies
 from jax.sharding import Mesh
-from jax.stages import Compiled, Lowered
+from jax.stages import Lowered
 
 from woodfisher_jax.extras import MissingExtraError
 
@@ -58,7 +58,7 @@ class Kind(NamedTuple):
     memory: int
     host_memory: int
     options: dict[str, str] = {}  # noqa: RUF012 -- read only
-    compiler: dict[str, bool] = {}  # noqa: RUF012 -- read only
+    compiler: dict[str, str | bool] = {}  # noqa: RUF012 -- read only
 
 
 # A chip of v4 and v5p has two cores, which a program sees as one device.
@@ -66,7 +66,7 @@ _ONE_A_CHIP = {"chip_config_name": "megacore"}
 
 # Products by cuBLAS. Those by Triton are chosen by trying them on the device; without
 # one the compiler takes tiles of sizes that some products cannot have, and gives up.
-_CUBLAS = {"xla_gpu_enable_triton_gemm": False}
+_CUBLAS: dict[str, str | bool] = {"xla_gpu_enable_triton_gemm": False}
 
 KINDS = {
     "tpu:v4": Kind("TPU v4", 32 * GIB, 100 * GIB, _ONE_A_CHIP),
@@ -180,7 +180,7 @@ def kind_of(device: jax.Device) -> Kind | None:
     return next(kinds, None)
 
 
-def compiled(lowered: Lowered, mesh: Mesh | None) -> Compiled:
+def compiled(lowered: Lowered, mesh: Mesh | None) -> Any:
     """Compiles a program for devices, whether they are there or not."""
     kind = kind_of(mesh.devices.flat[0]) if mesh else None
     return lowered.compile(kind.compiler if kind else None)
