@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import pytest
 
+from woodfisher_jax.curvature.fisher import WoodFisher
 from woodfisher_jax.extras import MissingExtraError
 from woodfisher_jax.progress import silent
 from woodfisher_jax.rows.targets import Kind, Target, target
@@ -94,6 +95,22 @@ def test_a_program_that_does_not_compile_is_named_with_the_reason() -> None:
         "target='here': gradients does not compile: RESOURCE_EXHAUSTED: 20 of 16 GB of "
         "hbm"
     )
+
+
+def test_gradients_that_do_not_compile_are_named_where_they_are_planned(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def planned(method: WoodFisher, problem: Any) -> Any:
+        raise jax.errors.JaxRuntimeError("INTERNAL: no tiles")
+
+    monkeypatch.setattr(WoodFisher, "planned", planned)
+    config = TINY | {"prune": TINY["prune"] | {"method": "woodfisherblock"}}
+    needs, reports = compile_for(from_dict(config), here(), silent)
+    assert not needs
+    with pytest.raises(
+        NotForTargetError, match="gradients does not compile: INTERNAL: no tiles$"
+    ):
+        check(reports, here())
 
 
 def test_what_only_the_data_tell_is_refused() -> None:

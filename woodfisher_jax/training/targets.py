@@ -300,6 +300,10 @@ def _pruning(
                 needs[name] = method.plan(problem)
         except ValueError as error:
             raise ConfigError(f"config.{name}: {error}") from error
+        except jax.errors.JaxRuntimeError as error:
+            # Without the plan what follows the gradients is not known.
+            again = functools.partial(_raise, error)
+            programs.append(Lowering("gradients", again))
     if goal.flops_target is None and goal.pattern is None:
         assert goal.scope is not None
         bounds = scope.bounds_of(order, goal.scope)
@@ -317,6 +321,10 @@ def _pruning(
     if len(plan.config.pruners) > 1:
         programs = [one._replace(name=f"{name}: {one.name}") for one in programs]
     return needs, programs
+
+
+def _raise(error: Exception) -> Any:
+    raise error
 
 
 def _rows(problem: Problem, length: int) -> Any:
