@@ -1,5 +1,6 @@
 """The figures of a step as a table, and those of several steps as those of one."""
 
+import html
 import re
 import threading
 from html.parser import HTMLParser
@@ -52,6 +53,7 @@ FULL = info(
     measured_loss_increase=0.0625,
     trials=(Trial(1e-4, 0.25), Trial(1e-3, 0.125)),
     macs=12.3e6,
+    empty_outputs={"a<b": 3, "fc2/kernel": 10},
     saliency_histogram={"kept": [0] * 40},
     warnings=("no weight is left of 'fc2/kernel'",),
 )
@@ -64,11 +66,12 @@ def test_a_printed_info_is_a_short_table() -> None:
         "a<b          25.00 %",
         "fc2/kernel  100.00 %",
         "",
-        "predicted  loss +0.0123 (sum of saliencies)",
-        "predicted  loss -0.5 (the step as a whole)",
-        "measured   loss +0.0625 on the samples",
+        "predicted  loss changes by +0.0123 (sum of saliencies)",
+        "predicted  loss changes by -0.5 (the step as a whole)",
+        "measured   loss changes by +0.0625 on the samples",
         "measured   0.125 on held_out (damping 0.001)",
         "MACs       12.3 M an example",
+        "empty      outputs without a weight left: fc2/kernel 10, a<b 3",
         "seconds    7.00 (gradients 1.00, curvature 2.00, update 4.00)",
         "samples    3 gradients",
         "warning    no weight is left of 'fc2/kernel'",
@@ -77,8 +80,32 @@ def test_a_printed_info_is_a_short_table() -> None:
 
 def test_what_is_not_known_is_not_printed() -> None:
     found = str(info(num_samples=0))
-    for word in ("predicted", "measured", "MACs", "samples", "warning", "None"):
+    for word in (
+        "predicted",
+        "measured",
+        "MACs",
+        "empty",
+        "samples",
+        "warning",
+        "None",
+    ):
         assert word not in found
+
+
+def test_what_is_predicted_of_targets_is_no_loss() -> None:
+    found = str(info(saliency_sum=-0.25, objective="distance"))
+    line = "predicted  squared distance from targets / 2 changes by -0.25 (sum of sa"
+    assert line in found
+    assert "loss" not in found
+    found = str(info(saliency_sum=-0.25, outputs_error=0.125))
+    assert "measured   outputs differ by 0.125 (relative square)" in found
+    assert "predicted" not in found
+
+
+def test_of_many_layers_with_empty_outputs_the_first_are_shown() -> None:
+    empty = {f"fc{i}": i for i in range(1, 7)}
+    line = "fc6 6, fc5 5, fc4 4, fc3 3 and 2 layers more: info.empty_outputs"
+    assert line in str(info(empty_outputs=empty))
 
 
 def test_an_info_in_a_list_is_one_line() -> None:
@@ -116,7 +143,7 @@ def test_a_notebook_shows_the_same_in_its_own_colours() -> None:
     assert "width:25.0%" in found
     for line in str(FULL).splitlines()[5:]:
         name, text = re.split("  +", line)
-        assert f"<b>{name}</b> {text.replace(chr(39), '&#x27;')}" in found
+        assert f"<b>{name}</b> {html.escape(text)}" in found
     # No colour that only one of light and dark can show.
     assert not re.search(r"#[0-9a-f]{3}\b|black|white", found.replace("&#x27;", ""))
 

@@ -5,6 +5,7 @@ import re
 import numpy as np
 import pytest
 
+import woodfisher_jax as wf
 from woodfisher_jax import METHODS, OptionError, WoodFisher
 from woodfisher_jax.curvature.fisher import Surgeon
 from woodfisher_jax.methods import (
@@ -177,3 +178,20 @@ def test_a_pattern_has_the_sparsity_of_its_own() -> None:
 )
 def test_the_degree_of_the_way_to_the_target(given, degree) -> None:
     assert Goal(**given).degree == degree
+
+
+@pytest.mark.parametrize(
+    ("function", "name", "nearest"),
+    [
+        (wf.prune, "prunables", "prunable"),
+        (wf.prune, "patern", "pattern"),
+        (wf.plan_pruning, "diagnostic", "diagnostics"),
+        (wf.prune_searched, "factr", "factor"),
+        (wf.prune_matched, "repair", "repairs"),
+    ],
+)
+def test_a_misspelt_argument_has_a_suggestion(function, name, nearest) -> None:
+    given = [None] * (4 if function is wf.prune_searched else 2)
+    message = f"wf.{function.__name__} with method='.*' has no option '{name}'; did "
+    with pytest.raises(OptionError, match=f"{message}you mean '{nearest}'"):
+        function(*given, sparsity=0.5, **{name: 1})

@@ -180,7 +180,8 @@ def normed(params, x, skip: float = 0.0):
     """A layer without a bias, and a batch norm in evaluation mode."""
     y = jnp.tanh(x @ params["a"] + params["p"]) @ params["m"]
     z = (y - params["mean"]) * jax.lax.rsqrt(params["var"] + 1e-5) * params["scale"]
-    return jax.nn.relu(z + params["bias"] + skip * y) @ params["c"]
+    z = z + params["bias"]
+    return jax.nn.relu(z + skip * y if skip else z) @ params["c"]
 
 
 def test_a_constant_goes_into_the_mean_of_the_batch_norm_that_follows() -> None:
@@ -191,8 +192,30 @@ def test_a_constant_goes_into_the_mean_of_the_batch_norm_that_follows() -> None:
     assert_close(normed(small, others), normed(wf.apply_masks(NORM, masks), others))
     assert np.max(np.abs(small["mean"] - NORM["mean"])) > 0.01
     np.testing.assert_array_equal(small["bias"], NORM["bias"])
-    with pytest.raises(ValueError, match=r"folded into \['mean'\], .* as by a skip"):
-        wf.shrink(lambda p, x: normed(p, x, 1.0), NORM, masks, X)
+
+
+@pytest.mark.parametrize(
+    "skip",
+    [
+        lambda y: y,
+        lambda y: 1e-9 * y.reshape(-1, 2, 2),
+        lambda y: 1e-9 * jax.jit(jnp.sin)(y.T),
+        lambda y: 1e-9 * y @ jnp.eye(4),
+    ],
+)
+def test_a_layer_that_is_read_without_its_bias_takes_no_constant(skip) -> None:
+    """Whatever the batch shows: it is the program that says so."""
+
+    def biased(params, x):
+        y = jnp.tanh(x @ params["a"] + params["p"]) @ params["m"]
+        return jax.nn.relu(y + params["bias"]) @ params["c"], skip(y)
+
+    message = "'bias', but the output of that layer is read without it as well, as by"
+    with pytest.raises(ValueError, match=message):
+        wf.shrink(biased, NORM, without(NORM, "a", 1, 4), X)
+    message = "numbers to be added to 'mean', but the output"
+    with pytest.raises(ValueError, match=message):
+        wf.shrink(lambda p, x: normed(p, x, 1e-9), NORM, without(NORM, "a", 1), X)
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,13 @@ def test_a_full_disk_leaves_the_old_file_and_says_what_is_needed(
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_folder_that_takes_no_files_is_not_too_small(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(WriteError, match="expected a folder that can be wri") as found:
+        replace_file(tmp_path / "file" / "a", "new")
+    assert "bytes" not in str(found.value)
+
+
 def test_a_disk_that_is_nearly_full_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -45,6 +45,10 @@ MOST_TENSORS = 20
 """Rows of a printed table; the attribute has all tensors."""
 
 
+MOST_EMPTY = 4
+"""Layers in a printed line; the attribute has all of them."""
+
+
 class PruneInfo(NamedTuple):
     """What one pruning step did; ``print(info)`` shows a table.
 
@@ -75,6 +79,11 @@ class PruneInfo(NamedTuple):
         saliency_sum: Sum of the statistic over the weights that went, with -γ/2 for
             methods of first order: the loss increase if single weights were removed
             independently; None for magnitudes and for such a repair.
+        objective: What predicted increases are of: "loss", or "distance" where each
+            gradient has a target: ``E (y - gᵀδw)² / 2``.
+        outputs_error: Of :func:`woodfisher_jax.prune_outputs`, over inputs that were
+            drawn as for one more stage: ``E ‖f(w, x) - f(w₀, x)‖² / E ‖f(w₀, x)‖²``;
+            else None.
         predicted_loss_increase: ``ḡᵀδw + δwᵀFδw / 2`` of the step taken, pruned weights
             included, by the method's own curvature; None without diagnostics.
         gradient_term: ``ḡᵀδw`` in it.
@@ -90,8 +99,9 @@ class PruneInfo(NamedTuple):
             without a gradient in any (or, for naivehess, a second derivative); they are
             ranked as if the loss did not depend on them. None where none is ranked, or
             by magnitude.
-        empty_outputs: How many outputs of a parameter have no weight left, where there
-            are any; the outputs are its last axis.
+        empty_outputs: From path to how many outputs of a layer, such as neurons or
+            filters, have no weight left, so that they are the same for all inputs;
+            layers without such outputs, or whose axes are not known, are left out.
         revived: How many weights were zero without a mask that says so, and are not
             zero now. A zero is a weight like any other; pass ``masks`` for those that
             are to stay zero.
@@ -113,6 +123,8 @@ class PruneInfo(NamedTuple):
     macs: float | None = None
     saliency_histogram: dict[str, Any] | None = None
     saliency_sum: float | None = None
+    objective: str = "loss"
+    outputs_error: float | None = None
     predicted_loss_increase: float | None = None
     gradient_term: float | None = None
     measured_loss_increase: float | None = None
@@ -183,14 +195,14 @@ def _levels(info: PruneInfo) -> tuple[list[tuple[str, float]], list[str]]:
 def _facts(info: PruneInfo) -> list[tuple[str, str]]:
     """What is known beside the sparsities: name and text."""
     facts = []
-    if info.saliency_sum is not None:
-        text = f"loss {info.saliency_sum:+.3g} (sum of saliencies)"
-        facts.append(("predicted", text))
-    if info.predicted_loss_increase is not None:
-        text = f"loss {info.predicted_loss_increase:+.3g} (the step as a whole)"
-        facts.append(("predicted", text))
+    # Each stage predicts from what the one before has left: their sum is no rise.
+    if info.outputs_error is None:
+        facts += _predicted(info)
+    else:
+        text = f"outputs differ by {info.outputs_error:.3g} (relative square)"
+        facts.append(("measured", text))
     if info.measured_loss_increase is not None:
-        text = f"loss {info.measured_loss_increase:+.3g} on the samples"
+        text = f"loss changes by {info.measured_loss_increase:+.3g} on the samples"
         facts.append(("measured", text))
     if info.trials:
         best = info.trials[-1]
@@ -206,10 +218,34 @@ def _facts(info: PruneInfo) -> list[tuple[str, str]]:
             ("update", info.seconds_update),
         )
     ]
+    if info.empty_outputs:
+        facts.append(("empty", _emptied(info.empty_outputs)))
     facts.append(("seconds", f"{info.seconds:.2f} ({', '.join(phases)})"))
     if info.num_samples:
         facts.append(("samples", f"{info.num_samples:,} gradients"))
     return facts + [("warning", text) for text in info.warnings]
+
+
+def _predicted(info: PruneInfo) -> list[tuple[str, str]]:
+    """By how much the objective changes, by what the statistic and the step say."""
+    what = "loss" if info.objective == "loss" else "squared distance from targets / 2"
+    return [
+        ("predicted", f"{what} changes by {change:+.3g} ({by})")
+        for change, by in (
+            (info.saliency_sum, "sum of saliencies"),
+            (info.predicted_loss_increase, "the step as a whole"),
+        )
+        if change is not None
+    ]
+
+
+def _emptied(outputs: dict[str, int]) -> str:
+    """Outputs without a weight in one line, the most first."""
+    most = sorted(outputs.items(), key=lambda item: -item[1])
+    shown = ", ".join(f"{path} {number:,}" for path, number in most[:MOST_EMPTY])
+    more = len(most) - MOST_EMPTY
+    others = f" and {more} layers more: info.empty_outputs" if more > 0 else ""
+    return f"outputs without a weight left: {shown}{others}"
 
 
 def _html_row(path: str, level: float) -> str:

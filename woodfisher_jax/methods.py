@@ -1,7 +1,7 @@
 """The table of methods, and how one is looked up, changed and compared."""
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -9,7 +9,14 @@ from woodfisher_jax.curvature.diagonal import DiagonalFisher, DiagonalHessian
 from woodfisher_jax.curvature.fisher import WoodFisher
 from woodfisher_jax.curvature.kronecker import Kronecker
 from woodfisher_jax.curvature.method import Magnitude, Method
-from woodfisher_jax.options import OptionError, Options, fields_of, split
+from woodfisher_jax.options import (
+    OptionError,
+    Options,
+    check_known,
+    fields_of,
+    keywords,
+    split,
+)
 from woodfisher_jax.rows.compute import Compute
 from woodfisher_jax.selection.goal import Goal
 from woodfisher_jax.trees import blocks
@@ -171,6 +178,32 @@ def check_option(name: str, method: str | Method) -> None:
             f"{name} is no option of method={name_of(method)!r}; expected a method "
             f"that has it: {having(name)}",
         )
+
+
+def check_names(
+    given: Mapping[str, Any],
+    method: str | Method,
+    *functions: Callable[..., Any],
+    without: str = "",
+) -> None:
+    """Raises unless functions, or a step by a method, take what is given by name.
+
+    Args:
+        given: By name.
+        method: By name, or itself.
+        *functions: The one that was called, and those that it passes arguments on to.
+        without: What the first gives the others itself.
+
+    Raises:
+        OptionError: With the nearest name that is taken, and all of them.
+    """
+    fields = [name for section in options_of(method) for name in fields_of(section)]
+    names = dict.fromkeys(keywords(*functions) + fields)
+    known = [name for name in names if name != without]
+    where = f"wf.{functions[0].__name__} with method={name_of(method)!r}"
+    for name in given:
+        check_option(name, method)
+        check_known(name, known, where)
 
 
 def resolve(

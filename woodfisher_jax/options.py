@@ -12,10 +12,11 @@ the tables of the documentation read that field:
 import dataclasses
 import difflib
 import functools
+import inspect
 import numbers
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -296,6 +297,19 @@ def checked(field: Field, value: Any) -> Any:
     raise OptionError(field.name, message)
 
 
+def check_whole(name: str, value: Any, least: int) -> None:
+    """Raises unless an argument that is no field is a whole number.
+
+    Raises:
+        OptionError: Naming the argument, what was expected and what came.
+    """
+    number = plain(value)
+    if isinstance(number, bool) or not isinstance(number, int) or number < least:
+        raise OptionError(
+            name, f"{name}={shown(value)}; expected a whole number from {least}"
+        )
+
+
 LONGEST_SHOWN = 100
 """Characters of a value in a message."""
 
@@ -323,6 +337,12 @@ def check_known(name: str, known: Iterable[str], where: str) -> None:
     raise OptionError(
         name, f"{where} has no option {shown(name)}{hint} (it has {', '.join(names)})"
     )
+
+
+def keywords(*functions: Callable[..., Any]) -> list[str]:
+    """The names of arguments that functions take by name alone."""
+    every = [p for f in functions for p in inspect.signature(f).parameters.values()]
+    return [p.name for p in every if p.kind is p.KEYWORD_ONLY]
 
 
 def table(section: type) -> list[tuple[str, str, str, str]]:

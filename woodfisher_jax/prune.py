@@ -9,6 +9,7 @@ from woodfisher_jax.curvature.method import Method, Sampled
 from woodfisher_jax.driver.job import checked_job, drawn_again, levels_of, problem_of
 from woodfisher_jax.driver.one_step import prune_once
 from woodfisher_jax.info import PruneInfo, joined, warn_of
+from woodfisher_jax.methods import DEFAULT, check_names
 from woodfisher_jax.rows.compute import Compute, watched
 from woodfisher_jax.rows.gradients import LossFn
 from woodfisher_jax.rows.needs import Needs
@@ -120,7 +121,7 @@ def prune(
         >>> int(jnp.count_nonzero(params["w"])), list(masks), info.sparsity
         (2, ['w'], 0.5)
     """
-    goal = {"sparsity": sparsity, "scope": scope, "pattern": pattern}
+    check_names(options, DEFAULT if method is None else method, prune)
     given = params
     loss_fn, params, masks = auto_axes((loss_fn, params, masks))
     job = checked_job(
@@ -136,7 +137,9 @@ def prune(
         axes=axes,
         diagnostics=diagnostics,
         flops_target=flops_target,
-        **goal,
+        sparsity=sparsity,
+        scope=scope,
+        pattern=pattern,
         **options,
     )
     infos = []
@@ -183,8 +186,10 @@ def plan_pruning(
         >>> needs.num_weights, needs.num_samples, needs.blocks
         (6, 2, ((6, 1, 'sample_space'),))
     """
+    method = options.get("method")
+    check_names(options, DEFAULT if method is None else method, plan_pruning, prune)
     loss_fn, params = auto_axes((loss_fn, params))
-    job = checked_job(loss_fn, params, samples, **options)
+    job = checked_job(loss_fn, params, samples, caller="wf.plan_pruning", **options)
     if not isinstance(job.method, Sampled):
         return None
     return job.method.plan(problem_of(params, job))

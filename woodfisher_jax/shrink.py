@@ -1,7 +1,7 @@
 """Structures taken out of a network that a mask has emptied."""
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from woodfisher_jax.options import OptionError
+from woodfisher_jax.rows.inputs import check_concrete, check_net
 from woodfisher_jax.selection.structures import Structures, structures
 from woodfisher_jax.tracing.coupling import Array, Place, coupled
 from woodfisher_jax.tracing.flat import bind
@@ -64,6 +65,7 @@ def shrink(net_fn: NetFn, params: Params, masks: MasksLike, inputs: Any) -> Para
         >>> small["a"].shape, small["c"].shape
         ((3, 3), (3, 2))
     """
+    check_concrete("wf.shrink", net_fn, params, masks, inputs)
     taken = _taken_out(net_fn, params, masks, inputs)
     other = (
         "wf.shrunk returns a function that runs them, whatever net_fn takes its shapes "
@@ -114,6 +116,7 @@ def shrunk(
         >>> small["a"].shape, small_net(small, jnp.ones((2, 3))).tolist()
         ((3, 3), [[15.0, 15.0], [15.0, 15.0]])
     """
+    check_concrete("wf.shrunk", net_fn, params, masks, inputs)
     taken = _taken_out(net_fn, params, masks, inputs)
     function = _Smaller(net_fn, params, taken.found, taken.gone)
     outputs = _outputs(function, taken.small, inputs)
@@ -129,7 +132,6 @@ class _Taken(NamedTuple):
         gone: Units of those that are taken out.
         small: Smaller parameters.
         wanted: Outputs of the masked network.
-        folded: Tensors that what was taken out contributed to.
         rounding: How far these change when its parameters are rounded otherwise,
             relative to the largest.
     """
@@ -138,7 +140,6 @@ class _Taken(NamedTuple):
     gone: set[int]
     small: Params
     wanted: Any
-    folded: tuple[str, ...]
     rounding: Callable[[], float]
 
 
@@ -176,7 +177,8 @@ class _Smaller:
 
 def _taken_out(net_fn: NetFn, params: Params, masks: MasksLike, inputs: Any) -> _Taken:
     """Takes out what masks have emptied, not compared yet."""
-    if not masks:
+    check_net(net_fn)
+    if not jax.tree.leaves(masks):
         raise OptionError(
             "masks",
             "masks is empty; expected those of wf.prune or wf.prune_layerwise, which "
@@ -191,10 +193,8 @@ def _taken_out(net_fn: NetFn, params: Params, masks: MasksLike, inputs: Any) -> 
     unread = found.gone(nonzero, "inputs")
     constant = found.gone(nonzero, "outputs") - unread
     gone = _one_left(found, unread | constant)
-    folded: dict[str, jax.Array] = {}
     if constant & gone:
-        folded = _folded(net_fn, params, inputs, found, constant & gone)
-        leaves |= folded
+        leaves |= _folded(net_fn, params, inputs, found, constant & gone)
     smaller = Smaller(found.coupling, gone)
     small = []
     for path, axes in found.coupling.weights.items():
@@ -218,7 +218,7 @@ def _taken_out(net_fn: NetFn, params: Params, masks: MasksLike, inputs: Any) -> 
 
     tree = jax.tree.structure(params)
     small = jax.tree.unflatten(tree, small)
-    return _Taken(found, gone, small, wanted, tuple(folded), rounding)
+    return _Taken(found, gone, small, wanted, rounding)
 
 
 def _rounded(array: jax.Array) -> jax.Array:
@@ -267,7 +267,7 @@ class _Constants:
         found: Structures,
         constant: set[int],
         products: dict[Place, Product],
-        biases: Collection[Place],
+        biases: Mapping[Place, tuple[Bias, float]],
     ) -> None:
         self.found, self.constant = found, constant
         self.products, self.biases = products, biases
@@ -307,8 +307,14 @@ class _Constants:
             return
         if place not in self.biases:
             raise self.refused(
-                "numbers for which the layer that reads them has no bias, nor a mean "
-                "of a batch norm in params"
+                "numbers for which the layer that reads them has no bias that is "
+                "added before anything else is, nor a mean of a batch norm in params"
+            )
+        bias, _ = self.biases[place]
+        if not bias.alone:
+            raise self.refused(
+                f"numbers to be added to {bias.path!r}, but the output of that layer "
+                "is read without it as well, as by a skip connection"
             )
         features = feature_axes(self.products[place])
         rest = [i for i in range(rows.ndim) if i not in features]
@@ -406,13 +412,6 @@ def _names(found: Structures, gone: set[int]) -> set[str]:
 
 def _check_same(outputs: Any, taken: _Taken, whose: str) -> None:
     wanted = jax.tree.leaves(taken.wanted)
-    why = ""
-    if taken.folded:
-        why = (
-            f"; what they contribute was folded into {sorted(taken.folded)}, which is "
-            "wrong where the same output of a layer is read without it, as by a skip: "
-            "expected masks that empty the weights that read them as well"
-        )
     for new, old in zip(jax.tree.leaves(outputs), wanted, strict=True):
         if new.shape != old.shape:
             change = f"outputs of shape {old.shape} into {new.shape}"
@@ -426,7 +425,7 @@ def _check_same(outputs: Any, taken: _Taken, whose: str) -> None:
         raise OptionError(
             "masks",
             f"taking {_counted(taken.gone)} out of {_listed(taken)} "
-            f"changes {change}; these are {whose}{why}",
+            f"changes {change}; these are {whose}",
         )
 
 

@@ -1,6 +1,7 @@
 """Files that are written whole or not at all."""
 
 import contextlib
+import errno
 import os
 import shutil
 from pathlib import Path
@@ -9,6 +10,9 @@ from pathlib import Path
 class WriteError(OSError):
     """A file could not be written; the message has its path and the bytes it needs."""
 
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Errors of a disk that would take a smaller file."""
 
 ROOM = 10_000_000
 """Bytes that a run needs besides its saves: for its log, its metrics and its report."""
@@ -65,9 +69,11 @@ def replace_file(
             os.fsync(file.fileno())  # Else a power cut can leave the new name empty.
         os.replace(partial, path)
     except OSError as error:
+        needs = "expected a folder that can be written to"
+        if error.errno in FULL:
+            needs = f"it needs {len(data):,} bytes{_free(path.parent)}"
         raise WriteError(
-            f"{path} cannot be written: {error.strerror or error}; it needs "
-            f"{len(data):,} bytes{_free(path.parent)}"
+            f"{path} cannot be written: {error.strerror or error}; {needs}"
         ) from error
     finally:
         with contextlib.suppress(OSError):

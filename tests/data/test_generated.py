@@ -1,5 +1,6 @@
 """The generated set: JPEG files in two forms, the same each time, easy to learn."""
 
+import errno
 import io
 import sys
 
@@ -10,6 +11,7 @@ from PIL import Image
 from woodfisher_jax import data
 from woodfisher_jax.data import generated
 from woodfisher_jax.data.image_folder import find_images
+from woodfisher_jax.written_files import WriteError
 
 SHAPE = generated.Shape(classes=4, per_class=3, test_per_class=2, side=32)
 
@@ -113,9 +115,10 @@ def test_two_processes_at_once_leave_one_complete_copy(tmp_path, monkeypatch):
 
 def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
     def write(root):
-        raise PermissionError("no")
+        raise PermissionError(errno.EACCES, "Permission denied", str(root))
 
     monkeypatch.setitem(generated.FORMS, "images", write)
-    with pytest.raises(PermissionError):
+    message = f"data_dir={tmp_path}: .*Permission denied.; expected a folder that can"
+    with pytest.raises(WriteError, match=message):
         generated.write_once("images", str(tmp_path))
     assert not list(tmp_path.iterdir())

@@ -279,7 +279,8 @@ def test_a_weight_of_several_layers_is_refused() -> None:
         ({"sparsity": 1.0}, "sparsity=1.0; expected a number from 0 and below 1"),
         ({"pattern": "filters"}, "pattern='filters' in layer-wise pruning"),
         ({"pattern": "2:4", "sparsity": 0.6}, "sparsity=0.6 with pattern='2:4'"),
-        ({"sparsity": 0.5, "dampin": 1}, "damping"),
+        ({"sparsity": 0.5, "dampin": 1}, "no option 'dampin'; did you mean 'damping'"),
+        ({"mac": 0.5}, "prune_layerwise has no option 'mac'; did you mean 'macs'"),
         ({"sparsity": 0.5, "repair": -1}, "repair=-1"),
     ],
 )

@@ -1,7 +1,9 @@
 """The command writes pages, times products on request, and says what is wrong."""
 
 import csv
+import errno
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -88,6 +90,46 @@ def test_what_cannot_be_written_ends_with_a_reason(
         assert caught.value.code == 2
         assert reason in capsys.readouterr().err
     assert not list(tmp_path.rglob("*.html"))
+
+
+def test_a_file_that_is_there_stays_unless_it_may_be_replaced(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    one, two = write_run(tmp_path / "a"), write_run(tmp_path / "b", seed=1)
+    page, table = tmp_path / "x.html", tmp_path / "x.csv"
+    for there, runs in ((page, [one]), (page, [one, two]), (table, [one, two])):
+        there.write_text("mine")
+        with pytest.raises(SystemExit) as caught:
+            run(*runs, f"--out={page}")
+        assert caught.value.code == 2
+        assert f"out={there}: there is such a file" in capsys.readouterr().err
+        assert there.read_text() == "mine"
+        run(*runs, f"--out={page}", "--overwrite")
+        assert there.read_text() != "mine"
+        page.unlink()
+    run(one)
+    run(one)  # Its own page is written again.
+
+
+def test_of_a_folder_that_cannot_be_written_the_page_may_lie_elsewhere(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_run(tmp_path / "run")
+    written = os.replace
+
+    def closed(source: Path, path: Path) -> None:
+        if path.parent == folder:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        written(source, path)
+
+    monkeypatch.setattr(os, "replace", closed)
+    with pytest.raises(SystemExit) as caught:
+        run(folder)
+    assert caught.value.code == 1
+    found = capsys.readouterr().err
+    assert "accuracy.png cannot be written: Permission denied" in found
+    assert "--out=FILE.html writes the page elsewhere" in found
+    run(folder, f"--out={tmp_path / 'x.html'}")
 
 
 @pytest.mark.parametrize("number", [1, 2])

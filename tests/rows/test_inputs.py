@@ -26,6 +26,72 @@ CALLS = {
 }
 
 
+def loss_of(net):
+    return lambda params, x: jnp.mean(net(params, x) ** 2)
+
+
+OF_SAMPLES = {
+    "prune": lambda net, x: wf.prune(loss_of(net), PARAMS, x, sparsity=0.5),
+    "plan_pruning": lambda net, x: wf.plan_pruning(
+        loss_of(net), PARAMS, x, sparsity=0.5
+    ),
+    "prune_searched": lambda net, x: wf.prune_searched(
+        loss_of(net), PARAMS, x, x, sparsity=0.5
+    ),
+    "prune_matched": lambda net, x: wf.prune_matched(
+        lambda number, params: wf.matching.Stage(net, x, ROWS), PARAMS, sparsity=0.5
+    ),
+    "find_axes": lambda net, x: wf.find_axes(net, PARAMS, x),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_network_that_is_no_function_is_named(name: str) -> None:
+    with pytest.raises(wf.OptionError, match="net_fn is of type dict; expected a func"):
+        CALLS[name](PARAMS, ROWS)
+
+
+@pytest.mark.parametrize("function", [wf.prune_layerwise, wf.prune_outputs, wf.prune])
+def test_params_that_are_no_arrays_are_named(function) -> None:
+    for given in ({}, None):
+        with pytest.raises(wf.OptionError, match=r"params, of type \w+, has no arrays"):
+            function(net, given, ROWS, sparsity=0.5)
+    with pytest.raises(TypeError, match=r"params\['n'\] has type float"):
+        function(net, PARAMS | {"n": 1.0}, ROWS, sparsity=0.5)
+
+
+def test_a_loss_that_is_no_function_is_named() -> None:
+    with pytest.raises(wf.OptionError, match="loss_fn is of type dict; expected a fun"):
+        wf.prune(PARAMS, net, ROWS, sparsity=0.5)
+
+
+def test_axes_are_found_beside_numbers_that_are_no_arrays() -> None:
+    found = wf.find_axes(lambda p, x: net(p, x) * p["n"], PARAMS | {"n": 1.0}, ROWS)
+    assert found.keys() == PARAMS.keys()
+
+
+def test_masks_of_no_structure_are_no_riddle() -> None:
+    with pytest.raises(ValueError, match="masks names '', which is not in params"):
+        wf.shrink(net, PARAMS, np.ones((2, 2), bool), ROWS)
+
+
+# The others read shapes alone.
+DRIVERS = (CALLS | OF_SAMPLES).keys() - {"structures", "find_axes"}
+
+
+@pytest.mark.parametrize("name", sorted(DRIVERS))
+def test_under_jit_a_driver_says_its_name(name: str) -> None:
+    def traced(x):
+        (CALLS | OF_SAMPLES)[name](net, x)
+        return 0
+
+    message = rf"^wf\.{name} cannot run under jit.*call it outside"
+    with pytest.raises(TypeError, match=message):
+        jax.jit(traced)(ROWS)
+    with pytest.raises(TypeError, match=message):
+        jax.jit(lambda: traced(ROWS))()
+
+
 @pytest.mark.parametrize("name", CALLS)
 def test_what_is_no_batch_is_named_with_what_to_give(name: str) -> None:
     with pytest.raises(wf.OptionError, match=r"tuple of 3.*concatenate") as caught:
@@ -41,11 +107,23 @@ def test_what_is_no_batch_is_named_with_what_to_give(name: str) -> None:
     assert ("give inputs[0]" in str(caught.value)) == name.startswith(("str", "shr"))
 
 
-@pytest.mark.parametrize("name", CALLS)
-def test_other_errors_of_a_network_are_its_own(name: str) -> None:
-    with pytest.raises(TypeError, match="contracting dimensions"):
-        CALLS[name](net, ROWS[:, :2])
+@pytest.mark.parametrize("name", [*CALLS, *OF_SAMPLES])
+def test_an_error_of_a_network_says_what_it_was_given(name: str) -> None:
+    call, function = (CALLS | OF_SAMPLES)[name], "net_fn"
+    if name in OF_SAMPLES:
+        function = "f" if name == "find_axes" else r"(loss_fn|outputs_fn)"
+    rows = r"float32\[\d, 2\]"
+    with pytest.raises(
+        wf.OptionError, match=rf"^{function} fails on {rows} \(TypeError: dot_general"
+    ) as caught:
+        call(net, ROWS[:, :2])
+    assert isinstance(caught.value.__cause__, TypeError)
+    with pytest.raises(wf.OptionError, match=rf"fails on \{{'x': '{rows}'\}} \("):
+        call(net, {"x": ROWS[:, :2]})
 
+
+@pytest.mark.parametrize("name", CALLS)
+def test_errors_that_are_explained_are_the_network_s_own(name: str) -> None:
     def training(params, x):
         raise ValueError("Dropout requires a key")
 

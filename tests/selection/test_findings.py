@@ -56,5 +56,5 @@ def test_messages_name_tensors() -> None:
     assert "seen" not in texts[1]
     assert "no weight is left of 'a', 'c'; lower sparsity, leave" in texts[2]
     assert findings.messages({"a": 0.0}, {}, []) == []
-    (text,) = findings.messages({}, {"a": 15, "c": 25}, [], sparsity=0.97)
-    assert "lower sparsity=0.97 to 0.933, which leaves one in each" in text
+    (text,) = findings.messages({}, {"a": 15, "c": 25}, [], in_each=True)
+    assert "lower sparsity to 0.933, which leaves one in each" in text

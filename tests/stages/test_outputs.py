@@ -70,6 +70,11 @@ def test_it_is_prune_matched_with_the_dense_outputs_as_targets() -> None:
         np.testing.assert_array_equal(found[path], masks[path])
         np.testing.assert_allclose(params[path], expected[path], rtol=1e-5, atol=1e-6)
     assert info.num_samples == 40
+    assert info.objective == "distance"
+    before, after = stage(2, params).wanted, net(params, stage(2, params).inputs)
+    relative = np.sum((after - before) ** 2) / np.sum(before**2)
+    assert info.outputs_error == pytest.approx(float(relative), rel=1e-4)
+    assert "predicted" not in str(info)
 
 
 def test_what_every_stage_finds_is_warned_of_once() -> None:
@@ -142,6 +147,47 @@ def test_what_cannot_be_is_refused(arguments, options, message) -> None:
         wf.prune_outputs(*arguments, **options)
 
 
-def test_no_samples_are_refused() -> None:
-    with pytest.raises(ValueError, match="num_samples=0; expected a whole number"):
-        wf.prune_outputs(net, PARAMS, INPUTS, sparsity=0.5, num_samples=0)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_samples": 0}, "num_samples=0; expected a whole number from 1"),
+        ({"num_samples": "100"}, "num_samples='100'; expected a whole number"),
+        ({"num_samples": 2.5}, "num_samples=2.5; expected a whole number"),
+        ({"stages": "3"}, "stages='3'; expected a whole number from 1"),
+        ({"stages": True}, "stages=True; expected a whole number from 1"),
+        ({"seed": "a"}, "seed='a'; expected a whole number from 0"),
+        ({"metric": "softmx"}, r"metric='softmx'; expected one of \['identity', 's"),
+        ({"metrc": "softmax"}, "prune_outputs .* no option 'metrc'.*mean 'metric'"),
+        ({"stage": 3}, "has no option 'stage'; did you mean 'stages'"),
+        ({"targets": 1.0}, "has no option 'targets'"),
+    ],
+)
+def test_options_are_checked_before_the_network_runs(options, message) -> None:
+    def never(params, x):
+        raise AssertionError
+
+    with pytest.raises(OptionError, match=message):
+        wf.prune_outputs(never, PARAMS, INPUTS, sparsity=0.5, **options)
+
+
+@pytest.mark.parametrize("scope", ["global", "layer"])
+def test_a_goal_that_cannot_be_is_named_before_the_first_stage(scope: str) -> None:
+    begun = []
+
+    def progress(label: str, done: int, total: int) -> None:
+        begun.append((label, done))
+
+    with pytest.raises(OptionError, match=r"sparsity=0\.999 leaves none of the"):
+        wf.prune_outputs(
+            net,
+            PARAMS,
+            INPUTS,
+            sparsity=0.999,
+            method="woodtaylorblock",
+            scope=scope,
+            progress=progress,
+        )
+    assert begun == [("stages", 0)]
+    masks = {"hidden": np.arange(48).reshape(6, 8) % 3 == 0}
+    with pytest.raises(OptionError, match=r"sparsity=0\.5 is below the 0\.66"):
+        wf.prune_outputs(net, PARAMS, INPUTS, sparsity=0.5, masks=masks)

@@ -610,6 +610,31 @@ def test_a_reshape_that_cuts_axes_is_followed() -> None:
     assert found["w"] == WeightAxes((16, 2, 16), "iio")
 
 
+@pytest.mark.parametrize(
+    ("net", "shape", "scale"),
+    [
+        (lambda p, x: jnp.sum(x * p["w"], -1), (C,), False),
+        (lambda p, x: jnp.mean((p["w"] * x).transpose(2, 0, 1), 0), (C,), False),
+        (lambda p, x: jnp.sum(x[..., None] * p["w"], 2), (C, 3), False),
+        (lambda p, x: jnp.sum(x.reshape(B, S, 2, -1) * p["w"], -1), (2, C // 2), False),
+        # A scale, whatever follows of what is not its own, or after a shift.
+        (lambda p, x: jnp.sum(x * p["w"], 1), (C,), True),
+        (lambda p, x: jnp.sum(x * p["w"] + 1, -1), (C,), True),
+        (lambda p, x: jnp.max(x * p["w"], -1), (C,), True),
+        (lambda p, x: jnp.mean(x * p["w"]), (C,), True),
+    ],
+)
+def test_a_product_by_hand_tells_no_roles(net: Any, shape: Any, scale: bool) -> None:
+    params = {"k": SQUARE, "w": ones(*shape)}
+    found = find_axes(lambda p, x: net(p, x @ p["k"]), params, X)
+    assert found["k"].roles == "io"
+    if scale:
+        assert "w" not in found
+    else:
+        assert found["w"].doubt == "has an axis that no product tells a role of"
+        assert found["w"].multiplied  # It is prunable by default.
+
+
 def test_a_product_in_shard_map_is_hidden() -> None:
     mesh = jax.make_mesh((1,), ("data",))
     spec = jax.sharding.PartitionSpec()

@@ -108,7 +108,7 @@ def test_gradients_that_do_not_compile_are_named_where_they_are_planned(
     needs, reports = compile_for(from_dict(config), here(), silent)
     assert not needs
     with pytest.raises(
-        NotForTargetError, match="gradients does not compile: INTERNAL: no tiles$"
+        NotForTargetError, match=r"gradients does not compile: INTERNAL: no tiles$"
     ):
         check(reports, here())
 

@@ -153,8 +153,13 @@ def test_a_disk_without_locks_does_not_stop_a_run(
 
 def test_an_unwritable_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match=r"workdir=.*file/run cannot be used"):
+    with pytest.raises(
+        ConfigError, match=r"workdir=.*file/run cannot be used"
+    ) as found:
         claim_workdir(tmp_path / "file" / "run", small())
+    assert "(Not a directory: " in str(found.value)
+    assert "choose with --workdir a folder that can be written" in str(found.value)
+    assert "Errno" not in str(found.value)
 
 
 def test_the_log_is_kept(tmp_path: Path) -> None:

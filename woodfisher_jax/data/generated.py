@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from woodfisher_jax.written_files import user_cache
+from woodfisher_jax.written_files import WriteError, user_cache
 
 _VERSION = "1"  # of the files that `write_once` keeps; to change with what is drawn
 
@@ -120,20 +120,29 @@ def write_once(form: str, data_dir: str | None) -> Path:
 
     Returns:
         The folder, complete.
+
+    Raises:
+        WriteError: If it cannot be written.
     """
     parent = Path(data_dir).expanduser() if data_dir else user_cache()
     root = parent / f"generated_{form}-{_VERSION}"
     if root.exists():
         return root
-    parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=parent, prefix=".generated-") as scratch:
-        written = Path(scratch) / form
-        FORMS[form](written)
-        try:
-            written.rename(root)
-        except OSError:
-            if not root.exists():  # else another process was sooner
-                raise
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=parent, prefix=".generated-") as scratch:
+            written = Path(scratch) / form
+            FORMS[form](written)
+            try:
+                written.rename(root)
+            except OSError:
+                if not root.exists():  # else another process was sooner
+                    raise
+    except OSError as error:
+        raise WriteError(
+            f"data_dir={data_dir}: {root} cannot be written ({error.strerror or error})"
+            "; expected a folder that can be written to"
+        ) from error
     return root
 
 

@@ -12,6 +12,7 @@ from woodfisher_jax.rows.compute import Compute
 from woodfisher_jax.rows.gradients import LossFn, as_partial
 from woodfisher_jax.rows.inputs import (
     check_concrete,
+    check_function,
     check_loss,
     check_mean_samples,
     check_params,
@@ -74,6 +75,7 @@ def checked_job(
     params: Params,
     samples: Any,
     *,
+    caller: str = "wf.prune",
     method: str | Method | None = None,
     masks: Masks | None = None,
     prunable: Prunable = None,
@@ -89,7 +91,13 @@ def checked_job(
     Raises:
         ValueError: If one is out of range, or two contradict each other.
     """
-    check_concrete(loss_fn, params, samples, masks, mean_samples, targets, options)
+    check_concrete(
+        caller,
+        (loss_fn, params, samples, masks, mean_samples, targets, options),
+        instead=", or compose wf.gradient_rows and wf.step, which are pure",
+    )
+    if loss_fn is not None:
+        check_function("loss_fn", loss_fn, "(params, batch) -> scalar, or None")
     check_params(params)
     if compute is None:
         compute = Compute()
@@ -174,7 +182,7 @@ def _traced(
     if loss_fn is None or samples is None or callable(samples):
         return None
     batch_size = row.batch_size if isinstance(row, Sampled) else 1
-    return traced(loss_fn, params, next(regroup(samples, batch_size)))
+    return traced(loss_fn, params, next(regroup(samples, batch_size)), "loss_fn")
 
 
 def _drawn(samples: Any, number: int) -> Any:

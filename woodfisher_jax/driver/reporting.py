@@ -50,6 +50,7 @@ def info_of(
         seconds_gradients=seconds["gradients"],
         seconds_curvature=seconds["curvature"],
         seconds_update=seconds["update"],
+        objective="loss" if job.targets is None or not job.targets.ndim else "distance",
     )._replace(**report)
 
 
@@ -83,8 +84,9 @@ def looked_at(before: Weights, done: Outcome, job: Job, masks: Masks) -> dict[st
     """What is left of tensors and outputs, and what has come back."""
     new = blocks.flat_mask(job.order, masks)
     gone = findings.emptied(np.asarray(before.active), new, job.order)
-    level = job.goal.sparsity if job.goal.scope == "layer" else None
-    texts = findings.messages(done.report.get("untouched", {}), gone, job.unused, level)
+    in_each = job.goal.scope == "layer" and job.goal.sparsity is not None
+    silent = done.report.get("untouched", {})
+    texts = findings.messages(silent, gone, job.unused, in_each)
     was_zero = (np.asarray(before.values) == 0) & np.asarray(before.active)
     is_not = (np.asarray(done.weights) != 0) & np.asarray(done.kept)
     return {

@@ -27,8 +27,14 @@ from woodfisher_jax.layerwise.structures import (
     readers,
 )
 from woodfisher_jax.layerwise.weights import SingleWeights
+from woodfisher_jax.options import check_known, fields_of, keywords
 from woodfisher_jax.rows.compute import watched
-from woodfisher_jax.rows.inputs import check_params, taken_by_net
+from woodfisher_jax.rows.inputs import (
+    check_concrete,
+    check_net,
+    check_params,
+    taken_by_net,
+)
 from woodfisher_jax.selection.latencies import timed
 from woodfisher_jax.selection.patterns import GroupNames
 from woodfisher_jax.selection.structures import Structures, structures
@@ -111,6 +117,11 @@ def prune_layerwise(
         >>> masks["w"].tolist()
         [[True, False], [False, True]]
     """
+    arguments = (net_fn, params, inputs, sparsity, masks, options)
+    check_concrete("wf.prune_layerwise", arguments)
+    for name in options:
+        names = [*keywords(prune_layerwise), *fields_of(Layerwise)]
+        check_known(name, names, "wf.prune_layerwise")
     sequence, solver = prepared(
         net_fn,
         params,
@@ -184,6 +195,7 @@ def prepared(
     """
     settings = Layerwise().replace(**options)
     rule = rule_of(pattern)
+    check_net(net_fn)
     check_params(params)
     batches = batches_of(inputs, settings.batch_size)
     shapes = shapes_of(batches[0], len(jax.tree.leaves(batches[0])[0]))

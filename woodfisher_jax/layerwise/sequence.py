@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from woodfisher_jax.driver import memory
 from woodfisher_jax.equations.fisher import matmul
 from woodfisher_jax.layerwise.layers import Layer
 from woodfisher_jax.layerwise.sensitivity import Sensitivity, sensitivities
@@ -159,6 +160,7 @@ class Sequence:
         entry: tuple[int, list[Any]] = (0, [])
         for number in range(total):
             progress("layers", number, total)
+            memory.give_back()
             stage = self.stages[number]
             moments = self._moments(stage, self.segments[number])
             if number % span == 0:
@@ -173,6 +175,7 @@ class Sequence:
         progress("layers", total, total)
         if self.settings.distil:
             self._distil(progress)
+        memory.give_back()
         kept = sum(int(mask.sum()) for mask in self.masks.values())
         size = sum(mask.size for mask in self.masks.values())
         paths = list(self.masks)

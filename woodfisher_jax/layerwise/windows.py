@@ -222,8 +222,14 @@ class Head:
             aims = self._outputs(values, constants, wanted)
             if self._metric == "identity":
                 return _distance(found, aims)
-            pairs = zip(found, aims, strict=True)
-            parts = [jnp.mean(_divergence(z, aim)) for z, aim in pairs]
+            logs = (
+                [jax.nn.log_softmax(z.astype(jnp.float32)) for z in ends]
+                for ends in (found, aims)
+            )
+            parts = [
+                jnp.mean(optax.losses.kl_divergence_with_log_targets(log_q, log_p))
+                for log_q, log_p in zip(*logs, strict=True)
+            ]
             return jnp.mean(jnp.stack(parts))
 
         return self._program.compiled(jax.grad(distance), *arguments)
@@ -234,12 +240,6 @@ class Head:
         self._compiled = self._compiled or self.compiled(*arguments)
         found: list[Any] = self._compiled(*arguments)
         return found
-
-
-def _divergence(logits: jax.Array, wanted: jax.Array) -> jax.Array:
-    """KL divergence of the softmax of some logits from that of the wanted ones."""
-    log_p, log_q = (jax.nn.log_softmax(z.astype(jnp.float32)) for z in (wanted, logits))
-    return jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
 
 
 def _distance(found: list[Any], wanted: list[Any]) -> jax.Array:

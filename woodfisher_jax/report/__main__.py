@@ -22,12 +22,16 @@ from woodfisher_jax.training.config import Config, to_dict
 from woodfisher_jax.training.forward_passes import forward_passes
 from woodfisher_jax.training.saved_run import read_run
 from woodfisher_jax.trees.masks import sparsity
+from woodfisher_jax.weights.files import check_output
 from woodfisher_jax.weights.latency import BATCH_SIZES, latency
-from woodfisher_jax.written_files import replace_file
+from woodfisher_jax.written_files import WriteError, replace_file
 
 
 def report(
-    folders: Sequence[Path], out: Path | None = None, time_products: bool = False
+    folders: Sequence[Path],
+    out: Path | None = None,
+    time_products: bool = False,
+    overwrite: bool = False,
 ) -> list[Path]:
     """Writes the page of a run, or the page and the table of several.
 
@@ -37,6 +41,7 @@ def report(
             runs ``comparison.html`` in the one folder given, or in the working
             directory; their table lies beside it, as ``.csv``.
         time_products: Whether to time the run's pruned arrays first, dense and sparse.
+        overwrite: Whether ``out`` and its table may replace existing files.
 
     Returns:
         The files.
@@ -44,13 +49,11 @@ def report(
     Raises:
         ValueError: If there is no run, a file of one is damaged, or the runs do not
             compare.
-        OSError: If a file cannot be written.
+        OSError: If ``out`` exists or its folder does not, or a file cannot be written.
         MissingExtraError: If matplotlib is not installed.
     """
-    if out is not None and out.suffix != ".html":
-        raise ValueError(f"--out={out}; expected a name that ends in .html")
-    if out is not None and not out.absolute().parent.is_dir():
-        raise ValueError(f"--out={out}: there is no folder {out.parent}; make it first")
+    if out is not None:
+        check_output(out, suffix=".html", overwrite=overwrite)
     found = [run for folder in folders for run in find_runs(folder)]
     if len(folders) == 1 and (is_run(folders[0]) or len(found) == 1):
         run = folders[0] if is_run(folders[0]) else found[0]
@@ -64,6 +67,8 @@ def report(
             f"--latency with {len(found)} runs; give one: it takes the machine for "
             "itself, and its result goes to that run's page"
         )
+    if out is not None:
+        check_output(out.with_suffix(".csv"), suffix=".csv", overwrite=overwrite)
     unique = {run.resolve(): run for run in found}
     page = out or (folders[0] if len(folders) == 1 else Path()) / "comparison.html"
     comparison = compare(
@@ -130,14 +135,29 @@ def parser() -> argparse.ArgumentParser:
         help="time the products of the run's pruned arrays, dense and sparse, on this "
         "machine, and forward passes of a small network; best while nothing else runs",
     )
+    found.add_argument(
+        "--overwrite", action="store_true", help="replace the files of --out"
+    )
     return found
 
 
 def cli(arguments: Sequence[str] | None = None) -> None:
     """Entry point of ``python -m woodfisher_jax.report``."""
     given = parser().parse_args(arguments)
-    with exits({ValueError: USAGE, OSError: FAILED}), live("report"):
-        paths = report(given.runs, given.out, given.latency)
+    codes = {
+        ValueError: USAGE,
+        FileExistsError: USAGE,
+        FileNotFoundError: USAGE,
+        OSError: FAILED,
+    }
+    with exits(codes), live("report"):
+        try:
+            paths = report(given.runs, given.out, given.latency, given.overwrite)
+        except WriteError as error:
+            if given.out is not None or given.latency:
+                raise
+            elsewhere = "--out=FILE.html writes the page elsewhere"
+            raise WriteError(f"{error}; {elsewhere}") from error
     print("\n".join(map(str, paths)))
 
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from woodfisher_jax.extras import require
 from woodfisher_jax.report.quantities import counted, number, power_of_ten
+from woodfisher_jax.written_files import replace_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -104,8 +105,10 @@ class Picture(NamedTuple):
 
     def png(self, path: Path) -> None:
         """Writes the figure as PNG."""
+        buffer = io.BytesIO()
         with _settings():
-            self.figure.savefig(path, format="png")
+            self.figure.savefig(buffer, format="png")
+        replace_file(path, buffer.getvalue())
 
     def svg(self) -> str:
         """The figure as an element of an HTML page.

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from woodfisher_jax.options import OptionError
 from woodfisher_jax.rows.gradients import LossFn
 from woodfisher_jax.rows.sharding import gathered, spans_processes
-from woodfisher_jax.tracing.training_mode import explained
+from woodfisher_jax.tracing.training_mode import called_with, explained
 from woodfisher_jax.trees.paths import Params, leaves_by_path
 from woodfisher_jax.trees.samples import Examples, batch_length, num_examples, regroup
 
@@ -21,11 +21,13 @@ LARGEST = 1e15
 """Size of an output or target, so that sums of squares of many stay in float32."""
 
 
-def check_concrete(*trees: Any) -> None:
-    """Raises while JAX traces, since a step takes decisions on the host.
+def check_concrete(caller: str, *trees: Any, instead: str = "") -> None:
+    """Raises while JAX traces, since a driver takes decisions on the host.
 
     Args:
+        caller: The function that was called, for the message.
         *trees: Of which no leaf may be traced.
+        instead: What to call within ``jit``, if there is something.
 
     Raises:
         TypeError: With what to call instead.
@@ -37,19 +39,50 @@ def check_concrete(*trees: Any) -> None:
         isinstance(leaf, jax.core.Tracer) for leaf in (jax.device_put(0.0), *leaves)
     ):
         raise TypeError(
-            "wf.prune cannot run under jit, vmap or grad, since it plans memory and "
-            "checks precision with the values at hand; call it outside, or compose "
-            "wf.gradient_rows and wf.step, which are pure"
+            f"{caller} cannot run under jit, vmap or grad, since it is a driver: it "
+            "reads the values of its arguments, and decides by them; call it outside"
+            f"{instead}"
         )
 
 
-def check_params(params: Params) -> None:
-    """Raises unless all leaves are floating-point arrays.
+def check_function(name: str, function: Any, takes: str) -> None:
+    """Raises unless an argument is a function.
+
+    Args:
+        name: Of the argument.
+        function: What was given.
+        takes: Its arguments and result, for the message.
 
     Raises:
+        OptionError: With the type that came.
+    """
+    if not callable(function):
+        raise OptionError(
+            name,
+            f"{name} is of type {type(function).__name__}; expected a function {takes}",
+        )
+
+
+def check_net(net_fn: Any) -> None:
+    """Raises unless a network is a function."""
+    check_function("net_fn", net_fn, "(params, inputs) -> outputs")
+
+
+def check_params(params: Params) -> None:
+    """Raises unless there are leaves, and all are floating-point arrays.
+
+    Raises:
+        OptionError: If there are none.
         TypeError: With the path of the first other leaf.
     """
-    for path, leaf in leaves_by_path(params).items():
+    leaves = leaves_by_path(params)
+    if not leaves:
+        raise OptionError(
+            "params",
+            f"params, of type {type(params).__name__}, has no arrays; expected the "
+            "weights of a network, any pytree",
+        )
+    for path, leaf in leaves.items():
         kind = getattr(leaf, "dtype", type(leaf).__name__)
         if not hasattr(leaf, "dtype") or not jnp.issubdtype(leaf.dtype, jnp.floating):
             raise TypeError(
@@ -74,7 +107,7 @@ def check_loss(loss_fn: LossFn | None, params: Params, samples: Any) -> LossFn:
             "this method estimates curvature from gradients"
         )
     example = next(regroup(samples, 1))
-    with explained():
+    with called_with("loss_fn", example), explained():
         found = jax.eval_shape(loss_fn, params, example)
     if (
         not hasattr(found, "shape")
@@ -100,20 +133,22 @@ def as_inputs() -> Iterator[None]:
 
 @contextlib.contextmanager
 def taken_by_net(inputs: Any, *, batches: bool) -> Iterator[None]:
-    """An error of net_fn on a list or tuple of inputs says how these were read.
+    """An error of net_fn says what it was given; of a list or tuple, how it was read.
 
     Args:
         inputs: As given.
         batches: Whether a list is one of batches; a tuple is one batch.
 
     Raises:
-        OptionError: Then, caused by the error of net_fn.
+        OptionError: Caused by the error of net_fn; that itself, if it is explained.
     """
+    if not isinstance(inputs, (list, tuple)):
+        with called_with("net_fn", inputs):
+            yield
+        return
     try:
         yield
     except Exception as error:
-        if not isinstance(inputs, (list, tuple)):
-            raise
         first = inputs[0]
         of = f"an array of shape {first.shape}" if hasattr(first, "shape") else ""
         read, ways = "one batch", "np.concatenate(inputs) if they are batches"

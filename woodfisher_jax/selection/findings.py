@@ -91,7 +91,7 @@ def messages(
     unknown: Mapping[str, float],
     gone: Mapping[str, int],
     unused: Sequence[str],
-    sparsity: float | None = None,
+    in_each: bool = False,
 ) -> list[str]:
     """What is said of a step, one sentence each.
 
@@ -99,7 +99,7 @@ def messages(
         unknown: Of :func:`untouched`.
         gone: Of :func:`emptied`.
         unused: Tensors that would be prunable by default, if the loss read them.
-        sparsity: Of each layer, if it is that which was asked for.
+        in_each: Whether a sparsity of each layer was asked for.
     """
     found = []
     if unused:
@@ -116,11 +116,11 @@ def messages(
         )
     if gone:
         ways = "lower sparsity, leave them out of prunable, or use scope='layer'"
-        if sparsity is not None:
+        if in_each:
             most = most_sparse(min(gone.values()))
             ways = (
-                f"lower sparsity={sparsity} to {most}, which leaves one in each, or "
-                "leave them out of prunable"
+                f"lower sparsity to {most}, which leaves one in each, or leave them "
+                "out of prunable"
             )
         found.append(f"no weight is left of {_names(list(gone))}; {ways}")
     return found

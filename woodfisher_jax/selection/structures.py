@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from woodfisher_jax.options import OptionError
-from woodfisher_jax.rows.inputs import taken_by_net
+from woodfisher_jax.rows.inputs import check_net, taken_by_net
 from woodfisher_jax.selection.accounts import Account, Speed, free_entries
 from woodfisher_jax.tracing.axes import traced
 from woodfisher_jax.tracing.coupling import Coupling, coupled
@@ -245,12 +245,7 @@ def structures(
         >>> found.number, found.families[0].kind, found.families[0].size
         (5, 'neurons', 6)
     """
-    if not callable(net_fn):
-        raise OptionError(
-            "net_fn",
-            f"net_fn is of type {type(net_fn).__name__}; expected a function (params, "
-            "inputs) -> outputs",
-        )
+    check_net(net_fn)
     given = [] if isinstance(inputs, Iterator) else jax.tree.leaves(inputs)
     lengths = [leaf.shape[0] for leaf in given if getattr(leaf, "shape", ())]
     if not any(lengths):

@@ -15,9 +15,11 @@ import jax
 
 from woodfisher_jax.curvature.checked import CurvatureError
 from woodfisher_jax.info import PruneInfo, Trial, unwarned, warn_of
+from woodfisher_jax.methods import DEFAULT, check_names
 from woodfisher_jax.prune import prune
 from woodfisher_jax.rows.compute import watched
 from woodfisher_jax.rows.gradients import LossFn, as_partial
+from woodfisher_jax.rows.inputs import check_concrete
 from woodfisher_jax.trees.masks import Masks
 from woodfisher_jax.trees.paths import Params
 
@@ -85,6 +87,9 @@ def prune_searched(
         >>> info.trials[-1].measured == min(trial.measured for trial in info.trials)
         True
     """
+    check_concrete("wf.prune_searched", loss_fn, params, samples, held_out, options)
+    method = options.get("method")
+    check_names(options, DEFAULT if method is None else method, prune_searched, prune)
     if not factor > 1:
         raise ValueError(f"factor={factor!r}; expected a number above 1, such as 10")
     if isinstance(samples, Iterator):

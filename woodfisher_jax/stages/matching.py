@@ -25,16 +25,18 @@ import numpy as np
 import optax
 from jax.tree_util import Partial
 
+from woodfisher_jax.driver.job import check_reachable, checked_job
 from woodfisher_jax.driver.programs import quickly_compiled
 from woodfisher_jax.info import PruneInfo, unwarned, warn_of
-from woodfisher_jax.options import plain
+from woodfisher_jax.methods import check_names
+from woodfisher_jax.options import OptionError, check_whole, plain, shown
 from woodfisher_jax.prune import prune
 from woodfisher_jax.rows.compute import watched
 from woodfisher_jax.rows.gradients import LossFn, as_partial
-from woodfisher_jax.rows.inputs import check_size
-from woodfisher_jax.rows.projections import directions, projected
+from woodfisher_jax.rows.inputs import check_concrete, check_params, check_size
+from woodfisher_jax.rows.projections import METRICS, directions, projected
 from woodfisher_jax.schedules import levels
-from woodfisher_jax.tracing.axes import find_axes
+from woodfisher_jax.tracing.axes import traced
 from woodfisher_jax.tracing.training_mode import explained
 from woodfisher_jax.trees.masks import (
     Masks,
@@ -45,6 +47,9 @@ from woodfisher_jax.trees.masks import (
 from woodfisher_jax.trees.masks import sparsity as sparsity_of
 from woodfisher_jax.trees.paths import Params
 from woodfisher_jax.trees.samples import on_host
+
+METHOD = "woodtaylor"
+"""The method of a stage, unless another is given."""
 
 LABEL_DAMPING = 1e-2
 """λ of stages with labels. Leave-one-out would choose more, which is best for a single
@@ -248,13 +253,20 @@ def prune_matched(
         >>> masks["w"].tolist(), len(infos)
         ([[True, False], [False, True]], 2)
     """
+    check_concrete("wf.prune_matched", stage, params, sparsity, masks, options)
+    method = options.get("method", METHOD)
+    check_names(options, method, prune_matched, prune, without="targets")
+    check_settings(stages=stages, repairs=repairs, metric=metric)
+    check_whole("batch_size", batch_size, 1)
+    check_whole("seed", seed, 0)
+    check_params(params)
     if not callable(stage):
         raise TypeError(
             f"stage is of type {type(stage).__name__}; expected a function (number, "
             "params) -> wf.matching.Stage(outputs_fn, inputs, wanted)"
         )
     found = _checked(stage(0, params), 0)
-    axes = find_axes(found.outputs_fn, params, found.inputs)
+    axes = traced(found.outputs_fn, params, found.inputs, "outputs_fn").axes()
     masks = init_masks(params, prunable, axes) if masks is None else masks
     check_masks(params, masks)
     way = _way(sparsity_of(masks), sparsity, stages, repairs)
@@ -269,18 +281,22 @@ def prune_matched(
         else:
             key = _key(np.int64(seed), np.int32(number))
             rows, damping = matching_rows(found, params, key, metric), "auto"
-        given = {"method": "woodtaylor", "update": "joint", "damping": damping}
+        given = {
+            "method": METHOD,
+            "update": "joint",
+            "damping": damping,
+            "axes": axes,
+            **options,
+            "targets": rows.targets,
+            "batch_size": rows.batch_size,
+        }
+        step = (rows.loss_fn, params, rows.samples)
+        if not number:
+            # Before anything is pruned, and not by the level of some later stage.
+            job = checked_job(*step, sparsity=way[-1], masks=masks, **given)
+            check_reachable(job)
         with unwarned():
-            params, masks, info = prune(
-                rows.loss_fn,
-                params,
-                rows.samples,
-                targets=rows.targets,
-                batch_size=rows.batch_size,
-                sparsity=level,
-                masks=masks,
-                **{"axes": axes, **given, **options},
-            )
+            params, masks, info = prune(*step, sparsity=level, masks=masks, **given)
         infos.append(info)
         if after is not None:
             changed = after(number, params, masks, info)
@@ -304,6 +320,20 @@ def _checked(stage: Any, number: int) -> Stage:
     return stage
 
 
+def check_settings(*, stages: int, repairs: int, metric: str) -> None:
+    """Raises unless stages can be counted and the metric is known.
+
+    Raises:
+        OptionError: Naming the argument.
+    """
+    for name, given, least in (("stages", stages, 1), ("repairs", repairs, 0)):
+        check_whole(name, given, least)
+    if metric not in METRICS:
+        raise OptionError(
+            "metric", f"metric={shown(metric)}; expected one of {list(METRICS)}"
+        )
+
+
 def _way(
     start: float, goal: float | Sequence[float], stages: int, repairs: int
 ) -> list[float]:
@@ -313,9 +343,6 @@ def _way(
         ValueError: Naming the argument that is out of range.
     """
     goal, stages, repairs = plain(goal), plain(stages), plain(repairs)
-    for name, number, least in (("stages", stages, 1), ("repairs", repairs, 0)):
-        if not isinstance(number, int) or number < least:
-            raise ValueError(f"{name}={number!r}; expected a whole number from {least}")
     single = np.ndim(goal) == 0
     way = [_level(level) for level in ([goal] if single else goal)]  # type: ignore
     if single:

@@ -8,16 +8,28 @@ import jax.numpy as jnp
 import numpy as np
 
 from woodfisher_jax.info import PruneInfo, joined, unwarned, warn_of
-from woodfisher_jax.options import OptionError, plain
+from woodfisher_jax.methods import check_names
+from woodfisher_jax.options import OptionError, check_whole
+from woodfisher_jax.prune import prune
 from woodfisher_jax.rows.compute import watched
 from woodfisher_jax.rows.inputs import (
     LARGEST,
+    check_concrete,
+    check_net,
+    check_params,
     check_size,
     counted_inputs,
     taken_by_net,
 )
 from woodfisher_jax.selection.patterns import GroupNames, parse
-from woodfisher_jax.stages.matching import OutputsFn, Stage, outputs_of, prune_matched
+from woodfisher_jax.stages.matching import (
+    METHOD,
+    OutputsFn,
+    Stage,
+    check_settings,
+    outputs_of,
+    prune_matched,
+)
 from woodfisher_jax.tracing.training_mode import explained
 from woodfisher_jax.trees.masks import Masks, Prunable
 from woodfisher_jax.trees.paths import Params
@@ -68,7 +80,8 @@ def prune_outputs(
 
     Returns:
         ``(params, masks, info)``: pruned weights are exactly zero in ``params``; times
-        in ``info`` are sums over the stages.
+        in ``info`` are sums over the stages, and ``info.outputs_error`` says how far
+        the outputs are from those of w₀.
 
     Raises:
         ValueError: As for :func:`woodfisher_jax.prune`.
@@ -82,6 +95,11 @@ def prune_outputs(
         >>> masks["w"].tolist(), info.sparsity
         ([[True, False], [False, True]], 0.5)
     """
+    check_concrete("wf.prune_outputs", net_fn, params, inputs, sparsity, masks, options)
+    method = options.get("method", METHOD)
+    functions = (prune_outputs, prune_matched, prune)
+    check_names(options, method, *functions, without="targets")
+    check_settings(stages=stages, repairs=options.get("repairs", 0), metric=metric)
     rule = parse(pattern)
     if sparsity is None and rule is not None:
         sparsity = rule.sparsity
@@ -89,11 +107,8 @@ def prune_outputs(
         raise OptionError(
             "sparsity", "sparsity is missing; expected a fraction, such as 0.9"
         )
-    if plain(num_samples) < 1:
-        raise OptionError(
-            "num_samples",
-            f"num_samples={num_samples}; expected a whole number from 1, such as 1000",
-        )
+    check_whole("num_samples", num_samples, 1)
+    check_whole("seed", seed, 0)
     wanted, images = _dense_outputs(net_fn, params, inputs)
     drawn = _draws(len(wanted), num_samples, seed)
 
@@ -117,7 +132,11 @@ def prune_outputs(
             **options,
         )
     warn_of(infos, stacklevel=3)
-    return params, masks, joined(infos)
+    after = stage(len(infos), params)
+    found = outputs_of(net_fn, params, after.inputs)
+    moved, size = np.linalg.norm(found - after.wanted), np.linalg.norm(after.wanted)
+    error = float(moved / size) ** 2 if size else 0.0
+    return params, masks, joined(infos)._replace(outputs_error=error)
 
 
 def _dense_outputs(
@@ -134,12 +153,8 @@ def _dense_outputs(
         OptionError: If ``net_fn`` is no such function, its outputs are not finite, or
             their squares leave float32.
     """
-    if not callable(net_fn):
-        raise OptionError(
-            "net_fn",
-            f"net_fn is of type {type(net_fn).__name__}; expected a function (params, "
-            "inputs) -> outputs",
-        )
+    check_net(net_fn)
+    check_params(params)
     (images,) = regroup(inputs, _number(inputs))
     with taken_by_net(inputs, batches=True):
         _check_outputs(net_fn, params, images)

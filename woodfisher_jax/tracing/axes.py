@@ -11,11 +11,12 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import jax
+import numpy as np
 from jax.extend.core import Jaxpr
 from jax.tree_util import Partial
 
 from woodfisher_jax.tracing.occurrences import Hidden, Occurrence, Walk
-from woodfisher_jax.tracing.training_mode import explained
+from woodfisher_jax.tracing.training_mode import called_with, explained
 from woodfisher_jax.trees.axes import WeightAxes, conventional
 from woodfisher_jax.trees.paths import Params, leaves_by_path
 
@@ -36,7 +37,8 @@ def find_axes(
     Returns:
         From path to axes, for weights of dense layers and convolutions alone: not for
         biases, normalisation, embeddings and positions. Where a product could not be
-        followed, or two contradict one another, ``doubt`` says so.
+        followed, is made by hand as in ``sum(x * w, -1)``, or contradicts another one,
+        ``doubt`` says so.
 
     Example:
         >>> params = {"w": jnp.ones((3, 2)), "bias": jnp.ones(3)}
@@ -68,18 +70,26 @@ def _hashable(f: Callable[..., Any]) -> Callable[..., Any]:
     return f
 
 
-def traced(f: Callable[[Params, Any], Any], params: Params, batch: Any) -> "Trace":
+def traced(
+    f: Callable[[Params, Any], Any], params: Params, batch: Any, name: str = "f"
+) -> "Trace":
     """Walks the program of a function; see :func:`find_axes`.
 
     A function that was walked with the same shapes is not traced again.
+
+    Args:
+        f: As for :func:`find_axes`.
+        params: As for :func:`find_axes`.
+        batch: As for :func:`find_axes`.
+        name: Of the caller's argument that ``f`` is, for messages.
     """
     given = f if isinstance(f, Partial) else Partial(_hashable(f))
-    with explained():
+    with called_with(name, batch), explained():
         # By jit, which keeps the program of a function and shapes.
         program = _applied.trace(given, params, batch).jaxpr.jaxpr
     if program in _TRACES:
         return _TRACES[program]
-    walk = Walk({p: tuple(leaf.shape) for p, leaf in leaves_by_path(params).items()})
+    walk = Walk({p: np.shape(leaf) for p, leaf in leaves_by_path(params).items()})
     constants = len(jax.tree.leaves(given))
     held = [walk.fresh(v.aval.shape) for v in program.invars[:constants]]
     arguments = [*held, *walk.tensors()]

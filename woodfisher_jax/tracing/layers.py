@@ -6,6 +6,7 @@ no layer has to be registered, and Flax, Equinox and plain dicts are treated ali
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -91,11 +92,13 @@ class Bias(NamedTuple):
         path: Path of the bias tensor.
         position: The equation of the layer.
         entries: Index into the flat bias for each output, int [outputs].
+        alone: Whether nothing else reads that output, as a skip connection would.
     """
 
     path: str
     position: Position
     entries: np.ndarray
+    alone: bool = True
 
 
 class Other(NamedTuple):
@@ -230,7 +233,18 @@ def find_uses(
     ]
     values += [_ACTIVATION] * (len(closed.jaxpr.invars) - len(values))
     found: list[Use] = []
-    _walk(closed.jaxpr, values, (), "", found)
+    reads: Counter[Position] = Counter()
+    ends = _walk(closed.jaxpr, values, (), "", found, reads)
+    reads.update(value.product.position for value in ends if value.product)
+
+    def known(bias: Bias) -> Bias:
+        return bias._replace(alone=reads[bias.position] == 1)
+
+    for i, use in enumerate(found):
+        if isinstance(use, Bias):
+            found[i] = known(use)
+        elif isinstance(use, Other) and use.subtracted is not None:
+            found[i] = use._replace(subtracted=known(use.subtracted))
     return {path: tuple(u for u in found if u.path == path) for path in leaves}
 
 
@@ -240,8 +254,19 @@ def _walk(
     position: Position,
     rule: str,
     found: list[Use],
+    reads: Counter[Position],
 ) -> list[_Value]:
-    """Follows values through the equations of a jaxpr and records uses."""
+    """Follows values through the equations of a jaxpr and records uses.
+
+    Args:
+        jaxpr: The equations.
+        arguments: What goes in.
+        position: Of the call.
+        rule: As in :class:`Product`.
+        found: Gets the uses.
+        reads: Gets how many equations read the output of each layer, views of which
+            are the same.
+    """
     known = dict(zip(jaxpr.invars, arguments, strict=True))
 
     def read(atom: Any) -> _Value:
@@ -254,7 +279,7 @@ def _walk(
         if name in CALLS:
             inner, _ = called(equation)
             inside = name if name in _RULES else rule
-            outputs = _walk(inner, inputs, here, inside, found)
+            outputs = _walk(inner, inputs, here, inside, found, reads)
         elif name in PRODUCTS:
             outputs = [_multiplied(equation, inputs, here, rule, found)]
         elif name in _SAME and len(inputs) == len(equation.outvars):
@@ -264,6 +289,13 @@ def _walk(
         else:
             outputs = _computed(equation, inputs, found)
         known.update(zip(equation.outvars, outputs, strict=True))
+        if name not in CALLS:
+            kept = [value.product for value in outputs]
+            reads.update(
+                value.product.position
+                for value in inputs
+                if value.product and value.product not in kept
+            )
     return [read(atom) for atom in jaxpr.outvars]
 
 

@@ -76,6 +76,7 @@ class Array(NamedTuple):
         active: Whether it depends on the batch.
         sources: The tensors whose entries it holds, moved, scaled or combined.
         touched: All tensors that it depends on, if it does not depend on the batch.
+        scaled: If it is activations times tensors entry by entry, these.
         apart: The dimensions that the products of two activations which it comes from,
             without a weight between, keep apart.
     """
@@ -84,6 +85,7 @@ class Array(NamedTuple):
     active: bool = False
     sources: Mapping[str, _Source] = {}
     touched: frozenset[str] = frozenset()
+    scaled: Mapping[str, _Source] = {}
     apart: frozenset[int] = frozenset()
 
 
@@ -228,6 +230,8 @@ class Walk:
             return [self._gathered(equation, inputs)]
         if name in REDUCTIONS and len(shapes) == 1:
             gone = equation.params["axes"]
+            if name == "reduce_sum":
+                self._summed(inputs[0], gone, rounds)
             return [_moved(inputs[0], lambda axes: _without(axes, gone))]
         if name in ("concatenate", "pad", "dynamic_update_slice"):
             return [self._partly(name, inputs, shapes[0])]
@@ -255,7 +259,25 @@ class Walk:
             )
             combine = self._joined if elementwise and lengths else self._mixed
             results.append(combine(inputs, shape))
+        if name == "mul" and results[0].active and results[0].axes:
+            own = [
+                self._broadcast(a, shapes[0]) for a in inputs if a.axes and not a.active
+            ]
+            results[0] = results[0]._replace(scaled=self._merged(own))
         return results
+
+    def _summed(self, array: Array, gone: Sequence[int], rounds: int | None) -> None:
+        """Notes products by hand, as in ``sum(x * w, -1)``, which tell no roles.
+
+        The mean of a loss leaves no axis; what it scales before need be no layer.
+        """
+        if len(gone) == len(array.axes):
+            return
+        macs = _times(math.prod(map(self._length, array.axes)), rounds)
+        for path, source in array.scaled.items():
+            places = self._places(path, source)
+            if any(places[i] and self._length(array.axes[i]) > 1 for i in gone):
+                self.uses.append(Occurrence(path, {}, macs))
 
     def _joined(self, inputs: list[Array], shape: tuple[int, ...]) -> Array:
         """The result of an elementwise primitive: its operands' axes are the same."""
@@ -771,12 +793,19 @@ _VIEWS = (
 
 
 def _moved(array: Array, axes: Callable[[tuple[Axis, ...]], tuple[Axis, ...]]) -> Array:
-    """The array with its axes, and those of its sources, changed alike."""
-    sources = {
-        path: source._replace(axes=axes(source.axes))
-        for path, source in array.sources.items()
-    }
-    return array._replace(axes=axes(array.axes), sources=sources)
+    """The array with its axes, and those of its tensors, changed alike."""
+
+    def changed(sources: Mapping[str, _Source]) -> dict[str, _Source]:
+        return {
+            path: source._replace(axes=axes(source.axes))
+            for path, source in sources.items()
+        }
+
+    return array._replace(
+        axes=axes(array.axes),
+        sources=changed(array.sources),
+        scaled=changed(array.scaled),
+    )
 
 
 def _stacked(array: Array, axes: Sequence[int]) -> Array:

@@ -1,8 +1,13 @@
-"""What to do about errors of a network in training mode, which is not to be pruned."""
+"""Errors of a caller's function: of a network in training mode, and all others."""
 
 import contextlib
 import re
 from collections.abc import Iterator
+from typing import Any
+
+import jax
+
+from woodfisher_jax.options import OptionError, shown
 
 _REMEDIES = {
     r"needs PRNG for": (
@@ -41,6 +46,9 @@ _REMEDIES = {
 }
 """By what the frameworks say, after the name of the exception."""
 
+_NOTE = "woodfisher_jax: "
+"""How a note of this package starts."""
+
 
 @contextlib.contextmanager
 def explained() -> Iterator[None]:
@@ -55,6 +63,47 @@ def explained() -> Iterator[None]:
         text = f"{type(error).__name__}: {error}"
         for pattern, remedy in _REMEDIES.items():
             if re.search(pattern, text):
-                error.add_note(f"woodfisher_jax: {remedy} (docs/batch_norm.md)")
+                error.add_note(f"{_NOTE}{remedy} (docs/batch_norm.md)")
                 break
         raise
+
+
+@contextlib.contextmanager
+def called_with(name: str, batch: Any) -> Iterator[None]:
+    """Says what a caller's function was given when it failed.
+
+    Args:
+        name: Of the argument that is the function.
+        batch: What it is called with beside params.
+
+    Raises:
+        OptionError: Caused by the error of the function, unless :func:`explained` has
+            said already what to do.
+    """
+    try:
+        yield
+    except OptionError:
+        raise
+    except Exception as error:
+        if any(note.startswith(_NOTE) for note in getattr(error, "__notes__", ())):
+            raise
+        first_line = str(error).partition("\n")[0]
+        raise OptionError(
+            name,
+            f"{name} fails on {_kinds(batch)} ({type(error).__name__}: {first_line}); "
+            f"expected examples along the first axis of each array, and beyond it what "
+            f"{name} takes with these params: call it on them alone to see where it "
+            "fails",
+        ) from error
+
+
+def _kinds(batch: Any) -> str:
+    """The arrays of a batch by type and shape."""
+
+    def kind(leaf: Any) -> str:
+        if not hasattr(leaf, "shape"):
+            return f"a {type(leaf).__name__}"
+        return f"{leaf.dtype}[{', '.join(map(str, leaf.shape))}]"
+
+    found = jax.tree.map(kind, batch)
+    return found if isinstance(found, str) else shown(found)

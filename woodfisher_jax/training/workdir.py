@@ -109,8 +109,12 @@ def _holder(path: Path) -> str:
 
 
 def _unusable(workdir: Path, error: Exception) -> ConfigError:
+    reason = str(error)
+    if isinstance(error, OSError) and error.strerror:
+        reason = f"{error.strerror}: {error.filename}"
     return ConfigError(
-        f"workdir={workdir} cannot be used ({error}); choose another --workdir"
+        f"workdir={workdir} cannot be used ({reason}); choose with --workdir a folder "
+        "that can be written to"
     )
 
 

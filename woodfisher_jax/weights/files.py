@@ -33,7 +33,9 @@ def check_output(
             f"out={path}: there is such a file; choose another name or --overwrite"
         )
     if not path.parent.is_dir():
-        raise FileNotFoundError(f"out={path}: there is no folder {path.parent}")
+        raise FileNotFoundError(
+            f"out={path}: there is no folder {path.parent}; make it first"
+        )
     return path
 
 
