@@ -75,11 +75,20 @@ def test_the_memory_of_a_target_is_that_of_its_kind(
     np.testing.assert_equal(found.disk > 0, True)
 
 
-def test_products_are_not_chosen_by_a_device_that_is_not_there() -> None:
-    device = SimpleNamespace(device_kind=KINDS["cuda:h100"].device_kind)
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("cuda:h100", {"xla_gpu_enable_triton_gemm": False}),
+        ("tpu:v5e", {"exec_time_optimization_effort": -1.0}),
+    ],
+)
+def test_a_compiler_without_a_device_has_settings_of_its_own(
+    kind: str, settings: dict[str, Any]
+) -> None:
+    device = SimpleNamespace(device_kind=KINDS[kind].device_kind)
     mesh: Any = SimpleNamespace(devices=np.array([device]))
     given: list[Any] = []
     lowered: Any = SimpleNamespace(compile=given.append)
     compiled(lowered, mesh)
     compiled(lowered, None)
-    assert given == [{"xla_gpu_enable_triton_gemm": False}, None]
+    assert given == [settings, None]

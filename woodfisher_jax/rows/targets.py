@@ -58,7 +58,7 @@ class Kind(NamedTuple):
     memory: int
     host_memory: int
     options: dict[str, str] = {}  # noqa: RUF012 -- read only
-    compiler: dict[str, str | bool] = {}  # noqa: RUF012 -- read only
+    compiler: dict[str, Any] = {}  # noqa: RUF012 -- read only
 
 
 # A chip of v4 and v5p has two cores, which a program sees as one device.
@@ -66,13 +66,16 @@ _ONE_A_CHIP = {"chip_config_name": "megacore"}
 
 # Products by cuBLAS. Those by Triton are chosen by trying them on the device; without
 # one the compiler takes tiles of sizes that some products cannot have, and gives up.
-_CUBLAS: dict[str, str | bool] = {"xla_gpu_enable_triton_gemm": False}
+_CUBLAS = {"xla_gpu_enable_triton_gemm": False}
+
+# With more, one product of float32 takes seconds, and a step of ResNet-50 minutes.
+_LEAST_EFFORT = {"exec_time_optimization_effort": -1.0}
 
 KINDS = {
-    "tpu:v4": Kind("TPU v4", 32 * GIB, 100 * GIB, _ONE_A_CHIP),
-    "tpu:v5e": Kind("TPU v5 lite", 16 * GIB, 48 * GIB),
-    "tpu:v5p": Kind("TPU v5", 95 * GIB, 110 * GIB, _ONE_A_CHIP),
-    "tpu:v6e": Kind("TPU v6 lite", 32 * GIB, 180 * GIB),
+    "tpu:v4": Kind("TPU v4", 32 * GIB, 100 * GIB, _ONE_A_CHIP, _LEAST_EFFORT),
+    "tpu:v5e": Kind("TPU v5 lite", 16 * GIB, 48 * GIB, {}, _LEAST_EFFORT),
+    "tpu:v5p": Kind("TPU v5", 95 * GIB, 110 * GIB, _ONE_A_CHIP, _LEAST_EFFORT),
+    "tpu:v6e": Kind("TPU v6 lite", 32 * GIB, 180 * GIB, {}, _LEAST_EFFORT),
     "cuda:a100": Kind(
         "NVIDIA A100-SXM4-40GB", 40 * GIB, 85 * GIB, {"target_config": _A100}, _CUBLAS
     ),
