@@ -175,13 +175,14 @@ class Sequence:
         progress("layers", total, total)
         if self.settings.distil:
             self._distil(progress)
-        memory.give_back()
         kept = sum(int(mask.sum()) for mask in self.masks.values())
         size = sum(mask.size for mask in self.masks.values())
-        paths = list(self.masks)
-        # Popped, so that a large network is not there once more.
-        masks = {path: jnp.asarray(self.masks.pop(path)) for path in paths}
-        changed = {path: jnp.asarray(self.leaves.pop(path)) for path in paths}
+        masks, changed = {}, {}
+        for path in list(self.masks):
+            # Popped, so that a large network is not there once more.
+            masks[path] = jnp.asarray(self.masks.pop(path))
+            changed[path] = jnp.asarray(self.leaves.pop(path))
+            memory.give_back()
         info = LayerwiseInfo(
             1 - kept / size,
             kept,
