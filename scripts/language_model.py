@@ -181,7 +181,7 @@ def layer_rows(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     rows = []
     for row in arguments.rows:
         goal, options = parsed(row)
-        settings = Layerwise().replace(**options)
+        settings = Layerwise().replace(**{"damping": 0.01} | options)
         pattern = goal.get("pattern")
         start, errors, held_out = time.process_time(), [], []
         for product in products:

@@ -188,6 +188,7 @@ def layer_by_layer(options: dict[str, Any]) -> Callable[..., tuple[Any, Any]]:
             pattern=given.found,
             masks=kernels(given.variables),
             batch_size=100,
+            damping=0.01,  # Of thousands of images, for layers of tens of inputs.
             progress=False,
             **{budget: share},
             **options,

@@ -46,9 +46,10 @@ class Layerwise(Options):
     )
     seed: int = option(0, "With scope='global': of random projections of the outputs.")
     damping: float = option(
-        0.01,
+        0.05,
         "Added to the second moments of a layer's inputs, in units of their mean; it "
-        "draws weights towards what they were.",
+        "draws weights towards what they were. Language models are better with 0.15, "
+        "small networks with 0.01.",
         above=0,
     )
     aim: str = option(
