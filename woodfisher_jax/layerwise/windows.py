@@ -197,7 +197,7 @@ class Head:
         return self
 
     def arguments(self, values: Any, taken: list[Any], wanted: list[Any]) -> Any:
-        """What :meth:`compiled` takes, and the function: arrays or shapes.
+        """What :meth:`compiled` and its result take, as arrays or shapes.
 
         Args:
             values: Of the parameters, by segment.
