@@ -32,6 +32,7 @@ from woodfisher_jax.rows.targets import TargetError, target
 from woodfisher_jax.training import config as config_
 from woodfisher_jax.training import distributed, one_shot
 from woodfisher_jax.training.config import Config, ConfigError, LanguageConfig, files
+from woodfisher_jax.training.language_targets import compile_language
 from woodfisher_jax.training.loop import (
     DivergedError,
     RunFailedError,
@@ -250,16 +251,19 @@ def main(argv: Sequence[str]) -> None:
             raise ConfigError(f"unexpected arguments {stray}; options start with --")
         name, config = read_config(own)
         _log_to_console()
-        if isinstance(config, LanguageConfig):
-            run_language(config, Path(WORKDIR.value or _default_workdir(name)))
-            return
         if TARGET.value is not None:
             if not PLAN.value:
                 raise ConfigError(
                     f"target={TARGET.value!r} without --plan; a run takes the devices "
                     "that are there, and --plan --target compiles for others"
                 )
-            print_target(config, TARGET.value)
+            if isinstance(config, LanguageConfig):
+                print_language_target(config, TARGET.value)
+            else:
+                print_target(config, TARGET.value)
+            return
+        if isinstance(config, LanguageConfig):
+            run_language(config, Path(WORKDIR.value or _default_workdir(name)))
             return
         distributed.initialize(config.distributed)
         if not distributed.is_first():
@@ -274,8 +278,9 @@ def run_language(config: LanguageConfig, workdir: Path) -> None:
     """Prunes a language model, and prints what became of it."""
     if PLAN.value:
         raise ConfigError(
-            "--plan: a language model has no plan, for it is pruned without gradients; "
-            "leave it out"
+            "--plan: a language model has no memory plan, for it is pruned without "
+            "per-sample gradients; leave it out, or add --target to compile the "
+            "programs of the run for a machine that is not there"
         )
     results = one_shot.run(config, workdir, quiet=QUIET.value)
     if QUIET.value:
@@ -383,6 +388,24 @@ def print_target(config: Config, name: str) -> None:
         print()
         print(f"{pruner}: ", end="")
         tables.print_needs(needs[pruner])
+    check(reports, devices)
+
+
+def print_language_target(config: LanguageConfig, name: str) -> None:
+    """Prints what pruning a language model takes of a device that need not be here.
+
+    Raises:
+        NotForTargetError: After that, if some program cannot run there.
+    """
+    devices = target(name)
+    with live("compiling", lines(), QUIET.value) as progress:
+        reports = compile_language(config, devices, progress)
+    number = len(devices.devices)
+    print(
+        f"{name}: 1 x {devices.kind.device_kind}"
+        + (f" of {number}; layers are pruned on one device" if number > 1 else "")
+    )
+    tables.print_programs([one._asdict() for one in reports], devices.kind.memory)
     check(reports, devices)
 
 

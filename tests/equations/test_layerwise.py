@@ -1,10 +1,15 @@
 """Layer-wise pruning against float64 least squares and plain sorting."""
 
+import re
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from woodfisher_jax.equations.layerwise import (
+    inverse_by_blocks,
+    inverse_of,
     keep_of_each,
     layer_error,
     least_squares_on,
@@ -202,3 +207,28 @@ def test_only_inputs_that_may_go_do(layer):
     _, stays = taken_out(layer, 1, 3, may_go=may_go)
     assert stays[4:].all()
     assert stays.sum() == INPUTS - 3
+
+
+@pytest.mark.parametrize("size", [5, 128, 300])
+def test_the_inverse_by_blocks_is_the_inverse(size: int) -> None:
+    rng = np.random.default_rng(size)
+    # Second moments of inputs that depend on one another, with ADMM's least penalty.
+    x = rng.normal(size=(4 * size, size)) + 2 * rng.normal(size=(4 * size, 1))
+    moment = x.T @ x / len(x)
+    scale = np.sqrt(np.diag(moment))
+    matrix = np.float32(moment / scale / scale[:, None] + 0.3 * np.eye(size))
+    wanted = np.linalg.inv(matrix.astype(np.float64))
+    assert np.linalg.cond(matrix) > size
+    for found in (inverse_by_blocks(matrix), inverse_of(matrix[None])[0]):
+        np.testing.assert_allclose(found, wanted, atol=1e-5 * np.abs(wanted).max())
+
+
+def test_what_a_tpu_is_given_does_not_grow_with_the_matrix() -> None:
+    lengths = []
+    for size in (300, 2000):
+        traced = jax.jit(inverse_of).trace(jax.ShapeDtypeStruct((1, size, size), "f4"))
+        text = traced.lower(lowering_platforms=("tpu",)).as_text()
+        factored = re.findall(r"cholesky.*tensor<(?:1x)+(\d+)x", text)
+        assert set(factored) == {"128"}
+        lengths.append(len(text.splitlines()))
+    assert lengths[0] == lengths[1]

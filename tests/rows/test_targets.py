@@ -12,7 +12,14 @@ from woodfisher_jax.extras import MissingExtraError
 from woodfisher_jax.rows import budget
 from woodfisher_jax.rows.budget import HEADROOM, budget_of
 from woodfisher_jax.rows.compute import Compute
-from woodfisher_jax.rows.targets import KINDS, TargetError, memory_of, parse, target
+from woodfisher_jax.rows.targets import (
+    KINDS,
+    TargetError,
+    compiled,
+    kind_of,
+    parse,
+    target,
+)
 
 
 @pytest.mark.parametrize(
@@ -57,8 +64,8 @@ def test_the_memory_of_a_target_is_that_of_its_kind(
 ) -> None:
     device: Any = SimpleNamespace(device_kind="TPU v4")
     kind = KINDS["tpu:v4"]
-    assert memory_of(device) == (kind.memory, kind.host_memory)
-    assert memory_of(jax.devices()[0]) is None
+    assert kind_of(device) == kind
+    assert kind_of(jax.devices()[0]) is None
     monkeypatch.setattr(budget, "local_devices", lambda mesh: [device] * 4)
     found = budget_of(Compute())
     assert (found.used, found.limit) == (0, int(HEADROOM * kind.memory))
@@ -66,3 +73,22 @@ def test_the_memory_of_a_target_is_that_of_its_kind(
     assert not found.shared
     assert found.devices == 4
     np.testing.assert_equal(found.disk > 0, True)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("cuda:h100", {"xla_gpu_enable_triton_gemm": False}),
+        ("tpu:v5e", {"exec_time_optimization_effort": -1.0}),
+    ],
+)
+def test_a_compiler_without_a_device_has_settings_of_its_own(
+    kind: str, settings: dict[str, Any]
+) -> None:
+    device = SimpleNamespace(device_kind=KINDS[kind].device_kind)
+    mesh: Any = SimpleNamespace(devices=np.array([device]))
+    given: list[Any] = []
+    lowered: Any = SimpleNamespace(compile=given.append)
+    compiled(lowered, mesh)
+    compiled(lowered, None)
+    assert given == [settings, None]

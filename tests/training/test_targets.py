@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import pytest
 
+from woodfisher_jax.curvature.fisher import WoodFisher
 from woodfisher_jax.extras import MissingExtraError
 from woodfisher_jax.progress import silent
 from woodfisher_jax.rows.targets import Kind, Target, target
@@ -87,7 +88,7 @@ def test_a_program_that_does_not_compile_is_named_with_the_reason() -> None:
     def lower() -> Any:
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 20 of\n 16 GB of hbm")
 
-    found = [report(Lowering("gradients", lower)), Report("evaluation")]
+    found = [report(Lowering("gradients", lower), None), Report("evaluation")]
     with pytest.raises(NotForTargetError) as caught:
         check(found, here())
     assert str(caught.value) == (
@@ -96,19 +97,43 @@ def test_a_program_that_does_not_compile_is_named_with_the_reason() -> None:
     )
 
 
+def test_gradients_that_do_not_compile_are_named_where_they_are_planned(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def planned(method: WoodFisher, problem: Any) -> Any:
+        raise jax.errors.JaxRuntimeError("INTERNAL: no tiles")
+
+    monkeypatch.setattr(WoodFisher, "planned", planned)
+    config = TINY | {"prune": TINY["prune"] | {"method": "woodfisherblock"}}
+    needs, reports = compile_for(from_dict(config), here(), silent)
+    assert not needs
+    with pytest.raises(
+        NotForTargetError, match=r"gradients does not compile: INTERNAL: no tiles$"
+    ):
+        check(reports, here())
+
+
 def test_what_only_the_data_tell_is_refused() -> None:
     with pytest.raises(ConfigError, match="fit_to_data=True"):
         compile_for(from_dict(TINY | {"fit_to_data": True}), here(), silent)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("alone", [True, False], ids=["one", "all"])
 @pytest.mark.parametrize("name", ["resnet50", "vit_small"])
 @pytest.mark.parametrize(
-    "where", ["tpu:v5e:2x2", "tpu:v5e:4x4", "tpu:v4:2x2x2", "cuda:h100"]
+    ("where", "alone"),
+    [
+        ("cuda:h100", True),
+        # One device of a slice is that of any other.
+        ("tpu:v5e:2x2", True),
+        ("tpu:v5e:2x2", False),
+        ("tpu:v5e:4x4", False),
+        ("tpu:v4:2x2x2", True),
+        ("tpu:v4:2x2x2", False),
+    ],
 )
 def test_every_program_compiles_for_accelerators(
-    where: str, name: str, alone: bool
+    where: str, alone: bool, name: str
 ) -> None:
     try:
         found = target(where)
@@ -116,8 +141,6 @@ def test_every_program_compiles_for_accelerators(
         pytest.skip(str(error))
     if alone:
         found = found._replace(devices=found.devices[:1])
-    elif len(found.devices) == 1:
-        pytest.skip(f"{where} is one device")
     values = files.load_config(name)
     # What 16 devices divide, and one has room for.
     values["dense"] = values.get("dense", {}) | {"batch_size": 256}

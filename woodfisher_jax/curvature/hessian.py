@@ -18,6 +18,7 @@ from jax.tree_util import Partial
 from woodfisher_jax.rows.gradients import LossFn, as_partial
 from woodfisher_jax.rows.needs import Passes
 from woodfisher_jax.rows.problem import Problem
+from woodfisher_jax.rows.targets import compiled
 from woodfisher_jax.trees import blocks
 from woodfisher_jax.trees.masks import Masks, apply_masks
 from woodfisher_jax.trees.paths import Params, leaves_by_path, replace_leaves
@@ -172,7 +173,7 @@ def passes(
         key = jax.random.key(0)
         lowered = _probed.lower(loss_fn, params, masks, batch, key, chosen, real, order)
     flops = (lowered.cost_analysis() or {}).get("flops", math.nan)
-    found = lowered.compile().memory_analysis()
+    found = compiled(lowered, problem.compute.mesh).memory_analysis()
     return Passes(
         (found.temp_size_in_bytes if found else 0) + 8 * order.size,
         flops * parts * -(-total // width),

@@ -26,6 +26,7 @@ from woodfisher_jax.equations.kronecker import Factor, Factors
 from woodfisher_jax.rows.gradients import LossFn, as_partial
 from woodfisher_jax.rows.needs import Passes
 from woodfisher_jax.rows.problem import Problem
+from woodfisher_jax.rows.targets import compiled
 from woodfisher_jax.tracing.capture import (
     Capture,
     capture,
@@ -146,7 +147,7 @@ def passes(problem: Problem, microbatch_size: int) -> Passes:
     products = tuple(layer.product for layer in layers)
     lowered = _captures.lower(loss_fn, params, batch, products)
     flops = (lowered.cost_analysis() or {}).get("flops", math.nan)
-    found = lowered.compile().memory_analysis()
+    found = compiled(lowered, problem.compute.mesh).memory_analysis()
     captured = found.temp_size_in_bytes + found.output_size_in_bytes if found else 0
     rows, matrices = [], []
     for layer in layers:

@@ -62,6 +62,14 @@ def keep_of_each(scores: jax.Array, kept: int, size: int) -> jax.Array:
     return (ahead < kept).reshape(scores.shape)
 
 
+def _product(left: jax.Array, right: jax.Array) -> jax.Array:
+    """X Y at full precision, by itself.
+
+    Fused with what follows, it takes a compiler for TPUs more than twice as long.
+    """
+    return jax.lax.optimization_barrier(matmul(left, right))
+
+
 def least_squares_on(
     support: jax.Array,
     start: jax.Array,
@@ -82,7 +90,7 @@ def least_squares_on(
         steps: Number of steps; 0 returns ``start``.
     """
     diagonal = jnp.diagonal(moment, axis1=1, axis2=2)[:, None, :]
-    residual = (wanted - matmul(start, moment)) * support
+    residual = (wanted - _product(start, moment)) * support
     scaled = residual / diagonal
 
     def dot(a: jax.Array, b: jax.Array) -> jax.Array:
@@ -95,7 +103,7 @@ def least_squares_on(
 
     def step(_: int, state: State) -> State:
         found, residual, direction, size = state
-        image = matmul(direction, moment)
+        image = _product(direction, moment)
         length = ratio(size, dot(direction, image))
         found = found + length * direction
         residual = residual - length * image * support
@@ -105,6 +113,68 @@ def least_squares_on(
 
     state = (start, residual, scaled, dot(residual, scaled))
     return jax.lax.fori_loop(0, steps, step, state)[0]
+
+
+BLOCK = 128
+"""Rows and columns that :func:`inverse_by_blocks` takes at a time."""
+
+
+def inverse_of(matrices: jax.Array) -> jax.Array:
+    """Inverses of symmetric positive definite matrices [groups, n, n], float32.
+
+    By Cholesky; on a TPU by :func:`inverse_by_blocks`, since XLA writes out Cholesky
+    and triangular solves there as a program that grows with n.
+    """
+    return jax.lax.platform_dependent(
+        matrices, tpu=jax.vmap(inverse_by_blocks), default=_inverse_by_cholesky
+    )
+
+
+def _inverse_by_cholesky(matrices: jax.Array) -> jax.Array:
+    lower = jnp.linalg.cholesky(matrices)
+    identity = jnp.eye(lower.shape[-1], dtype=lower.dtype)
+    half = jax.scipy.linalg.solve_triangular(
+        lower, jnp.broadcast_to(identity, lower.shape), lower=True
+    )
+    return matmul(jnp.swapaxes(half, 1, 2), half)
+
+
+def inverse_by_blocks(matrix: jax.Array) -> jax.Array:
+    """The inverse of a symmetric positive definite matrix by Gauss and Jordan.
+
+    For each diagonal block k in turn, with D = A_kk⁻¹ and i, j all other blocks:
+
+        A_ij ← A_ij - A_ik D A_kj,   A_kj ← D A_kj,   A_ik ← -A_ik D,   A_kk ← D
+
+    Args:
+        matrix: A, [n, n], float32.
+
+    Returns:
+        A⁻¹, [n, n].
+    """
+    size = matrix.shape[0]
+    padded = -(-size // BLOCK) * BLOCK
+    identity = jnp.eye(padded, dtype=matrix.dtype)
+    start = identity.at[:size, :size].set(matrix)
+
+    def step(k: jax.Array, found: jax.Array) -> jax.Array:
+        first = k * BLOCK
+        own = jnp.arange(padded) // BLOCK == k
+        rows = jax.lax.dynamic_slice_in_dim(found, first, BLOCK, axis=0)
+        columns = jax.lax.dynamic_slice_in_dim(found, first, BLOCK, axis=1)
+        block = jax.lax.dynamic_slice_in_dim(rows, first, BLOCK, axis=1)
+        inverse = _inverse_by_cholesky(block[None])[0]
+        # With zeros at the block itself, whose place the last two lines fill.
+        scaled = matmul(inverse, jnp.where(own, 0.0, rows))
+        columns = jnp.where(own[:, None], 0.0, columns)
+        found = jnp.where(own | own[:, None], 0.0, found) - matmul(columns, scaled)
+        columns = -matmul(columns, inverse)
+        columns = jax.lax.dynamic_update_slice_in_dim(columns, inverse, first, axis=0)
+        found = jax.lax.dynamic_update_slice_in_dim(found, scaled, first, axis=0)
+        return jax.lax.dynamic_update_slice_in_dim(found, columns, first, axis=1)
+
+    found = jax.lax.fori_loop(0, padded // BLOCK, step, start)
+    return found[:size, :size]
 
 
 Keep = Callable[[jax.Array], jax.Array]
@@ -144,11 +214,7 @@ def split_weights(
     def stage(
         state: tuple[jax.Array, jax.Array], penalty: jax.Array
     ) -> tuple[tuple[jax.Array, jax.Array], None]:
-        lower = jnp.linalg.cholesky(moment + penalty * identity)
-        half = jax.scipy.linalg.solve_triangular(
-            lower, jnp.broadcast_to(identity, lower.shape), lower=True
-        )
-        inverse = matmul(jnp.swapaxes(half, 1, 2), half)
+        inverse = inverse_of(moment + penalty * identity)
 
         def one(
             _: int, state: tuple[jax.Array, jax.Array]
@@ -157,7 +223,7 @@ def split_weights(
             target = found + multipliers / penalty
             sparse = jnp.where(about(jnp.abs(target)), target, 0.0)
             multipliers = multipliers + penalty * (found - sparse)
-            found = matmul(wanted + penalty * sparse - multipliers, inverse)
+            found = _product(wanted + penalty * sparse - multipliers, inverse)
             return found, multipliers
 
         return jax.lax.fori_loop(0, rounds, one, state), None
@@ -290,9 +356,7 @@ def without_inputs(
         return jnp.where(both, moment + ridge, jnp.eye(inputs))
 
     there = jnp.repeat(allowed, size)
-    lower = jnp.linalg.cholesky(damped(there))
-    half = jax.scipy.linalg.solve_triangular(lower, jnp.eye(inputs), lower=True)
-    inverse = matmul(half.T, half) * there * there[:, None]
+    inverse = inverse_of(damped(there)[None])[0] * there * there[:, None]
     wanted = matmul(weights, cross + ridge)
     found = matmul(wanted, inverse)
 

@@ -1,6 +1,6 @@
 """What layer-wise pruning is given, checked alone and together."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -61,11 +61,9 @@ def check_together(program: Program, settings: Layerwise, rule: Pattern | None) 
             )
 
 
-def check_no_budget(
-    macs: float | None, size: float | None, latency: float | None
-) -> None:
+def check_no_budget(shares: Mapping[str, float | None]) -> None:
     """Raises if there are budgets without structures."""
-    for name, share in (("macs", macs), ("size", size), ("latency", latency)):
+    for name, share in shares.items():
         if share is not None:
             raise OptionError(
                 name,

@@ -1,7 +1,7 @@
 """Pruning layer after layer, from inputs alone: each layer keeps its outputs."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +122,77 @@ def prune_layerwise(
     for name in options:
         names = [*keywords(prune_layerwise), *fields_of(Layerwise)]
         check_known(name, names, "wf.prune_layerwise")
+    sequence, solver = prepared(
+        net_fn,
+        params,
+        inputs,
+        sparsity=sparsity,
+        shares={"macs": macs, "size": size, "latency": latency},
+        times=times,
+        pattern=pattern,
+        masks=masks,
+        prunable=prunable,
+        progress=progress,
+        **options,
+    )
+    result = sequence.run(solver, progress)
+    empty = [path for path, mask in result[1].items() if not mask.any()]
+    if empty:
+        ways = "lower sparsity"
+        if isinstance(solver, SingleWeights) and sequence.settings.scope == "layer":
+            least = min(
+                layer.size
+                for product, own in sequence.layers.items()
+                for layer in own
+                if product.path in empty
+            )
+            ways += f"={solver.level} to {most_sparse(least)}, which leaves one in each"
+        # The caller's line: a decorator is in between.
+        warnings.warn(
+            f"no weight is left of {empty}; {ways}, leave them out of prunable, or use "
+            "scope='global'",
+            PruneWarning,
+            stacklevel=3,
+        )
+    return result
+
+
+def prepared(
+    net_fn: Callable[[Params, Any], Any],
+    params: Params,
+    inputs: Any,
+    *,
+    sparsity: float | None,
+    shares: Mapping[str, float | None],
+    times: str | Path | None = None,
+    pattern: str | GroupNames | Structures | None = None,
+    masks: Masks | None = None,
+    prunable: Prunable = None,
+    progress: Any,
+    **options: Any,
+) -> tuple[Sequence, Solver]:
+    """What :func:`prune_layerwise` runs, with every argument checked.
+
+    Args:
+        net_fn: As there, with all that follows; for single weights and N:M ``params``
+            may be shapes.
+        params: The same.
+        inputs: The same.
+        sparsity: The same.
+        shares: ``macs``, ``size`` and ``latency`` of there.
+        times: The same.
+        pattern: The same.
+        masks: The same.
+        prunable: The same.
+        progress: The same.
+        **options: The same.
+
+    Returns:
+        The layers in sequence, and what is done to each.
+
+    Raises:
+        ValueError: As there.
+    """
     settings = Layerwise().replace(**options)
     rule = rule_of(pattern)
     check_net(net_fn)
@@ -137,15 +208,14 @@ def prune_layerwise(
     check_masks(params, masks)
     solver: Solver
     if rule is None or rule.size:
-        check_no_budget(macs, size, latency)
+        check_no_budget(shares)
         solver = SingleWeights(rule, level_of(sparsity, rule))
         groups = rule
     else:
         given = rule.structures or structures(net_fn, params, shapes)
-        shares = {"macs": macs, "size": size, "latency": latency}
         sparsity, budgets = checked_goal(sparsity, shares)
         found, read = _read_by_one(given.of(rule.kinds), masks)
-        if latency is not None and not found.speeds:
+        if shares["latency"] is not None and not found.speeds:
             progress("latency", 0, 1)
             found = timed(found, times)
             progress("latency", 1, 1)
@@ -154,27 +224,7 @@ def prune_layerwise(
     check_together(program, settings, groups)
     check_differentiable(net_fn, params, shapes, masks, settings)
     layers = solver.chosen(find_layers(program, masks, axes, groups))
-    sequence = Sequence(program, params, masks, batches, layers, settings)
-    result = sequence.run(solver, progress)
-    empty = [path for path, mask in result[1].items() if not mask.any()]
-    if empty:
-        ways = "lower sparsity"
-        if isinstance(solver, SingleWeights) and settings.scope == "layer":
-            least = min(
-                layer.size
-                for product, own in layers.items()
-                for layer in own
-                if product.path in empty
-            )
-            ways += f"={solver.level} to {most_sparse(least)}, which leaves one in each"
-        # The caller's line: a decorator is in between.
-        warnings.warn(
-            f"no weight is left of {empty}; {ways}, leave them out of prunable, or use "
-            "scope='global'",
-            PruneWarning,
-            stacklevel=3,
-        )
-    return result
+    return Sequence(program, params, masks, batches, layers, settings), solver
 
 
 def _read_by_one(

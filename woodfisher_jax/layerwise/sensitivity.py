@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from woodfisher_jax.rows.projections import directions
 from woodfisher_jax.tracing.capture import input_rows, output_rows
 from woodfisher_jax.tracing.layers import Product
-from woodfisher_jax.tracing.segments import Program, Segment, floats, mixed
+from woodfisher_jax.tracing.segments import Compiled, Program, Segment, floats, mixed
 
 PARTS = 4
 """Of a batch, one after another: what is between all segments, and the outputs, are
@@ -54,19 +54,12 @@ directions`.
         seed: Of the random projections.
     """
     size = len(batches[0][0])
-    # A divisor, so that each segment is compiled once.
-    part = next(n for n in range(-(-size // PARTS), 0, -1) if size % n == 0)
+    part, program, smaller, segments = passes(program, products, size)
     parts = [
         [leaf[start : start + part] for leaf in batch]
         for batch in batches
         for start in range(0, size, part)
     ]
-    whole, program = program, program.of_examples(part)
-    smaller = {product: whole.counterpart(product, program) for product in products}
-    stages = program.stages(smaller.values())
-    targets = [tuple(dict.fromkeys(map(program.operand, stage))) for stage in stages]
-    ends = tuple(v for v in program.jaxpr.outvars if v in program.varies)
-    segments = program.segments([*targets, ends])
     by_index = {product.position[0]: product for product in smaller.values()}
     sums: dict[Product, Any] = {}
     for number, batch in enumerate(parts):
@@ -77,18 +70,17 @@ directions`.
             inputs.append(dict(zip(segment.inputs, given, strict=True)))
         key = jax.random.fold_in(jax.random.key(seed), number)
         # Popped, since logits of a large vocabulary are most of what a batch takes.
-        slopes = _projected(key, list(inputs.pop().values()), metric)
+        slopes = projected(key, list(inputs.pop().values()), metric)
         for i in reversed(range(1, len(segments))):
             segment = segments[i]
             kinds = tuple(by_index.get(index) for index in segment.products)
-            slopes, noise = _back(
-                program, segment, segment.values(leaves), states[i], slopes
-            )
+            arguments = segment.values(leaves), states[i], segment.constants, slopes
+            slopes, noise = backward(program, segment, *arguments)(*arguments)
             for product, slope in zip(kinds, noise, strict=True):
                 if product is None:
                     continue
                 x = inputs[i - 1][program.operand(product)]
-                squares = _squares(product.anywhere(), x, slope)
+                squares = summed_squares(product.anywhere(), x, slope)
                 old = sums.get(product)
                 sums[product] = jax.tree.map(jnp.add, old, squares) if old else squares
     found = {}
@@ -98,7 +90,27 @@ directions`.
     return found
 
 
-def _projected(key: jax.Array, outputs: list[jax.Array], metric: str) -> list[Any]:
+def passes(
+    program: Program, products: Sequence[Product], size: int
+) -> tuple[int, Program, dict[Product, Product], list[Segment]]:
+    """What the passes go through, for a part of a batch of ``size`` examples.
+
+    Returns:
+        Examples of a part, the program for so many, its layers by those of the whole
+        program, and its segments.
+    """
+    # A divisor, so that each segment is compiled once.
+    part = next(n for n in range(-(-size // PARTS), 0, -1) if size % n == 0)
+    whole, program = program, program.of_examples(part)
+    smaller = {product: whole.counterpart(product, program) for product in products}
+    stages = program.stages(smaller.values())
+    targets = [tuple(dict.fromkeys(map(program.operand, stage))) for stage in stages]
+    ends = tuple(v for v in program.jaxpr.outvars if v in program.varies)
+    return part, program, smaller, program.segments([*targets, ends])
+
+
+@partial(jax.jit, static_argnames="metric")
+def projected(key: jax.Array, outputs: list[jax.Array], metric: str) -> list[Any]:
     """Gradients of a random projection at the outputs of the network."""
     keys = jax.random.split(key, len(outputs))
     return [
@@ -108,14 +120,15 @@ def _projected(key: jax.Array, outputs: list[jax.Array], metric: str) -> list[An
     ]
 
 
-def _back(
-    program: Program,
-    segment: Segment,
-    values: list[Any],
-    taken: list[Any],
-    slopes: list[Any],
-) -> tuple[list[Any], list[Any]]:
-    """Gradients at what a segment takes, and at the outputs of its layers."""
+def backward(program: Program, segment: Segment, *arguments: Any) -> Compiled:
+    """Gradients at what a segment takes, and at the outputs of its layers.
+
+    Args:
+        program: That has the segment.
+        segment: Of which they are.
+        *arguments: Of the result, or their shapes: the values of what the segment
+            reads, what it takes, its constants, and gradients at what it gives.
+    """
 
     def back(
         values: list[Any], taken: list[Any], constants: Any, slopes: list[Any]
@@ -133,12 +146,11 @@ def _back(
         _, pull = jax.vjp(forward, floats(taken), zeros)
         return pull(slopes)
 
-    arguments = (values, taken, segment.constants, slopes)
-    return program.compiled(back, *arguments)(*arguments)
+    return program.compiled(back, *arguments)
 
 
 @partial(jax.jit, static_argnames="product")
-def _squares(
+def summed_squares(
     product: Product, inputs: jax.Array, slopes: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Σ x², Σ g² over the positions of a batch, and their number."""

@@ -68,7 +68,7 @@ def _operand_key(product: Product) -> Any:
 
 
 @partial(jax.jit, static_argnames="product")
-def _moment(product: Product, left: jax.Array, right: jax.Array) -> jax.Array:
+def summed_moment(product: Product, left: jax.Array, right: jax.Array) -> jax.Array:
     """``Σ_t z_t x_tᵀ`` of the inputs of a layer [groups, inputs, inputs]."""
     z, x = (input_rows(product, a.astype(jnp.float32)) for a in (left, right))
     return matmul(jnp.swapaxes(z, 1, 2), x)
@@ -193,6 +193,23 @@ class Sequence:
         )
         return replace_leaves(self.params, changed), masks, info
 
+    def windows(self) -> list[Window]:
+        """All stages, some together."""
+        total, span = len(self.stages), self.settings.repair_stages
+        return [
+            Window(
+                self.program,
+                self.segments[first + 1 : min(first + span, total) + 1],
+                self.masks,
+            )
+            for first in range(0, total, span)
+        ]
+
+    def head(self) -> Head:
+        """What comes after them."""
+        after = self.segments[len(self.stages) + 1 :]
+        return Head(self.program, after, self.settings.metric)
+
     def _repair(self, first: int, sparse: list[Any], last: int) -> None:
         """Moves the weights of some stages towards the outputs of the unpruned network.
 
@@ -204,7 +221,8 @@ class Sequence:
         start = time.perf_counter()
         segments = self.segments[first + 1 : last + 2]
         wanted = self._after(segments[-1])
-        window = Window(self.program, segments, self.masks, self.leaves, self.original)
+        window = Window(self.program, segments, self.masks)
+        window.start(self.masks, self.leaves, self.original)
         window.fit(sparse, wanted, self.settings)
         self.leaves |= window.leaves(self.leaves)
         # A list of its own: what is before the stages stays as it is.
@@ -217,23 +235,12 @@ class Sequence:
     def _distil(self, progress: Any) -> None:
         """Moves all weights towards the outputs of the unpruned network."""
         start = time.perf_counter()
-        total, span = len(self.stages), self.settings.repair_stages
+        total = len(self.stages)
         windows = [
-            Window(
-                self.program,
-                self.segments[first + 1 : min(first + span, total) + 1],
-                self.masks,
-                self.leaves,
-                self.original,
-            )
-            for first in range(0, total, span)
+            window.start(self.masks, self.leaves, self.original)
+            for window in self.windows()
         ]
-        head = Head(
-            self.program,
-            self.segments[total + 1 :],
-            self.original,
-            self.settings.metric,
-        )
+        head = self.head().start(self.original)
         entry = self.segments[0]
         values = entry.values(self.original)
         batches = [entry.run(values, list(leaves))[0] for leaves in self.batches]
@@ -261,6 +268,10 @@ class Sequence:
         found = (segment.run(values, dense) for dense in self.dense)
         return [given or ends for given, ends in found]
 
+    def measured(self, stage: list[Product]) -> dict[Any, Product]:
+        """A layer for each input of the layers of a stage, by what its rows are."""
+        return {self._key(product): product for product in stage}
+
     def _key(self, product: Product) -> Any:
         return self.program.operand(product), _operand_key(product)
 
@@ -271,7 +282,7 @@ class Sequence:
     ) -> dict[Any, tuple[jax.Array, jax.Array]]:
         """Second moments of the inputs of a stage: E[x xᵀ] and E[z xᵀ]."""
         start = time.perf_counter()
-        products = {self._key(product): product for product in stage}
+        products = self.measured(stage)
         sums: dict[Any, list[jax.Array]] = {}
         largest: dict[Any, jax.Array] = {}
         rows = dict.fromkeys(products, 0)
@@ -289,9 +300,9 @@ class Sequence:
             place = dict(zip(segment.inputs, zip(x, z, strict=True), strict=True))
             for key, product in products.items():
                 own, other = place[key[0]]
-                parts = [_moment(product.anywhere(), own, own)]
+                parts = [summed_moment(product.anywhere(), own, own)]
                 if across:
-                    parts.append(_moment(product.anywhere(), other, own))
+                    parts.append(summed_moment(product.anywhere(), other, own))
                 sums[key] = jax.tree.map(jnp.add, sums[key], parts) if i else parts
                 most = jnp.max(jnp.abs(own)).astype(jnp.float32)
                 largest[key] = jnp.maximum(largest[key], most) if i else most

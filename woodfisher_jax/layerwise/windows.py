@@ -1,7 +1,7 @@
 """Several layers together, fitted to the outputs that they had unpruned."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -9,28 +9,40 @@ import numpy as np
 import optax
 
 from woodfisher_jax.layerwise.settings import Layerwise
-from woodfisher_jax.tracing.segments import Program, Segment, floats, mixed
+from woodfisher_jax.tracing.segments import Compiled, Program, Segment, floats, mixed
 
 ADAM = optax.scale_by_adam()
 
 
 class Window:
-    """Some layers one after another, whose weights are fitted together."""
+    """Some layers one after another, whose weights are fitted together.
+
+    Attributes:
+        segments: These layers.
+        weights: Fitted so far, once :meth:`start` has been called.
+    """
 
     def __init__(
+        self, program: Program, segments: Sequence[Segment], paths: Collection[str]
+    ) -> None:
+        self._program, self.segments = program, segments
+        self._reads = {
+            read: shape
+            for segment in segments
+            for read, shape in zip(segment.reads, segment.shapes[0], strict=True)
+        }
+        self._own = [read for read in self._reads if read.path in paths]
+        self._others = [read for read in self._reads if read.path not in paths]
+        self._compiled: dict[str, Compiled] = {}
+
+    def start(
         self,
-        program: Program,
-        segments: Sequence[Segment],
         masks: Mapping[str, np.ndarray],
         leaves: Mapping[str, Any],
         original: Mapping[str, Any],
-    ) -> None:
-        self._program, self._segments = program, segments
-        reads = list(dict.fromkeys(r for segment in segments for r in segment.reads))
-        self._own = [read for read in reads if read.path in masks]
-        self._others = [read for read in reads if read.path not in masks]
+    ) -> Self:
+        """Takes the weights to start from, and the sizes of the unpruned ones."""
         values = [r.of(leaves[r.path]) for r in self._own]
-        self._dtypes = [value.dtype for value in values]
         # In float32 whatever they are given in: steps are small.
         self.weights = [jnp.array(value, jnp.float32) for value in values]
         self._masks = [jnp.array(r.of(masks[r.path])) for r in self._own]
@@ -42,15 +54,41 @@ class Window:
         ]
         self._fixed = (
             [jnp.array(r.of(leaves[r.path])) for r in self._others],
-            [segment.constants for segment in segments],
+            [segment.constants for segment in self.segments],
         )
         self._state = ADAM.init(self.weights)
-        self._compiled: dict[str, Callable[..., Any]] = {}
+        return self
 
-    def _run(self, name: str, f: Callable[..., Any], *arguments: Any) -> Any:
-        """Calls a function that is traced once for the window."""
+    def shapes(self) -> tuple[Any, ...]:
+        """Of what a window that has started holds: the first arguments of a step."""
+        own = [self._reads[read].shape for read in self._own]
+        weights = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in own]
+        masks = [jax.ShapeDtypeStruct(shape, jnp.bool_) for shape in own]
+        sizes = [jax.ShapeDtypeStruct((), jnp.float32) for _ in own]
+        constants = [segment.constants for segment in self.segments]
+        fixed = [self._reads[read] for read in self._others], constants
+        return weights, jax.eval_shape(ADAM.init, weights), masks, sizes, fixed
+
+    def compiled(self, name: str, *arguments: Any) -> Compiled:
+        """A function of the window for arguments or their shapes.
+
+        Args:
+            name: "forward" (what the layers give), "fit" or "step" (new weights).
+            *arguments: Of "forward" the weights, what is fixed and what the layers
+                take; of the others all that :meth:`shapes` has, the rate, what the
+                layers take, and what they should give, or the gradients there.
+        """
+        functions: dict[str, Callable[..., Any]] = {
+            "forward": self._outputs,
+            "fit": self._moved_by(jax.grad(_distance)),
+            "step": self._moved_by(lambda _, given: given),
+        }
+        return self._program.compiled(functions[name], *arguments)
+
+    def _run(self, name: str, *arguments: Any) -> Any:
+        """Calls a function, which is traced once for the window."""
         if name not in self._compiled:
-            self._compiled[name] = self._program.compiled(f, *arguments)
+            self._compiled[name] = self.compiled(name, *arguments)
         return self._compiled[name](*arguments)
 
     def leaves(self, old: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -65,18 +103,21 @@ class Window:
         self, weights: list[jax.Array], fixed: Any, taken: list[Any]
     ) -> list[Any]:
         others, constants = fixed
-        cast = [w.astype(d) for w, d in zip(weights, self._dtypes, strict=True)]
-        known = dict(zip(self._own, cast, strict=True))
+        known = {
+            read: weight.astype(self._reads[read].dtype)
+            for read, weight in zip(self._own, weights, strict=True)
+        }
         known |= zip(self._others, others, strict=True)
         ends: list[Any] = []
-        for segment, own in zip(self._segments, constants, strict=True):
+        for segment, own in zip(self.segments, constants, strict=True):
             values = [known[read] for read in segment.reads]
             taken, ends = segment.pure(values, taken, own)
         return taken or ends
 
     def forward(self, taken: list[Any]) -> list[Any]:
         """What is left of a batch after the layers."""
-        return self._run("forward", self._outputs, self.weights, self._fixed, taken)
+        found: list[Any] = self._run("forward", self.weights, self._fixed, taken)
+        return found
 
     def step(self, taken: list[Any], slopes: list[Any], rate: jax.Array) -> list[Any]:
         """Moves the weights by the gradients at what the layers give.
@@ -84,7 +125,7 @@ class Window:
         Returns:
             The gradients at what they take.
         """
-        return self._moved("step", lambda _, given: given, taken, slopes, rate)
+        return self._moved("step", taken, slopes, rate)
 
     def fit(self, taken: list[Any], wanted: list[Any], settings: Layerwise) -> None:
         """Moves the weights so that what the layers give comes near to what is wanted.
@@ -98,16 +139,18 @@ class Window:
         for number in range(total):
             batch = number % len(taken)
             rate = jnp.float32(settings.repair_rate * (1 - number / total))
-            self._moved("fit", jax.grad(_distance), taken[batch], wanted[batch], rate)
+            self._moved("fit", taken[batch], wanted[batch], rate)
 
     def _moved(
-        self,
-        name: str,
-        slopes_of: Callable[[list[Any], list[Any]], list[Any]],
-        taken: list[Any],
-        given: list[Any],
-        rate: jax.Array,
+        self, name: str, taken: list[Any], given: list[Any], rate: jax.Array
     ) -> list[Any]:
+        held = self.weights, self._state, self._masks, self._sizes, self._fixed
+        self.weights, self._state, before = self._run(name, *held, rate, taken, given)
+        return before
+
+    def _moved_by(
+        self, slopes_of: Callable[[list[Any], list[Any]], list[Any]]
+    ) -> Callable[..., tuple[list[jax.Array], Any, list[Any]]]:
         """One step of Adam; ``slopes_of`` (outputs, given) are gradients at outputs."""
 
         def step(
@@ -135,35 +178,33 @@ class Window:
             ]
             return weights, state, before
 
-        self.weights, self._state, before = self._run(
-            name,
-            step,
-            self.weights,
-            self._state,
-            self._masks,
-            self._sizes,
-            self._fixed,
-            rate,
-            taken,
-            given,
-        )
-        return before
+        return step
 
 
 class Head:
     """What follows the last pruned layer, and the distance of the outputs."""
 
     def __init__(
-        self,
-        program: Program,
-        segments: Sequence[Segment],
-        leaves: Mapping[str, Any],
-        metric: str,
+        self, program: Program, segments: Sequence[Segment], metric: str
     ) -> None:
         self._program, self._segments, self._metric = program, segments, metric
-        self._values = [segment.values(leaves) for segment in segments]
         self._constants = [segment.constants for segment in segments]
-        self._compiled: Callable[..., Any] | None = None
+        self._compiled: Compiled | None = None
+
+    def start(self, leaves: Mapping[str, Any]) -> Self:
+        """Takes the parameters that it uses, from all by path."""
+        self._values = [segment.values(leaves) for segment in self._segments]
+        return self
+
+    def arguments(self, values: Any, taken: list[Any], wanted: list[Any]) -> Any:
+        """What :meth:`compiled` and its result take, as arrays or shapes.
+
+        Args:
+            values: Of the parameters, by segment.
+            taken: What the head takes.
+            wanted: What it takes in the unpruned network.
+        """
+        return floats(taken), values, self._constants, taken, wanted
 
     def _outputs(self, values: Any, constants: Any, taken: list[Any]) -> list[Any]:
         ends = taken
@@ -171,7 +212,7 @@ class Head:
             taken, ends = segment.pure(own, taken, fixed)
         return floats(ends)
 
-    def slopes(self, taken: list[Any], wanted: list[Any]) -> list[Any]:
+    def compiled(self, *arguments: Any) -> Compiled:
         """The gradient of the outputs' distance at what the head takes."""
 
         def distance(
@@ -191,9 +232,12 @@ class Head:
             ]
             return jnp.mean(jnp.stack(parts))
 
-        f = jax.grad(distance)
-        arguments = (floats(taken), self._values, self._constants, taken, wanted)
-        self._compiled = self._compiled or self._program.compiled(f, *arguments)
+        return self._program.compiled(jax.grad(distance), *arguments)
+
+    def slopes(self, taken: list[Any], wanted: list[Any]) -> list[Any]:
+        """The gradient of the outputs' distance at what the head takes."""
+        arguments = self.arguments(self._values, taken, wanted)
+        self._compiled = self._compiled or self.compiled(*arguments)
         found: list[Any] = self._compiled(*arguments)
         return found
 

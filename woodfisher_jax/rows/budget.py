@@ -11,7 +11,7 @@ from jax.experimental import multihost_utils
 from woodfisher_jax.rows.compute import Compute
 from woodfisher_jax.rows.disk import free_bytes
 from woodfisher_jax.rows.sharding import local_devices
-from woodfisher_jax.rows.targets import memory_of
+from woodfisher_jax.rows.targets import kind_of
 
 CONTAINER_LIMITS = (
     Path("/sys/fs/cgroup/memory.max"),
@@ -87,12 +87,12 @@ def budget_of(compute: Compute) -> Budget:
     one's.
     """
     devices = local_devices(compute.mesh) or jax.local_devices()[:1]
-    if (memory := memory_of(devices[0])) is not None:
+    if (kind := kind_of(devices[0])) is not None:
         return Budget(
             used=0,
-            limit=int(HEADROOM * memory[0]),
+            limit=int(HEADROOM * kind.memory),
             host_used=0,
-            host_limit=int(HEADROOM * memory[1] * len(devices)),
+            host_limit=int(HEADROOM * kind.host_memory * len(devices)),
             disk=free_bytes(compute.store_dir),
             shared=False,
             devices=len(devices),

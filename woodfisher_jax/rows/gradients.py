@@ -30,6 +30,7 @@ from woodfisher_jax.rows.sharding import (
     replicate,
     shard_rows,
 )
+from woodfisher_jax.rows.targets import compiled
 from woodfisher_jax.trees.blocks import FlatOrder, flat_order, flatten
 from woodfisher_jax.trees.masks import Masks, MasksLike, paired
 from woodfisher_jax.trees.paths import Params, leaves_by_path, replace_leaves
@@ -322,12 +323,12 @@ def compile_rows(problem: Problem, microbatch_size: int) -> Program:
     found = _PROGRAMS.get(traced.jaxpr.jaxpr)
     if found is None:
         lowered = traced.lower()
-        compiled = lowered.compile()
+        made = compiled(lowered, problem.compute.mesh)
         # Of a device that is not there only the compiler counts, for one device.
-        each = (compiled.cost_analysis() or {}).get("flops", math.nan)
+        each = (made.cost_analysis() or {}).get("flops", math.nan)
         total = num_devices(problem.compute.mesh) * each
         flops = (lowered.cost_analysis() or {}).get("flops", total)
-        memory = compiled.memory_analysis()
+        memory = made.memory_analysis()
         found = Program(memory.temp_size_in_bytes if memory else 0, flops)
         _PROGRAMS[traced.jaxpr.jaxpr] = found
     parts = -(-problem.batch_size // microbatch_size)

@@ -43,6 +43,27 @@ class Read(NamedTuple):
 Run = Callable[..., tuple[list[Any], list[Any]]]
 
 
+class Compiled(NamedTuple):
+    """A function of pytrees of arrays, compiled when it is called.
+
+    Attributes:
+        run: From leaves to leaves; functions with the same equations share one.
+        structure: Of what is returned.
+    """
+
+    run: Any
+    structure: Any
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Evaluates it."""
+        leaves = self.run(*jax.tree.leaves(arguments))
+        return jax.tree.unflatten(self.structure, leaves)
+
+    def lower(self, *arguments: Any) -> Any:
+        """Lowers it for shapes, as ``jax.jit`` does."""
+        return self.run.lower(*jax.tree.leaves(arguments))
+
+
 class Segment(NamedTuple):
     """Some equations of a function.
 
@@ -57,6 +78,8 @@ class Segment(NamedTuple):
             inputs); ``noise`` has an array for each of ``products`` that is added to
             its output.
         compiled: The same, compiled; equal segments share one function.
+        shapes: Of the values of ``reads``, of ``takes`` and of ``constants``.
+        given: Shapes of ``gives``, or where there are none, of ``inputs``.
     """
 
     reads: tuple[Read, ...]
@@ -66,7 +89,9 @@ class Segment(NamedTuple):
     constants: tuple[Any, ...]
     products: tuple[int, ...]
     pure: Run
-    compiled: Run
+    compiled: Compiled
+    shapes: tuple[list[jax.ShapeDtypeStruct], ...]
+    given: list[jax.ShapeDtypeStruct]
 
     def values(self, leaves: Mapping[str, Any]) -> list[jax.Array]:
         """The parameters that it uses, from all by path.
@@ -79,7 +104,9 @@ class Segment(NamedTuple):
         self, values: Sequence[Any], taken: Sequence[Any]
     ) -> tuple[list[Any], list[Any]]:
         """Evaluates the segment for a batch."""
-        return self.compiled(values, taken, self.constants)
+        found: tuple[list[Any], list[Any]]
+        found = self.compiled(values, taken, self.constants)
+        return found
 
 
 class Program:
@@ -288,10 +315,7 @@ class Program:
                 known.update(zip(equation.outvars, outputs, strict=True))
             return [known[v] for v in gives], [known[v] for v in wanted]
 
-        shapes = [
-            [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in group]
-            for group in (reads, takes, constants)
-        ]
+        shapes = tuple(map(shapes_of, (reads, takes, constants)))
         return Segment(
             tuple(reads.values()),
             takes,
@@ -301,9 +325,11 @@ class Program:
             products,
             pure,
             self.compiled(pure, *shapes),
+            shapes,
+            shapes_of(gives or wanted),
         )
 
-    def compiled(self, f: Callable[..., Any], *arguments: Any) -> Callable[..., Any]:
+    def compiled(self, f: Callable[..., Any], *arguments: Any) -> Compiled:
         """A compiled function; one for all that have the same equations.
 
         Args:
@@ -317,12 +343,12 @@ class Program:
         if key not in self.functions:
             # The first jaxpr is kept with its arrays, so that their identities last.
             self.functions[key] = jax.jit(jaxpr_as_fun(closed))
-        run = self.functions[key]
+        return Compiled(self.functions[key], structure)
 
-        def called(*arguments: Any) -> Any:
-            return jax.tree.unflatten(structure, run(*jax.tree.leaves(arguments)))
 
-        return called
+def shapes_of(variables: Iterable[Var]) -> list[jax.ShapeDtypeStruct]:
+    """Shapes and dtypes of variables."""
+    return [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in variables]
 
 
 def floats(arrays: Sequence[Any]) -> list[Any]:

@@ -68,16 +68,13 @@ def run(
         yield
         seconds[phase] = seconds.get(phase, 0.0) + time.perf_counter() - since
 
-    for section, field in (("config", "init_from"), ("config.data", "dir")):
-        value = getattr(config.data if field == "dir" else config, field)
-        if value is None:
-            what = "a folder, see --helpfull" if field == "init_from" else "some text"
-            raise ConfigError(f"{section}.{field}=None; expected {what}")
+    source = source_of(config)
+    if config.data.dir is None:
+        raise ConfigError("config.data.dir=None; expected some text")
     if (workdir / "results.json").exists():
         raise ConfigError(
             f"workdir={workdir} holds a run that has ended; choose another --workdir"
         )
-    source = Path(str(config.init_from))
     with live("pruning", quiet=quiet) as progress, timed("read"):
         module, params, tokens = _read(config, source, progress)
     with held(workdir), log_file(workdir), live("pruning", quiet=quiet) as progress:
@@ -94,7 +91,7 @@ def run(
         )
         _warn_of_length(module, tokens)
 
-        net_fn = _logits_of(module)
+        net_fn = logits_of(module)
 
         def measured(weights: Any) -> dict[str, Any]:
             with timed("perplexity"):
@@ -102,7 +99,7 @@ def run(
                 text = tokens.evaluation, tokens.kinds
                 # Of its own widths, where structure was taken out.
                 own = resized(module, {"params": weights}, tokens.evaluation[:1])
-                found = perplexity(_logits_of(own), weights, *text, progress)
+                found = perplexity(logits_of(own), weights, *text, progress)
                 return found._asdict()
 
         pruned, info = _pruned(config, workdir, net_fn, params, tokens, progress)
@@ -147,7 +144,18 @@ def run(
     return results
 
 
-def _logits_of(module: nn.Module) -> Callable[[Any, jax.Array], jax.Array]:
+def source_of(config: LanguageConfig) -> Path:
+    """The folder of the network.
+
+    Raises:
+        ConfigError: If there is none.
+    """
+    if config.init_from is None:
+        raise ConfigError("config.init_from=None; expected a folder, see --helpfull")
+    return Path(config.init_from)
+
+
+def logits_of(module: nn.Module) -> Callable[[Any, jax.Array], jax.Array]:
     """(params, tokens) -> logits."""
 
     def net_fn(params: Any, tokens: jax.Array) -> jax.Array:
@@ -167,16 +175,7 @@ def _read(
         ConfigError: If one of them cannot be taken, with the field.
     """
     progress("read", 0, 1)
-    try:
-        module, params = hugging_face.read_folder(source)
-    except (hugging_face.FolderError, StateDictMismatchError) as error:
-        raise ConfigError(f"config.init_from: {error}") from error
-    if not isinstance(module, Llama):
-        raise ConfigError(
-            f"config.init_from={str(source)!r} is a {type(module).__name__}, which "
-            "gives no probabilities of tokens; expected a causal language model. In "
-            "Python wf.prune_layerwise prunes it"
-        )
+    module, params = decoder(hugging_face.read_folder, source)
     data = config.data
     try:
         tokens = read_tokens(
@@ -197,6 +196,31 @@ def _read(
             tokens.kinds[: data.evaluation],
         ),
     )
+
+
+def decoder(
+    read: Callable[[Path], tuple[nn.Module, Any]], source: Path
+) -> tuple[Llama, Any]:
+    """The network of a folder, and its parameters or their shapes.
+
+    Args:
+        read: Of `hugging_face`.
+        source: The folder.
+
+    Raises:
+        ConfigError: If it cannot be read, or gives no probabilities of tokens.
+    """
+    try:
+        module, params = read(source)
+    except (hugging_face.FolderError, StateDictMismatchError) as error:
+        raise ConfigError(f"config.init_from: {error}") from error
+    if not isinstance(module, Llama):
+        raise ConfigError(
+            f"config.init_from={str(source)!r} is a {type(module).__name__}, which "
+            "gives no probabilities of tokens; expected a causal language model. In "
+            "Python wf.prune_layerwise prunes it"
+        )
+    return module, params
 
 
 def _warn_of_length(module: Llama, tokens: Tokens) -> None:

@@ -25,7 +25,7 @@ class Perplexity(NamedTuple):
 
 # Of the function, not of a call: pruned weights take the program of the dense ones.
 @partial(jax.jit, static_argnums=0)
-def _loss(
+def sequence_loss(
     net_fn: Callable[[Any, jax.Array], jax.Array], params: Any, sequence: jax.Array
 ) -> jax.Array:
     """Mean negative log-likelihood of the tokens of a sequence after the first."""
@@ -65,7 +65,7 @@ def perplexity(
     losses = []
     for number, sequence in enumerate(tokens):
         progress("perplexity", number, len(tokens))
-        losses.append(float(_loss(net_fn, params, sequence)))
+        losses.append(float(sequence_loss(net_fn, params, sequence)))
     progress("perplexity", len(tokens), len(tokens))
     found: dict[str, list[float]] = {}
     for kind, value in zip(kinds, losses, strict=bool(kinds)):

@@ -9,12 +9,13 @@ import logging
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from woodfisher_jax.curvature import checked
 from woodfisher_jax.curvature.fisher import WoodFisher
@@ -25,7 +26,7 @@ from woodfisher_jax.rows.memory_plan import Storage
 from woodfisher_jax.rows.needs import Needs
 from woodfisher_jax.rows.problem import Problem
 from woodfisher_jax.rows.sharding import AXIS, num_devices, placed
-from woodfisher_jax.rows.targets import Target
+from woodfisher_jax.rows.targets import Target, compiled
 from woodfisher_jax.selection import scope
 from woodfisher_jax.training import distributed, pruners
 from woodfisher_jax.training.config import Config, ConfigError, step_options
@@ -134,33 +135,40 @@ def compile_for(
         own, programs = _pruning(plan, name, variables, masks)
         needs |= own
         found += programs
-    reports = []
-    for number, program in enumerate(found):
-        progress(program.name, number, len(found))
-        reports.append(report(program))
+    return needs, reports(found, plan.mesh, progress)
+
+
+def reports(
+    programs: Sequence[Lowering], mesh: Mesh | None, progress: Callback
+) -> list[Report]:
+    """Compiles programs for devices, and logs each as soon as it is compiled."""
+    found = []
+    for number, program in enumerate(programs):
+        progress(program.name, number, len(programs))
+        found.append(report(program, mesh))
         # Each may take minutes, and a table comes after the last.
-        logger.info("%s", reports[-1])
-    return needs, reports
+        logger.info("%s", found[-1])
+    return found
 
 
-def report(program: Lowering) -> Report:
-    """Compiles a program and says what it takes."""
+def report(program: Lowering, mesh: Mesh | None) -> Report:
+    """Compiles a program for devices and says what it takes."""
     started = time.process_time() - program.seconds
     try:
-        compiled = program.lower().compile()
+        found = compiled(program.lower(), mesh)
     except (jax.errors.JaxRuntimeError, NotImplementedError) as error:
         seconds = time.process_time() - started
         line = " ".join(str(error).split())
         return Report(program.name, seconds=seconds, failure=f"{line:.300}")
-    seconds, memory = time.process_time() - started, compiled.memory_analysis()
-    kinds = re.findall(rf" ({'|'.join(COLLECTIVES)})(?:-start)?\(", compiled.as_text())
+    seconds, memory = time.process_time() - started, found.memory_analysis()
+    kinds = re.findall(rf" ({'|'.join(COLLECTIVES)})(?:-start)?\(", found.as_text())
     return Report(
         name=program.name,
         arguments=memory.argument_size_in_bytes,
         results=memory.output_size_in_bytes,
         aliased=memory.alias_size_in_bytes,
         temporaries=memory.temp_size_in_bytes,
-        flops=(compiled.cost_analysis() or {}).get("flops"),
+        flops=(found.cost_analysis() or {}).get("flops"),
         collectives=dict(Counter(kinds)),
         seconds=seconds,
     )
@@ -292,6 +300,10 @@ def _pruning(
                 needs[name] = method.plan(problem)
         except ValueError as error:
             raise ConfigError(f"config.{name}: {error}") from error
+        except jax.errors.JaxRuntimeError as error:
+            # Without the plan what follows the gradients is not known.
+            again = functools.partial(_raise, error)
+            programs.append(Lowering("gradients", again))
     if goal.flops_target is None and goal.pattern is None:
         assert goal.scope is not None
         bounds = scope.bounds_of(order, goal.scope)
@@ -309,6 +321,10 @@ def _pruning(
     if len(plan.config.pruners) > 1:
         programs = [one._replace(name=f"{name}: {one.name}") for one in programs]
     return needs, programs
+
+
+def _raise(error: Exception) -> Any:
+    raise error
 
 
 def _rows(problem: Problem, length: int) -> Any:

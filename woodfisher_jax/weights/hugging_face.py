@@ -144,6 +144,24 @@ def read_folder(folder: str | os.PathLike[str]) -> tuple[nn.Module, Any]:
     return module, variables["params"]
 
 
+def read_shapes(folder: str | os.PathLike[str]) -> tuple[nn.Module, Any]:
+    """The network that a folder's ``config.json`` describes, without its weights.
+
+    Args:
+        folder: As for `read_folder`; ``config.json`` alone is read, so that a layer
+            from which structure was taken out has the width that it says.
+
+    Returns:
+        The Linen module, and the shapes of its parameters.
+
+    Raises:
+        FolderError: If ``config.json`` is missing or damaged, or of another form.
+    """
+    form, config = _read_config(Path(folder))
+    module = form.module(config)
+    return module, jax.eval_shape(module.init, jax.random.key(0), _TOKENS)["params"]
+
+
 def write_folder(
     folder: str | os.PathLike[str], params: Any, source: str | os.PathLike[str]
 ) -> None:
