@@ -61,6 +61,19 @@ def test_times_are_kept_in_a_file_and_not_taken_again(found, tmp_path, monkeypat
     assert timed(found, file).account().left["latency"] == before
 
 
+@pytest.mark.parametrize("content", ["{cut", "[1, 2]", '{"a": "b"}', None])
+def test_a_file_without_times_is_refused_by_name(found, tmp_path, monkeypatch, content):
+    file = tmp_path / "times.json"
+    file.mkdir() if content is None else file.write_text(content)
+
+    def refused(*_):
+        raise AssertionError("timed before the file was read")
+
+    monkeypatch.setattr(latencies, "_seconds", refused)
+    with pytest.raises(wf.OptionError, match=r"times='.*times.json' holds no times"):
+        timed(found, file)
+
+
 def test_more_channels_do_not_take_less_time(found, monkeypatch):
     rng = np.random.default_rng(0)
     monkeypatch.setattr(latencies, "_seconds", lambda *_: float(rng.uniform()))

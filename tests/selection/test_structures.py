@@ -135,6 +135,14 @@ def test_the_table_has_a_line_for_each_family_and_reason(found) -> None:
     ]
     assert any(line.endswith(": belongs to the inputs") for line in lines)
     assert [f.kind for f in found.of(["heads"]).families] == ["heads"]
+    kinds = iter(["heads", "neurons"])
+    assert [f.kind for f in found.of(kinds).families] == ["neurons", "heads"]
+
+
+@pytest.mark.parametrize("kinds", ["heads", ["head"], ["neurons", "filters"]])
+def test_kinds_that_do_not_exist_are_refused(found, kinds) -> None:
+    with pytest.raises(wf.OptionError, match=r"kinds=.*expected a list of some of"):
+        found.of(kinds)
 
 
 @pytest.mark.parametrize(

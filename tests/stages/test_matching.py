@@ -198,7 +198,10 @@ def test_statistics_pass_through_without_compiling_again(params: Any) -> None:
         ({"sparsity": "90%"}, "sparsity='90%'; expected"),
         ({"sparsity": 0.5, "metric": "cosine"}, "metric='cosine'"),
         ({"sparsity": 0.5, "method": "woodfisher"}, "targets.*woodtaylor"),
-        ({"sparsity": [0.5, 0.3]}, "sparsity=0.3 is below"),
+        (
+            {"sparsity": [0.5, 0.3]},
+            r"sparsity=\[0.5, 0.3\]; expected levels that do not",
+        ),
         ({"sparsity": 0.5, "num_samples": 20}, r"targets has shape \(60,\)"),
         ({"sparsity": 0.5, "recompute": 2}, "targets are values for the rows"),
     ],

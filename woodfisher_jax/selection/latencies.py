@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from woodfisher_jax.options import OptionError
 from woodfisher_jax.selection.accounts import Speed, Value, free_entries
 from woodfisher_jax.selection.structures import Structures
 from woodfisher_jax.tracing.coupling import Cost, Coupling
@@ -46,16 +47,31 @@ def timed(found: Structures, file: str | Path | None = None) -> Structures:
     Returns:
         The structures with ``speeds``; ``account().left["latency"]`` is their sum, in
         milliseconds.
+
+    Raises:
+        OptionError: If the file is a folder or has something else.
     """
     path = None if file is None else Path(file)
     known: dict[str, float] = {}
-    if path is not None and path.is_file():
-        known = json.loads(path.read_text())
+    if path is not None and path.exists():
+        known = _read(path)
     number = len(known)
     speeds = [_speed(cost, found.coupling, known) for cost in found.coupling.costs]
     if path is not None and len(known) > number:
         replace_file(path, json.dumps(known, indent=1))
     return found._replace(speeds=tuple(s for s in speeds if s is not None))
+
+
+def _read(path: Path) -> dict[str, float]:
+    try:
+        known = json.loads(path.read_text())
+        return {str(name): float(number) for name, number in known.items()}
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise OptionError(
+            "times",
+            f"times={str(path)!r} holds no times ({type(error).__name__}: {error}); "
+            "expected a JSON file that an earlier call wrote, or a new name",
+        ) from error
 
 
 def _speed(cost: Cost, coupling: Coupling, known: dict[str, float]) -> Speed | None:

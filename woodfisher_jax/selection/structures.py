@@ -125,7 +125,21 @@ class Structures(NamedTuple):
         return sum(len(family.units) for family in self.families)
 
     def of(self, kinds: Iterable[str]) -> "Structures":
-        """Those of some kinds."""
+        """Those of some kinds.
+
+        Args:
+            kinds: Some of "channels", "neurons" and "heads", such as ``["heads"]``.
+
+        Raises:
+            OptionError: If there is no such kind, or one string in place of a list.
+        """
+        kinds = kinds if isinstance(kinds, str) else tuple(kinds)
+        if isinstance(kinds, str) or not set(kinds) <= set(KINDS):
+            raise OptionError(
+                "kinds",
+                f"kinds={kinds!r}; expected a list of some of {', '.join(KINDS)}, such "
+                "as ['heads']",
+            )
         chosen = tuple(f for f in self.families if f.kind in kinds)
         return self._replace(families=chosen)
 

@@ -349,6 +349,11 @@ def _way(
         way = levels(start, way[0], stages - 1, None)
     if not way:
         raise ValueError("sparsity is an empty list; expected one for each stage")
+    if not single and way != sorted(way):
+        raise ValueError(
+            f"sparsity={way}; expected levels that do not fall from stage to stage, "
+            "since a pruned weight does not come back"
+        )
     return [*way, *([way[-1]] * repairs)]
 
 

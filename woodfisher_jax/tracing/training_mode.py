@@ -92,8 +92,8 @@ def called_with(name: str, batch: Any) -> Iterator[None]:
             name,
             f"{name} fails on {_kinds(batch)} ({type(error).__name__}: {first_line}); "
             f"expected examples along the first axis of each array, and beyond it what "
-            f"{name} takes with these params: call it on them alone to see where it "
-            "fails",
+            f"{name} takes with these params: call jax.jit({name}) on them to see "
+            "where it fails",
         ) from error
 
 
