@@ -12,6 +12,8 @@ from woodfisher_jax.equations.fisher import (
     change_by_rounding,
     choose_solver,
     fisher_product,
+    in_float64,
+    inverse_factor_by_rows,
     recursive_inverse,
 )
 
@@ -203,3 +205,25 @@ def test_rounding_of_a_vector_in_the_span_is_divided_by_the_damping() -> None:
 )
 def test_the_cheaper_solver_is_chosen(num_samples, width, solver) -> None:
     assert choose_solver(num_samples, width) == solver
+
+
+def test_the_factor_of_tpus_is_that_of_cholesky() -> None:
+    g = np.random.default_rng(0).standard_normal((40, 60))
+    matrix = g @ np.diag(np.logspace(0, -2, 60)) @ g.T + 1e-6 * np.eye(40)
+    found = in_float64(jax.jit(inverse_factor_by_rows))(matrix)
+    assert found.dtype == np.float64
+    wanted = np.linalg.inv(np.linalg.cholesky(matrix))
+    np.testing.assert_allclose(found, wanted, atol=1e-11 * np.abs(wanted).max())
+    # A matrix without a factor has none here.
+    none = in_float64(jax.jit(inverse_factor_by_rows))(-matrix)
+    assert np.isnan(np.asarray(none)).any()
+
+
+def test_a_tpu_is_given_no_factorization_in_float64() -> None:
+    """Which its compiler refuses over several devices."""
+    many = jax.vmap(lambda g: SOLVERS["sample_space"].factorize(g, 0.1))
+    traced = jax.jit(many).trace(jax.ShapeDtypeStruct((2, 5, 12), np.float32))
+    text = {p: traced.lower(lowering_platforms=(p,)).as_text() for p in ("cpu", "tpu")}
+    assert "potrf" in text["cpu"]
+    assert "cholesky" not in text["tpu"]
+    assert "triangular_solve" not in text["tpu"]

@@ -217,6 +217,35 @@ _WORTH_HALVING = 128
 """Rows above which two products of half the size are faster than one."""
 
 
+def _inverse_factor(matrix: jax.Array) -> jax.Array:
+    """L⁻¹ for the Cholesky factor L of a matrix."""
+    return _triangular_inverse(jax.lax.linalg.cholesky(matrix, symmetrize_input=False))
+
+
+def inverse_factor_by_rows(matrix: jax.Array) -> jax.Array:
+    """The same by elimination, row by row: L⁻¹ [S, I] = [Lᵀ, L⁻¹].
+
+    For TPUs, whose compiler refuses Cholesky in float64 over several devices.
+
+    Args:
+        matrix: S, symmetric positive definite [N, N].
+    """
+    size = len(matrix)
+    places = jnp.arange(size)
+    start = jnp.concatenate([matrix, jnp.eye(size, dtype=matrix.dtype)], axis=1)
+
+    def step(k: jax.Array, found: jax.Array) -> jax.Array:
+        # By masks, for a place k has another type where a vmap outside is evaluated.
+        here = places == k
+        row = jnp.sum(jnp.where(here[:, None], found, 0.0), axis=0)
+        row = row / jnp.sqrt(jnp.sum(jnp.where(here, row[:size], 0.0)))
+        # What is left of S is symmetric: its column k is its row k.
+        column = jnp.where(places > k, row[:size], 0.0)
+        return jnp.where(here[:, None], row, found - column[:, None] * row)
+
+    return jax.lax.fori_loop(0, size, step, start)[:, size:]
+
+
 @jax.jit
 @in_float64
 def shifted_factor(gram: jax.Array, shift: jax.Array) -> jax.Array:
@@ -228,8 +257,9 @@ def shifted_factor(gram: jax.Array, shift: jax.Array) -> jax.Array:
     """
     gram, shift = wide(gram), wide(shift)
     matrix = gram + shift * jnp.eye(len(gram))
-    factor = jax.lax.linalg.cholesky(matrix, symmetrize_input=False)
-    inverse = _triangular_inverse(factor)
+    inverse = jax.lax.platform_dependent(
+        matrix, tpu=inverse_factor_by_rows, default=_inverse_factor
+    )
     # An estimate of the condition number, from the diagonal of the inverse.
     condition = jnp.linalg.norm(matrix) * jnp.max(jnp.sum(inverse * inverse, axis=0))
     return jnp.where(_EPS * condition < MOST_LOST, inverse, jnp.nan)
