@@ -110,8 +110,16 @@ def test_it_prints_as_a_table(pruned) -> None:
         "layers[1]",
         "layers[2]",
     }
+    assert lines[2].split() == ["sparsity", "error"]
     assert lines[-1].startswith("seconds  inputs")
     assert repr(pruned[2]).count("\n") == 0
+
+
+def test_it_says_what_the_errors_do_not_count(pruned) -> None:
+    info = pruned[2]
+    moved = info._replace(seconds=info.seconds | {"repair": 1.0, "distillation": 2.0})
+    header = str(moved).splitlines()[2]
+    assert header.endswith("error before repair and distillation")
 
 
 @jax.jit
@@ -226,6 +234,21 @@ def test_pruned_weights_stay_pruned(pruned) -> None:
     for path, mask in new.items():
         assert not (mask & ~masks[path]).any()
     assert new["layers"].sum() == 16 * DEPTH
+
+
+@pytest.mark.parametrize("scope", ["layer", "global"])
+def test_a_sparsity_below_that_of_the_masks_is_refused(scope: str, pruned) -> None:
+    params, masks, _ = pruned
+    run = functools.partial(wf.prune_layerwise, stacked, params, X, scope=scope)
+    with pytest.raises(wf.OptionError, match=r"sparsity=0.2 is below the 0.5 that mas"):
+        run(sparsity=0.2, masks=masks)
+
+
+def test_a_layer_may_have_more_pruned_than_the_sparsity(pruned) -> None:
+    params, masks, _ = pruned
+    fuller = masks | {"first": jnp.ones_like(masks["first"])}
+    _, new, _ = wf.prune_layerwise(stacked, params, X, sparsity=0.4, masks=fuller)
+    assert wf.sparsity_by_path(new) == {"first": 0.4, "layers": 0.5}
 
 
 @pytest.mark.parametrize(

@@ -224,6 +224,8 @@ def prepared(
     check_together(program, settings, groups)
     check_differentiable(net_fn, params, shapes, masks, settings)
     layers = solver.chosen(find_layers(program, masks, axes, groups))
+    if isinstance(solver, SingleWeights) and rule is None:
+        solver.check_left(layers, masks, settings.scope)
     return Sequence(program, params, masks, batches, layers, settings), solver
 
 
