@@ -468,6 +468,22 @@ def test_inputs_whose_squares_vanish_are_refused(scale: float) -> None:
         wf.prune_layerwise(net, params, X * np.float32(scale), sparsity=0.5)
 
 
+def test_inputs_that_are_all_zero_are_refused(five_layers) -> None:
+    dense, x = five_layers
+    with pytest.raises(wf.OptionError, match="inputs are all zero"):
+        wf.prune_layerwise(deep, dense, [0 * x, 0 * x[:8]], sparsity=0.5)
+
+
+@pytest.mark.slow
+def test_tokens_or_one_of_several_inputs_may_be_zero() -> None:
+    wf.prune_layerwise(tied, TIED, 0 * TOKENS, sparsity=0.5)
+
+    def net(params, inputs):
+        return jnp.tanh((inputs[0] + inputs[1]) @ params["w"])
+
+    wf.prune_layerwise(net, {"w": normal(0, 5, 6)}, (X, 0 * X), sparsity=0.5)
+
+
 def test_outputs_that_mean_nothing_share_nothing_out() -> None:
     """The softmax of a single logit is 1, whatever the network does."""
     params = {"a": normal(0, 5, 6), "b": normal(1, 6, 1)}
