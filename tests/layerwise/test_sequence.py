@@ -495,3 +495,18 @@ def test_outputs_that_mean_nothing_share_nothing_out() -> None:
     with pytest.raises(wf.OptionError, match="metric='softmax': no layer's outputs"):
         wf.prune_layerwise(net, params, X, metric="softmax", **options)
     wf.prune_layerwise(net, params, X, **options)
+
+
+def test_a_layer_that_is_left_out_is_named() -> None:
+    def net(params, x):
+        h = jnp.tanh(jnp.sum(x[:, :, None] * params["by_hand"], axis=1))
+        return h @ params["layer"]
+
+    params = {"by_hand": normal(3, 5, 8), "layer": normal(4, 8, 3)}
+    with pytest.warns(wf.PruneWarning, match=r"\['by_hand'\] multiply") as caught:
+        _, masks, _ = wf.prune_layerwise(net, params, X, sparsity=0.5)
+    assert caught[0].filename == __file__
+    assert set(masks) == {"layer"}
+    # Nothing is said of what was not to be pruned.
+    _, masks, _ = wf.prune_layerwise(net, params, X, sparsity=0.5, prunable="layer")
+    assert set(masks) == {"layer"}

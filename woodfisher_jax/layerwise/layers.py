@@ -64,6 +64,11 @@ def find_layers(
     return found
 
 
+def has_product(uses: Sequence[Use]) -> bool:
+    """Whether a tensor is the weight of a layer, whatever else it is."""
+    return any(isinstance(use, Product) for use in uses)
+
+
 def untied(axes: Axes, uses: Mapping[str, Sequence[Use]]) -> Axes:
     """The axes without those of weights that are read otherwise as well.
 

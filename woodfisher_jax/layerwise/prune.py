@@ -16,7 +16,7 @@ from woodfisher_jax.layerwise.arguments import (
     level_of,
     rule_of,
 )
-from woodfisher_jax.layerwise.layers import find_layers, untied
+from woodfisher_jax.layerwise.layers import find_layers, has_product, untied
 from woodfisher_jax.layerwise.removal import Removal
 from woodfisher_jax.layerwise.sequence import Sequence, Solver
 from woodfisher_jax.layerwise.settings import Layerwise, LayerwiseInfo
@@ -208,6 +208,18 @@ def prepared(
     if masks is None:
         known = axes if prunable is not None else untied(axes, program.uses)
         masks = init_masks(params, prunable, known)
+        followed = {p for p, uses in program.uses.items() if has_product(uses)}
+        others = sorted(axes.keys() - masks.keys() - followed)
+        if others and prunable is None:
+            # The caller's line: prune_layerwise and a decorator are in between.
+            warnings.warn(
+                f"{others} multiply activations otherwise than in a layer that can be "
+                "followed, as in sum(x * w, -1), and stay as they are; write them as "
+                "matrix products, or prune with wf.prune_outputs; prunable=... that "
+                "leaves them out ends this warning",
+                PruneWarning,
+                stacklevel=4,
+            )
     check_masks(params, masks)
     solver: Solver
     if rule is None or rule.size:
