@@ -375,6 +375,21 @@ def test_any_small_network_equals_the_masked_one(chance, seed) -> None:
         assert_close(whole(other, x), whole(readers, x))
 
 
+@pytest.mark.parametrize(("zero", "left"), [("g", 8), ("u", 8), ("gu", 4)])
+def test_a_gate_goes_with_what_it_multiplies(zero: str, left: int) -> None:
+    params = {"g": normal(0, 5, 8), "u": normal(1, 5, 8), "d": normal(2, 8, 3)}
+    masks = {path: np.ones(leaf.shape, bool) for path, leaf in params.items()}
+    for path in zero:
+        masks[path][:, :4] = False
+
+    def net(params, x):
+        return (jax.nn.silu(x @ params["g"]) * (x @ params["u"])) @ params["d"]
+
+    params = wf.apply_masks(params, masks)
+    _, small = wf.shrunk(net, params, masks, normal(3, 10, 5))
+    assert small["d"].shape == (left, 3)
+
+
 def test_what_a_gate_closes_on_the_given_inputs_alone_is_refused() -> None:
     def net(params, batch):
         h = jax.nn.relu(batch["x"] @ params["a"] + params["b"])

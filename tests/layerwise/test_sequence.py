@@ -110,8 +110,16 @@ def test_it_prints_as_a_table(pruned) -> None:
         "layers[1]",
         "layers[2]",
     }
+    assert lines[2].split() == ["sparsity", "error"]
     assert lines[-1].startswith("seconds  inputs")
     assert repr(pruned[2]).count("\n") == 0
+
+
+def test_it_says_what_the_errors_do_not_count(pruned) -> None:
+    info = pruned[2]
+    moved = info._replace(seconds=info.seconds | {"repair": 1.0, "distillation": 2.0})
+    header = str(moved).splitlines()[2]
+    assert header.endswith("error before repair and distillation")
 
 
 @jax.jit
@@ -226,6 +234,21 @@ def test_pruned_weights_stay_pruned(pruned) -> None:
     for path, mask in new.items():
         assert not (mask & ~masks[path]).any()
     assert new["layers"].sum() == 16 * DEPTH
+
+
+@pytest.mark.parametrize("scope", ["layer", "global"])
+def test_a_sparsity_below_that_of_the_masks_is_refused(scope: str, pruned) -> None:
+    params, masks, _ = pruned
+    run = functools.partial(wf.prune_layerwise, stacked, params, X, scope=scope)
+    with pytest.raises(wf.OptionError, match=r"sparsity=0.2 is below the 0.5 that mas"):
+        run(sparsity=0.2, masks=masks)
+
+
+def test_a_layer_may_have_more_pruned_than_the_sparsity(pruned) -> None:
+    params, masks, _ = pruned
+    fuller = masks | {"first": jnp.ones_like(masks["first"])}
+    _, new, _ = wf.prune_layerwise(stacked, params, X, sparsity=0.4, masks=fuller)
+    assert wf.sparsity_by_path(new) == {"first": 0.4, "layers": 0.5}
 
 
 @pytest.mark.parametrize(
@@ -443,6 +466,22 @@ def test_inputs_whose_squares_vanish_are_refused(scale: float) -> None:
 
     with pytest.raises(wf.OptionError, match=r"of the layer of 'a' are .*1e-15 or mo"):
         wf.prune_layerwise(net, params, X * np.float32(scale), sparsity=0.5)
+
+
+def test_inputs_that_are_all_zero_are_refused(five_layers) -> None:
+    dense, x = five_layers
+    with pytest.raises(wf.OptionError, match="inputs are all zero"):
+        wf.prune_layerwise(deep, dense, [0 * x, 0 * x[:8]], sparsity=0.5)
+
+
+@pytest.mark.slow
+def test_tokens_or_one_of_several_inputs_may_be_zero() -> None:
+    wf.prune_layerwise(tied, TIED, 0 * TOKENS, sparsity=0.5)
+
+    def net(params, inputs):
+        return jnp.tanh((inputs[0] + inputs[1]) @ params["w"])
+
+    wf.prune_layerwise(net, {"w": normal(0, 5, 6)}, (X, 0 * X), sparsity=0.5)
 
 
 def test_outputs_that_mean_nothing_share_nothing_out() -> None:

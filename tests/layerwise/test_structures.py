@@ -110,6 +110,30 @@ def test_what_cannot_be_met_is_said(given, options, message):
         prune(given, **options)
 
 
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        (lambda found: "heads", "'heads': there are no heads; .*there is: neurons"),
+        (lambda found: found.of(["heads"]), "no channels or neurons or heads; .*N:M"),
+    ],
+)
+def test_kinds_that_there_are_none_of_are_named(given, pattern, message):
+    with pytest.raises(OptionError, match=message):
+        wf.prune_layerwise(
+            net, *given, pattern=pattern(wf.structures(net, *given)), sparsity=0.5
+        )
+
+
+def test_structures_of_another_network_are_refused(given):
+    def other(params, x):
+        return jnp.tanh(x @ params["u"]) @ params["v"]
+
+    params = {"u": given[0]["a"], "v": given[0]["d"]}
+    found = wf.structures(net, *given)
+    with pytest.raises(OptionError, match="structures of 'a', which is not in params"):
+        wf.prune_layerwise(other, params, given[1], pattern=found, sparsity=0.5)
+
+
 @pytest.mark.parametrize("name", ["sparsity", "size"])
 def test_numbers_of_numpy_are_numbers(given, name):
     _, masks, _ = prune(given, **{name: 0.5})

@@ -154,3 +154,32 @@ def test_a_list_of_batches_of_several_arrays_is_taken() -> None:
     _, wanted, _ = wf.prune_layerwise(net, params, whole, sparsity=0.5)
     _, masks, _ = wf.prune_layerwise(net, params, [(one, other)] * 2, sparsity=0.5)
     np.testing.assert_array_equal(masks["w"], wanted["w"])
+
+
+@pytest.mark.parametrize("function", [wf.prune_layerwise, wf.prune_outputs])
+@pytest.mark.parametrize(
+    ("net_fn", "message"),
+    [
+        (lambda params, x: None, "^net_fn returns no array"),
+        (lambda params, x: jnp.tanh(x), "^net_fn returns .* not depend on params"),
+        (lambda params, x: x + 0 * params["b"].size, "^net_fn .* not depend on params"),
+    ],
+)
+def test_a_network_without_weights_is_named(function, net_fn, message) -> None:
+    params = {"w": jnp.ones((3, 3)), "b": jnp.ones(3)}
+    with pytest.raises(wf.OptionError, match=message):
+        function(net_fn, params, np.ones((4, 3), np.float32), sparsity=0.5)
+
+
+@pytest.mark.parametrize("function", [wf.prune_layerwise, wf.prune_outputs])
+def test_the_function_of_the_call_is_named_for_counters(function) -> None:
+    params = {"w": jnp.ones((3, 3)), "step": jnp.arange(2)}
+    with pytest.raises(TypeError, match="in the closure of net_fn"):
+        function(lambda p, x: x @ p["w"], params, np.ones((4, 3)), sparsity=0.5)
+
+
+@pytest.mark.parametrize("function", [wf.prune_layerwise, wf.prune_outputs])
+def test_a_generator_of_inputs_is_called_one(function) -> None:
+    batches = (np.ones((4, 3), np.float32) for _ in range(2))
+    with pytest.raises(wf.OptionError, match=r"^inputs is a generator, .*list\(inputs"):
+        function(lambda p, x: x @ p["w"], {"w": jnp.eye(3)}, batches, sparsity=0.5)

@@ -123,7 +123,11 @@ def test_a_pattern_says_how_far() -> None:
             {"sparsity": 0.5},
             "net_fn gives outputs of .*e-20 at most",
         ),
-        ((net, PARAMS, iter([INPUTS])), {"sparsity": 0.5}, "inputs hold no examples"),
+        (
+            (net, PARAMS, iter([INPUTS])),
+            {"sparsity": 0.5},
+            "inputs is a list_iterator, which can be read only once",
+        ),
         ((net, PARAMS, INPUTS[:1]), {"sparsity": 0.5}, "inputs hold one example"),
         (
             (lambda p, x: (net(p, x), x), PARAMS, INPUTS),

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from woodfisher_jax.options import OptionError
 from woodfisher_jax.trees.masks import (
     apply_masks,
     by_path,
@@ -47,6 +48,12 @@ def test_arrays_of_two_or_more_dimensions_are_prunable_by_default() -> None:
 )
 def test_a_predicate_or_an_expression_selects(prunable, paths) -> None:
     assert set(init_masks(PARAMS, prunable)) == paths
+
+
+@pytest.mark.parametrize("prunable", [lambda: True, lambda path, leaf: leaf.ndims])
+def test_a_predicate_that_fails_is_named(prunable) -> None:
+    with pytest.raises(OptionError, match=r"^prunable fails on .*Error: .*\(path, arr"):
+        init_masks(PARAMS, prunable)
 
 
 @pytest.mark.parametrize("prunable", ["^layer", lambda path, leaf: False])

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from woodfisher_jax.layerwise.settings import Layerwise
 from woodfisher_jax.options import OptionError, checked, fields_of
@@ -142,4 +143,12 @@ def batches_of(inputs: Any, most: int) -> list[Any]:
     # Of one length, so that each segment is compiled once.
     size = next(n for n in range(min(most, number), 0, -1) if number % n == 0)
     with as_inputs():
-        return list(regroup(inputs, size))
+        batches = list(regroup(inputs, size))
+    leaves = jax.tree.leaves(batches)
+    if len(floats(leaves)) == len(leaves) and not any(map(np.any, leaves)):
+        raise OptionError(
+            "inputs",
+            "inputs are all zero, which does not tell what the weights are for; "
+            "expected examples of what the network is used on",
+        )
+    return batches

@@ -22,6 +22,7 @@ from woodfisher_jax.layerwise.sequence import Sequence, Solver
 from woodfisher_jax.layerwise.settings import Layerwise, LayerwiseInfo
 from woodfisher_jax.layerwise.structures import (
     Reader,
+    asked_for,
     checked_goal,
     goal_of,
     readers,
@@ -33,6 +34,7 @@ from woodfisher_jax.rows.inputs import (
     check_concrete,
     check_net,
     check_params,
+    check_reads,
     taken_by_net,
 )
 from woodfisher_jax.selection.latencies import timed
@@ -196,11 +198,12 @@ def prepared(
     settings = Layerwise().replace(**options)
     rule = rule_of(pattern)
     check_net(net_fn)
-    check_params(params)
+    check_params(params, "net_fn")
     batches = batches_of(inputs, settings.batch_size)
     shapes = shapes_of(batches[0], len(jax.tree.leaves(batches[0])[0]))
     with taken_by_net(inputs, batches=True), explained():
         program = Program(net_fn, params, shapes)
+    check_reads(program.jaxpr, params)
     axes = find_axes(net_fn, params, shapes)
     if masks is None:
         known = axes if prunable is not None else untied(axes, program.uses)
@@ -226,7 +229,7 @@ def prepared(
     else:
         given = rule.structures or structures(net_fn, params, shapes)
         sparsity, budgets = checked_goal(sparsity, shares)
-        found, read = _read_by_one(given.of(rule.kinds), masks)
+        found, read = _read_by_one(asked_for(given, rule, params), masks)
         if shares["latency"] is not None and not found.speeds:
             progress("latency", 0, 1)
             found = timed(found, times)
@@ -236,6 +239,8 @@ def prepared(
     check_together(program, settings, groups)
     check_differentiable(net_fn, params, shapes, masks, settings)
     layers = solver.chosen(find_layers(program, masks, axes, groups))
+    if isinstance(solver, SingleWeights) and rule is None:
+        solver.check_left(layers, masks, settings.scope)
     return Sequence(program, params, masks, batches, layers, settings), solver
 
 

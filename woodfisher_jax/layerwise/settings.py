@@ -105,7 +105,7 @@ class LayerResult(NamedTuple):
         number: Its number in a tensor of stacked layers; 0 for others.
         sparsity: Fraction of its weights that are zero.
         error: ``E ‖P x - W x‖² / E ‖W x‖²`` on the inputs that it was pruned with,
-            before any repair.
+            before any repair or distillation.
     """
 
     path: str
@@ -158,11 +158,13 @@ class LayerwiseInfo(NamedTuple):
             for layer in worst
         ]
         width = max(map(len, names), default=0)
+        moved = [n for n in ("repair", "distillation") if self.seconds.get(n)]
+        before = f" before {' and '.join(moved)}" if moved else ""
         lines = [
             f"{100 * self.sparsity:.2f} % sparse: {self.nonzero:,} of "
             f"{self.prunable:,} prunable weights left",
             "",
-            f"{'':{width}}  sparsity   error",
+            f"{'':{width}}  sparsity   error{before}",
         ]
         lines += [
             f"{name:{width}}  {100 * layer.sparsity:6.2f} %  {layer.error:.4f}"

@@ -9,8 +9,10 @@ from woodfisher_jax.layerwise.layers import Layer
 from woodfisher_jax.options import OptionError, checked, fields_of, plain
 from woodfisher_jax.selection.accounts import COSTS, Budget, cheapest
 from woodfisher_jax.selection.goal import Goal
+from woodfisher_jax.selection.patterns import Pattern
 from woodfisher_jax.selection.structures import Family, Member, Structures
 from woodfisher_jax.trees.masks import num_kept
+from woodfisher_jax.trees.paths import Params, leaves_by_path
 
 
 class Reader(NamedTuple):
@@ -78,6 +80,38 @@ class Reader(NamedTuple):
         labels = self.labels.reshape(-1)[layer.entries()].reshape(-1)
         sums = np.bincount(labels, scores)
         return dict(zip(self.units, map(float, sums), strict=False))
+
+
+def asked_for(given: Structures, rule: Pattern, params: Params) -> Structures:
+    """The structures of the kinds that a pattern names.
+
+    Args:
+        given: Structures of a network.
+        rule: With kinds.
+        params: Of the network that is pruned.
+
+    Raises:
+        OptionError: If there are none, or they are those of another network.
+    """
+    leaves = leaves_by_path(params)
+    paths = {member.path for family in given.families for member in family.members}
+    if not paths <= leaves.keys():
+        raise OptionError(
+            "pattern",
+            f"pattern has structures of {sorted(paths - leaves.keys())[0]!r}, which is "
+            "not in params; expected wf.structures(net_fn, params, inputs) of this "
+            "network",
+        )
+    found = given.of(rule.kinds)
+    if not found.families:
+        there = ", ".join(dict.fromkeys(family.kind for family in given.families))
+        ways = f"a kind that there is: {there}" if there else "single weights or N:M"
+        raise OptionError(
+            "pattern",
+            f"pattern={rule.name!r}: there are no {' or '.join(rule.kinds)}; expected "
+            f"{ways}, or what wf.structures(net_fn, params, inputs) finds",
+        )
+    return found
 
 
 def readers(

@@ -10,7 +10,7 @@ from woodfisher_jax.layerwise.sequence import Layers, Sequence
 from woodfisher_jax.options import OptionError
 from woodfisher_jax.selection.patterns import Pattern
 from woodfisher_jax.tracing.layers import Product
-from woodfisher_jax.trees.masks import most_sparse, num_kept
+from woodfisher_jax.trees.masks import Masks, count, most_sparse, num_kept
 
 PENALTIES = (0.3, 1.0)
 """Penalties of ADMM in turn, in units of the second moment of an input."""
@@ -44,6 +44,33 @@ class SingleWeights:
                 f"{most_sparse(largest.size)}, which leaves one",
             )
         return layers
+
+    def check_left(self, layers: Layers, masks: Masks, scope: str) -> None:
+        """Raises if masks leave fewer weights than the level, as in ``wf.prune``.
+
+        Args:
+            layers: That are pruned.
+            masks: Of their tensors.
+            scope: "global", or "layer": fewer in every layer.
+
+        Raises:
+            OptionError: With the sparsity that there is.
+        """
+        left, size = count(masks)
+        if left >= num_kept(size, self.level):
+            return
+        if scope == "layer":
+            flat = {path: np.asarray(mask).reshape(-1) for path, mask in masks.items()}
+            for product, own in layers.items():
+                for layer in own:
+                    stays = int(flat[product.path][layer.entries()].sum())
+                    if stays >= num_kept(layer.size, self.level):
+                        return
+        raise OptionError(
+            "sparsity",
+            f"sparsity={self.level} is below the {1 - left / size:.6g} that masks have "
+            "already; a pruned weight does not come back",
+        )
 
     def allocate(self, sequence: Sequence) -> None:
         """Decides how many weights of each layer stay."""

@@ -8,11 +8,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import Jaxpr
 from jax.sharding import Mesh
 
 from woodfisher_jax.options import OptionError
 from woodfisher_jax.rows.gradients import LossFn
 from woodfisher_jax.rows.sharding import gathered, spans_processes
+from woodfisher_jax.tracing.layers import dependent
 from woodfisher_jax.tracing.training_mode import called_with, explained
 from woodfisher_jax.trees.paths import Params, leaves_by_path
 from woodfisher_jax.trees.samples import Examples, batch_length, num_examples, regroup
@@ -68,8 +70,37 @@ def check_net(net_fn: Any) -> None:
     check_function("net_fn", net_fn, "(params, inputs) -> outputs")
 
 
-def check_params(params: Params) -> None:
+def check_reads(program: Jaxpr, params: Params) -> None:
+    """Raises unless a network returns arrays that depend on its parameters.
+
+    Args:
+        program: Of the network; its first variables are the parameters.
+        params: Any pytree.
+
+    Raises:
+        OptionError: Naming ``net_fn``.
+    """
+    number = len(jax.tree.leaves(params))
+    if not program.outvars:
+        raise OptionError(
+            "net_fn",
+            "net_fn returns no array; expected the outputs of the network, such as "
+            "logits [n, k]: a function without return gives None",
+        )
+    if not any(dependent(program, [i < number for i in range(len(program.invars))])):
+        raise OptionError(
+            "net_fn",
+            "net_fn returns outputs that do not depend on params; expected a function "
+            "that reads the weights from its first argument, not from a closure",
+        )
+
+
+def check_params(params: Params, reader: str = "loss_fn") -> None:
     """Raises unless there are leaves, and all are floating-point arrays.
+
+    Args:
+        params: Any pytree.
+        reader: The argument that is the function of them, for the message.
 
     Raises:
         OptionError: If there are none.
@@ -88,7 +119,7 @@ def check_params(params: Params) -> None:
             raise TypeError(
                 f"params[{path!r}] has type {kind}; expected floating-point arrays "
                 "only. Keep counters and indices out of params, in the closure of "
-                "loss_fn for instance"
+                f"{reader} for instance"
             )
 
 
@@ -183,6 +214,13 @@ def counted_inputs(inputs: Any) -> int:
         )
     with as_inputs():
         number = num_examples(inputs)
+    if isinstance(inputs, Iterator):
+        raise OptionError(
+            "inputs",
+            f"inputs is a {type(inputs).__name__}, which can be read only once; "
+            "expected one batch (array, tuple or dict of arrays) or a list of batches, "
+            "such as list(inputs)",
+        )
     if not number:
         raise OptionError(
             "inputs",

@@ -17,6 +17,7 @@ from woodfisher_jax.rows.inputs import (
     check_concrete,
     check_net,
     check_params,
+    check_reads,
     check_size,
     counted_inputs,
     taken_by_net,
@@ -154,7 +155,7 @@ def _dense_outputs(
             their squares leave float32.
     """
     check_net(net_fn)
-    check_params(params)
+    check_params(params, "net_fn")
     (images,) = regroup(inputs, _number(inputs))
     with taken_by_net(inputs, batches=True):
         _check_outputs(net_fn, params, images)
@@ -185,7 +186,8 @@ def _check_outputs(net_fn: OutputsFn, params: Params, inputs: Any) -> None:
     """Raises an error that names net_fn, unless it gives numbers for each example."""
     few = jax.tree.map(lambda a: a[:2], inputs)
     with explained():
-        outputs = jax.eval_shape(net_fn, params, few)
+        program, outputs = jax.make_jaxpr(net_fn, return_shape=True)(params, few)
+    check_reads(program.jaxpr, params)
     what_to_do = ""
     if not hasattr(outputs, "shape"):
         found = f"a {type(outputs).__name__}"

@@ -16,7 +16,13 @@ import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from woodfisher_jax.tracing.entries import STAYS, Axis, Units
-from woodfisher_jax.tracing.layers import CALLS, REDUCTIONS, called, scan_lengths
+from woodfisher_jax.tracing.layers import (
+    CALLS,
+    REDUCTIONS,
+    called,
+    dependent,
+    scan_lengths,
+)
 from woodfisher_jax.tracing.training_mode import explained
 from woodfisher_jax.trees.paths import Params, leaves_by_path
 
@@ -307,7 +313,7 @@ class Coupling:
         # A counter that is carried beside activations is none.
         flags = [array.active for array in inputs]
         while True:
-            after = _dependent(body.jaxpr, flags)[:second]
+            after = dependent(body.jaxpr, flags)[:second]
             before = flags[first : first + second]
             if not any(new and not old for new, old in zip(after, before, strict=True)):
                 break
@@ -684,19 +690,6 @@ class Coupling:
             self.units.fix(which, "counts the groups of a convolution")
         else:
             self.units.fix(filters, "counts the outputs of each channel")
-
-
-def _dependent(jaxpr: Jaxpr, active: Sequence[bool]) -> list[bool]:
-    """Which outputs of a jaxpr depend on its active inputs."""
-    known = dict(zip(jaxpr.invars, active, strict=True))
-
-    def read(atom: Any) -> bool:
-        return not isinstance(atom, Literal) and known.get(atom, False)
-
-    for equation in jaxpr.eqns:
-        on = any(map(read, equation.invars))
-        known.update(dict.fromkeys(equation.outvars, on))
-    return [read(atom) for atom in jaxpr.outvars]
 
 
 def coupled(f: Callable[[Params, Any], Any], params: Params, inputs: Any) -> Coupling:

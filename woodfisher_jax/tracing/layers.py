@@ -316,6 +316,19 @@ def scan_lengths(equation: Any) -> tuple[int, int]:
     return len(consts.vals), len(carry.vals)
 
 
+def dependent(jaxpr: Jaxpr, active: Sequence[bool]) -> list[bool]:
+    """Which outputs of a jaxpr depend on its active inputs."""
+    known = dict(zip(jaxpr.invars, active, strict=True))
+
+    def read(atom: Any) -> bool:
+        return not isinstance(atom, Literal) and known.get(atom, False)
+
+    for equation in jaxpr.eqns:
+        on = any(map(read, equation.invars))
+        known.update(dict.fromkeys(equation.outvars, on))
+    return [read(atom) for atom in jaxpr.outvars]
+
+
 def contains_product(equation: Any) -> bool:
     """Whether an equation is, or calls, a product that may have a weight in it."""
     if equation.primitive.name in (*PRODUCTS, *_OPAQUE_PRODUCTS):

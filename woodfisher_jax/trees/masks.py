@@ -125,7 +125,7 @@ def _predicate(prunable: Prunable) -> Callable[[str, jax.Array], bool]:
     if prunable is None:
         return is_kernel
     if callable(prunable):
-        return prunable
+        return partial(_selected, prunable)
     if not isinstance(prunable, str):
         raise TypeError(
             f"prunable={prunable!r}; expected a predicate on (path, array) or a "
@@ -140,6 +140,20 @@ def _predicate(prunable: Prunable) -> Callable[[str, jax.Array], bool]:
     return lambda path, leaf: bool(
         pattern.search(path) or pattern.search(weight_name(path))
     )
+
+
+def _selected(
+    prunable: Callable[[str, jax.Array], bool], path: str, leaf: jax.Array
+) -> bool:
+    try:
+        return bool(prunable(path, leaf))
+    except Exception as error:
+        raise OptionError(
+            "prunable",
+            f"prunable fails on {path!r} of shape {leaf.shape} "
+            f"({type(error).__name__}: {error}); expected a predicate on (path, array) "
+            "or a regular expression",
+        ) from error
 
 
 def by_path(masks: MasksLike) -> Masks:
