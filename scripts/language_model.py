@@ -181,6 +181,7 @@ def layer_rows(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     rows = []
     for row in arguments.rows:
         goal, options = parsed(row)
+        # The damping of the figures in docs/benchmarks.md, unless a row has its own.
         settings = Layerwise().replace(**{"damping": 0.01} | options)
         pattern = goal.get("pattern")
         start, errors, held_out = time.process_time(), [], []

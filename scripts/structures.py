@@ -188,7 +188,7 @@ def layer_by_layer(options: dict[str, Any]) -> Callable[..., tuple[Any, Any]]:
             pattern=given.found,
             masks=kernels(given.variables),
             batch_size=100,
-            damping=0.01,  # Of thousands of images, for layers of tens of inputs.
+            damping=0.01,  # As in the figures of docs/benchmarks.md.
             progress=False,
             **{budget: share},
             **options,

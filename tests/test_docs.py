@@ -387,7 +387,7 @@ def test_the_page_on_your_own_models_runs() -> None:
     assert list(names["masks"]) == ["hidden", "out"]
     assert names["axes"]["hidden"].roles == "io"
     exec(given, names)
-    assert wf.patterns.check(names["masks"], "2:4", axes=names["axes"])
+    assert wf.patterns.check(names["masks"], "2:4", axes={"hidden": "io"})
     exec(chosen, names)
     assert list(names["masks"]) == ["hidden"]
     exec(trees, names)

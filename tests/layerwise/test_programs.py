@@ -5,6 +5,7 @@ import re
 import jax
 import numpy as np
 import pytest
+from llama_folders import SIZES
 
 import woodfisher_jax as wf
 from woodfisher_jax.layerwise.programs import calls
@@ -30,17 +31,8 @@ OWN = ("jaxpr_as_fun", "summed_", "projected", "pruned_layer", "layer_error")
 def test_a_run_compiles_what_is_listed(
     options: dict, caplog: pytest.LogCaptureFixture
 ) -> None:
-    module = Llama(
-        LlamaConfig(
-            vocab_size=11,
-            hidden_size=8,
-            num_hidden_layers=2,
-            intermediate_size=12,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            tie_word_embeddings=True,
-        )
-    )
+    sizes = SIZES | {"num_hidden_layers": 2, "tie_word_embeddings": True}
+    module = Llama(LlamaConfig(**sizes))
 
     def net(params, tokens):
         return module.apply({"params": params}, tokens)
