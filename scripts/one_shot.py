@@ -23,9 +23,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from structures import NETWORKS
 
 import woodfisher_jax as wf
-from woodfisher_jax import data, models
+from woodfisher_jax import data
 from woodfisher_jax.data import batches
 from woodfisher_jax.equations.obs import obd_saliency
 from woodfisher_jax.methods import applicable
@@ -53,8 +54,7 @@ class Experiment(NamedTuple):
     """A network, and what is done to it.
 
     Attributes:
-        model: Name of the model.
-        dataset: Name of the data set.
+        model: Name of the network, in ``structures.NETWORKS``.
         prunable: Regular expression on parameter paths.
         targets: Sparsities, each reached in one step from the dense network; or
             millions of multiply-accumulates, each reached from the target before.
@@ -69,7 +69,6 @@ class Experiment(NamedTuple):
     """
 
     model: str
-    dataset: str
     prunable: str | None
     targets: tuple[float, ...]
     methods: dict[str, dict[str, Any]]
@@ -159,11 +158,11 @@ def layerwise(num_samples: int) -> dict[str, dict[str, Any]]:
 
 MLP_SPARSITIES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98)
 STAGES = r"layer\d/block\d+/conv\d/kernel"
+BLOCKS = r"blocks\d+/(attn|mlp).*kernel"
 
 EXPERIMENTS = {
     "mlp": Experiment(
         "mlp",
-        "mnist",
         None,
         MLP_SPARSITIES,
         {
@@ -189,7 +188,6 @@ EXPERIMENTS = {
     ),
     "resnet20": Experiment(
         "resnet20",
-        "cifar10",
         STAGES,
         (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9),
         {
@@ -203,7 +201,6 @@ EXPERIMENTS = {
     ),
     "mlp_bfloat16": Experiment(
         "mlp",
-        "mnist",
         None,
         (0.8, 0.9, 0.95, 0.98),
         {
@@ -219,7 +216,6 @@ EXPERIMENTS = {
     ),
     "mlp_methods": Experiment(
         "mlp",
-        "mnist",
         None,
         MLP_SPARSITIES,
         every_method(1000)
@@ -228,7 +224,6 @@ EXPERIMENTS = {
     ),
     "mlp_joint": Experiment(
         "mlp",
-        "mnist",
         None,
         MLP_SPARSITIES,
         {
@@ -242,11 +237,10 @@ EXPERIMENTS = {
         3,
     ),
     "mlp_defaults": Experiment(
-        "mlp", "mnist", None, (0.8, 0.9, 0.95, 0.98), defaults(1000, 16), 3
+        "mlp", None, (0.8, 0.9, 0.95, 0.98), defaults(1000, 16), 3
     ),
     "resnet20_defaults": Experiment(
         "resnet20",
-        "cifar10",
         STAGES,
         (0.5, 0.7, 0.8),
         defaults(500, 4),
@@ -255,7 +249,6 @@ EXPERIMENTS = {
     ),
     "mlp_damping": Experiment(
         "mlp",
-        "mnist",
         None,
         MLP_SPARSITIES,
         {
@@ -282,7 +275,6 @@ EXPERIMENTS = {
     ),
     "mlp_sources": Experiment(
         "mlp",
-        "mnist",
         None,
         MLP_SPARSITIES,
         {
@@ -299,7 +291,6 @@ EXPERIMENTS = {
     ),
     "mlp_swaps": Experiment(
         "mlp",
-        "mnist",
         None,
         MLP_SPARSITIES,
         {
@@ -316,7 +307,6 @@ EXPERIMENTS = {
     ),
     "mlp_one_step": Experiment(
         "mlp",
-        "mnist",
         None,
         (0.98,),
         {
@@ -333,7 +323,6 @@ EXPERIMENTS = {
     ),
     "mlp_kfac": Experiment(
         "mlp",
-        "mnist",
         None,
         (0.95,),
         {
@@ -344,7 +333,6 @@ EXPERIMENTS = {
     ),
     "mlp_kfac_joint": Experiment(
         "mlp",
-        "mnist",
         None,
         (0.8, 0.9, 0.95),
         {
@@ -361,7 +349,6 @@ EXPERIMENTS = {
     ),
     "mlp_recompute": Experiment(
         "mlp",
-        "mnist",
         None,
         (0.98,),
         {
@@ -380,14 +367,16 @@ EXPERIMENTS = {
         3,
     ),
     "mlp_layerwise": Experiment(
-        "mlp", "mnist", None, (0.5, 0.6, 0.7, 0.8, 0.9, 0.95), layerwise(1000), 3
+        "mlp", None, (0.5, 0.6, 0.7, 0.8, 0.9, 0.95), layerwise(1000), 3
     ),
     "resnet20_layerwise": Experiment(
-        "resnet20", "cifar10", STAGES, (0.5, 0.7, 0.8, 0.9), layerwise(250), 1
+        "resnet20", STAGES, (0.5, 0.7, 0.8, 0.9), layerwise(250), 1
+    ),
+    "vit_layerwise": Experiment(
+        "vit", BLOCKS, (0.5, 0.6, 0.7, 0.8, 0.9), layerwise(1000), 3
     ),
     "resnet20_methods": Experiment(
         "resnet20",
-        "cifar10",
         STAGES,
         (0.8,),
         every_method(100),
@@ -397,7 +386,6 @@ EXPERIMENTS = {
     ),
     "resnet20_flops": Experiment(
         "resnet20",
-        "cifar10",
         STAGES,
         (30.0, 20.0, 10.0),
         {
@@ -446,8 +434,8 @@ class Network(NamedTuple):
 
 def network(experiment: Experiment, checkpoint: Path) -> Network:
     """Reads model, data and checkpoint."""
-    model = models.build_model(experiment.model)
-    dataset = data.load(experiment.dataset)
+    data_name, build = NETWORKS[experiment.model]
+    model, dataset = build(), data.load(data_name)
     image = np.zeros((1, *dataset.train.images.shape[1:]), np.float32)
     variables, _ = to_variables(
         read_state_dict(checkpoint),
