@@ -71,7 +71,8 @@ def prune(
             never come back.
         prunable: Predicate on (path, array) or regular expression on paths, if no masks
             are given; default the weights of dense layers and convolutions, found by
-            tracing the loss; without a loss arrays of two or more dimensions.
+            tracing the loss; without a loss arrays of two or more dimensions, and
+            one with a name as of an embedding or a position is refused.
         scope: "global" (one threshold) or "layer" (the sparsity in each layer, of
             which a tensor may have several, stacked); default the method's own.
         pattern: What stays or goes together: "2:4" (any N:M of consecutive inputs),

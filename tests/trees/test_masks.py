@@ -38,6 +38,19 @@ def test_arrays_of_two_or_more_dimensions_are_prunable_by_default() -> None:
 
 
 @pytest.mark.parametrize(
+    "name",
+    ["embed/w", "pos_emb", "wpe", "h/wte", "pe", "norm/scale", "latents", "codebook"],
+)
+def test_what_may_be_an_embedding_or_a_position_is_refused_by_name(name) -> None:
+    with pytest.raises(OptionError, match=f"'{name}' of shape .* without a loss"):
+        init_masks({"fc": jnp.ones((4, 5)), name: jnp.ones((6, 4))})
+    kernel = f"{name}/kernel"
+    assert list(init_masks({kernel: jnp.ones((6, 4))})) == [kernel]
+    chosen = init_masks({"fc": jnp.ones((4, 5)), name: jnp.ones((6, 4))}, "fc")
+    assert list(chosen) == ["fc"]
+
+
+@pytest.mark.parametrize(
     ("prunable", "paths"),
     [
         ("^fc/", {"fc/kernel", "fc/bias"}),

@@ -28,8 +28,13 @@ from woodfisher_jax.trees.paths import (
 )
 
 IS_KERNEL = re.compile(r"(^|/)kernel(/value)?$")
-NO_WEIGHTS = re.compile(r"bias|scale|norm|emb|pos|cls|class|token|table", re.IGNORECASE)
-"""Names of what has two or more dimensions and may be no weight of a layer."""
+NO_WEIGHTS = re.compile(
+    r"bias|scale|norm|emb|pos|cls|class|token|table|vocab|wte|wpe|(^|/)pe(/|$)"
+    r"|latents|prompt|register|codebook",
+    re.IGNORECASE,
+)
+"""Names of what has two or more dimensions and may be no weight of a layer. They are
+refused, not left out: "compose" has a "pos", and a tied embedding is a classifier."""
 
 Masks = dict[str, jax.Array]
 MasksLike = Mapping[str, Any] | Any
@@ -59,7 +64,8 @@ def init_masks(
         prunable: A predicate on (path, array), or a regular expression searched in the
             path, with and without the ``value`` of Flax NNX at its end; default the
             weights of dense layers and convolutions that ``axes`` has, else
-            :func:`is_kernel`.
+            :func:`is_kernel`, and what has a name of an embedding, a position or a
+            norm (``NO_WEIGHTS``) is refused.
         axes: From :func:`woodfisher_jax.find_axes`; by default, and where no layer was
             found, shapes tell.
 
