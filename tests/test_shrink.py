@@ -449,3 +449,7 @@ def test_the_caller_s_arrays_stay_as_they_are() -> None:
     small = wf.shrink(net, params, masks, x)
     np.testing.assert_array_equal(params["b"], 0.0)
     np.testing.assert_allclose(small["b"], params["c"][1], rtol=1e-6)
+    whole = wf.shrink(net, params, {"a": np.ones((3, 6), bool)}, x)
+    for leaf in jax.tree.leaves((small, whole)):
+        assert isinstance(leaf, jax.Array)
+        assert leaf.dtype == jnp.float32

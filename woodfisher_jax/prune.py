@@ -100,7 +100,8 @@ def prune(
 
     Returns:
         ``(params, masks, info)``: pruned weights are exactly zero in ``params``, which
-        have the sharding that they came with, as have their masks.
+        have the sharding that they came with, as have their masks. They are JAX's
+        arrays, so that float64 of NumPy is float32 unless ``jax_enable_x64`` is set.
 
     Raises:
         ValueError: If an argument is out of range or makes no sense for the method, a

@@ -49,7 +49,8 @@ def shrink(net_fn: NetFn, params: Params, masks: MasksLike, inputs: Any) -> Para
         inputs: One batch, on which outputs are compared.
 
     Returns:
-        A pytree like ``params`` with smaller arrays.
+        A pytree like ``params`` with smaller arrays, as :func:`woodfisher_jax.prune`
+        returns them.
 
     Raises:
         ValueError: If outputs would change by more than 1e-5 of the largest and than
@@ -202,8 +203,8 @@ def _taken_out(net_fn: NetFn, params: Params, masks: MasksLike, inputs: Any) -> 
         if smaller.shape(axes) != leaf.shape:
             # By NumPy, for XLA would compile a function for each shape, as it would
             # for jnp.asarray.
-            leaf = jax.device_put(smaller.cut(np.asarray(leaf), axes))
-        small.append(leaf)
+            leaf = smaller.cut(np.asarray(leaf), axes)
+        small.append(leaf if isinstance(leaf, jax.Array) else jax.device_put(leaf))
     wanted = _outputs(net_fn, params, inputs)
     if any(np.isnan(_wide(leaf)).any() for leaf in jax.tree.leaves(wanted)):
         raise OptionError(

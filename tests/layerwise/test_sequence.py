@@ -468,6 +468,23 @@ def test_inputs_whose_squares_vanish_are_refused(scale: float) -> None:
         wf.prune_layerwise(net, params, X * np.float32(scale), sparsity=0.5)
 
 
+@pytest.mark.parametrize("pattern", [None, "structures"])
+def test_params_of_float64_come_out_in_one_type(pattern) -> None:
+    def net(params, x):
+        return jnp.tanh(x @ params["a"] + params["b"]) @ params["c"]
+
+    shapes = {"a": (5, 6), "b": (6,), "c": (6, 3)}
+    params = {n: np.asarray(normal(i, *s)) for i, (n, s) in enumerate(shapes.items())}
+    for dtype, expected in ((np.float64, jnp.float32), (np.float16, jnp.float16)):
+        given = jax.tree.map(lambda a, dtype=dtype: a.astype(dtype), params)
+        found, _, _ = wf.prune_layerwise(
+            net, given, X, sparsity=0.5, pattern=pattern, prunable="a|c"
+        )
+        for leaf in jax.tree.leaves(found):
+            assert isinstance(leaf, jax.Array)
+            assert leaf.dtype == expected
+
+
 def test_inputs_that_are_all_zero_are_refused(five_layers) -> None:
     dense, x = five_layers
     with pytest.raises(wf.OptionError, match="inputs are all zero"):

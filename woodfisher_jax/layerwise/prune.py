@@ -104,7 +104,8 @@ def prune_layerwise(
         **options: Fields of :class:`Layerwise`.
 
     Returns:
-        ``(params, masks, info)``: pruned weights are exactly zero in ``params``.
+        ``(params, masks, info)``: pruned weights are exactly zero in ``params``, arrays
+        as of :func:`woodfisher_jax.prune`.
 
     Raises:
         ValueError: If an argument is out of range, or a tensor is not the weight of

@@ -191,7 +191,9 @@ class Sequence:
             tuple(self.results),
             self.seconds,
         )
-        return replace_leaves(self.params, changed), masks, info
+        # What is not pruned too: NumPy may have a type that JAX takes as another.
+        params = jax.device_put(replace_leaves(self.params, changed))
+        return params, masks, info
 
     def windows(self) -> list[Window]:
         """All stages, some together."""

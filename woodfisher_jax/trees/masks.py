@@ -305,6 +305,10 @@ def apply_masks(params: Params, masks: MasksLike) -> Params:
         params: Any pytree, such as parameters or gradients.
         masks: From path to boolean array, or a pytree of the parameters' structure.
 
+    Returns:
+        The tree, with JAX's arrays for those that have masks: float64 of NumPy is
+        float32 there unless ``jax_enable_x64`` is set.
+
     Raises:
         ValueError: If masks name a parameter that does not exist.
         TypeError: If a mask is not boolean.
