@@ -236,6 +236,28 @@ def test_pruned_weights_stay_pruned(pruned) -> None:
     assert new["layers"].sum() == 16 * DEPTH
 
 
+def test_masks_may_be_a_tree_and_then_nothing_else_is_prunable() -> None:
+    params = apart(parameters())
+    mask = jnp.arange(WIDTH * WIDTH).reshape(WIDTH, WIDTH) % 4 > 0
+    tree = wf.masks_tree(params, {"layer1": mask})
+    _, masks, _ = wf.prune_layerwise(unstacked, params, X, sparsity=0.5, masks=tree)
+    assert list(masks) == ["layer1"]
+    assert not (masks["layer1"] & ~mask).any()
+    with pytest.raises(wf.OptionError, match="prunable='layer0' together with masks"):
+        wf.prune_layerwise(
+            unstacked, params, X, sparsity=0.5, masks=tree, prunable="layer0"
+        )
+
+
+@pytest.mark.parametrize("options", [{}, {"pattern": "structures", "macs": 0.5}])
+def test_times_without_a_latency_are_refused(options: dict) -> None:
+    params = apart(parameters())
+    with pytest.raises(wf.OptionError, match=r"times='t\.json' without a latency"):
+        wf.prune_layerwise(unstacked, params, X, times="t.json", **options)
+    with pytest.raises(wf.OptionError, match="times is of type int; expected the name"):
+        wf.prune_layerwise(unstacked, params, X, latency=0.5, times=3, **options)
+
+
 @pytest.mark.parametrize("scope", ["layer", "global"])
 def test_a_sparsity_below_that_of_the_masks_is_refused(scope: str, pruned) -> None:
     params, masks, _ = pruned
@@ -432,10 +454,17 @@ def test_a_layer_without_weights_is_warned_of() -> None:
         r"no weight is left of \['w'\]; lower sparsity=0.97 to 0.95, which leaves one"
     )
     with pytest.warns(wf.PruneWarning, match=message) as caught:
-        wf.prune_layerwise(
+        _, masks, info = wf.prune_layerwise(
             lambda p, x: jnp.tanh(x @ p["v"]) @ p["w"], params, inputs, sparsity=0.97
         )
     assert caught[0].filename == __file__
+    assert info.warnings == (str(caught[0].message),)
+    neurons = 20 - int(masks["v"].any(axis=0).sum())
+    assert info.empty_outputs == {"v": neurons, "w": 1}
+    *_, empty, _, warning = str(info).splitlines()
+    assert empty == f"empty    outputs without a weight left: v {neurons}, w 1"
+    assert warning == f"warning  {info.warnings[0]}"
+    assert repr(info).endswith(", warnings=1)")
 
 
 def test_a_sparsity_that_leaves_no_weight_at_all_is_refused(five_layers) -> None:
@@ -521,8 +550,9 @@ def test_a_layer_that_is_left_out_is_named() -> None:
 
     params = {"by_hand": normal(3, 5, 8), "layer": normal(4, 8, 3)}
     with pytest.warns(wf.PruneWarning, match=r"\['by_hand'\] multiply") as caught:
-        _, masks, _ = wf.prune_layerwise(net, params, X, sparsity=0.5)
+        _, masks, info = wf.prune_layerwise(net, params, X, sparsity=0.5)
     assert caught[0].filename == __file__
+    assert info.warnings == (str(caught[0].message),)
     assert set(masks) == {"layer"}
     # Nothing is said of what was not to be pruned.
     _, masks, _ = wf.prune_layerwise(net, params, X, sparsity=0.5, prunable="layer")

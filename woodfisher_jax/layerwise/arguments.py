@@ -1,5 +1,6 @@
 """What layer-wise pruning is given, checked alone and together."""
 
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -71,6 +72,24 @@ def check_no_budget(shares: Mapping[str, float | None]) -> None:
                 f"{name}={share} without structures; expected pattern='structures', "
                 "'channels', 'neurons' or 'heads' with it, or a sparsity",
             )
+
+
+def check_times(times: Any, latency: float | None) -> None:
+    """Raises unless a file of times is one, and there is a latency to use it for."""
+    if times is None:
+        return
+    if not isinstance(times, (str, os.PathLike)):
+        raise OptionError(
+            "times",
+            f"times is of type {type(times).__name__}; expected the name of a JSON "
+            "file, new or written by an earlier call",
+        )
+    if latency is None:
+        raise OptionError(
+            "times",
+            f"times={str(times)!r} without a latency, for which alone products are "
+            "timed; expected latency=..., such as latency=0.5, or no times",
+        )
 
 
 def check_differentiable(

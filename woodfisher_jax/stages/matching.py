@@ -38,12 +38,7 @@ from woodfisher_jax.rows.projections import METRICS, directions, projected
 from woodfisher_jax.schedules import levels
 from woodfisher_jax.tracing.axes import traced
 from woodfisher_jax.tracing.training_mode import explained
-from woodfisher_jax.trees.masks import (
-    Masks,
-    Prunable,
-    check_masks,
-    init_masks,
-)
+from woodfisher_jax.trees.masks import Masks, Prunable, given_masks
 from woodfisher_jax.trees.masks import sparsity as sparsity_of
 from woodfisher_jax.trees.paths import Params
 from woodfisher_jax.trees.samples import on_host
@@ -267,8 +262,7 @@ def prune_matched(
         )
     found = _checked(stage(0, params), 0)
     axes = traced(found.outputs_fn, params, found.inputs, "outputs_fn").axes()
-    masks = init_masks(params, prunable, axes) if masks is None else masks
-    check_masks(params, masks)
+    masks = given_masks(params, masks, prunable, axes)
     way = _way(sparsity_of(masks), sparsity, stages, repairs)
     infos: list[PruneInfo] = []
     progress = options["progress"]

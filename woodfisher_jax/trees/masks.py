@@ -267,6 +267,38 @@ def check_masks(params: Params, masks: MasksLike) -> Masks:
     return found
 
 
+def given_masks(
+    params: Params,
+    masks: MasksLike | None,
+    prunable: Prunable = None,
+    axes: Axes | None = None,
+) -> Masks:
+    """The masks that are given, checked; or of what is prunable, with nothing pruned.
+
+    Args:
+        params: Any pytree of arrays.
+        masks: As for :func:`check_masks`; None for those of :func:`init_masks`.
+        prunable: As for :func:`init_masks`, if no masks are given.
+        axes: As for :func:`init_masks`.
+
+    Returns:
+        The masks by the paths of ``params``.
+
+    Raises:
+        ValueError: If there are both masks and ``prunable``, or as for either function.
+        TypeError: If a mask is not boolean.
+    """
+    if masks is None:
+        return init_masks(params, prunable, axes)
+    if prunable is not None:
+        raise OptionError(
+            "prunable",
+            f"prunable={prunable!r} together with masks, which say already what is "
+            "prunable; give one of the two",
+        )
+    return check_masks(params, masks)
+
+
 def masks_tree(params: Params, masks: MasksLike) -> Any:
     """Masks as a pytree of the parameters' structure, for ``jax.tree.map``.
 
