@@ -179,11 +179,12 @@ class _Smaller:
 def _taken_out(net_fn: NetFn, params: Params, masks: MasksLike, inputs: Any) -> _Taken:
     """Takes out what masks have emptied, not compared yet."""
     check_net(net_fn)
-    if not jax.tree.leaves(masks):
+    dtypes = {getattr(leaf, "dtype", None) for leaf in jax.tree.leaves(params)}
+    if dtypes == {np.dtype(bool)}:
         raise OptionError(
-            "masks",
-            "masks is empty; expected those of wf.prune or wf.prune_layerwise, which "
-            "say what is to be taken out",
+            "params",
+            "params has booleans alone, as masks have; expected the weights of the "
+            "network: the arguments are net_fn, params, masks, inputs",
         )
     check_masks(params, masks)
     params = apply_masks(params, masks)

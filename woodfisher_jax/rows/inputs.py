@@ -16,7 +16,7 @@ from woodfisher_jax.rows.gradients import LossFn
 from woodfisher_jax.rows.sharding import gathered, spans_processes
 from woodfisher_jax.tracing.layers import dependent
 from woodfisher_jax.tracing.training_mode import called_with, explained
-from woodfisher_jax.trees.paths import Params, leaves_by_path
+from woodfisher_jax.trees.paths import Params, leaf_name, leaves_by_path
 from woodfisher_jax.trees.samples import Examples, batch_length, num_examples, regroup
 
 LARGEST = 1e15
@@ -117,7 +117,7 @@ def check_params(params: Params, reader: str = "loss_fn") -> None:
         kind = getattr(leaf, "dtype", type(leaf).__name__)
         if not hasattr(leaf, "dtype") or not jnp.issubdtype(leaf.dtype, jnp.floating):
             raise TypeError(
-                f"params[{path!r}] has type {kind}; expected floating-point arrays "
+                f"{leaf_name('params', path)} has type {kind}; expected floating-point arrays "
                 "only. Keep counters and indices out of params, in the closure of "
                 f"{reader} for instance"
             )

@@ -231,8 +231,8 @@ def prune_matched(
         ``(params, masks, infos)`` with the info of each stage.
 
     Raises:
-        ValueError: If sparsity, stages or repairs is out of range, or as for
-            :func:`woodfisher_jax.prune`.
+        ValueError: If sparsity, stages or repairs is out of range, the first call of
+            stage fails, or as for :func:`woodfisher_jax.prune`.
         TypeError: If stage is no function, or returns no :class:`Stage`.
 
     Example:
@@ -254,13 +254,10 @@ def prune_matched(
     check_settings(stages=stages, repairs=repairs, metric=metric)
     check_whole("batch_size", batch_size, 1)
     check_whole("seed", seed, 0)
-    check_params(params)
     if not callable(stage):
-        raise TypeError(
-            f"stage is of type {type(stage).__name__}; expected a function (number, "
-            "params) -> wf.matching.Stage(outputs_fn, inputs, wanted)"
-        )
-    found = _checked(stage(0, params), 0)
+        raise TypeError(f"stage is of type {type(stage).__name__}; expected {_A_STAGE}")
+    check_params(params)
+    found = _first(stage, params)
     axes = traced(found.outputs_fn, params, found.inputs, "outputs_fn").axes()
     masks = given_masks(params, masks, prunable, axes)
     way = _way(sparsity_of(masks), sparsity, stages, repairs)
@@ -305,11 +302,47 @@ def _key(seed: np.int64, number: np.int32) -> jax.Array:
     return jax.random.fold_in(jax.random.key(seed), number)
 
 
+_A_STAGE = (
+    "a function (number, params) -> wf.matching.Stage(outputs_fn, inputs, wanted), not "
+    "the network: lambda i, params: wf.matching.Stage(net, inputs, net(dense, inputs))"
+)
+
+
+def _first(stage: Callable[[int, Params], Stage], params: Params) -> Stage:
+    """The first stage; a network in place of the function fails here, on a number."""
+    try:
+        found = stage(0, params)
+    except OptionError:
+        raise
+    except Exception as error:
+        line = str(error).partition("\n")[0]
+        raise OptionError(
+            "stage",
+            f"stage(0, params) fails ({type(error).__name__}: {line}); expected "
+            f"{_A_STAGE}",
+        ) from error
+    return _checked(found, 0)
+
+
 def _checked(stage: Any, number: int) -> Stage:
+    what = f"stage({number}, params) returned"
     if not isinstance(stage, Stage):
         raise TypeError(
-            f"stage({number}, params) returned {type(stage).__name__}; expected a "
+            f"{what} {type(stage).__name__}; expected a "
             "wf.matching.Stage(outputs_fn, inputs, wanted)"
+        )
+    if not callable(stage.outputs_fn):
+        raise OptionError(
+            "stage",
+            f"{what} a Stage whose outputs_fn is of type "
+            f"{type(stage.outputs_fn).__name__}; expected a function (params, inputs) "
+            "-> outputs [n, k]",
+        )
+    if not hasattr(stage.wanted, "dtype"):
+        raise OptionError(
+            "stage",
+            f"{what} a Stage whose wanted is of type {type(stage.wanted).__name__}; "
+            "expected an array: outputs [n, k], or labels, integers [n]",
         )
     return stage
 

@@ -18,10 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from woodfisher_jax.equations.thresholds import keep_highest as keep_highest
-from woodfisher_jax.options import OptionError
+from woodfisher_jax.options import OptionError, shown
 from woodfisher_jax.trees.axes import Axes
 from woodfisher_jax.trees.paths import (
     Params,
+    leaf_name,
     leaves_by_path,
     replace_leaves,
     weight_name,
@@ -189,13 +190,14 @@ def by_path(masks: MasksLike) -> Masks:
     for path, mask in leaves.items():
         if not hasattr(mask, "shape") and not isinstance(mask, bool):
             raise TypeError(
-                f"masks[{path!r}] is of type {type(mask).__name__}; expected a boolean "
-                "array"
+                f"{leaf_name('masks', path)} is of type {type(mask).__name__}; "
+                "expected a boolean array, True = kept, for each path"
             )
         dtype = getattr(mask, "dtype", np.dtype(bool))
         if dtype != np.bool_:
             raise TypeError(
-                f"masks[{path!r}] has dtype {dtype}; expected bool, True = kept"
+                f"{leaf_name('masks', path)} has dtype {dtype}; expected bool, True = "
+                "kept, for each path"
             )
     return {path: mask for path, mask in leaves.items() if not _is_unmasked(mask)}
 
@@ -229,9 +231,14 @@ def _paired(paths: Iterable[str], masks: MasksLike) -> Masks:
     found = {}
     for path, mask in by_path(masks).items():
         if weight_name(path) not in known:
-            raise ValueError(
-                f"masks names {path!r}, which is not in params; expected some of "
-                f"{list(known.values())}"
+            given = f"masks names {path!r}" if path else "masks is a single array"
+            there = f"has {list(known.values())}"
+            if list(known) == [""]:
+                there = "is a single array"
+            raise OptionError(
+                "masks",
+                f"{given}, which is not in params: that {there}; expected masks of "
+                "some of its arrays, by path",
             )
         found[known[weight_name(path)]] = mask
     return found
@@ -255,7 +262,7 @@ def check_masks(params: Params, masks: MasksLike) -> Masks:
     leaves = leaves_by_path(params)
     found = _paired(leaves, masks)
     if not found:
-        raise ValueError("masks is empty; omit it to make every kernel prunable")
+        raise _no_mask(masks, f" for some of {list(leaves)}")
     for path, mask in found.items():
         if jnp.size(mask) == 0:
             raise ValueError(f"masks[{path!r}] has no entries; leave it out of masks")
@@ -265,6 +272,14 @@ def check_masks(params: Params, masks: MasksLike) -> Masks:
                 f"{leaves[path].shape}"
             )
     return found
+
+
+def _no_mask(masks: MasksLike, where: str = "") -> OptionError:
+    return OptionError(
+        "masks",
+        f"masks={shown(masks)} has no mask, for None and True stand for what is not "
+        f"prunable; expected a boolean array, True = kept,{where or ' for each path'}",
+    )
 
 
 def given_masks(
@@ -396,6 +411,7 @@ def sparsity(masks: MasksLike) -> float:
     """Fraction of the prunable weights that are pruned, in [0, 1].
 
     Raises:
+        ValueError: If there is no mask.
         TypeError: If a mask is not boolean.
 
     Example:
@@ -403,6 +419,8 @@ def sparsity(masks: MasksLike) -> float:
         0.75
     """
     kept, prunable = count(masks)
+    if not prunable:
+        raise _no_mask(masks)
     return (prunable - kept) / prunable
 
 
