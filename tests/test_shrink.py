@@ -441,7 +441,7 @@ def test_arguments_in_another_order_are_named(function) -> None:
     def net(params, x):
         return jnp.tanh(x @ params["a"]) @ params["c"]
 
-    for given, message in (
+    for arguments, message in (
         ((params, net, masks, x), "net_fn is of type dict; expected a function"),
         ((net, masks, params, x), "params has booleans alone, as masks have; expected"),
         ((net, params, x, masks), "masks has dtype float64; expected bool"),
@@ -452,7 +452,7 @@ def test_arguments_in_another_order_are_named(function) -> None:
         ((net, params, {"c": None}, x), r"masks={'c': None} has no mask, .*'a', 'c'"),
     ):
         with pytest.raises((TypeError, ValueError), match=message):
-            function(*given)
+            function(*arguments)
 
 
 def test_the_caller_s_arrays_stay_as_they_are() -> None:

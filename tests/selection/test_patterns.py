@@ -212,7 +212,7 @@ def test_axes_of_all_weights_go_with_masks_of_some():
     narrow = {"first": masks["first"][:, :3]}
     with pytest.raises(ValueError, match="axes\\['first'\\] are of shape"):
         check(narrow, "2:4", axes=axes)
-    with pytest.raises(ValueError, match="'first', which is none of .* 'frist'"):
+    with pytest.raises(ValueError, match=r"'first', which is none of .* 'frist'"):
         check({"frist": masks["first"]}, "2:4", axes=axes)
 
 

@@ -55,7 +55,7 @@ def test_axes_of_other_tensors_do_not_count_where_each_has_its_own() -> None:
     own = {"conv/w": WeightAxes((8, 4, 3, 3), "oikk"), "fc/w": WeightAxes((5, 8), "oi")}
     part = {"conv/w": PARAMS["conv/w"]}
     assert given_axes(own, part) == {"conv/w": own["conv/w"]}
-    with pytest.raises(OptionError, match="'fc/w', .* has nothing of 'dense/w'"):
+    with pytest.raises(OptionError, match=r"'fc/w', .* has nothing of 'dense/w'"):
         given_axes(own, part | {"dense/w": PARAMS["dense/w"]})
 
 

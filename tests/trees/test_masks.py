@@ -125,7 +125,7 @@ def test_masks_of_a_tree_with_a_single_array_say_so() -> None:
 
 
 def test_the_sparsity_of_no_mask_is_refused() -> None:
-    with pytest.raises(OptionError, match="masks={'fc': None} has no mask"):
+    with pytest.raises(OptionError, match=r"masks=\{'fc': None\} has no mask"):
         sparsity({"fc": None})
 
 

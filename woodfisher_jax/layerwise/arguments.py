@@ -6,11 +6,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from woodfisher_jax.layerwise.settings import Layerwise
 from woodfisher_jax.options import OptionError, checked, fields_of
-from woodfisher_jax.rows.inputs import as_inputs, counted_inputs
+from woodfisher_jax.rows.inputs import as_inputs, check_not_zero, counted_inputs
 from woodfisher_jax.selection.goal import Goal
 from woodfisher_jax.selection.patterns import GroupNames, Pattern, parse
 from woodfisher_jax.selection.structures import Structures
@@ -163,11 +162,5 @@ def batches_of(inputs: Any, most: int) -> list[Any]:
     size = next(n for n in range(min(most, number), 0, -1) if number % n == 0)
     with as_inputs():
         batches = list(regroup(inputs, size))
-    leaves = jax.tree.leaves(batches)
-    if len(floats(leaves)) == len(leaves) and not any(map(np.any, leaves)):
-        raise OptionError(
-            "inputs",
-            "inputs are all zero, which does not tell what the weights are for; "
-            "expected examples of what the network is used on",
-        )
+    check_not_zero(batches)
     return batches

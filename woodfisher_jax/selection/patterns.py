@@ -479,7 +479,7 @@ def check(
         raise ValueError("pattern=None; expected a pattern to check, such as '2:4'")
     leaves = leaves_by_path(tensors)
     kinds = {getattr(leaf, "dtype", type(leaf)) for leaf in leaves.values()}
-    are_masks = prunable is None and all(kind == bool for kind in kinds)
+    are_masks = prunable is None and kinds <= {np.dtype(bool), bool}
     leaves = by_path(tensors) if are_masks else leaves
     if not leaves:
         raise ValueError("tensors hold no arrays; expected masks, or weights")
