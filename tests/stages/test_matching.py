@@ -193,9 +193,9 @@ def test_statistics_pass_through_without_compiling_again(params: Any) -> None:
         ({"sparsity": 0.5, "stages": 0}, "stages=0; expected a whole number from 1"),
         ({"sparsity": 0.5, "repairs": -1}, "repairs=-1"),
         ({"sparsity": []}, "sparsity is an empty list"),
-        ({"sparsity": 90}, "sparsity=90; expected the fraction of weights"),
+        ({"sparsity": 90}, r"sparsity=90; expected a fraction .*weights.*mean 0\.9\?"),
         ({"sparsity": [0.5, 1.5]}, "sparsity=1.5; expected"),
-        ({"sparsity": "90%"}, "sparsity='90%'; expected"),
+        ({"sparsity": "90%"}, r"sparsity='90%'; expected.*; did you mean 0\.9\?"),
         ({"sparsity": 0.5, "metric": "cosine"}, "metric='cosine'"),
         ({"sparsity": 0.5, "method": "woodfisher"}, "targets.*woodtaylor"),
         (

@@ -29,7 +29,13 @@ from woodfisher_jax.driver.job import check_reachable, checked_job
 from woodfisher_jax.driver.programs import quickly_compiled
 from woodfisher_jax.info import PruneInfo, unwarned, warn_of
 from woodfisher_jax.methods import check_names
-from woodfisher_jax.options import OptionError, check_whole, plain, shown
+from woodfisher_jax.options import (
+    OptionError,
+    check_fraction,
+    check_whole,
+    plain,
+    shown,
+)
 from woodfisher_jax.prune import prune
 from woodfisher_jax.rows.compute import watched
 from woodfisher_jax.rows.gradients import LossFn, as_partial
@@ -371,7 +377,9 @@ def _way(
     """
     goal, stages, repairs = plain(goal), plain(stages), plain(repairs)
     single = np.ndim(goal) == 0
-    way = [_level(level) for level in ([goal] if single else goal)]  # type: ignore
+    more = " of weights to be zero, or a list with one for each stage"
+    given = [goal] if single else goal
+    way = [check_fraction("sparsity", level, more) for level in given]  # type: ignore
     if single:
         way = levels(start, way[0], stages - 1, None)
     if not way:
@@ -382,14 +390,3 @@ def _way(
             "since a pruned weight does not come back"
         )
     return [*way, *([way[-1]] * repairs)]
-
-
-def _level(sparsity: Any) -> float:
-    # A scalar of NumPy or JAX is a number like any other.
-    number = sparsity.item() if hasattr(sparsity, "item") else sparsity
-    if not isinstance(number, (int, float)) or not 0 <= number < 1:
-        raise ValueError(
-            f"sparsity={number!r}; expected the fraction of weights to be zero, from 0 "
-            "to below 1, or a list with one for each stage"
-        )
-    return float(number)
