@@ -182,16 +182,17 @@ class Sequence:
             self._distil(progress)
         kept = sum(int(mask.sum()) for mask in self.masks.values())
         size = sum(mask.size for mask in self.masks.values())
-        masks, changed, empty = {}, {}, {}
+        masks: Masks = {}
+        changed, empty = {}, dict[str, int]()
         for path in list(self.masks):
-            order = flat_order({path: self.masks[path]}, self._axes)
-            left = flat_mask(order, self.masks)
-            self.emptied |= emptied(flat_mask(order, self._before), left, order)
-            empty |= outputs_without_inputs(left, order)
             # Popped, so that a large network is not there once more.
             masks[path] = jnp.asarray(self.masks.pop(path))
             changed[path] = jnp.asarray(self.leaves.pop(path))
             memory.give_back()
+            order = flat_order({path: masks[path]}, self._axes)
+            left = flat_mask(order, masks)
+            self.emptied |= emptied(flat_mask(order, self._before), left, order)
+            empty |= outputs_without_inputs(left, order)
         info = LayerwiseInfo(
             1 - kept / size,
             kept,
