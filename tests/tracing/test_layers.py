@@ -12,9 +12,9 @@ from woodfisher_jax.tracing.layers import (
     Other,
     Product,
     find_uses,
-    scan_lengths,
     view_entries,
 )
+from woodfisher_jax.tracing.primitives import scan_lengths
 from woodfisher_jax.trees.paths import leaves_by_path
 
 X = jnp.ones((5, 3))

@@ -6,7 +6,12 @@ from typing import Any
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
-from woodfisher_jax.tracing.layers import CALLS, called, contains_product, scan_lengths
+from woodfisher_jax.tracing.primitives import (
+    CALLS,
+    called,
+    contains_product,
+    scan_lengths,
+)
 from woodfisher_jax.trees.paths import Params
 
 
