@@ -1,4 +1,4 @@
-"""Loops, branches and calls that programs hide their products in."""
+"""Roles of axes of weights that loops, branches and calls read."""
 
 from collections.abc import Callable
 from typing import Any
