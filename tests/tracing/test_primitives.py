@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from woodfisher_jax.tracing.primitives import convolution_positions, scan_lengths
+from woodfisher_jax.tracing.primitives import convolution_positions, scan_operands
 
 
 def test_a_scan_s_operands_are_constants_carry_and_stacks() -> None:
@@ -19,9 +19,12 @@ def test_a_scan_s_operands_are_constants_carry_and_stacks() -> None:
 
     jaxpr = jax.make_jaxpr(net)(jnp.ones((3, 4, 4)), jnp.ones((2, 4))).jaxpr
     scan = next(e for e in jaxpr.eqns if e.primitive.name == "scan")
-    consts, carry = scan_lengths(scan)
-    assert (consts, carry) == (1, 2)
-    assert len(scan.invars) == 4
+    parts = scan_operands(scan, scan.invars)
+    assert [[v.aval.shape for v in part] for part in parts] == [
+        [(2, 4)],
+        [(2, 4), ()],
+        [(3, 4, 4)],
+    ]
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from woodfisher_jax.tracing.primitives import (
     Position,
     called,
     dependent,
-    scan_lengths,
+    scan_operands,
 )
 from woodfisher_jax.tracing.training_mode import explained
 from woodfisher_jax.trees.paths import Params, leaves_by_path
@@ -159,33 +159,30 @@ class Coupling:
         self, equation: Any, inputs: list[Array], position: Position, rounds: int
     ) -> list[Array]:
         settings = equation.params
-        first, second = scan_lengths(equation)
         body, length = settings["jaxpr"], settings["length"]
-        stacks = inputs[first + second :]
+        consts, state, stacks = scan_operands(equation, inputs)
         for array in stacks:
             self.units.fix(array.axes[0], "counts the rounds of a loop")
-        flags = _active_carry(body.jaxpr, [a.active for a in inputs], first, second)
-        carry = [
-            a._replace(active=flag)
-            for a, flag in zip(inputs[first:][:second], flags, strict=True)
-        ]
+        flags = _active_carry(body.jaxpr, consts, state, stacks)
+        carry = [a._replace(active=flag) for a, flag in zip(state, flags, strict=True)]
         parts = [a._replace(axes=a.axes[1:]) for a in stacks]
         outputs = self._called(
             body.jaxpr,
             body.consts,
-            [*inputs[:first], *carry, *parts],
+            [*consts, *carry, *parts],
             position,
             rounds * length,
         )
-        for mine, other in zip(carry, outputs[:second], strict=True):
+        after, rows = outputs[: len(carry)], outputs[len(carry) :]
+        for mine, other in zip(carry, after, strict=True):
             self.units.agree(mine, other)
-        rows = self.units.axis(length, "counts the rounds of a loop")
+        counted = self.units.axis(length, "counts the rounds of a loop")
         return [
             *(
                 a._replace(active=own.active)
-                for a, own in zip(outputs[:second], carry, strict=True)
+                for a, own in zip(after, carry, strict=True)
             ),
-            *(Array((rows, *a.axes), a.active) for a in outputs[second:]),
+            *(Array((counted, *a.axes), a.active) for a in rows),
         ]
 
     def _cond(
@@ -208,25 +205,29 @@ class Coupling:
 
 
 def _active_carry(
-    body: Jaxpr, active: Sequence[bool], first: int, second: int
+    body: Jaxpr,
+    consts: Sequence[Array],
+    carry: Sequence[Array],
+    stacks: Sequence[Array],
 ) -> list[bool]:
-    """Which arrays that a loop carries depend on the inputs in some round.
+    """Which arrays that a scan carries depend on the inputs in some round.
 
     A counter that is carried beside activations does not.
 
     Args:
-        body: Of the loop.
-        active: Which of its inputs depend on them in the first round.
-        first: How many of these are constants.
-        second: How many are carried.
+        body: Of the scan.
+        consts: Its constants.
+        carry: What it carries into the first round.
+        stacks: What it takes a row of in each round.
     """
-    flags = list(active)
+    flags = [array.active for array in carry]
+    before, behind = ([a.active for a in arrays] for arrays in (consts, stacks))
     while True:
-        before = flags[first : first + second]
-        after = list(map(operator.or_, before, dependent(body, flags)[:second]))
-        if after == before:
-            return before
-        flags[first : first + second] = after
+        found = dependent(body, [*before, *flags, *behind])[: len(flags)]
+        after = list(map(operator.or_, flags, found))
+        if after == flags:
+            return flags
+        flags = after
 
 
 def coupled(f: Callable[[Params, Any], Any], params: Params, inputs: Any) -> Coupling:

@@ -21,7 +21,7 @@ from woodfisher_jax.tracing.primitives import (
     called,
     contains_product,
     opened,
-    scan_lengths,
+    scan_operands,
 )
 from woodfisher_jax.tracing.products import Products
 from woodfisher_jax.tracing.views import Views
@@ -143,17 +143,16 @@ class Walk:
         self, equation: Any, inputs: list[Array], rounds: int | None
     ) -> list[Array]:
         settings = equation.params
-        consts, carry = scan_lengths(equation)
-        each = [array.stacked((0,)).without((0,)) for array in inputs[consts + carry :]]
+        consts, state, stacks = scan_operands(equation, inputs)
+        each = [array.stacked((0,)).without((0,)) for array in stacks]
         inner = opened(settings["jaxpr"])
         total = None if rounds is None else rounds * settings["length"]
-        state = inputs[consts : consts + carry]
-        outputs = self._loop(inner, inputs[:consts], state, each, total)
-        stacks = [
+        outputs = self._loop(inner, consts, state, each, total)
+        rows = [
             a.moved(lambda axes: (self.origins.dims.axis(settings["length"]), *axes))
-            for a in outputs[carry:]
+            for a in outputs[len(state) :]
         ]
-        return outputs[:carry] + stacks
+        return outputs[: len(state)] + rows
 
     def _while(self, equation: Any, inputs: list[Array]) -> list[Array]:
         settings = equation.params

@@ -2,9 +2,11 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+
+_T = TypeVar("_T")
 
 Position = tuple[int, ...]
 """An equation of a jaxpr: one index for each level of nested calls."""
@@ -96,13 +98,23 @@ def called(equation: Any) -> tuple[Jaxpr, Sequence[Any]]:
     return opened(inner), inner.consts if isinstance(inner, ClosedJaxpr) else ()
 
 
-def scan_lengths(equation: Any) -> tuple[int, int]:
-    """How many operands of a scan are its constants, and how many its carry."""
+def scan_operands(
+    equation: Any, operands: Sequence[_T]
+) -> tuple[list[_T], list[_T], list[_T]]:
+    """A scan's constants, what it carries, and what it takes a row of in each round.
+
+    Args:
+        equation: The scan.
+        operands: One thing for each of its operands.
+    """
     settings = equation.params
     if "num_consts" in settings:
-        return settings["num_consts"], settings["num_carry"]
-    consts, carry, _ = settings["ft_in"].unpack()  # Since jax 0.12.
-    return len(consts.vals), len(carry.vals)
+        first, second = settings["num_consts"], settings["num_carry"]
+    else:
+        consts, carry, _ = settings["ft_in"].unpack()  # Since jax 0.12.
+        first, second = len(consts.vals), len(carry.vals)
+    own = list(operands)
+    return own[:first], own[first : first + second], own[first + second :]
 
 
 def convolution_positions(equation: Any) -> int:

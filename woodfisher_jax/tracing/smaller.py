@@ -18,7 +18,7 @@ from woodfisher_jax.tracing.primitives import (
     PRODUCTS,
     Position,
     called,
-    scan_lengths,
+    scan_operands,
 )
 
 Watch = Callable[[Position, Any, list[tuple[Any, Array]]], None]
@@ -187,10 +187,8 @@ class Smaller:
         self, equation: Any, inputs: list[tuple[Any, Array]], position: Position
     ) -> list[Any]:
         settings = equation.params
-        first, second = scan_lengths(equation)
         body = settings["jaxpr"]
-        consts, state = inputs[:first], inputs[first : first + second]
-        stacks = inputs[first + second :]
+        consts, state, stacks = scan_operands(equation, inputs)
         each = [Array(array.axes[1:]) for _, array in stacks]
 
         def step(carry: list[Any], parts: list[Any]) -> tuple[list[Any], list[Any]]:
@@ -199,7 +197,7 @@ class Smaller:
             found = self._walk(
                 body.jaxpr, [*consts, *own, *rows], body.consts, position
             )
-            return found[:second], found[second:]
+            return found[: len(state)], found[len(state) :]
 
         watched = self._watch is not None and settings["length"] > 0
         # Not compiled, a loop gives its body numbers.
