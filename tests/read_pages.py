@@ -1,8 +1,17 @@
 """A page as a browser reads it, checked for what it must not contain."""
 
+import html
 import re
 from html.parser import HTMLParser
+from pathlib import Path
+from unittest.mock import patch
 from xml.etree import ElementTree
+
+from written_runs import record_of
+
+from woodfisher_jax.report.figures import Picture
+from woodfisher_jax.report.page import pictures, run_page
+from woodfisher_jax.report.record import RunRecord
 
 VOID = {"meta", "link", "br", "img"}
 FETCHING = {"src", "srcset", "action", "data", "poster", "xlink:href", "background"}
@@ -83,3 +92,27 @@ class Page(HTMLParser):
     def row(self, first: str) -> list[str]:
         """The cells of the first row that begins so, over all tables."""
         return next(r for table in self.tables for r in table if r and r[0] == first)
+
+    @property
+    def titles(self) -> list[str]:
+        """Of the figures."""
+        return [words.partition(":")[0] for words in self.figures]
+
+    def figure(self, title: str) -> str:
+        """What is said of the first figure with a title."""
+        return next(words for words in self.figures if words.startswith(f"{title}:"))
+
+
+def text_of(record: RunRecord) -> str:
+    """The page of a run; its figures are made, but not drawn, which takes most time."""
+
+    def undrawn(picture: Picture) -> str:
+        return f'<svg role="img" aria-label="{html.escape(picture.words)}"></svg>'
+
+    with patch.object(Picture, "svg", undrawn):
+        return run_page(record, pictures(record))
+
+
+def seen(folder: Path) -> Page:
+    """The page of the run in a folder, as :func:`text_of` makes it."""
+    return Page(text_of(record_of(folder)))

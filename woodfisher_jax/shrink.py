@@ -11,9 +11,11 @@ import numpy as np
 from woodfisher_jax.options import OptionError
 from woodfisher_jax.rows.inputs import check_concrete, check_net
 from woodfisher_jax.selection.structures import Structures, structures
-from woodfisher_jax.tracing.coupling import Array, Place, coupled
+from woodfisher_jax.tracing.coupling import coupled
+from woodfisher_jax.tracing.entries import Array
 from woodfisher_jax.tracing.flat import bind
 from woodfisher_jax.tracing.layers import Bias, Other, Product, feature_axes, find_uses
+from woodfisher_jax.tracing.primitives import Position
 from woodfisher_jax.tracing.smaller import Smaller
 from woodfisher_jax.trees.masks import MasksLike, apply_masks, check_masks
 from woodfisher_jax.trees.paths import Params, leaves_by_path
@@ -261,19 +263,19 @@ class _Constants:
     """What structures that are zero contribute to the layers that read them.
 
     Attributes:
-        rows: By the place of the layer, one number for each of its outputs.
+        rows: By the position of the layer, one number for each of its outputs.
     """
 
     def __init__(
         self,
         found: Structures,
         constant: set[int],
-        products: dict[Place, Product],
-        biases: Mapping[Place, tuple[Bias, float]],
+        products: dict[Position, Product],
+        biases: Mapping[Position, tuple[Bias, float]],
     ) -> None:
         self.found, self.constant = found, constant
         self.products, self.biases = products, biases
-        self.rows: dict[Place, np.ndarray] = {}
+        self.rows: dict[Position, np.ndarray] = {}
 
     def refused(self, reason: str) -> OptionError:
         """The error for what cannot be folded."""
@@ -286,7 +288,7 @@ class _Constants:
         )
 
     def watch(
-        self, place: Place, equation: Any, operands: list[tuple[Any, Array]]
+        self, position: Position, equation: Any, operands: list[tuple[Any, Array]]
     ) -> None:
         """Adds what a product makes of the structures alone.
 
@@ -305,24 +307,24 @@ class _Constants:
         values[side] = jnp.where(chosen, values[side], 0)
         (given,) = bind(equation, values)
         rows = np.asarray(given, np.float64)
-        if place not in self.rows and not rows.any():
+        if position not in self.rows and not rows.any():
             return
-        if place not in self.biases:
+        if position not in self.biases:
             raise self.refused(
                 "numbers for which the layer that reads them has no bias that is "
                 "added before anything else is, nor a mean of a batch norm in params"
             )
-        bias, _ = self.biases[place]
+        bias, _ = self.biases[position]
         if not bias.alone:
             raise self.refused(
                 f"numbers to be added to {bias.path!r}, but the output of that layer "
                 "is read without it as well, as by a skip connection"
             )
-        features = feature_axes(self.products[place])
+        features = feature_axes(self.products[position])
         rest = [i for i in range(rows.ndim) if i not in features]
         rows = rows.transpose(*rest, *features)
         rows = rows.reshape(-1, math.prod(rows.shape[len(rest) :]))
-        own = self.rows.setdefault(place, rows[0])
+        own = self.rows.setdefault(position, rows[0])
         if np.max(np.abs(rows - own)) > SAME * np.max(np.abs(own)):
             raise self.refused(_DIFFERS)
 
@@ -366,8 +368,8 @@ def _folded(
         program(jax.tree.leaves((params, given)))
     leaves = leaves_by_path(params)
     changed: dict[str, jax.Array] = {}
-    for place, row in constants.rows.items():
-        bias, sign = biases[place]
+    for position, row in constants.rows.items():
+        bias, sign = biases[position]
         if sum(use.path == bias.path for use in uses) > 1:
             raise constants.refused(
                 f"numbers to be added to {bias.path!r}, which is read in several places"

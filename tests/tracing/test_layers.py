@@ -12,7 +12,6 @@ from woodfisher_jax.tracing.layers import (
     Other,
     Product,
     find_uses,
-    scan_lengths,
     view_entries,
 )
 from woodfisher_jax.trees.paths import leaves_by_path
@@ -318,20 +317,3 @@ def test_view_entries() -> None:
     np.testing.assert_array_equal(
         tensor.reshape(-1)[view_entries(tensor.shape, views)], expected
     )
-
-
-def test_a_scan_s_operands_are_constants_carry_and_stacks() -> None:
-    """What JAX's versions call them differs."""
-
-    def net(w, x):
-        def body(carry, row):
-            h, rounds = carry
-            return (jnp.tanh(h @ row) * x.sum(), rounds + 1), rounds
-
-        return jax.lax.scan(body, (x, 0), w)
-
-    jaxpr = jax.make_jaxpr(net)(jnp.ones((3, 4, 4)), jnp.ones((2, 4))).jaxpr
-    scan = next(e for e in jaxpr.eqns if e.primitive.name == "scan")
-    consts, carry = scan_lengths(scan)
-    assert (consts, carry) == (1, 2)
-    assert len(scan.invars) == 4

@@ -34,7 +34,8 @@ from woodfisher_jax.tracing.capture import (
     output_rows,
     weight_entries,
 )
-from woodfisher_jax.tracing.layers import Bias, Other, Position, Product, Use, find_uses
+from woodfisher_jax.tracing.layers import Bias, Other, Product, Use, find_uses
+from woodfisher_jax.tracing.primitives import Position
 from woodfisher_jax.trees.masks import Masks
 from woodfisher_jax.trees.paths import Params, leaves_by_path
 from woodfisher_jax.trees.samples import Batch, batch_length, regroup, shapes_of

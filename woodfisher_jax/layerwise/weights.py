@@ -12,7 +12,7 @@ from woodfisher_jax.selection.patterns import Pattern
 from woodfisher_jax.tracing.layers import Product
 from woodfisher_jax.trees.masks import Masks, count, most_sparse, num_kept
 
-PENALTIES = (0.3, 1.0)
+PENALTIES = (0.4, 0.7)
 """Penalties of ADMM in turn, in units of the second moment of an input."""
 
 

@@ -11,7 +11,7 @@ from woodfisher_jax.report import markup as html
 from woodfisher_jax.report.figures import PERCENT, Panel, Series
 from woodfisher_jax.report.markup import Html, paragraph
 from woodfisher_jax.report.metrics import csv_text
-from woodfisher_jax.report.page import flat
+from woodfisher_jax.report.origin import flat
 from woodfisher_jax.report.quantities import (
     NONE,
     counted,

@@ -10,9 +10,6 @@ from typing import Any
 from woodfisher_jax.report import figures, tables
 from woodfisher_jax.report import markup as html
 from woodfisher_jax.report.quantities import duration, fixed, percent, storage
-from woodfisher_jax.written_files import replace_file
-
-NAME = "report.html"
 
 _BLOCK = re.compile(r"layers?_(\d+)/")
 
@@ -93,12 +90,7 @@ def write_page(folder: Path, out: Path | None = None) -> Path:
     """
     results = json.loads((folder / "results.json").read_text())
     drawn = maps(results)
-    if out is None:
-        for name, picture in drawn.items():
-            picture.png(folder / f"{name}.png")
-    out = out or folder / NAME
-    replace_file(out, _page(folder, results, drawn))
-    return out
+    return html.write_page(folder, _page(folder, results, drawn), drawn, out)
 
 
 def _page(

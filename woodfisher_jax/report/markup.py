@@ -1,9 +1,11 @@
 """Pieces of an HTML page that needs no other file, no script and no network."""
 
 import html
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 from woodfisher_jax.report.figures import COLOURS, Picture
+from woodfisher_jax.written_files import replace_file
 
 
 class Html(str):
@@ -238,3 +240,26 @@ def page(title: str, head: Iterable[str], sections: Iterable[tuple[str, str]]) -
         f"{element('title', title)}\n<style>{STYLE}</style>\n</head>\n"
         f"{element('body', *body)}\n</html>\n"
     )
+
+
+def write_page(
+    folder: Path, text: str, drawn: Mapping[str, Picture], out: Path | None = None
+) -> Path:
+    """Writes the page of a run, and its plots as PNG beside it.
+
+    Args:
+        folder: Of the run.
+        text: The page.
+        drawn: The plots by the names of their files.
+        out: The file, without plots beside it; default ``report.html`` in the folder,
+            with them.
+
+    Returns:
+        The file.
+    """
+    if out is None:
+        for name, picture in drawn.items():
+            picture.png(folder / f"{name}.png")
+    out = out or folder / "report.html"
+    replace_file(out, text)
+    return out

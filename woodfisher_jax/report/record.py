@@ -50,6 +50,11 @@ class RunRecord(NamedTuple):
         """The method, or the methods of several pruners."""
         return self.results["method"]
 
+    @property
+    def runs(self) -> dict[str, "RunRecord"]:
+        """The run and those it is compared with, by method."""
+        return {self.method: self, **self.compared}
+
 
 def is_run(folder: Path) -> bool:
     """Whether a folder is that of a run."""

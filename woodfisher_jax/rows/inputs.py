@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from woodfisher_jax.options import OptionError
 from woodfisher_jax.rows.gradients import LossFn
 from woodfisher_jax.rows.sharding import gathered, spans_processes
-from woodfisher_jax.tracing.layers import dependent
+from woodfisher_jax.tracing.primitives import dependent
 from woodfisher_jax.tracing.training_mode import called_with, explained
 from woodfisher_jax.trees.paths import Params, leaf_name, leaves_by_path
 from woodfisher_jax.trees.samples import Examples, batch_length, num_examples, regroup

@@ -15,7 +15,8 @@ import numpy as np
 from jax.extend.core import Jaxpr
 from jax.tree_util import Partial
 
-from woodfisher_jax.tracing.occurrences import Hidden, Occurrence, Walk
+from woodfisher_jax.tracing.occurrences import Walk
+from woodfisher_jax.tracing.products import Hidden, Occurrence
 from woodfisher_jax.tracing.training_mode import called_with, explained
 from woodfisher_jax.trees.axes import WeightAxes, conventional
 from woodfisher_jax.trees.paths import Params, leaves_by_path
@@ -91,10 +92,10 @@ def traced(
         return _TRACES[program]
     walk = Walk({p: np.shape(leaf) for p, leaf in leaves_by_path(params).items()})
     constants = len(jax.tree.leaves(given))
-    held = [walk.fresh(v.aval.shape) for v in program.invars[:constants]]
-    arguments = [*held, *walk.tensors()]
+    held = [walk.origins.fresh(v.aval.shape) for v in program.invars[:constants]]
+    arguments = [*held, *walk.origins.tensors()]
     for variable in program.invars[len(arguments) :]:
-        arguments.append(walk.fresh(variable.aval.shape, active=True))
+        arguments.append(walk.origins.fresh(variable.aval.shape, active=True))
     walk.follow(program, arguments, 1)
     trace = Trace(walk)
     _TRACES[program] = trace
@@ -114,7 +115,7 @@ class Trace:
         Args:
             walk: That is done.
         """
-        self._walk, self.uses = walk, walk.uses
+        self._walk, self._origins, self.uses = walk, walk.origins, walk.products.uses
 
     def occurrences(self, path: str) -> list[Occurrence]:
         """The products of a tensor."""
@@ -127,15 +128,15 @@ class Trace:
 
     def axes(self) -> dict[str, WeightAxes]:
         """The axes of all tensors that are in some product."""
-        found = {path: self.axes_of(path) for path in self._walk.raw}
+        found = {path: self.axes_of(path) for path in self._origins.raw}
         return {path: axes for path, axes in found.items() if axes is not None}
 
     def all_axes(self) -> dict[str, WeightAxes]:
         """The same, and in doubt those of other tensors that are read."""
         other = "is in no product with activations that can be followed"
         return {
-            path: conventional(path, self._walk.shapes[path])._replace(doubt=other)
-            for path in self._walk.raw
+            path: conventional(path, self._origins.shapes[path])._replace(doubt=other)
+            for path in self._origins.raw
             if path in self._walk.read
         } | self.axes()
 
@@ -143,13 +144,13 @@ class Trace:
         """Tensors of two or more dimensions that no equation reads."""
         return tuple(
             path
-            for path, shape in self._walk.shapes.items()
+            for path, shape in self._origins.shapes.items()
             if len(shape) > 1 and 0 not in shape and path not in self._walk.read
         )
 
     def axes_of(self, path: str) -> WeightAxes | None:
         """The axes of a tensor; None if it is in no product."""
-        shape, hidden = self._walk.shapes[path], self.hidden(path)
+        shape, hidden = self._origins.shapes[path], self.hidden(path)
         own = [product for product in self.occurrences(path) if not product.factor]
         found = [self._layout(path, product.roles) for product in own]
         if hidden:
@@ -167,20 +168,20 @@ class Trace:
             # A factor on the outputs of another tensor.
             return None
         heads, attention = self._heads(path, roles)
-        return _merged_parts(self._walk.shapes[path], cut, roles, heads, attention)
+        return _merged_parts(self._origins.shapes[path], cut, roles, heads, attention)
 
     def _layout(self, path: str, roles: dict[int, str]) -> tuple[tuple[int, ...], str]:
         """The tensor's shape cut by roles, and their letters; "" if one is missing."""
         letters = ""
         cut: list[int] = []
-        for leaf, above in self._walk.own_leaves(path):
-            size = self._walk.dims.sizes[leaf]
+        for leaf, above in self._origins.own_leaves(path):
+            size = self._origins.dims.sizes[leaf]
             # An axis of length 1 may have been dropped on the way; it is of any role.
             role = next(
                 (roles[d] for d in above if d in roles), "k" if size == 1 else ""
             )
             if not role:
-                return self._walk.shapes[path], ""
+                return self._origins.shapes[path], ""
             letters, cut = letters + role, [*cut, size]
         return tuple(cut), letters
 
@@ -193,9 +194,13 @@ class Trace:
         """
         apart = self._apart()
         found: dict[int, tuple[int, ...]] = {}
-        for i, (leaf, above) in enumerate(self._walk.own_leaves(path)):
-            class_ = self._walk.dims.class_of(leaf)
-            if class_ in apart and roles[i] in "oi" and not self._walk.torn & {*above}:
+        for i, (leaf, above) in enumerate(self._origins.own_leaves(path)):
+            class_ = self._origins.dims.class_of(leaf)
+            if (
+                class_ in apart
+                and roles[i] in "oi"
+                and not self._walk.views.torn & {*above}
+            ):
                 found[class_] = (*found.get(class_, ()), i)
         if not found:
             return (), ""
@@ -209,19 +214,21 @@ class Trace:
         """The classes that two products of activations, one after another, keep."""
 
         def classes(dims: frozenset[int]) -> set[int]:
-            leaves = (leaf for dim in dims for leaf in self._walk.dims.leaves(dim))
-            return {self._walk.dims.class_of(leaf) for leaf in leaves}
+            leaves = (leaf for dim in dims for leaf in self._origins.dims.leaves(dim))
+            return {self._origins.dims.class_of(leaf) for leaf in leaves}
 
-        return set().union(*(classes(a) & classes(b) for a, b in self._walk.chains))
+        return set().union(
+            *(classes(a) & classes(b) for a, b in self._walk.products.chains)
+        )
 
     def _sharers(self, class_: int) -> list[str]:
         """The tensors that have a dimension of a class."""
-        of = self._walk.dims.class_of
+        of = self._origins.dims.class_of
         # Asking for leaves may unify classes, so that this one has another number then.
         return [
             path
-            for path in self._walk.raw
-            if any(of(leaf) == of(class_) for leaf, _ in self._walk.own_leaves(path))
+            for path in self._origins.raw
+            if any(of(leaf) == of(class_) for leaf, _ in self._origins.own_leaves(path))
         ]
 
 

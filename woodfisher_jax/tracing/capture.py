@@ -18,14 +18,12 @@ from jax.extend.core import Jaxpr, Literal
 
 from woodfisher_jax.tracing.flat import bind
 from woodfisher_jax.tracing.layers import (
-    PRODUCTS,
     Convolution,
-    Position,
     Product,
-    called,
     feature_axes,
     view_entries,
 )
+from woodfisher_jax.tracing.primitives import PRODUCTS, Position, called
 from woodfisher_jax.trees.paths import Params
 
 

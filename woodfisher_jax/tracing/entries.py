@@ -8,6 +8,7 @@ row i and one of column j.
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 Entry = tuple[int, ...]
 """Units, any of which takes the entry out; none for an entry that always stays."""
@@ -17,6 +18,20 @@ Axis = tuple[Entry, ...]
 
 STAYS: Axis = ((),)
 """An axis of length 1."""
+
+
+class Array(NamedTuple):
+    """What is known of an array.
+
+    Attributes:
+        axes: Its entries, axis by axis.
+        active: Whether it depends on the inputs.
+        of: If not, the tensors that it is computed from.
+    """
+
+    axes: tuple[Axis, ...]
+    active: bool = False
+    of: frozenset[str] = frozenset()
 
 
 class Units:
@@ -39,6 +54,12 @@ class Units:
         if reason:
             self._reasons.update(dict.fromkeys(range(first, first + size), reason))
         return tuple((unit,) for unit in range(first, first + size))
+
+    def array(
+        self, shape: Sequence[int], active: bool = False, reason: str = ""
+    ) -> Array:
+        """An array whose axes have units of their own; see :meth:`axis`."""
+        return Array(tuple(self.axis(n, reason) for n in shape), active)
 
     def class_of(self, unit: int) -> int:
         """The representative of all units that are the same."""
@@ -76,16 +97,27 @@ class Units:
             for class_ in self.classes(entry):
                 self._reasons.setdefault(class_, reason)
 
+    def fix_array(self, array: Array, reason: str) -> None:
+        """Says that all entries of an array stay."""
+        for axis in array.axes:
+            self.fix(axis, reason)
+
     def mark_heads(self, axis: Axis) -> None:
         """Says that a product of two activations keeps the entries apart."""
         self._heads.update(c for entry in axis for c in self.classes(entry))
 
-    def mark_varying(self, axis: Axis) -> None:
-        """Says that activations are repeated along an axis.
+    def mark_varying(self, *axes: Axis) -> None:
+        """Says that activations are repeated along some axes.
 
         What meets them there depends on the inputs even if nothing makes it.
         """
-        self._varying.update(c for entry in axis for c in self.classes(entry))
+        entries = (entry for axis in axes for entry in axis)
+        self._varying.update(c for entry in entries for c in self.classes(entry))
+
+    def agree(self, first: Array, second: Array) -> None:
+        """Says that entries of two arrays of one shape meet one to one."""
+        for mine, other in zip(first.axes, second.axes, strict=True):
+            self.unify(mine, other)
 
     def unify(self, first: Axis, second: Axis) -> None:
         """Says that entries of two axes of one length meet one to one."""

@@ -6,7 +6,12 @@ from typing import Any
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
-from woodfisher_jax.tracing.layers import CALLS, called, contains_product, scan_lengths
+from woodfisher_jax.tracing.primitives import (
+    CALLS,
+    called,
+    contains_product,
+    scan_operands,
+)
 from woodfisher_jax.trees.paths import Params
 
 
@@ -82,7 +87,7 @@ def _evaluate(
 
 def _stacked(equation: Any, weights: Sequence[bool]) -> bool:
     """Whether a scan runs over parameters."""
-    return any(weights[sum(scan_lengths(equation)) :])
+    return any(scan_operands(equation, weights)[2])
 
 
 def _unrolled(
@@ -91,20 +96,22 @@ def _unrolled(
     """The results of a scan, round by round."""
     settings = equation.params
     body: ClosedJaxpr = settings["jaxpr"]
-    first, second = scan_lengths(equation)
-    constants, carry = list(inputs[:first]), list(inputs[first : first + second])
-    stacks = inputs[first + second :]
-    own = list(weights)
+    constants, carry, stacks = scan_operands(equation, inputs)
+    own, changing, sliced = scan_operands(equation, weights)
     rounds = range(settings["length"])
     rows = []
     for i in reversed(rounds) if settings["reverse"] else rounds:
         parts = [jax.lax.index_in_dim(stack, i, keepdims=False) for stack in stacks]
         # What is carried comes from the batch after the first round, if not before.
         outputs, changed = _evaluate(
-            body.jaxpr, body.consts, [*constants, *carry, *parts], own
+            body.jaxpr,
+            body.consts,
+            [*constants, *carry, *parts],
+            [*own, *changing, *sliced],
         )
-        carry, own[first : first + second] = outputs[:second], changed[:second]
-        rows.append(outputs[second:])
+        number = len(carry)
+        carry, changing = outputs[:number], changed[:number]
+        rows.append(outputs[number:])
     if settings["reverse"]:
         rows.reverse()
     results = [jax.numpy.stack(column) for column in zip(*rows, strict=True)]

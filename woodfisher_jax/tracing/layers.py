@@ -12,12 +12,18 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+from jax.extend.core import Jaxpr, Literal
 
+from woodfisher_jax.tracing.primitives import (
+    CALLS,
+    PRODUCTS,
+    RESHAPES,
+    SAME,
+    Position,
+    called,
+    contains_product,
+)
 from woodfisher_jax.trees.paths import Params, leaves_by_path
-
-Position = tuple[int, ...]
-"""An equation of a jaxpr: one index for each level of nested calls."""
 
 View = tuple
 """One of ("transpose", axes), ("reshape", shape), ("flip", axes), ("broadcast", shape,
@@ -156,54 +162,7 @@ class _Value(NamedTuple):
 
 _ACTIVATION = _Value(from_batch=True)
 _CONSTANT = _Value()
-
-CALLS = {
-    "jit": "jaxpr",
-    "pjit": "jaxpr",
-    "closed_call": "call_jaxpr",
-    "core_call": "call_jaxpr",
-    "checkpoint": "jaxpr",
-    "remat2": "jaxpr",
-    "custom_jvp_call": "call_jaxpr",
-    "custom_vjp_call": "call_jaxpr",
-}
-"""Primitives that call one function once, and the parameter with its jaxpr."""
-REDUCTIONS = (
-    "argmax",
-    "argmin",
-    "reduce_and",
-    "reduce_max",
-    "reduce_min",
-    "reduce_or",
-    "reduce_prod",
-    "reduce_sum",
-    "reduce_xor",
-)
-"""Primitives that leave out axes, and whose setting ``axes`` says which."""
-
 _RULES = ("custom_jvp_call", "custom_vjp_call")
-PRODUCTS = ("dot_general", "conv_general_dilated")
-_OPAQUE_PRODUCTS = (
-    "custom_call",
-    "ffi_call",
-    "pallas_call",
-    "ragged_dot",
-    "ragged_dot_general",
-)
-_SAME = (
-    "convert_element_type",
-    "copy",
-    "copy_p",
-    "device_put",
-    "mesh_cast",
-    "name",
-    "optimization_barrier",
-    "pvary",
-    "reduce_precision",
-    "reshard",
-    "sharding_constraint",
-)
-_RESHAPES = ("reshape", "squeeze", "expand_dims", "broadcast_in_dim")
 
 
 def find_uses(
@@ -282,9 +241,9 @@ def _walk(
             outputs = _walk(inner, inputs, here, inside, found, reads)
         elif name in PRODUCTS:
             outputs = [_multiplied(equation, inputs, here, rule, found)]
-        elif name in _SAME and len(inputs) == len(equation.outvars):
+        elif name in SAME and len(inputs) == len(equation.outvars):
             outputs = inputs
-        elif name in (*_RESHAPES, "transpose", "rev", "slice") and len(inputs) == 1:
+        elif name in (*RESHAPES, "transpose", "rev", "slice") and len(inputs) == 1:
             outputs = [_placed(equation, inputs[0])]
         else:
             outputs = _computed(equation, inputs, found)
@@ -297,49 +256,6 @@ def _walk(
                 if value.product and value.product not in kept
             )
     return [read(atom) for atom in jaxpr.outvars]
-
-
-def called(equation: Any) -> tuple[Jaxpr, Sequence[Any]]:
-    """The jaxpr of a call and its constants."""
-    inner = equation.params[CALLS[equation.primitive.name]]
-    return (
-        (inner.jaxpr, inner.consts) if isinstance(inner, ClosedJaxpr) else (inner, ())
-    )
-
-
-def scan_lengths(equation: Any) -> tuple[int, int]:
-    """How many operands of a scan are its constants, and how many its carry."""
-    settings = equation.params
-    if "num_consts" in settings:
-        return settings["num_consts"], settings["num_carry"]
-    consts, carry, _ = settings["ft_in"].unpack()  # Since jax 0.12.
-    return len(consts.vals), len(carry.vals)
-
-
-def dependent(jaxpr: Jaxpr, active: Sequence[bool]) -> list[bool]:
-    """Which outputs of a jaxpr depend on its active inputs."""
-    known = dict(zip(jaxpr.invars, active, strict=True))
-
-    def read(atom: Any) -> bool:
-        return not isinstance(atom, Literal) and known.get(atom, False)
-
-    for equation in jaxpr.eqns:
-        on = any(map(read, equation.invars))
-        known.update(dict.fromkeys(equation.outvars, on))
-    return [read(atom) for atom in jaxpr.outvars]
-
-
-def contains_product(equation: Any) -> bool:
-    """Whether an equation is, or calls, a product that may have a weight in it."""
-    if equation.primitive.name in (*PRODUCTS, *_OPAQUE_PRODUCTS):
-        return True
-    inner = [
-        entry.jaxpr if isinstance(entry, ClosedJaxpr) else entry
-        for field in equation.params.values()
-        for entry in (field if isinstance(field, (tuple, list)) else [field])
-        if isinstance(entry, (Jaxpr, ClosedJaxpr))
-    ]
-    return any(contains_product(e) for jaxpr in inner for e in jaxpr.eqns)
 
 
 def _computed(

@@ -9,13 +9,20 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Jaxpr, Literal
 
-from woodfisher_jax.tracing.coupling import MADE, Array, Coupling, Place
-from woodfisher_jax.tracing.entries import Axis
+from woodfisher_jax.tracing.coupling import Coupling
+from woodfisher_jax.tracing.entries import Array, Axis
 from woodfisher_jax.tracing.flat import bind
-from woodfisher_jax.tracing.layers import CALLS, PRODUCTS, called, scan_lengths
+from woodfisher_jax.tracing.primitives import (
+    CALLS,
+    MADE,
+    PRODUCTS,
+    Position,
+    called,
+    scan_operands,
+)
 
-Watch = Callable[[Place, Any, list[tuple[Any, Array]]], None]
-"""Sees each product: its place, its equation, its operands' values and axes."""
+Watch = Callable[[Position, Any, list[tuple[Any, Array]]], None]
+"""Sees each product: its position, its equation, its operands' values and axes."""
 
 
 class Smaller:
@@ -88,10 +95,10 @@ class Smaller:
         jaxpr: Jaxpr,
         arguments: Sequence[tuple[Any, Array]],
         constants: Sequence[Any],
-        place: Place,
+        position: Position,
     ) -> list[Any]:
         known = dict(zip(jaxpr.invars, arguments, strict=True))
-        held = self.coupling.held[place]
+        held = self.coupling.held[position]
         for variable, value, array in zip(
             jaxpr.constvars, constants, held, strict=True
         ):
@@ -105,7 +112,7 @@ class Smaller:
 
         for i, equation in enumerate(jaxpr.eqns):
             inputs = [read(atom) for atom in equation.invars]
-            here = (*place, i)
+            here = (*position, i)
             outcomes = self.coupling.outcomes[here]
             outputs = self._step(equation, inputs, outcomes, here)
             known.update(
@@ -118,19 +125,19 @@ class Smaller:
         equation: Any,
         inputs: list[tuple[Any, Array]],
         outcomes: list[Array],
-        place: Place,
+        position: Position,
     ) -> list[Any]:
         name = equation.primitive.name
         values = [value for value, _ in inputs]
         if name in CALLS:
             inner, constants = called(equation)
-            return self._walk(inner, inputs, constants, place)
+            return self._walk(inner, inputs, constants, position)
         if name == "scan":
-            return self._scan(equation, inputs, place)
+            return self._scan(equation, inputs, position)
         if name == "cond":
-            return self._cond(equation, inputs, place)
+            return self._cond(equation, inputs, position)
         if name in PRODUCTS and self._watch is not None:
-            self._watch(place, equation, inputs)
+            self._watch(position, equation, inputs)
         shapes = [self.shape(array.axes) for array in outcomes]
         change = _CHANGES.get(name)
         if name == "slice" and self._irregular(equation, inputs[0][1]):
@@ -177,20 +184,20 @@ class Smaller:
         return value
 
     def _scan(
-        self, equation: Any, inputs: list[tuple[Any, Array]], place: Place
+        self, equation: Any, inputs: list[tuple[Any, Array]], position: Position
     ) -> list[Any]:
         settings = equation.params
-        first, second = scan_lengths(equation)
         body = settings["jaxpr"]
-        consts, state = inputs[:first], inputs[first : first + second]
-        stacks = inputs[first + second :]
+        consts, state, stacks = scan_operands(equation, inputs)
         each = [Array(array.axes[1:]) for _, array in stacks]
 
         def step(carry: list[Any], parts: list[Any]) -> tuple[list[Any], list[Any]]:
             own = [(x, a) for x, (_, a) in zip(carry, state, strict=True)]
             rows = list(zip(parts, each, strict=True))
-            found = self._walk(body.jaxpr, [*consts, *own, *rows], body.consts, place)
-            return found[:second], found[second:]
+            found = self._walk(
+                body.jaxpr, [*consts, *own, *rows], body.consts, position
+            )
+            return found[: len(state)], found[len(state) :]
 
         watched = self._watch is not None and settings["length"] > 0
         # Not compiled, a loop gives its body numbers.
@@ -206,7 +213,7 @@ class Smaller:
         return [*carry, *rows]
 
     def _cond(
-        self, equation: Any, inputs: list[tuple[Any, Array]], place: Place
+        self, equation: Any, inputs: list[tuple[Any, Array]], position: Position
     ) -> list[Any]:
         arrays = [array for _, array in inputs[1:]]
 
@@ -215,7 +222,7 @@ class Smaller:
                 branch.jaxpr,
                 list(zip(values, arrays, strict=True)),
                 branch.consts,
-                (*place, i),
+                (*position, i),
             )
 
         branches = equation.params["branches"]
