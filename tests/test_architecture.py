@@ -15,8 +15,8 @@ PACKAGE = ROOT / "woodfisher_jax"
 # Rooms, lowest first. A room imports lower ones only; those of one line do not import
 # one another, except the commands.
 ROOMS = """
-equations options schedules extras progress written_files
-trees exit_codes
+equations options extras progress written_files
+trees schedules exit_codes
 tracing
 rows
 info selection

@@ -127,6 +127,27 @@ def test_an_error_is_told_without_a_traceback_and_exit_2(
         assert word in error
 
 
+@pytest.mark.parametrize("config", ["digits", "smollm2"])
+@pytest.mark.parametrize(
+    ("workdir", "reason"), [("", "; expected"), ("a", ": 'a' is"), ("a/b", ": 'a' is")]
+)
+def test_a_workdir_that_is_no_folder_is_told_before_anything_is_read(
+    tmp_path: Path,
+    command: Command,
+    monkeypatch: pytest.MonkeyPatch,
+    config: str,
+    workdir: str,
+    reason: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a").write_text("")
+    code, told, errors = command(config, f"--workdir={workdir}")
+    assert (code, told) == (2, "")
+    assert errors.startswith(f"error: workdir={workdir!r}{reason}")
+    assert "expected a folder" in errors
+    assert list(tmp_path.iterdir()) == [tmp_path / "a"]
+
+
 def test_what_fails_on_the_way_is_exit_1_and_logged(
     tmp_path: Path, command: Command
 ) -> None:

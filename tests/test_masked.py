@@ -378,7 +378,7 @@ def test_bad_masks_and_states_are_refused() -> None:
         ({"b": jnp.ones(3, bool)}, ValueError, "names 'b'"),
         ({PATH: jnp.ones((3, 2), bool)}, ValueError, r"shape \(3, 2\)"),
         ({PATH: jnp.ones((2, 3))}, TypeError, "dtype float32"),
-        ({}, ValueError, "empty"),
+        ({}, ValueError, "masks={} has no mask"),
     ):
         with pytest.raises(error, match=words):
             wf.masked(optax.sgd(0.1), masks).init(params)

@@ -15,6 +15,7 @@ from woodfisher_jax.options import (
     Field,
     Options,
     Range,
+    check_fraction,
     check_known,
     checked,
     fields_of,
@@ -160,6 +161,43 @@ def test_what_is_expected_is_said_in_words() -> None:
     assert [field.plain for field in fields.values()] == [int, float, str, str]
     assert str(Range(above=0, most=3)) == "above 0 to 3"
     assert str(Range()) == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "hint"),
+    [
+        ("Goal.sparsity", 90, "; did you mean 0.9?"),
+        ("Goal.sparsity", np.float32(37.5), "; did you mean 0.375?"),
+        ("Goal.sparsity", "0.9", "; did you mean 0.9?"),
+        ("Goal.sparsity", "90 %", "; did you mean 0.9?"),
+        ("Goal.sparsity", "1 %", "; did you mean 0.01?"),
+        ("WoodFisher.damping", "1e-4", "; did you mean 0.0001?"),
+        ("WoodFisher.num_samples", "2000000", "; did you mean 2000000?"),
+        ("WoodFisher.num_samples", 30.0, "; did you mean 30?"),
+        ("WoodFisher.num_samples", "2.5", ""),
+        ("Goal.sparsity", 1.0, ""),
+        ("Goal.sparsity", 1.5, ""),
+        ("Goal.sparsity", 5000, ""),
+        ("Goal.sparsity", math.nan, ""),
+        ("Goal.sparsity", "most", ""),
+        ("Goal.sparsity", True, ""),
+        ("Goal.sparsity", [0.9], ""),
+    ],
+)
+def test_what_a_number_may_be_meant_as_is_asked(name, value, hint) -> None:
+    field = EVERY[name]
+    with pytest.raises(OptionError) as caught:
+        checked(field, value)
+    assert str(caught.value).endswith(f"expected {field.expected}{hint}")
+
+
+def test_a_fraction_that_is_no_field() -> None:
+    assert check_fraction("share", np.float32(0.5)) == 0.5
+    for value, hint in ((90, "; did you mean 0.9?"), (1, ""), (None, ""), (True, "")):
+        with pytest.raises(OptionError) as caught:
+            check_fraction("share", value, " or nothing")
+        expected = f"share={value}; expected a fraction from 0 and below 1 or nothing"
+        assert str(caught.value) == expected + hint
 
 
 def test_the_table_has_a_line_for_each_option() -> None:

@@ -433,6 +433,28 @@ def test_what_the_inputs_choose_is_no_constant_whatever_the_batch_holds(net) -> 
         wf.shrink(net, params, masks, x)
 
 
+@pytest.mark.parametrize("function", [wf.shrink, wf.shrunk])
+def test_arguments_in_another_order_are_named(function) -> None:
+    masks = {"c": np.ones((6, 4), bool)}
+    params, x = {"a": np.ones((3, 6)), "c": np.ones((6, 4))}, np.ones((5, 3))
+
+    def net(params, x):
+        return jnp.tanh(x @ params["a"]) @ params["c"]
+
+    for arguments, message in (
+        ((params, net, masks, x), "net_fn is of type dict; expected a function"),
+        ((net, masks, params, x), "params has booleans alone, as masks have; expected"),
+        ((net, params, x, masks), "masks has dtype float64; expected bool"),
+        (
+            (net, x, masks, params),
+            "names 'c', which is not in params: that is a single",
+        ),
+        ((net, params, {"c": None}, x), r"masks={'c': None} has no mask, .*'a', 'c'"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=message):
+            function(*arguments)
+
+
 def test_the_caller_s_arrays_stay_as_they_are() -> None:
     """Arrays of float64 could be changed where they are."""
     rng = np.random.default_rng(0)
@@ -449,3 +471,7 @@ def test_the_caller_s_arrays_stay_as_they_are() -> None:
     small = wf.shrink(net, params, masks, x)
     np.testing.assert_array_equal(params["b"], 0.0)
     np.testing.assert_allclose(small["b"], params["c"][1], rtol=1e-6)
+    whole = wf.shrink(net, params, {"a": np.ones((3, 6), bool)}, x)
+    for leaf in jax.tree.leaves((small, whole)):
+        assert isinstance(leaf, jax.Array)
+        assert leaf.dtype == jnp.float32

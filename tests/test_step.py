@@ -393,6 +393,12 @@ def test_what_would_be_another_step_than_asked_for_is_refused(name, options) -> 
     assert caught.value.name == name
 
 
+@pytest.mark.parametrize("given", [90, "0.9"])
+def test_a_sparsity_that_is_no_fraction_is_refused(given) -> None:
+    with pytest.raises(wf.OptionError, match=r"sparsity=.*; did you mean 0\.9\?"):
+        wf.step(jnp.ones((3, 8)), jnp.ones(8), jnp.ones(8, bool), given)
+
+
 @pytest.mark.parametrize(
     ("name", "options"),
     [

@@ -219,7 +219,7 @@ def _facts(info: PruneInfo) -> list[tuple[str, str]]:
         )
     ]
     if info.empty_outputs:
-        facts.append(("empty", _emptied(info.empty_outputs)))
+        facts.append(("empty", emptied_line(info.empty_outputs)))
     facts.append(("seconds", f"{info.seconds:.2f} ({', '.join(phases)})"))
     if info.num_samples:
         facts.append(("samples", f"{info.num_samples:,} gradients"))
@@ -239,7 +239,7 @@ def _predicted(info: PruneInfo) -> list[tuple[str, str]]:
     ]
 
 
-def _emptied(outputs: dict[str, int]) -> str:
+def emptied_line(outputs: dict[str, int]) -> str:
     """Outputs without a weight in one line, the most first."""
     most = sorted(outputs.items(), key=lambda item: -item[1])
     shown = ", ".join(f"{path} {number:,}" for path, number in most[:MOST_EMPTY])

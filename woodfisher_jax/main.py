@@ -250,6 +250,7 @@ def main(argv: Sequence[str]) -> None:
         if stray:
             raise ConfigError(f"unexpected arguments {stray}; options start with --")
         name, config = read_config(own)
+        _check_workdir(WORKDIR.value)
         _log_to_console()
         if TARGET.value is not None:
             if not PLAN.value:
@@ -407,6 +408,19 @@ def print_language_target(config: LanguageConfig, name: str) -> None:
     )
     tables.print_programs([one._asdict() for one in reports], devices.kind.memory)
     check(reports, devices)
+
+
+def _check_workdir(given: str | None) -> None:
+    """Raises for a workdir that cannot be a folder, before anything is read."""
+    if given is None:
+        return
+    there = next(p for p in (Path(given), *Path(given).parents) if p.exists())
+    if not given or not there.is_dir():
+        reason = f": {str(there)!r} is a file" if given else ""
+        raise ConfigError(
+            f"workdir={given!r}{reason}; expected a folder, new or that of a run, or "
+            "no --workdir for one in runs"
+        )
 
 
 def _default_workdir(config_file: str) -> Path:

@@ -293,8 +293,46 @@ def checked(field: Field, value: Any) -> Any:
     word = value if isinstance(value, str) else ""
     close = difflib.get_close_matches(word[:LONGEST_SHOWN], field.words, n=1)
     hint = f"; did you mean {close[0]!r}?" if close else ""
+    for kind in kinds:
+        if kind in (int, float):
+            hint = hint or meant(value, field.range, kind)
     message = f"{field.name}={shown(value)}; expected {field.expected}{hint}"
     raise OptionError(field.name, message)
+
+
+def meant(value: Any, limits: Range, kind: type = float) -> str:
+    """The number that a string, or one in per cent, may be meant as, for a message.
+
+    Args:
+        value: What came in place of a number.
+        limits: Of the number.
+        kind: ``int`` or ``float``.
+
+    Returns:
+        The end of the message; "" where nothing is plain.
+
+    Example:
+        >>> from woodfisher_jax.options import Range, meant
+        >>> share = Range(least=0, below=1)
+        >>> meant(90, share), meant("0.9", share), meant(-1, share)
+        ('; did you mean 0.9?', '; did you mean 0.9?', '')
+    """
+    if isinstance(value, bool) or not isinstance(value, (str, numbers.Real)):
+        return ""
+    text = str(value).strip()
+    try:
+        number = float(text.removesuffix("%"))
+    except ValueError:
+        return ""
+    lowest = limits.least if limits.above is None else limits.above
+    highest = limits.most if limits.below is None else limits.below
+    is_share = kind is float and (lowest, highest) == (0, 1)
+    # A number that is only a little above 1 is no per cent.
+    if is_share and (number >= 5 or text.endswith("%")):
+        number /= 100
+    if not limits.holds(number) or (kind is int and number % 1):
+        return ""
+    return f"; did you mean {int(number) if kind is int else f'{number:g}'}?"
 
 
 def check_whole(name: str, value: Any, least: int) -> None:
@@ -308,6 +346,28 @@ def check_whole(name: str, value: Any, least: int) -> None:
         raise OptionError(
             name, f"{name}={shown(value)}; expected a whole number from {least}"
         )
+
+
+def check_fraction(name: str, value: Any, otherwise: str = "") -> float:
+    """An argument that is no field as a fraction, such as a sparsity.
+
+    Args:
+        name: Of the argument.
+        value: What was given.
+        otherwise: What else it may be, for the message.
+
+    Raises:
+        OptionError: Naming the argument, what was expected and what came.
+    """
+    number, limits = plain(value), Range(least=0, below=1)
+    is_number = isinstance(number, numbers.Real) and not isinstance(number, bool)
+    if not is_number or not limits.holds(number):
+        raise OptionError(
+            name,
+            f"{name}={shown(number)}; expected a fraction {limits}{otherwise}"
+            f"{meant(number, limits)}",
+        )
+    return float(number)
 
 
 LONGEST_SHOWN = 100

@@ -71,7 +71,8 @@ def prune(
             never come back.
         prunable: Predicate on (path, array) or regular expression on paths, if no masks
             are given; default the weights of dense layers and convolutions, found by
-            tracing the loss; without a loss arrays of two or more dimensions.
+            tracing the loss; without a loss arrays of two or more dimensions, and
+            one with a name as of an embedding or a position is refused.
         scope: "global" (one threshold) or "layer" (the sparsity in each layer, of
             which a tensor may have several, stacked); default the method's own.
         pattern: What stays or goes together: "2:4" (any N:M of consecutive inputs),
@@ -99,7 +100,8 @@ def prune(
 
     Returns:
         ``(params, masks, info)``: pruned weights are exactly zero in ``params``, which
-        have the sharding that they came with, as have their masks.
+        have the sharding that they came with, as have their masks. They are JAX's
+        arrays, so that float64 of NumPy is float32 unless ``jax_enable_x64`` is set.
 
     Raises:
         ValueError: If an argument is out of range or makes no sense for the method, a

@@ -3,6 +3,8 @@
 import operator
 from typing import NamedTuple
 
+from woodfisher_jax.options import check_fraction
+
 SPACINGS = ("linear", "poly", "exponential")
 """How the steps of a way to a target are spaced."""
 
@@ -96,14 +98,15 @@ def gradual(
     """
     # Of NumPy and JAX as well, whose arrays have no place in a set.
     start, end, frequency = map(operator.index, (start, end, frequency))
-    initial, target, degree = map(float, (initial, target, degree))
+    initial = check_fraction("initial", initial)
+    target, degree = check_fraction("target", target), float(degree)
     if frequency < 1:
         raise ValueError(f"frequency={frequency}; expected 1 or more")
     if not 0 <= start <= end:
         raise ValueError(f"start={start}, end={end}; expected 0 <= start <= end")
-    if not 0 <= initial <= target < 1:
+    if initial > target:
         raise ValueError(
-            f"initial={initial}, target={target}; expected 0 <= initial <= target < 1"
+            f"initial={initial}, target={target}; expected initial <= target"
         )
     if not degree > 0:
         raise ValueError(f"degree={degree}; expected a positive number")

@@ -51,7 +51,8 @@ def shrink(net_fn: NetFn, params: Params, masks: MasksLike, inputs: Any) -> Para
         inputs: One batch, on which outputs are compared.
 
     Returns:
-        A pytree like ``params`` with smaller arrays.
+        A pytree like ``params`` with smaller arrays, as :func:`woodfisher_jax.prune`
+        returns them.
 
     Raises:
         ValueError: If outputs would change by more than 1e-5 of the largest and than
@@ -180,11 +181,12 @@ class _Smaller:
 def _taken_out(net_fn: NetFn, params: Params, masks: MasksLike, inputs: Any) -> _Taken:
     """Takes out what masks have emptied, not compared yet."""
     check_net(net_fn)
-    if not jax.tree.leaves(masks):
+    dtypes = {getattr(leaf, "dtype", None) for leaf in jax.tree.leaves(params)}
+    if dtypes == {np.dtype(bool)}:
         raise OptionError(
-            "masks",
-            "masks is empty; expected those of wf.prune or wf.prune_layerwise, which "
-            "say what is to be taken out",
+            "params",
+            "params has booleans alone, as masks have; expected the weights of the "
+            "network: the arguments are net_fn, params, masks, inputs",
         )
     check_masks(params, masks)
     params = apply_masks(params, masks)
@@ -204,8 +206,8 @@ def _taken_out(net_fn: NetFn, params: Params, masks: MasksLike, inputs: Any) -> 
         if smaller.shape(axes) != leaf.shape:
             # By NumPy, for XLA would compile a function for each shape, as it would
             # for jnp.asarray.
-            leaf = jax.device_put(smaller.cut(np.asarray(leaf), axes))
-        small.append(leaf)
+            leaf = smaller.cut(np.asarray(leaf), axes)
+        small.append(leaf if isinstance(leaf, jax.Array) else jax.device_put(leaf))
     wanted = _outputs(net_fn, params, inputs)
     if any(np.isnan(_wide(leaf)).any() for leaf in jax.tree.leaves(wanted)):
         raise OptionError(

@@ -21,7 +21,7 @@ from woodfisher_jax.curvature.sources import InMemory, laid_out
 from woodfisher_jax.equations import obs
 from woodfisher_jax.equations.damping import LeaveOneOut
 from woodfisher_jax.methods import method_named
-from woodfisher_jax.options import OptionError
+from woodfisher_jax.options import OptionError, check_fraction
 from woodfisher_jax.rows.compute import Compute
 from woodfisher_jax.selection.goal import SCOPES
 from woodfisher_jax.selection.scope import keep
@@ -148,6 +148,8 @@ def step(
             "and without swaps; for other methods call wf.prune",
         )
     _check_step(gradients, weights, mask, row, layout, bounds, scope)
+    if not isinstance(sparsity, jax.Array):
+        check_fraction("sparsity", sparsity)
     bounds = (0, size) if bounds is None else bounds
     ranges = bounds if scope == "layer" else (0, size)
     kept = tuple(_left(stop - start, sparsity) for start, stop in pairwise(ranges))

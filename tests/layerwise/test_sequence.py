@@ -236,6 +236,28 @@ def test_pruned_weights_stay_pruned(pruned) -> None:
     assert new["layers"].sum() == 16 * DEPTH
 
 
+def test_masks_may_be_a_tree_and_then_nothing_else_is_prunable() -> None:
+    params = apart(parameters())
+    mask = jnp.arange(WIDTH * WIDTH).reshape(WIDTH, WIDTH) % 4 > 0
+    tree = wf.masks_tree(params, {"layer1": mask})
+    _, masks, _ = wf.prune_layerwise(unstacked, params, X, sparsity=0.5, masks=tree)
+    assert list(masks) == ["layer1"]
+    assert not (masks["layer1"] & ~mask).any()
+    with pytest.raises(wf.OptionError, match="prunable='layer0' together with masks"):
+        wf.prune_layerwise(
+            unstacked, params, X, sparsity=0.5, masks=tree, prunable="layer0"
+        )
+
+
+@pytest.mark.parametrize("options", [{}, {"pattern": "structures", "macs": 0.5}])
+def test_times_without_a_latency_are_refused(options: dict) -> None:
+    params = apart(parameters())
+    with pytest.raises(wf.OptionError, match=r"times='t\.json' without a latency"):
+        wf.prune_layerwise(unstacked, params, X, times="t.json", **options)
+    with pytest.raises(wf.OptionError, match="times is of type int; expected the name"):
+        wf.prune_layerwise(unstacked, params, X, latency=0.5, times=3, **options)
+
+
 @pytest.mark.parametrize("scope", ["layer", "global"])
 def test_a_sparsity_below_that_of_the_masks_is_refused(scope: str, pruned) -> None:
     params, masks, _ = pruned
@@ -432,10 +454,17 @@ def test_a_layer_without_weights_is_warned_of() -> None:
         r"no weight is left of \['w'\]; lower sparsity=0.97 to 0.95, which leaves one"
     )
     with pytest.warns(wf.PruneWarning, match=message) as caught:
-        wf.prune_layerwise(
+        _, masks, info = wf.prune_layerwise(
             lambda p, x: jnp.tanh(x @ p["v"]) @ p["w"], params, inputs, sparsity=0.97
         )
     assert caught[0].filename == __file__
+    assert info.warnings == (str(caught[0].message),)
+    neurons = 20 - int(masks["v"].any(axis=0).sum())
+    assert info.empty_outputs == {"v": neurons, "w": 1}
+    *_, empty, _, warning = str(info).splitlines()
+    assert empty == f"empty    outputs without a weight left: v {neurons}, w 1"
+    assert warning == f"warning  {info.warnings[0]}"
+    assert repr(info).endswith(", warnings=1)")
 
 
 def test_a_sparsity_that_leaves_no_weight_at_all_is_refused(five_layers) -> None:
@@ -466,6 +495,23 @@ def test_inputs_whose_squares_vanish_are_refused(scale: float) -> None:
 
     with pytest.raises(wf.OptionError, match=r"of the layer of 'a' are .*1e-15 or mo"):
         wf.prune_layerwise(net, params, X * np.float32(scale), sparsity=0.5)
+
+
+@pytest.mark.parametrize("pattern", [None, "structures"])
+def test_params_of_float64_come_out_in_one_type(pattern) -> None:
+    def net(params, x):
+        return jnp.tanh(x @ params["a"] + params["b"]) @ params["c"]
+
+    shapes = {"a": (5, 6), "b": (6,), "c": (6, 3)}
+    params = {n: np.asarray(normal(i, *s)) for i, (n, s) in enumerate(shapes.items())}
+    for dtype, expected in ((np.float64, jnp.float32), (np.float16, jnp.float16)):
+        given = jax.tree.map(lambda a, dtype=dtype: a.astype(dtype), params)
+        found, _, _ = wf.prune_layerwise(
+            net, given, X, sparsity=0.5, pattern=pattern, prunable="a|c"
+        )
+        for leaf in jax.tree.leaves(found):
+            assert isinstance(leaf, jax.Array)
+            assert leaf.dtype == expected
 
 
 def test_inputs_that_are_all_zero_are_refused(five_layers) -> None:
@@ -504,8 +550,9 @@ def test_a_layer_that_is_left_out_is_named() -> None:
 
     params = {"by_hand": normal(3, 5, 8), "layer": normal(4, 8, 3)}
     with pytest.warns(wf.PruneWarning, match=r"\['by_hand'\] multiply") as caught:
-        _, masks, _ = wf.prune_layerwise(net, params, X, sparsity=0.5)
+        _, masks, info = wf.prune_layerwise(net, params, X, sparsity=0.5)
     assert caught[0].filename == __file__
+    assert info.warnings == (str(caught[0].message),)
     assert set(masks) == {"layer"}
     # Nothing is said of what was not to be pruned.
     _, masks, _ = wf.prune_layerwise(net, params, X, sparsity=0.5, prunable="layer")

@@ -96,6 +96,8 @@ def test_repair_moves_what_is_left_alone(given):
         ({"macs": 2.0}, "above 0 and at most 1"),
         ({"macs": "half"}, "above 0 and at most 1"),
         ({"size": True}, "size=True; expected the share"),
+        ({"size": 60}, r"size=60; expected the share .*; did you mean 0\.6\?"),
+        ({"sparsity": "0.5"}, r"sparsity='0\.5'; expected .*; did you mean 0\.5\?"),
         ({"sparsity": 1.5}, "sparsity=1.5; expected a number from 0 and below 1"),
         ({"sparsity": -0.1}, "sparsity=-0.1; expected a number"),
         ({"sparsity": "half"}, "sparsity='half'; expected a number"),

@@ -71,7 +71,7 @@ def test_axes_are_found_beside_numbers_that_are_no_arrays() -> None:
 
 
 def test_masks_of_no_structure_are_no_riddle() -> None:
-    with pytest.raises(ValueError, match="masks names '', which is not in params"):
+    with pytest.raises(ValueError, match="masks is a single array, which is not in"):
         wf.shrink(net, PARAMS, np.ones((2, 2), bool), ROWS)
 
 

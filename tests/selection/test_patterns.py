@@ -10,6 +10,7 @@ from woodfisher_jax.selection.structures import structures
 from woodfisher_jax.tracing.axes import find_axes
 from woodfisher_jax.trees.axes import WeightAxes
 from woodfisher_jax.trees.blocks import flat_order, unflatten
+from woodfisher_jax.trees.masks import masks_tree
 
 KERNELS = {
     "conv/kernel": jnp.ones((2, 3, 4, 5), bool),
@@ -191,6 +192,33 @@ def test_what_breaks_a_pattern_is_counted_and_placed():
     )
     with pytest.raises(ValueError, match=message):
         check({**weights, "conv/kernel": conv}, "2:4")
+
+
+def attended(params, tokens):
+    return jnp.tanh(params["table"][tokens] @ params["first"]) @ params["last"]
+
+
+def test_axes_of_all_weights_go_with_masks_of_some():
+    params = {
+        "table": jnp.ones((5, 8)),
+        "first": jnp.ones((8, 4)),
+        "last": jnp.ones((4, 8)),
+    }
+    axes = find_axes(attended, params, jnp.zeros(3, int))
+    masks = {"first": jnp.arange(8)[:, None] % 4 < jnp.full(4, 2)}
+    assert check(masks, "2:4", axes=axes) == 8
+    assert check(masks_tree(params, masks), "2:4", axes=axes) == 8
+    assert check({**masks, "last": None, "table": True}, "2:4", axes=axes) == 8
+    narrow = {"first": masks["first"][:, :3]}
+    with pytest.raises(ValueError, match="axes\\['first'\\] are of shape"):
+        check(narrow, "2:4", axes=axes)
+    with pytest.raises(ValueError, match=r"'first', which is none of .* 'frist'"):
+        check({"frist": masks["first"]}, "2:4", axes=axes)
+
+
+def test_nothing_to_check_is_said():
+    with pytest.raises(ValueError, match="tensors hold no arrays; expected masks"):
+        check({"fc": None}, "2:4")
 
 
 # ---------------------------------------------------------------------- what is refused

@@ -193,9 +193,9 @@ def test_statistics_pass_through_without_compiling_again(params: Any) -> None:
         ({"sparsity": 0.5, "stages": 0}, "stages=0; expected a whole number from 1"),
         ({"sparsity": 0.5, "repairs": -1}, "repairs=-1"),
         ({"sparsity": []}, "sparsity is an empty list"),
-        ({"sparsity": 90}, "sparsity=90; expected the fraction of weights"),
+        ({"sparsity": 90}, r"sparsity=90; expected a fraction .*weights.*mean 0\.9\?"),
         ({"sparsity": [0.5, 1.5]}, "sparsity=1.5; expected"),
-        ({"sparsity": "90%"}, "sparsity='90%'; expected"),
+        ({"sparsity": "90%"}, r"sparsity='90%'; expected.*; did you mean 0\.9\?"),
         ({"sparsity": 0.5, "metric": "cosine"}, "metric='cosine'"),
         ({"sparsity": 0.5, "method": "woodfisher"}, "targets.*woodtaylor"),
         (
@@ -221,6 +221,25 @@ def test_bad_input(params: Any, options: dict[str, Any], message: str) -> None:
 def test_what_is_no_stage_is_refused(params: Any, stage: Any, message: str) -> None:
     with pytest.raises(TypeError, match=message):
         prune_matched(stage, params, sparsity=0.5)
+
+
+@pytest.mark.parametrize(
+    ("stage", "message"),
+    [
+        (net, r"stage\(0, params\) fails \(TypeError: .*not the network: lambda i, p"),
+        (lambda i: Stage(net, i, i), r"stage\(0, params\) fails .*expected a function"),
+        (lambda i, p: Stage(images(0), net, 0), "outputs_fn is of type ndarray; exp"),
+        (lambda i, p: Stage(net, images(0), None), "wanted is of type NoneType; exp"),
+    ],
+)
+def test_what_is_wrong_with_a_stage_is_said(params, stage, message) -> None:
+    with pytest.raises(wf.OptionError, match=message):
+        prune_matched(stage, params, sparsity=0.5)
+
+
+def test_params_and_stage_in_the_wrong_order_are_named(params: Any) -> None:
+    with pytest.raises(TypeError, match="stage is of type dict; expected a function"):
+        prune_matched(params, net, sparsity=0.5)
 
 
 def test_outputs_whose_squares_leave_float32_are_refused(params: Any) -> None:

@@ -144,11 +144,26 @@ def test_a_pattern_says_how_far() -> None:
             {"sparsity": 0.5},
             r"net_fn returns an array of shape \(\) for 2 inputs",
         ),
+        (
+            (net, PARAMS, [0 * INPUTS, 0 * INPUTS[:3]]),
+            {"sparsity": 0.5},
+            "inputs are all zero, .*expected examples",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused(arguments, options, message) -> None:
     with pytest.raises(OptionError, match=message):
         wf.prune_outputs(*arguments, **options)
+
+
+def test_outputs_that_do_not_depend_on_the_weights_are_refused() -> None:
+    def dead(params, x):
+        return jax.nn.relu(x @ params["hidden"] - 100) @ params["out"]
+
+    message = "no weight has a gradient.*whatever the damping.*units that are dead"
+    for damping in ("auto", 1e-3):
+        with pytest.raises(ValueError, match=message):
+            wf.prune_outputs(dead, PARAMS, INPUTS, sparsity=0.5, damping=damping)
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,19 @@ def test_letters_are_given_by_expression_and_the_last_one_counts() -> None:
     }
 
 
+def test_axes_of_other_tensors_do_not_count_where_each_has_its_own() -> None:
+    own = {"conv/w": WeightAxes((8, 4, 3, 3), "oikk"), "fc/w": WeightAxes((5, 8), "oi")}
+    part = {"conv/w": PARAMS["conv/w"]}
+    assert given_axes(own, part) == {"conv/w": own["conv/w"]}
+    with pytest.raises(OptionError, match=r"'fc/w', .* has nothing of 'dense/w'"):
+        given_axes(own, part | {"dense/w": PARAMS["dense/w"]})
+
+
+def test_a_path_with_value_is_the_one_without() -> None:
+    axes = WeightAxes((5, 8), "oi")
+    assert given_axes({"w/value": axes}, {"w": np.ones((5, 8))}) == {"w": axes}
+
+
 @pytest.mark.parametrize(
     ("axes", "message"),
     [

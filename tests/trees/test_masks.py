@@ -38,6 +38,19 @@ def test_arrays_of_two_or_more_dimensions_are_prunable_by_default() -> None:
 
 
 @pytest.mark.parametrize(
+    "name",
+    ["embed/w", "pos_emb", "wpe", "h/wte", "pe", "norm/scale", "latents", "codebook"],
+)
+def test_what_may_be_an_embedding_or_a_position_is_refused_by_name(name) -> None:
+    with pytest.raises(OptionError, match=f"'{name}' of shape .* without a loss"):
+        init_masks({"fc": jnp.ones((4, 5)), name: jnp.ones((6, 4))})
+    kernel = f"{name}/kernel"
+    assert list(init_masks({kernel: jnp.ones((6, 4))})) == [kernel]
+    chosen = init_masks({"fc": jnp.ones((4, 5)), name: jnp.ones((6, 4))}, "fc")
+    assert list(chosen) == ["fc"]
+
+
+@pytest.mark.parametrize(
     ("prunable", "paths"),
     [
         ("^fc/", {"fc/kernel", "fc/bias"}),
@@ -75,7 +88,11 @@ def test_a_malformed_expression_is_an_error_that_shows_it() -> None:
 @pytest.mark.parametrize(
     ("masks", "error", "parts"),
     [
-        ({}, ValueError, ["masks", "empty"]),
+        ({}, ValueError, ["masks={}", "no mask", "fc/kernel", "bool"]),
+        ({"fc": None}, ValueError, ["masks={'fc': None}", "no mask", "fc/kernel"]),
+        (jnp.ones(3, bool), ValueError, ["masks is a single array", "fc/kernel"]),
+        (jnp.ones(3), TypeError, ["masks has dtype float32", "True = kept"]),
+        (3, TypeError, ["masks is of type int", "True = kept"]),
         (
             {"fc/kernal": jnp.ones((4, 5), bool)},
             ValueError,
@@ -98,6 +115,18 @@ def test_masks_that_do_not_fit_are_errors_that_say_how(masks, error, parts) -> N
         check_masks(PARAMS, masks)
     for part in parts:
         assert part in str(caught.value)
+
+
+def test_masks_of_a_tree_with_a_single_array_say_so() -> None:
+    with pytest.raises(
+        OptionError, match="'fc', which is not in params: that is a sin"
+    ):
+        apply_masks(jnp.ones(3), {"fc": jnp.ones(3, bool)})
+
+
+def test_the_sparsity_of_no_mask_is_refused() -> None:
+    with pytest.raises(OptionError, match=r"masks=\{'fc': None\} has no mask"):
+        sparsity({"fc": None})
 
 
 # ----------------------------------------------------------- as a tree of the params

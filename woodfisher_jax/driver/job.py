@@ -121,14 +121,7 @@ def checked_job(
             all_known = trace.all_axes() | (known or {})
             known, unused = trace.axes() | (known or {}), trace.unused()
     chosen = masks is not None or prunable is not None
-    if masks is None:
-        masks = masks_.init_masks(params, prunable, known)
-    elif prunable is not None:
-        raise ValueError(
-            f"prunable={prunable!r} together with masks, which say already what is "
-            "prunable; give one of the two"
-        )
-    masks = masks_.check_masks(params, masks)
+    masks = masks_.given_masks(params, masks, prunable, known)
     # The tree's own order, whatever jit or a checkpoint has made of the dict's.
     masks = {path: masks[path] for path in leaves_by_path(params) if path in masks}
     order = blocks.flat_order(masks, all_known or known)

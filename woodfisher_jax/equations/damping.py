@@ -69,6 +69,17 @@ def leave_one_out_residuals(
     return solved / matmul(inverses, squares.T)
 
 
+NO_GRADIENTS = (
+    "no weight has a gradient (a curvature, for naivehess) in any of the samples, or "
+    "its square is below 1e-38, so that they rank nothing, whatever the damping. With "
+    "batch norm in training mode or a contrastive loss the gradient of one example is "
+    "zero: use running averages, or batch_size above 1. Else look for samples (inputs) "
+    "that are all zero, units that are dead, stop_gradient, or a function that does "
+    "not use its params"
+)
+"""What is said where the outputs or the loss do not depend on the weights."""
+
+
 class LeaveOneOut(NamedTuple):
     """What :func:`choose_damping` takes of the rows, float64.
 
@@ -113,12 +124,14 @@ def choose_damping(
         ValueError: If N is below 2, gradients are all zero, or they or b not finite.
     """
     mean, square = float(found.mean), float(found.square)
+    if mean == 0:
+        raise ValueError(NO_GRADIENTS)
     if num_samples < 2 or not (0 < mean < np.inf and square < np.inf):
         raise ValueError(
-            "damping='auto' needs at least 2 gradients that are not all zero, and a "
-            f"finite right-hand side; got N={num_samples}, mean squared norm "
-            f"{mean:.3g}, root mean square of the right-hand side "
-            f"{square**0.5:.3g}; give a number, such as damping=1e-5"
+            "damping='auto' needs at least 2 gradients that are finite, and a finite "
+            f"right-hand side; got N={num_samples}, mean squared norm {mean:.3g}, root "
+            f"mean square of the right-hand side {square**0.5:.3g}; give a number, "
+            "such as damping=1e-5"
         )
     errors = np.asarray(found.errors)
     allowed = np.isfinite(errors) & (np.asarray(MULTIPLES) >= least)

@@ -1,15 +1,15 @@
 """What layer-wise pruning is given, checked alone and together."""
 
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from woodfisher_jax.layerwise.settings import Layerwise
 from woodfisher_jax.options import OptionError, checked, fields_of
-from woodfisher_jax.rows.inputs import as_inputs, counted_inputs
+from woodfisher_jax.rows.inputs import as_inputs, check_not_zero, counted_inputs
 from woodfisher_jax.selection.goal import Goal
 from woodfisher_jax.selection.patterns import GroupNames, Pattern, parse
 from woodfisher_jax.selection.structures import Structures
@@ -71,6 +71,24 @@ def check_no_budget(shares: Mapping[str, float | None]) -> None:
                 f"{name}={share} without structures; expected pattern='structures', "
                 "'channels', 'neurons' or 'heads' with it, or a sparsity",
             )
+
+
+def check_times(times: Any, latency: float | None) -> None:
+    """Raises unless a file of times is one, and there is a latency to use it for."""
+    if times is None:
+        return
+    if not isinstance(times, (str, os.PathLike)):
+        raise OptionError(
+            "times",
+            f"times is of type {type(times).__name__}; expected the name of a JSON "
+            "file, new or written by an earlier call",
+        )
+    if latency is None:
+        raise OptionError(
+            "times",
+            f"times={str(times)!r} without a latency, for which alone products are "
+            "timed; expected latency=..., such as latency=0.5, or no times",
+        )
 
 
 def check_differentiable(
@@ -144,11 +162,5 @@ def batches_of(inputs: Any, most: int) -> list[Any]:
     size = next(n for n in range(min(most, number), 0, -1) if number % n == 0)
     with as_inputs():
         batches = list(regroup(inputs, size))
-    leaves = jax.tree.leaves(batches)
-    if len(floats(leaves)) == len(leaves) and not any(map(np.any, leaves)):
-        raise OptionError(
-            "inputs",
-            "inputs are all zero, which does not tell what the weights are for; "
-            "expected examples of what the network is used on",
-        )
+    check_not_zero(batches)
     return batches

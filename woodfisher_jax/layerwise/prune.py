@@ -12,6 +12,7 @@ from woodfisher_jax.layerwise.arguments import (
     batches_of,
     check_differentiable,
     check_no_budget,
+    check_times,
     check_together,
     level_of,
     rule_of,
@@ -43,13 +44,7 @@ from woodfisher_jax.selection.structures import Structures, structures
 from woodfisher_jax.tracing.axes import find_axes
 from woodfisher_jax.tracing.segments import Program
 from woodfisher_jax.tracing.training_mode import explained
-from woodfisher_jax.trees.masks import (
-    Masks,
-    Prunable,
-    check_masks,
-    init_masks,
-    most_sparse,
-)
+from woodfisher_jax.trees.masks import Masks, Prunable, given_masks, most_sparse
 from woodfisher_jax.trees.paths import Params
 from woodfisher_jax.trees.samples import shapes_of
 
@@ -90,8 +85,8 @@ def prune_layerwise(
         latency: The same for the time of its products on this machine, for a batch of
             ``batch_size`` examples; they are timed first, unless ``pattern`` is what
             :func:`~woodfisher_jax.selection.latencies.timed` returns.
-        times: With a latency: JSON file that keeps the times of this machine; what is
-            in it is not timed again. Default none.
+        times: JSON file that keeps the times of this machine, only with a latency; what
+            is in it is not timed again. Default none.
         pattern: "2:4" or any N:M; "structures" ("channels", "neurons", "heads"), with
             ``sparsity`` the share of each layer's structures that go; or what
             :func:`woodfisher_jax.structures` found; default single weights.
@@ -104,7 +99,8 @@ def prune_layerwise(
         **options: Fields of :class:`Layerwise`.
 
     Returns:
-        ``(params, masks, info)``: pruned weights are exactly zero in ``params``.
+        ``(params, masks, info)``: pruned weights are exactly zero in ``params``, arrays
+        as of :func:`woodfisher_jax.prune`.
 
     Raises:
         ValueError: If an argument is out of range, or a tensor is not the weight of
@@ -137,26 +133,20 @@ def prune_layerwise(
         progress=progress,
         **options,
     )
-    result = sequence.run(solver, progress)
-    empty = [path for path, mask in result[1].items() if not mask.any()]
-    if empty:
+    params, masks, info = sequence.run(solver, progress)
+    if sequence.emptied:
         ways = "lower sparsity"
         if isinstance(solver, SingleWeights) and sequence.settings.scope == "layer":
-            least = min(
-                layer.size
-                for product, own in sequence.layers.items()
-                for layer in own
-                if product.path in empty
-            )
-            ways += f"={solver.level} to {most_sparse(least)}, which leaves one in each"
-        # The caller's line: a decorator is in between.
-        warnings.warn(
-            f"no weight is left of {empty}; {ways}, leave them out of prunable, or use "
-            "scope='global'",
-            PruneWarning,
-            stacklevel=3,
+            most = most_sparse(min(sequence.emptied.values()))
+            ways += f"={solver.level} to {most}, which leaves one in each"
+        text = (
+            f"no weight is left of {list(sequence.emptied)}; {ways}, leave them out of "
+            "prunable, or use scope='global'"
         )
-    return result
+        # The caller's line: a decorator is in between.
+        warnings.warn(text, PruneWarning, stacklevel=3)
+        info = info._replace(warnings=(*info.warnings, text))
+    return params, masks, info
 
 
 def prepared(
@@ -197,6 +187,7 @@ def prepared(
     """
     settings = Layerwise().replace(**options)
     rule = rule_of(pattern)
+    check_times(times, shares["latency"])
     check_net(net_fn)
     check_params(params, "net_fn")
     batches = batches_of(inputs, settings.batch_size)
@@ -205,22 +196,22 @@ def prepared(
         program = Program(net_fn, params, shapes)
     check_reads(program.jaxpr, params)
     axes = find_axes(net_fn, params, shapes)
-    if masks is None:
-        known = axes if prunable is not None else untied(axes, program.uses)
-        masks = init_masks(params, prunable, known)
+    chosen = masks is not None or prunable is not None
+    known = axes if chosen else untied(axes, program.uses)
+    masks = given_masks(params, masks, prunable, known)
+    said = []
+    if not chosen:
         followed = {p for p, uses in program.uses.items() if has_product(uses)}
         others = sorted(axes.keys() - masks.keys() - followed)
-        if others and prunable is None:
-            # The caller's line: prune_layerwise and a decorator are in between.
-            warnings.warn(
+        if others:
+            said.append(
                 f"{others} multiply activations otherwise than in a layer that can be "
                 "followed, as in sum(x * w, -1), and stay as they are; write them as "
                 "matrix products, or prune with wf.prune_outputs; prunable=... that "
-                "leaves them out ends this warning",
-                PruneWarning,
-                stacklevel=4,
+                "leaves them out ends this warning"
             )
-    check_masks(params, masks)
+            # The caller's line: prune_layerwise and a decorator are in between.
+            warnings.warn(said[0], PruneWarning, stacklevel=4)
     solver: Solver
     if rule is None or rule.size:
         check_no_budget(shares)
@@ -241,7 +232,8 @@ def prepared(
     layers = solver.chosen(find_layers(program, masks, axes, groups))
     if isinstance(solver, SingleWeights) and rule is None:
         solver.check_left(layers, masks, settings.scope)
-    return Sequence(program, params, masks, batches, layers, settings), solver
+    sequence = Sequence(program, params, masks, axes, batches, layers, settings, said)
+    return sequence, solver
 
 
 def _read_by_one(

@@ -16,13 +16,13 @@ from woodfisher_jax.layerwise.settings import LayerResult, Layerwise, LayerwiseI
 from woodfisher_jax.layerwise.windows import Head, Window
 from woodfisher_jax.options import OptionError
 from woodfisher_jax.rows.inputs import LARGEST
+from woodfisher_jax.selection.findings import emptied, outputs_without_inputs
 from woodfisher_jax.tracing.capture import input_rows
 from woodfisher_jax.tracing.layers import Convolution, Product
 from woodfisher_jax.tracing.segments import Program, Segment
-from woodfisher_jax.trees.masks import (
-    Masks,
-    sparsity_by_path,
-)
+from woodfisher_jax.trees.axes import Axes
+from woodfisher_jax.trees.blocks import flat_mask, flat_order
+from woodfisher_jax.trees.masks import Masks, sparsity_by_path
 from woodfisher_jax.trees.paths import Params, leaves_by_path, replace_leaves
 
 Layers = dict[Product, list[Layer]]
@@ -85,6 +85,8 @@ class Sequence:
         found: What outputs of layers mean to those of the network; empty until
             :meth:`look`.
         results: Of the layers that are done.
+        emptied: How many weights each layer has of which the last are gone, by name;
+            none until :meth:`run`.
         settings: Given by the caller.
     """
 
@@ -93,12 +95,15 @@ class Sequence:
         program: Program,
         params: Params,
         masks: Masks,
+        axes: Axes,
         batches: list[Any],
         layers: Layers,
         settings: Layerwise,
+        said: list[str],
     ) -> None:
         self.program, self.params, self.settings = program, params, settings
-        self.layers = layers
+        self.layers, self.emptied = layers, dict[str, int]()
+        self._before, self._axes, self._said = masks, axes, said
         self.original = leaves_by_path(params)
         self.leaves: dict[str, Any] = dict(self.original)
         self.masks = {path: np.array(mask) for path, mask in masks.items()}
@@ -177,12 +182,17 @@ class Sequence:
             self._distil(progress)
         kept = sum(int(mask.sum()) for mask in self.masks.values())
         size = sum(mask.size for mask in self.masks.values())
-        masks, changed = {}, {}
+        masks: Masks = {}
+        changed, empty = {}, dict[str, int]()
         for path in list(self.masks):
             # Popped, so that a large network is not there once more.
             masks[path] = jnp.asarray(self.masks.pop(path))
             changed[path] = jnp.asarray(self.leaves.pop(path))
             memory.give_back()
+            order = flat_order({path: masks[path]}, self._axes)
+            left = flat_mask(order, masks)
+            self.emptied |= emptied(flat_mask(order, self._before), left, order)
+            empty |= outputs_without_inputs(left, order)
         info = LayerwiseInfo(
             1 - kept / size,
             kept,
@@ -190,8 +200,12 @@ class Sequence:
             sparsity_by_path(masks),
             tuple(self.results),
             self.seconds,
+            empty,
+            tuple(self._said),
         )
-        return replace_leaves(self.params, changed), masks, info
+        # What is not pruned too: NumPy may have a type that JAX takes as another.
+        params = jax.device_put(replace_leaves(self.params, changed))
+        return params, masks, info
 
     def windows(self) -> list[Window]:
         """All stages, some together."""

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from woodfisher_jax.info import emptied_line
 from woodfisher_jax.options import Options, option
 from woodfisher_jax.rows.projections import METRICS
 from woodfisher_jax.selection.goal import SCOPES
@@ -124,6 +125,8 @@ class LayerwiseInfo(NamedTuple):
         sparsity_by_path: Sparsity of each prunable parameter.
         layers: Each layer in the order of the network.
         seconds: Wall time by phase.
+        empty_outputs: As of :class:`woodfisher_jax.PruneInfo`.
+        warnings: What has been warned of, as a :class:`woodfisher_jax.PruneWarning`.
     """
 
     sparsity: float
@@ -132,6 +135,8 @@ class LayerwiseInfo(NamedTuple):
     sparsity_by_path: dict[str, float]
     layers: tuple[LayerResult, ...]
     seconds: dict[str, float]
+    empty_outputs: dict[str, int]
+    warnings: tuple[str, ...]
 
     @property
     def errors(self) -> dict[str, float]:
@@ -144,14 +149,15 @@ class LayerwiseInfo(NamedTuple):
     def __repr__(self) -> str:
         """The outcome in one line."""
         seconds = sum(self.seconds.values())
+        warned = f", warnings={len(self.warnings)}" if self.warnings else ""
         return (
             f"LayerwiseInfo(sparsity={self.sparsity:.4f}, nonzero={self.nonzero}, "
             f"prunable={self.prunable}, layers={len(self.layers)}, "
-            f"seconds={seconds:.2f})"
+            f"seconds={seconds:.2f}{warned})"
         )
 
     def __str__(self) -> str:
-        """A table: sparsity and error of the layers that lost most, and seconds."""
+        """A table: sparsity and error of the layers that lost most, and what else."""
         worst = sorted(self.layers, key=lambda layer: -layer.error)[:MOST_LAYERS]
         names = [
             f"{layer.path}[{layer.number}]" if layer.number else layer.path
@@ -174,4 +180,8 @@ class LayerwiseInfo(NamedTuple):
             others = len(self.layers) - len(worst)
             lines.append(f"{others} more with lower errors: info.layers")
         phases = ", ".join(f"{name} {s:.2f}" for name, s in self.seconds.items() if s)
-        return "\n".join([*lines, "", f"seconds  {phases}"])
+        lines.append("")
+        if self.empty_outputs:
+            lines.append(f"empty    {emptied_line(self.empty_outputs)}")
+        lines.append(f"seconds  {phases}")
+        return "\n".join(lines + [f"warning  {text}" for text in self.warnings])

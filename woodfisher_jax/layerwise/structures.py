@@ -6,13 +6,23 @@ from typing import NamedTuple
 import numpy as np
 
 from woodfisher_jax.layerwise.layers import Layer
-from woodfisher_jax.options import OptionError, checked, fields_of, plain
+from woodfisher_jax.options import (
+    OptionError,
+    Range,
+    checked,
+    fields_of,
+    meant,
+    plain,
+)
 from woodfisher_jax.selection.accounts import COSTS, Budget, cheapest
 from woodfisher_jax.selection.goal import Goal
 from woodfisher_jax.selection.patterns import Pattern
 from woodfisher_jax.selection.structures import Family, Member, Structures
 from woodfisher_jax.trees.masks import num_kept
 from woodfisher_jax.trees.paths import Params, leaves_by_path
+
+SHARE = Range(above=0, most=1)
+"""Of a cost of the network, to be left."""
 
 
 class Reader(NamedTuple):
@@ -200,11 +210,11 @@ def checked_goal(
         )
     for name, share in given.items():
         number = isinstance(share, (int, float)) and not isinstance(share, bool)
-        if not number or not 0 < share <= 1:
+        if not number or not SHARE.holds(share):
             raise OptionError(
                 name,
                 f"{name}={share!r}; expected the share of the {COSTS[name]} to be "
-                "left, above 0 and at most 1, such as 0.5",
+                f"left, above 0 and at most 1, such as 0.5{meant(share, SHARE)}",
             )
     return sparsity, given
 

@@ -16,7 +16,7 @@ from woodfisher_jax.rows.gradients import LossFn
 from woodfisher_jax.rows.sharding import gathered, spans_processes
 from woodfisher_jax.tracing.primitives import dependent
 from woodfisher_jax.tracing.training_mode import called_with, explained
-from woodfisher_jax.trees.paths import Params, leaves_by_path
+from woodfisher_jax.trees.paths import Params, leaf_name, leaves_by_path
 from woodfisher_jax.trees.samples import Examples, batch_length, num_examples, regroup
 
 LARGEST = 1e15
@@ -117,9 +117,9 @@ def check_params(params: Params, reader: str = "loss_fn") -> None:
         kind = getattr(leaf, "dtype", type(leaf).__name__)
         if not hasattr(leaf, "dtype") or not jnp.issubdtype(leaf.dtype, jnp.floating):
             raise TypeError(
-                f"params[{path!r}] has type {kind}; expected floating-point arrays "
-                "only. Keep counters and indices out of params, in the closure of "
-                f"{reader} for instance"
+                f"{leaf_name('params', path)} has type {kind}; expected floating-point "
+                "arrays only. Keep counters and indices out of params, in the closure "
+                f"of {reader} for instance"
             )
 
 
@@ -228,6 +228,25 @@ def counted_inputs(inputs: Any) -> int:
             "tuple or dict of arrays) or a list of batches",
         )
     return number
+
+
+def check_not_zero(inputs: Any) -> None:
+    """Raises if the inputs of a network are zeros; as tokens they mean something.
+
+    Args:
+        inputs: Any pytree of arrays.
+
+    Raises:
+        OptionError: Naming ``inputs``.
+    """
+    leaves = jax.tree.leaves(inputs)
+    floating = all(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves)
+    if floating and not any(map(np.any, leaves)):
+        raise OptionError(
+            "inputs",
+            "inputs are all zero, which does not tell what the weights are for; "
+            "expected examples of what the network is used on",
+        )
 
 
 def _is_float_vector(array: Any) -> bool:

@@ -5,6 +5,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from woodfisher_jax.equations.damping import NO_GRADIENTS
 from woodfisher_jax.trees.blocks import FlatOrder
 from woodfisher_jax.trees.masks import most_sparse
 
@@ -30,13 +31,7 @@ def untouched(
     """
     unknown = active & ~touched
     if active.any() and np.array_equal(unknown, active):
-        raise ValueError(
-            "no weight has a gradient (a curvature, for naivehess) in any of the "
-            "samples, or its square is below 1e-38, so that they rank nothing. With "
-            "batch norm in training mode or a contrastive loss the gradient of one "
-            "example is zero: use running averages, or batch_size above 1. Else look "
-            "for stop_gradient, or a loss_fn that does not use its params"
-        )
+        raise ValueError(NO_GRADIENTS)
     return {
         path: float(np.sum(unknown[start:stop]) / max(1, np.sum(active[start:stop])))
         for path, (start, stop) in zip(

@@ -464,7 +464,8 @@ def check(
         prunable: Which of the tensors, as for :func:`woodfisher_jax.prune`; default all
             masks, or arrays of two or more dimensions.
         axes: What the axes of the tensors are, as for :func:`woodfisher_jax.prune`;
-            default what Flax's convention says of kernels.
+            with masks those of other weights do not count. Default what Flax's
+            convention says of kernels.
 
     Returns:
         The number of groups.
@@ -477,9 +478,13 @@ def check(
     if rule is None:
         raise ValueError("pattern=None; expected a pattern to check, such as '2:4'")
     leaves = leaves_by_path(tensors)
-    are_masks = prunable is None and all(a.dtype == bool for a in leaves.values())
-    known = None if axes is None else given_axes(axes, tensors)
-    chosen = by_path(tensors) if are_masks else init_masks(tensors, prunable, known)
+    kinds = {getattr(leaf, "dtype", type(leaf)) for leaf in leaves.values()}
+    are_masks = prunable is None and kinds <= {np.dtype(bool), bool}
+    leaves = by_path(tensors) if are_masks else leaves
+    if not leaves:
+        raise ValueError("tensors hold no arrays; expected masks, or weights")
+    known = None if axes is None else given_axes(axes, leaves)
+    chosen = leaves if are_masks else init_masks(tensors, prunable, known)
     order = flat_order(chosen, known)
     groups = groups_of(rule, order)
     kept = np.concatenate(

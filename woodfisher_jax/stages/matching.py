@@ -29,7 +29,13 @@ from woodfisher_jax.driver.job import check_reachable, checked_job
 from woodfisher_jax.driver.programs import quickly_compiled
 from woodfisher_jax.info import PruneInfo, unwarned, warn_of
 from woodfisher_jax.methods import check_names
-from woodfisher_jax.options import OptionError, check_whole, plain, shown
+from woodfisher_jax.options import (
+    OptionError,
+    check_fraction,
+    check_whole,
+    plain,
+    shown,
+)
 from woodfisher_jax.prune import prune
 from woodfisher_jax.rows.compute import watched
 from woodfisher_jax.rows.gradients import LossFn, as_partial
@@ -38,12 +44,7 @@ from woodfisher_jax.rows.projections import METRICS, directions, projected
 from woodfisher_jax.schedules import levels
 from woodfisher_jax.tracing.axes import traced
 from woodfisher_jax.tracing.training_mode import explained
-from woodfisher_jax.trees.masks import (
-    Masks,
-    Prunable,
-    check_masks,
-    init_masks,
-)
+from woodfisher_jax.trees.masks import Masks, Prunable, given_masks
 from woodfisher_jax.trees.masks import sparsity as sparsity_of
 from woodfisher_jax.trees.paths import Params
 from woodfisher_jax.trees.samples import on_host
@@ -236,8 +237,8 @@ def prune_matched(
         ``(params, masks, infos)`` with the info of each stage.
 
     Raises:
-        ValueError: If sparsity, stages or repairs is out of range, or as for
-            :func:`woodfisher_jax.prune`.
+        ValueError: If sparsity, stages or repairs is out of range, the first call of
+            stage fails, or as for :func:`woodfisher_jax.prune`.
         TypeError: If stage is no function, or returns no :class:`Stage`.
 
     Example:
@@ -259,16 +260,12 @@ def prune_matched(
     check_settings(stages=stages, repairs=repairs, metric=metric)
     check_whole("batch_size", batch_size, 1)
     check_whole("seed", seed, 0)
-    check_params(params)
     if not callable(stage):
-        raise TypeError(
-            f"stage is of type {type(stage).__name__}; expected a function (number, "
-            "params) -> wf.matching.Stage(outputs_fn, inputs, wanted)"
-        )
-    found = _checked(stage(0, params), 0)
+        raise TypeError(f"stage is of type {type(stage).__name__}; expected {_A_STAGE}")
+    check_params(params)
+    found = _first(stage, params)
     axes = traced(found.outputs_fn, params, found.inputs, "outputs_fn").axes()
-    masks = init_masks(params, prunable, axes) if masks is None else masks
-    check_masks(params, masks)
+    masks = given_masks(params, masks, prunable, axes)
     way = _way(sparsity_of(masks), sparsity, stages, repairs)
     infos: list[PruneInfo] = []
     progress = options["progress"]
@@ -311,11 +308,47 @@ def _key(seed: np.int64, number: np.int32) -> jax.Array:
     return jax.random.fold_in(jax.random.key(seed), number)
 
 
+_A_STAGE = (
+    "a function (number, params) -> wf.matching.Stage(outputs_fn, inputs, wanted), not "
+    "the network: lambda i, params: wf.matching.Stage(net, inputs, net(dense, inputs))"
+)
+
+
+def _first(stage: Callable[[int, Params], Stage], params: Params) -> Stage:
+    """The first stage; a network in place of the function fails here, on a number."""
+    try:
+        found = stage(0, params)
+    except OptionError:
+        raise
+    except Exception as error:
+        line = str(error).partition("\n")[0]
+        raise OptionError(
+            "stage",
+            f"stage(0, params) fails ({type(error).__name__}: {line}); expected "
+            f"{_A_STAGE}",
+        ) from error
+    return _checked(found, 0)
+
+
 def _checked(stage: Any, number: int) -> Stage:
+    what = f"stage({number}, params) returned"
     if not isinstance(stage, Stage):
         raise TypeError(
-            f"stage({number}, params) returned {type(stage).__name__}; expected a "
+            f"{what} {type(stage).__name__}; expected a "
             "wf.matching.Stage(outputs_fn, inputs, wanted)"
+        )
+    if not callable(stage.outputs_fn):
+        raise OptionError(
+            "stage",
+            f"{what} a Stage whose outputs_fn is of type "
+            f"{type(stage.outputs_fn).__name__}; expected a function (params, inputs) "
+            "-> outputs [n, k]",
+        )
+    if not hasattr(stage.wanted, "dtype"):
+        raise OptionError(
+            "stage",
+            f"{what} a Stage whose wanted is of type {type(stage.wanted).__name__}; "
+            "expected an array: outputs [n, k], or labels, integers [n]",
         )
     return stage
 
@@ -344,7 +377,9 @@ def _way(
     """
     goal, stages, repairs = plain(goal), plain(stages), plain(repairs)
     single = np.ndim(goal) == 0
-    way = [_level(level) for level in ([goal] if single else goal)]  # type: ignore
+    more = " of weights to be zero, or a list with one for each stage"
+    given = [goal] if single else goal
+    way = [check_fraction("sparsity", level, more) for level in given]  # type: ignore
     if single:
         way = levels(start, way[0], stages - 1, None)
     if not way:
@@ -355,14 +390,3 @@ def _way(
             "since a pruned weight does not come back"
         )
     return [*way, *([way[-1]] * repairs)]
-
-
-def _level(sparsity: Any) -> float:
-    # A scalar of NumPy or JAX is a number like any other.
-    number = sparsity.item() if hasattr(sparsity, "item") else sparsity
-    if not isinstance(number, (int, float)) or not 0 <= number < 1:
-        raise ValueError(
-            f"sparsity={number!r}; expected the fraction of weights to be zero, from 0 "
-            "to below 1, or a list with one for each stage"
-        )
-    return float(number)

@@ -16,6 +16,7 @@ from woodfisher_jax.rows.inputs import (
     LARGEST,
     check_concrete,
     check_net,
+    check_not_zero,
     check_params,
     check_reads,
     check_size,
@@ -157,6 +158,7 @@ def _dense_outputs(
     check_net(net_fn)
     check_params(params, "net_fn")
     (images,) = regroup(inputs, _number(inputs))
+    check_not_zero(images)
     with taken_by_net(inputs, batches=True):
         _check_outputs(net_fn, params, images)
     wanted = outputs_of(net_fn, params, images)

@@ -255,7 +255,7 @@ def _pruned(
             net_fn,
             params,
             tokens.calibration,
-            times=workdir / TIMES,
+            times=None if config.prune.latency is None else workdir / TIMES,
             progress=progress,
             **options,
         )

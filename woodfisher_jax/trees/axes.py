@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from woodfisher_jax.options import OptionError
-from woodfisher_jax.trees.paths import Params, leaves_by_path
+from woodfisher_jax.trees.paths import Params, leaves_by_path, weight_name
 
 ROLES = "soik"
 """Roles by letter, in the order in which the entries of a tensor are read: stacked
@@ -102,14 +102,16 @@ def given_axes(
 
     Args:
         axes: From a regular expression, searched in the path, to letters of
-            :data:`ROLES`, such as ``{"conv": "oikk"}``; or from a path to axes.
+            :data:`ROLES`, such as ``{"conv": "oikk"}``; or from a path to axes. Axes
+            of other tensors do not count, if each of these has its own.
         params: Any pytree of arrays.
 
     Returns:
         From the path of each tensor that an expression matches; of several, the last.
 
     Raises:
-        OptionError: If an expression matches no tensor, or letters do not fit.
+        OptionError: If an expression matches no tensor, a path none while some tensor
+            has no axes, or letters do not fit.
 
     Example:
         >>> params = {"dense": jnp.ones((3, 2))}
@@ -118,15 +120,22 @@ def given_axes(
     """
     shapes = {path: tuple(leaf.shape) for path, leaf in leaves_by_path(params).items()}
     found: dict[str, WeightAxes] = {}
+    others = []
     for name, letters in axes.items():
         exact = isinstance(letters, WeightAxes)
-        paths = [p for p in shapes if (p == name if exact else re.search(name, p))]
-        if not paths:
-            raise OptionError(
-                "axes",
-                f"axes names {name!r}, which is none of the tensors; expected some of "
-                f"{list(shapes)}",
+        paths = [
+            path
+            for path in shapes
+            if (
+                weight_name(path) == weight_name(name)
+                if exact
+                else re.search(name, path)
             )
+        ]
+        if not paths and not exact:
+            raise _unknown(name, shapes)
+        if not paths:
+            others.append(name)
         for path in paths:
             found[path] = (
                 letters
@@ -139,7 +148,21 @@ def given_axes(
                     f"axes[{path!r}] are of shape {found[path].shape}; expected "
                     f"{shapes[path]}, or its axes cut into parts",
                 )
+    without = [path for path in shapes if path not in found]
+    if others and without:
+        # One of them may be meant.
+        raise _unknown(others[0], shapes, f", and has nothing of {without[0]!r}")
     return found
+
+
+def _unknown(
+    name: str, shapes: Mapping[str, tuple[int, ...]], more: str = ""
+) -> OptionError:
+    return OptionError(
+        "axes",
+        f"axes names {name!r}, which is none of the tensors{more}; expected some of "
+        f"{list(shapes)}",
+    )
 
 
 def _lettered(path: str, letters: str, shape: tuple[int, ...]) -> WeightAxes:

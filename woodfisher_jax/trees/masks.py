@@ -18,18 +18,24 @@ import jax.numpy as jnp
 import numpy as np
 
 from woodfisher_jax.equations.thresholds import keep_highest as keep_highest
-from woodfisher_jax.options import OptionError
+from woodfisher_jax.options import OptionError, shown
 from woodfisher_jax.trees.axes import Axes
 from woodfisher_jax.trees.paths import (
     Params,
+    leaf_name,
     leaves_by_path,
     replace_leaves,
     weight_name,
 )
 
 IS_KERNEL = re.compile(r"(^|/)kernel(/value)?$")
-NO_WEIGHTS = re.compile(r"bias|scale|norm|emb|pos|cls|class|token|table", re.IGNORECASE)
-"""Names of what has two or more dimensions and may be no weight of a layer."""
+NO_WEIGHTS = re.compile(
+    r"bias|scale|norm|emb|pos|cls|class|token|table|vocab|wte|wpe|(^|/)pe(/|$)"
+    r"|latents|prompt|register|codebook",
+    re.IGNORECASE,
+)
+"""Names of what has two or more dimensions and may be no weight of a layer. They are
+refused, not left out: "compose" has a "pos", and a tied embedding is a classifier."""
 
 Masks = dict[str, jax.Array]
 MasksLike = Mapping[str, Any] | Any
@@ -59,7 +65,8 @@ def init_masks(
         prunable: A predicate on (path, array), or a regular expression searched in the
             path, with and without the ``value`` of Flax NNX at its end; default the
             weights of dense layers and convolutions that ``axes`` has, else
-            :func:`is_kernel`.
+            :func:`is_kernel`, and what has a name of an embedding, a position or a
+            norm (``NO_WEIGHTS``) is refused.
         axes: From :func:`woodfisher_jax.find_axes`; by default, and where no layer was
             found, shapes tell.
 
@@ -183,13 +190,14 @@ def by_path(masks: MasksLike) -> Masks:
     for path, mask in leaves.items():
         if not hasattr(mask, "shape") and not isinstance(mask, bool):
             raise TypeError(
-                f"masks[{path!r}] is of type {type(mask).__name__}; expected a boolean "
-                "array"
+                f"{leaf_name('masks', path)} is of type {type(mask).__name__}; "
+                "expected a boolean array, True = kept, for each path"
             )
         dtype = getattr(mask, "dtype", np.dtype(bool))
         if dtype != np.bool_:
             raise TypeError(
-                f"masks[{path!r}] has dtype {dtype}; expected bool, True = kept"
+                f"{leaf_name('masks', path)} has dtype {dtype}; expected bool, True = "
+                "kept, for each path"
             )
     return {path: mask for path, mask in leaves.items() if not _is_unmasked(mask)}
 
@@ -223,9 +231,14 @@ def _paired(paths: Iterable[str], masks: MasksLike) -> Masks:
     found = {}
     for path, mask in by_path(masks).items():
         if weight_name(path) not in known:
-            raise ValueError(
-                f"masks names {path!r}, which is not in params; expected some of "
-                f"{list(known.values())}"
+            given = f"masks names {path!r}" if path else "masks is a single array"
+            there = f"has {list(known.values())}"
+            if list(known) == [""]:
+                there = "is a single array"
+            raise OptionError(
+                "masks",
+                f"{given}, which is not in params: that {there}; expected masks of "
+                "some of its arrays, by path",
             )
         found[known[weight_name(path)]] = mask
     return found
@@ -249,7 +262,7 @@ def check_masks(params: Params, masks: MasksLike) -> Masks:
     leaves = leaves_by_path(params)
     found = _paired(leaves, masks)
     if not found:
-        raise ValueError("masks is empty; omit it to make every kernel prunable")
+        raise _no_mask(masks, f" for some of {list(leaves)}")
     for path, mask in found.items():
         if jnp.size(mask) == 0:
             raise ValueError(f"masks[{path!r}] has no entries; leave it out of masks")
@@ -259,6 +272,46 @@ def check_masks(params: Params, masks: MasksLike) -> Masks:
                 f"{leaves[path].shape}"
             )
     return found
+
+
+def _no_mask(masks: MasksLike, where: str = "") -> OptionError:
+    return OptionError(
+        "masks",
+        f"masks={shown(masks)} has no mask, for None and True stand for what is not "
+        f"prunable; expected a boolean array, True = kept,{where or ' for each path'}",
+    )
+
+
+def given_masks(
+    params: Params,
+    masks: MasksLike | None,
+    prunable: Prunable = None,
+    axes: Axes | None = None,
+) -> Masks:
+    """The masks that are given, checked; or of what is prunable, with nothing pruned.
+
+    Args:
+        params: Any pytree of arrays.
+        masks: As for :func:`check_masks`; None for those of :func:`init_masks`.
+        prunable: As for :func:`init_masks`, if no masks are given.
+        axes: As for :func:`init_masks`.
+
+    Returns:
+        The masks by the paths of ``params``.
+
+    Raises:
+        ValueError: If there are both masks and ``prunable``, or as for either function.
+        TypeError: If a mask is not boolean.
+    """
+    if masks is None:
+        return init_masks(params, prunable, axes)
+    if prunable is not None:
+        raise OptionError(
+            "prunable",
+            f"prunable={prunable!r} together with masks, which say already what is "
+            "prunable; give one of the two",
+        )
+    return check_masks(params, masks)
 
 
 def masks_tree(params: Params, masks: MasksLike) -> Any:
@@ -298,6 +351,10 @@ def apply_masks(params: Params, masks: MasksLike) -> Params:
     Args:
         params: Any pytree, such as parameters or gradients.
         masks: From path to boolean array, or a pytree of the parameters' structure.
+
+    Returns:
+        The tree, with JAX's arrays for those that have masks: float64 of NumPy is
+        float32 there unless ``jax_enable_x64`` is set.
 
     Raises:
         ValueError: If masks name a parameter that does not exist.
@@ -354,6 +411,7 @@ def sparsity(masks: MasksLike) -> float:
     """Fraction of the prunable weights that are pruned, in [0, 1].
 
     Raises:
+        ValueError: If there is no mask.
         TypeError: If a mask is not boolean.
 
     Example:
@@ -361,6 +419,8 @@ def sparsity(masks: MasksLike) -> float:
         0.75
     """
     kept, prunable = count(masks)
+    if not prunable:
+        raise _no_mask(masks)
     return (prunable - kept) / prunable
 
 

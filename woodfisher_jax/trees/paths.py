@@ -29,6 +29,17 @@ def weight_name(path: str) -> str:
     return path
 
 
+def leaf_name(tree: str, path: str) -> str:
+    """What messages call a leaf; a tree may be a single leaf, with the path "".
+
+    Example:
+        >>> from woodfisher_jax.trees.paths import leaf_name
+        >>> leaf_name("masks", "layer/kernel"), leaf_name("masks", "")
+        ("masks['layer/kernel']", 'masks')
+    """
+    return f"{tree}[{path!r}]" if path else tree
+
+
 def leaves_by_path(params: Params) -> dict[str, jax.Array]:
     """Names every leaf by its path, such as ``layer1/block0/conv1/kernel``.
 
