@@ -68,3 +68,18 @@ def test_the_platform_is_that_which_the_program_is_for(
     """Not the one on which it is lowered, such as a CPU that compiles for a GPU."""
     assert shapes(function, [argument], "cpu") == one
     assert shapes(function, [argument], "cuda") == several
+
+
+@pytest.mark.parametrize(
+    ("function", "argument"),
+    [(diagonals, jnp.ones((7, 3, 5))), (forms, jnp.ones((50, 40)))],
+    ids=["run_blocks", "group_forms"],
+)
+def test_on_a_tpu_no_matrix_is_factorized(function, argument) -> None:
+    """Its compiler refuses Cholesky in float64 over several devices."""
+    traced = jax.jit(function).trace(argument)
+    on_gpu, on_tpu = (
+        traced.lower(lowering_platforms=(name,)).as_text() for name in ("cuda", "tpu")
+    )
+    assert "potrf" in on_gpu
+    assert not re.search("potrf|cholesky|triangular_solve", on_tpu)

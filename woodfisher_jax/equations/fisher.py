@@ -217,15 +217,29 @@ _WORTH_HALVING = 128
 """Rows above which two products of half the size are faster than one."""
 
 
+def inverse_factor(matrix: jax.Array) -> jax.Array:
+    """L⁻¹ for the Cholesky factor L of a matrix.
+
+    On a TPU, whose compiler refuses Cholesky in float64 over several devices, by
+    :func:`inverse_factor_by_rows`.
+
+    Args:
+        matrix: S, symmetric positive definite [N, N].
+
+    Returns:
+        L⁻¹, [N, N]; NaN where S is not positive definite.
+    """
+    return jax.lax.platform_dependent(
+        matrix, tpu=inverse_factor_by_rows, default=_inverse_factor
+    )
+
+
 def _inverse_factor(matrix: jax.Array) -> jax.Array:
-    """L⁻¹ for the Cholesky factor L of a matrix."""
     return _triangular_inverse(jax.lax.linalg.cholesky(matrix, symmetrize_input=False))
 
 
 def inverse_factor_by_rows(matrix: jax.Array) -> jax.Array:
-    """The same by elimination, row by row: L⁻¹ [S, I] = [Lᵀ, L⁻¹].
-
-    For TPUs, whose compiler refuses Cholesky in float64 over several devices.
+    """:func:`inverse_factor` by elimination, row by row: L⁻¹ [S, I] = [Lᵀ, L⁻¹].
 
     Args:
         matrix: S, symmetric positive definite [N, N].
@@ -257,9 +271,7 @@ def shifted_factor(gram: jax.Array, shift: jax.Array) -> jax.Array:
     """
     gram, shift = wide(gram), wide(shift)
     matrix = gram + shift * jnp.eye(len(gram))
-    inverse = jax.lax.platform_dependent(
-        matrix, tpu=inverse_factor_by_rows, default=_inverse_factor
-    )
+    inverse = inverse_factor(matrix)
     # An estimate of the condition number, from the diagonal of the inverse.
     condition = jnp.linalg.norm(matrix) * jnp.max(jnp.sum(inverse * inverse, axis=0))
     return jnp.where(_EPS * condition < MOST_LOST, inverse, jnp.nan)

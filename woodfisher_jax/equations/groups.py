@@ -16,13 +16,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.scipy.linalg import solve_triangular
 
 from woodfisher_jax.equations.batched import map_blocks
 from woodfisher_jax.equations.fisher import (
     LEAST_LEFT,
     SOLVERS,
     in_float64,
+    inverse_factor,
     matmul,
     wide,
 )
@@ -97,9 +97,10 @@ def _eliminated(matrix: jax.Array, vector: jax.Array) -> tuple[jax.Array, jax.Ar
 
 def _factorized(matrix: jax.Array, vector: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The results of :func:`_eliminated` by Cholesky, for one large matrix."""
-    lower = jax.lax.linalg.cholesky(matrix, symmetrize_input=False)
-    half = solve_triangular(lower, vector, lower=True)
-    return jnp.sum(half * half), jnp.min(jnp.diagonal(lower) ** 2)
+    inverse = inverse_factor(matrix)
+    half = matmul(inverse, vector[:, None])
+    # The pivots are the squares of L's diagonal, which is that of L⁻¹ inverted.
+    return jnp.sum(half * half), 1 / jnp.max(jnp.diagonal(inverse) ** 2)
 
 
 def _solved(matrix: jax.Array, vector: jax.Array) -> tuple[jax.Array, jax.Array]:
