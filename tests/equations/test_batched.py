@@ -10,6 +10,7 @@ import pytest
 
 from woodfisher_jax.curvature import checked, inverse
 from woodfisher_jax.equations.batched import map_blocks
+from woodfisher_jax.equations.fisher import recursive_inverse
 from woodfisher_jax.equations.groups import group_forms
 
 MATRICES = jnp.eye(3) + jnp.arange(7.0)[:, None, None] * jnp.ones((3, 3))
@@ -72,8 +73,12 @@ def test_the_platform_is_that_which_the_program_is_for(
 
 @pytest.mark.parametrize(
     ("function", "argument"),
-    [(diagonals, jnp.ones((7, 3, 5))), (forms, jnp.ones((50, 40)))],
-    ids=["run_blocks", "group_forms"],
+    [
+        (diagonals, jnp.ones((7, 3, 5))),
+        (forms, jnp.ones((50, 40))),
+        (partial(recursive_inverse, damping=1.0), jnp.ones((3, 5))),
+    ],
+    ids=["run_blocks", "group_forms", "recursion"],
 )
 def test_on_a_tpu_no_matrix_is_factorized(function, argument) -> None:
     """Its compiler refuses Cholesky in float64 over several devices."""

@@ -388,8 +388,7 @@ def recursive_inverse(
     def step(inverse: jax.Array, some: jax.Array) -> tuple[jax.Array, None]:
         projected = matmul(inverse, some.T)
         inner = num_samples * jnp.eye(rank, dtype=some.dtype) + matmul(some, projected)
-        factor = jnp.linalg.cholesky(inner)
-        whitened = solve_triangular(factor, projected.T, lower=True)
+        whitened = matmul(inverse_factor(inner), projected.T)
         return inverse - matmul(whitened.T, whitened), None
 
     start = jnp.eye(width, dtype=gradients.dtype) / damping
