@@ -122,6 +122,43 @@ def test_an_error_of_a_network_says_what_it_was_given(name: str) -> None:
         call(net, {"x": ROWS[:, :2]})
 
 
+def test_a_network_of_a_fixed_number_of_examples_is_told_how_many_it_was_given() -> (
+    None
+):
+    def fixed(params, x):
+        return net(params, x.reshape(6, 3))
+
+    for given in (ROWS, [ROWS[:2], ROWS[2:]]):
+        with pytest.raises(wf.OptionError, match="called with 3 of the 6 ex") as caught:
+            CALLS["prune_layerwise"](fixed, given)
+        assert "give batch_size=6 if it takes just so many" in str(caught.value)
+    with pytest.raises(wf.OptionError, match=r"^net_fn fails on float32\[3, 3\] \("):
+        CALLS["prune_layerwise"](fixed, ROWS)
+    wf.prune_layerwise(fixed, PARAMS, ROWS, sparsity=0.5, batch_size=6)
+    with pytest.raises(wf.OptionError, match=r"on int32\[2\] .*give inputs\[None\] if"):
+        CALLS["prune_layerwise"](net, np.arange(1, 3))
+
+
+@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("inputs", [ROWS, (ROWS, ROWS)])
+@pytest.mark.parametrize(
+    ("wrong", "expected"),
+    [
+        (lambda p, x: x if jnp.sum(jax.tree.leaves(x)[0]) > 0 else p, "lax.cond in"),
+        (lambda p, x: np.tanh(jax.tree.leaves(x)[0]), "expected jax.numpy in place"),
+        (lambda p, x, y: net(p, x), r"lambda params, batch: net\(params, \*batch\)"),
+    ],
+)
+def test_errors_of_python_are_not_blamed_on_shapes(
+    name: str, inputs, wrong, expected: str
+) -> None:
+    with pytest.raises(
+        wf.OptionError, match=rf"^net_fn fails on .*{expected}"
+    ) as found:
+        CALLS[name](wrong, inputs)
+    assert "first axis" not in str(found.value)
+
+
 @pytest.mark.parametrize("name", CALLS)
 def test_errors_that_are_explained_are_the_network_s_own(name: str) -> None:
     def training(params, x):

@@ -192,7 +192,7 @@ def prepared(
     check_params(params, "net_fn")
     batches = batches_of(inputs, settings.batch_size)
     shapes = shapes_of(batches[0], len(jax.tree.leaves(batches[0])[0]))
-    with taken_by_net(inputs, batches=True), explained():
+    with taken_by_net(inputs, batches=True, called=shapes), explained():
         program = Program(net_fn, params, shapes)
     check_reads(program.jaxpr, params)
     axes = find_axes(net_fn, params, shapes)
