@@ -391,6 +391,38 @@ def test_what_cannot_be_estimated_is_refused(five_layers) -> None:
         run(deep, dense, x, damping=0.0)
 
 
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (
+            "layer4",
+            jnp.nan,
+            r"\['layer4'\] of shape \(8, 8\) has 1 entries that are NaN",
+        ),
+        ("layer4", jnp.inf, r"\['layer4'\] of .* are NaN or infinity; expected finite"),
+        ("bias", jnp.nan, r"\['bias'\] of shape \(8, 8\) has 1 entries that are NaN;"),
+    ],
+)
+def test_weights_that_are_not_finite_are_named(
+    five_layers, path: str, value: float, message: str
+) -> None:
+    dense, x = five_layers
+    dense = {**dense, "bias": jnp.zeros((8, 8))}
+    wrong = {**dense, path: dense[path].at[1, 2].set(value)}
+    with pytest.raises(wf.OptionError, match=rf"^params{message}") as caught:
+        wf.prune_layerwise(deep, wrong, x, sparsity=0.5)
+    assert caught.value.name == "params"
+
+
+def test_infinity_may_say_where_attention_does_not_look(five_layers) -> None:
+    dense, x = five_layers
+    own = {"layer0": dense["layer0"], "hidden": jnp.array([-jnp.inf] + 7 * [0.0])}
+    pruned, _, _ = wf.prune_layerwise(
+        lambda p, x: jax.nn.softmax(x @ p["layer0"] + p["hidden"]), own, x, sparsity=0.5
+    )
+    np.testing.assert_array_equal(pruned["hidden"], own["hidden"])
+
+
 def until_small(params, x):
     h = jnp.tanh(x @ params["layer0"])
     return jax.lax.while_loop(lambda h: h.max() > 1, lambda h: h / 2, h)

@@ -15,7 +15,7 @@ from woodfisher_jax.selection.patterns import GroupNames, Pattern, parse
 from woodfisher_jax.selection.structures import Structures
 from woodfisher_jax.tracing.segments import Program, floats
 from woodfisher_jax.trees.masks import Masks
-from woodfisher_jax.trees.paths import Params, leaves_by_path, replace_leaves
+from woodfisher_jax.trees.paths import Params, leaf_name, leaves_by_path, replace_leaves
 from woodfisher_jax.trees.samples import regroup
 
 
@@ -153,6 +153,33 @@ def level_of(sparsity: float | None, rule: Pattern | None) -> float:
             f"{rule.sparsity}, or no sparsity",
         )
     return sparsity
+
+
+def check_finite(params: Params, masks: Masks) -> None:
+    """Raises if a parameter has NaN, or one that is pruned infinity.
+
+    Others may have infinity, such as -inf where attention does not look.
+
+    Args:
+        params: Any pytree of arrays; shapes pass.
+        masks: Of the tensors that are pruned.
+
+    Raises:
+        OptionError: With the path of the first.
+    """
+    for path, leaf in leaves_by_path(params).items():
+        if isinstance(leaf, jax.ShapeDtypeStruct):
+            continue
+        wrong = ~jnp.isfinite(leaf) if path in masks else jnp.isnan(leaf)
+        count = int(wrong.sum())
+        if count:
+            what = "NaN or infinity" if path in masks else "NaN"
+            raise OptionError(
+                "params",
+                f"{leaf_name('params', path)} of shape {leaf.shape} has {count} "
+                f"entries that are {what}; expected finite weights: train or load them "
+                "again",
+            )
 
 
 def batches_of(inputs: Any, most: int) -> list[Any]:

@@ -11,6 +11,7 @@ from woodfisher_jax.info import PruneWarning
 from woodfisher_jax.layerwise.arguments import (
     batches_of,
     check_differentiable,
+    check_finite,
     check_no_budget,
     check_times,
     check_together,
@@ -199,6 +200,7 @@ def prepared(
     chosen = masks is not None or prunable is not None
     known = axes if chosen else untied(axes, program.uses)
     masks = given_masks(params, masks, prunable, known)
+    check_finite(params, masks)
     said = []
     if not chosen:
         followed = {p for p, uses in program.uses.items() if has_product(uses)}
