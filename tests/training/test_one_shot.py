@@ -67,6 +67,20 @@ def test_a_run_from_folder_to_folder(
         run(config, workdir)
 
 
+def test_the_perplexity_is_that_of_the_folder_and_its_dtype(tmp_path: Path) -> None:
+    config = given(tmp_path, sparsity=0.5)
+
+    def halved(tensors: dict) -> None:
+        tensors.update({k: (3 * a).astype(np.float16) for k, a in tensors.items()})
+
+    llama_folder(tmp_path / "dense", halved)
+    results = run(config, tmp_path / "run", quiet=True)
+    module, params = read_folder(tmp_path / "run" / "model")
+    tokens = np.load(tmp_path / "text.npz")["evaluation"][:2]
+    found = perplexity(lambda p, t: module.apply({"params": p}, t), params, tokens)
+    assert results["perplexity"]["pruned"]["all"] == pytest.approx(found.all, rel=1e-6)
+
+
 @pytest.mark.slow
 def test_structure_goes_by_times_that_the_run_keeps(tmp_path: Path) -> None:
     config = given(tmp_path, pattern="structures", latency=0.9, size=0.9)

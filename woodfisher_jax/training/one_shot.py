@@ -123,9 +123,12 @@ def run(
             progress("write", 0, 1)
             hugging_face.write_folder(workdir / MODEL, pruned, source)
             progress("write", 1, 1)
+        left = num_parameters(pruned)
+        with timed("read"):
+            # As it is in the folder, rounded to the dtype there.
+            _, pruned = hugging_face.read_folder(workdir / MODEL)
         found = measured(pruned)
         logger.info("perplexity %.2f -> %.2f", dense["all"], found["all"])
-        left = num_parameters(pruned)
         if left < whole:
             logger.info("parameters %s -> %s", f"{whole:,}", f"{left:,}")
         results = {
