@@ -58,6 +58,11 @@ def test_params_that_are_no_arrays_are_named(function) -> None:
             function(net, given, ROWS, sparsity=0.5)
     with pytest.raises(TypeError, match=r"params\['n'\] has type float"):
         function(net, PARAMS | {"n": 1.0}, ROWS, sparsity=0.5)
+    with pytest.raises(TypeError, match=r"\['a/0/0'\] .*weights arrays, as by np.asa"):
+        function(net, {"a": [[0.5, 1.0]]}, ROWS, sparsity=0.5)
+    small = PARAMS | {"a": np.ones((3, 5), np.int8)}
+    with pytest.raises(TypeError, match=r"type int8; .*quantized weights by their sca"):
+        function(net, small, ROWS, sparsity=0.5)
 
 
 def test_a_loss_that_is_no_function_is_named() -> None:
@@ -90,6 +95,25 @@ def test_under_jit_a_driver_says_its_name(name: str) -> None:
         jax.jit(traced)(ROWS)
     with pytest.raises(TypeError, match=message):
         jax.jit(lambda: traced(ROWS))()
+
+
+@pytest.mark.parametrize("name", ["prune_layerwise", "prune_outputs"])
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        (ROWS[:0], r"no examples in inputs=float32\[0, 3\]; expected one batch"),
+        ([], r"no examples in inputs=\[\]; expected"),
+        (None, "no examples in inputs=None; expected"),
+        (
+            {"x": ROWS, "m": 2.0},
+            r"inputs\['m'\] has no axis of examples in inputs=\{'m",
+        ),
+        ([[1, 2, 3], [4, 5]], r"of type \['int'\]. Make lists of one length an array"),
+    ],
+)
+def test_what_has_no_examples_is_shown(name: str, inputs, message: str) -> None:
+    with pytest.raises(wf.OptionError, match=message):
+        CALLS[name](net, inputs)
 
 
 @pytest.mark.parametrize("name", CALLS)

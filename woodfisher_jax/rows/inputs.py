@@ -15,7 +15,12 @@ from woodfisher_jax.options import OptionError
 from woodfisher_jax.rows.gradients import LossFn
 from woodfisher_jax.rows.sharding import gathered, spans_processes
 from woodfisher_jax.tracing.primitives import dependent
-from woodfisher_jax.tracing.training_mode import called_with, expected_of, explained
+from woodfisher_jax.tracing.training_mode import (
+    called_with,
+    expected_of,
+    explained,
+    kinds,
+)
 from woodfisher_jax.trees.paths import Params, leaf_name, leaves_by_path
 from woodfisher_jax.trees.samples import Examples, batch_length, num_examples, regroup
 
@@ -116,10 +121,13 @@ def check_params(params: Params, reader: str = "loss_fn") -> None:
     for path, leaf in leaves.items():
         kind = getattr(leaf, "dtype", type(leaf).__name__)
         if not hasattr(leaf, "dtype") or not jnp.issubdtype(leaf.dtype, jnp.floating):
+            remedy = "Multiply quantized weights by their scales, and keep"
+            if not hasattr(leaf, "dtype"):
+                remedy = "Make weights arrays, as by np.asarray(numbers), and keep"
             raise TypeError(
                 f"{leaf_name('params', path)} has type {kind}; expected floating-point "
-                "arrays only. Keep counters and indices out of params, in the closure "
-                f"of {reader} for instance"
+                f"arrays only. {remedy} counters and indices out of params, in the "
+                f"closure of {reader} for instance"
             )
 
 
@@ -241,10 +249,18 @@ def counted_inputs(inputs: Any) -> int:
             "such as list(inputs)",
         )
     if not number:
+        single = [
+            leaf_name("inputs", path)
+            for path, leaf in leaves_by_path(inputs).items()
+            if not np.shape(leaf)
+        ]
+        where = (
+            f"{single[0]} has no axis of examples in" if single else "no examples in"
+        )
         raise OptionError(
             "inputs",
-            "inputs hold no examples that can be counted; expected one batch (array, "
-            "tuple or dict of arrays) or a list of batches",
+            f"{where} inputs={kinds(inputs)}; expected one batch (array, tuple or dict "
+            "of arrays with one or more examples) or a list of batches",
         )
     return number
 

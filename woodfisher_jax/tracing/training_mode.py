@@ -133,12 +133,12 @@ def called_with(name: str, batch: Any, remark: str = "") -> Iterator[None]:
         )
         raise OptionError(
             name,
-            f"{name} fails on {_kinds(batch)} ({type(error).__name__}: {first_line}); "
+            f"{name} fails on {kinds(batch)} ({type(error).__name__}: {first_line}); "
             f"{expected}",
         ) from error
 
 
-def _kinds(batch: Any) -> str:
+def kinds(batch: Any) -> str:
     """The arrays of a batch by type and shape."""
 
     def kind(leaf: Any) -> str:
