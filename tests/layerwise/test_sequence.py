@@ -323,6 +323,7 @@ def test_a_weight_of_several_layers_is_refused() -> None:
         ({}, "sparsity is missing; expected a fraction"),
         ({"sparsity": 1.0}, "sparsity=1.0; expected a number from 0 and below 1"),
         ({"pattern": "filters"}, "pattern='filters' in layer-wise pruning"),
+        ({"pattern": "foo"}, "pattern='foo'; expected N:M such as 2:4, 'structures', "),
         ({"pattern": "2:4", "sparsity": 0.6}, "sparsity=0.6 with pattern='2:4'"),
         ({"sparsity": 0.5, "dampin": 1}, "no option 'dampin'; did you mean 'damping'"),
         ({"mac": 0.5}, "prune_layerwise has no option 'mac'; did you mean 'macs'"),
@@ -505,6 +506,12 @@ def test_a_sparsity_that_leaves_no_weight_at_all_is_refused(five_layers) -> None
     message = f"sparsity=0.9999 leaves none of .* of '{largest}', .*expected at most 0"
     with pytest.raises(wf.OptionError, match=message):
         wf.prune_layerwise(deep, dense, x, sparsity=0.9999)
+    with pytest.raises(
+        wf.OptionError, match=r"none of the 1 .* expected sparsity=0, or"
+    ):
+        wf.prune_layerwise(
+            lambda p, x: x @ p["w"], {"w": jnp.ones((1, 1))}, x[:, :1], sparsity=0.5
+        )
 
 
 @pytest.mark.parametrize("scope", ["layer", "global"])
@@ -573,6 +580,29 @@ def test_outputs_that_mean_nothing_share_nothing_out() -> None:
     with pytest.raises(wf.OptionError, match="metric='softmax': no layer's outputs"):
         wf.prune_layerwise(net, params, X, metric="softmax", **options)
     wf.prune_layerwise(net, params, X, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"spread": 0.3}, "spread=0.3 has no effect without scope='global'"),
+        ({"metric": "softmax"}, "metric='softmax' .* without scope='global' or distil"),
+        ({"seed": 3}, "seed=3 has no effect without scope='global'"),
+    ],
+)
+def test_an_option_that_others_leave_unused_is_warned_of(options, message) -> None:
+    params = {"w": normal(0, 5, 6)}
+
+    def net(params, x):
+        return jnp.tanh(x @ params["w"])
+
+    with pytest.warns(wf.PruneWarning, match=message) as caught:
+        _, _, info = wf.prune_layerwise(net, params, X, sparsity=0.5, **options)
+    assert caught[0].filename == __file__
+    assert info.warnings == (str(caught[0].message),)
+    used = {"spread": 0.3, "metric": "softmax", "scope": "global"}
+    wf.prune_layerwise(net, params, X, sparsity=0.5, **used)
+    wf.prune_layerwise(net, params, X, sparsity=0.5, spread=0.2, metric="identity")
 
 
 def test_a_layer_that_is_left_out_is_named() -> None:

@@ -1,7 +1,7 @@
 """What layer-wise pruning is given, checked alone and together."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -26,13 +26,13 @@ def rule_of(pattern: str | GroupNames | Structures | None) -> Pattern | None:
         pattern = "structures"
         rule = parse(pattern)
         return rule if rule is None else rule._replace(name="heads", kinds=("heads",))
-    rule = parse(pattern)
+    taken = "N:M such as 2:4, 'structures', 'channels', 'neurons' or 'heads', or none"
+    rule = parse(pattern, taken)
     if rule is not None and rule.size is None and not rule.kinds:
         raise OptionError(
             "pattern",
-            f"pattern={rule.name!r} in layer-wise pruning; expected N:M such as 2:4, "
-            "'structures', 'channels', 'neurons' or 'heads', or none; wf.prune and "
-            "wf.prune_outputs know the others",
+            f"pattern={rule.name!r} in layer-wise pruning; expected {taken}; wf.prune "
+            "and wf.prune_outputs know the others",
         )
     return rule
 
@@ -60,6 +60,30 @@ def check_together(program: Program, settings: Layerwise, rule: Pattern | None) 
                 f"{name}={getattr(settings, name)!r}: net_fn returns no floating-point "
                 "numbers that depend on the inputs; expected outputs such as logits",
             )
+
+
+def without_effect(settings: Layerwise, given: Iterable[str]) -> list[str]:
+    """A sentence for each option that is given and that the others leave unused.
+
+    Args:
+        settings: All options.
+        given: Names of those that the caller gave.
+    """
+    is_global = settings.scope == "global"
+    needs = {
+        "spread": (is_global, "scope='global'"),
+        "sensitivity_examples": (is_global, "scope='global'"),
+        "seed": (is_global, "scope='global'"),
+        "metric": (is_global or settings.distil, "scope='global' or distil"),
+    }
+    default = Layerwise()
+    return [
+        f"{name}={getattr(settings, name)!r} has no effect without {other}"
+        for name, (used, other) in needs.items()
+        if name in given
+        and not used
+        and getattr(settings, name) != getattr(default, name)
+    ]
 
 
 def check_no_budget(shares: Mapping[str, float | None]) -> None:

@@ -17,6 +17,7 @@ from woodfisher_jax.layerwise.arguments import (
     check_together,
     level_of,
     rule_of,
+    without_effect,
 )
 from woodfisher_jax.layerwise.layers import find_layers, has_product, untied
 from woodfisher_jax.layerwise.removal import Removal
@@ -201,7 +202,7 @@ def prepared(
     known = axes if chosen else untied(axes, program.uses)
     masks = given_masks(params, masks, prunable, known)
     check_finite(params, masks)
-    said = []
+    said = without_effect(settings, options)
     if not chosen:
         followed = {p for p, uses in program.uses.items() if has_product(uses)}
         others = sorted(axes.keys() - masks.keys() - followed)
@@ -212,8 +213,9 @@ def prepared(
                 "matrix products, or prune with wf.prune_outputs; prunable=... that "
                 "leaves them out ends this warning"
             )
-            # The caller's line: prune_layerwise and a decorator are in between.
-            warnings.warn(said[0], PruneWarning, stacklevel=4)
+    for text in said:
+        # The caller's line: prune_layerwise and a decorator are in between.
+        warnings.warn(text, PruneWarning, stacklevel=4)
     solver: Solver
     if rule is None or rule.size:
         check_no_budget(shares)

@@ -212,8 +212,15 @@ PATTERNS: dict[str, tuple[str, Callable[[tuple[int, ...], str], Pattern]]] = {
 """For each kind of pattern what its names look like, and what makes one of it."""
 
 
+KNOWN = (
+    f"one of {list(PATTERNS)} with numbers for the letters (such as '2:4', '4x1' or "
+    "'heads:6'), a function or None"
+)
+"""What :func:`parse` takes."""
+
+
 def parse(
-    pattern: "str | GroupNames | Structures | Pattern | None",
+    pattern: "str | GroupNames | Structures | Pattern | None", known: str = KNOWN
 ) -> Pattern | None:
     """A pattern by its name, or of a function.
 
@@ -226,6 +233,7 @@ def parse(
             (path, shape) ->
             the number of each entry's group, an array that broadcasts to the shape,
             where the same number in several tensors is one group; or None.
+        known: What the caller takes, for the message; default all of this.
 
     Returns:
         The pattern; None for None, single weights.
@@ -252,8 +260,7 @@ def parse(
             return make(tuple(int(number) for number in found.groups()), str(pattern))
     raise OptionError(
         "pattern",
-        f"pattern={pattern!r}; expected one of {list(PATTERNS)} with numbers for the "
-        "letters (such as '2:4', '4x1' or 'heads:6'), a function or None",
+        f"pattern={pattern!r}; expected {known}",
     )
 
 
