@@ -1,6 +1,7 @@
 """Layer-wise pruning in sequence, against an explicit loop over the layers."""
 
 import functools
+import re
 from pathlib import Path
 
 import jax
@@ -315,6 +316,31 @@ def test_a_weight_of_several_layers_is_refused() -> None:
         wf.OptionError, match=r"'w' of shape \(5, 5\) is used in several"
     ):
         wf.prune_layerwise(net, {"w": jnp.eye(5)}, X, sparsity=0.5)
+
+
+def test_the_default_without_one_is_written_as_the_message_says() -> None:
+    def net(params, x):
+        h = jnp.tanh(jnp.tanh(x @ params["twice"]) @ params["twice"])
+        return h @ params["last"] + params["bias"]
+
+    shapes = {"twice": (5, 5), "last": (5, 8), "bias": (40, 8)}
+    params = {name: normal(i, *shape) for i, (name, shape) in enumerate(shapes.items())}
+    inputs = X[:40]
+    run = functools.partial(wf.prune_layerwise, net, params, inputs, batch_size=40)
+    with pytest.raises(wf.OptionError, match="leave it out by") as caught:
+        run(sparsity=0.5)
+    said = re.search(r"lambda path.*?\]", str(caught.value))
+    assert said is not None
+    axes = wf.find_axes(net, params, inputs)
+    _, masks, _ = run(sparsity=0.5, prunable=eval(said.group(), {"axes": axes}))
+    assert set(masks) == {"last"}
+
+
+def test_a_regular_expression_may_leave_out() -> None:
+    params = {n: {"kernel": jnp.ones((2, 2))} for n in ("body", "head")}
+    params["body"]["bias"] = jnp.ones(2)
+    masks = wf.init_masks(params, prunable=r"^(?!head/).*kernel")
+    assert list(masks) == ["body/kernel"]
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from woodfisher_jax.options import OptionError
 from woodfisher_jax.selection.structures import KINDS, Structures
 from woodfisher_jax.trees.axes import WeightAxes, given_axes
 from woodfisher_jax.trees.blocks import FlatOrder, as_read, flat_order
-from woodfisher_jax.trees.masks import Prunable, by_path, init_masks
+from woodfisher_jax.trees.masks import Prunable, by_path, init_masks, left_out
 from woodfisher_jax.trees.paths import Params, leaves_by_path
 
 MOST_SUBSETS = 1000
@@ -114,7 +114,7 @@ def _several(numbers: tuple[int, ...], name: str) -> Pattern:
             raise OptionError(
                 "pattern",
                 f"pattern={name!r}: {path!r} of shape {shape} has {inputs} inputs, no "
-                f"multiple of {size}; leave it out with prunable (or masks)",
+                f"multiple of {size}; {left_out(path)}",
             )
         return path, _blocks(axes, size, 1)
 
@@ -286,10 +286,9 @@ def _told(path: str, axes: WeightAxes, name: str) -> tuple[int, int, int, int]:
         raise OptionError(
             "pattern",
             f"pattern={name!r}: {path!r} of shape {axes.shape} "
-            f"{reason or 'has no inputs and outputs'}; leave it out with prunable (or "
-            "masks), or give what tells its axes: loss_fn and samples, or "
-            f"axes={{{path!r}: {letters!r}}} (o outputs, i inputs, "
-            "k positions, s stacked layers)",
+            f"{reason or 'has no inputs and outputs'}; {left_out(path)}, or give what "
+            f"tells its axes: loss_fn and samples, or axes={{{path!r}: {letters!r}}} "
+            "(o outputs, i inputs, k positions, s stacked layers)",
         )
     return axes.sizes
 
