@@ -1,6 +1,7 @@
 """Structures that layer-wise pruning takes from the layers that read them."""
 
 import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ from woodfisher_jax.selection.accounts import COSTS, Budget, cheapest
 from woodfisher_jax.selection.goal import Goal
 from woodfisher_jax.selection.patterns import Pattern
 from woodfisher_jax.selection.structures import Family, Member, Structures
+from woodfisher_jax.tracing.layers import Product
 from woodfisher_jax.trees.masks import num_kept
 from woodfisher_jax.trees.paths import Params, leaves_by_path
 
@@ -46,18 +48,8 @@ class Reader(NamedTuple):
         return tuple(unit for family in self.families for unit in family.units)
 
     def columns(self, layer: Layer) -> np.ndarray:
-        """The order of a layer's inputs in which those of a structure are together.
-
-        Raises:
-            OptionError: If a structure does not lie along the inputs of the layer.
-        """
+        """The order of a layer's inputs in which those of a structure are together."""
         labels = self.labels.reshape(-1)[layer.entries()]
-        if len(labels) != 1 or (labels != labels[:, :1]).any():
-            raise OptionError(
-                "pattern",
-                f"structures of {self.path!r} do not lie along the inputs of one "
-                "layer; leave it out with prunable, or prune with wf.prune_outputs",
-            )
         return np.argsort(labels[0, 0], kind="stable")
 
     def there(self, mask: np.ndarray, layer: Layer) -> np.ndarray:
@@ -125,6 +117,23 @@ def asked_for(given: Structures, rule: Pattern, params: Params) -> Structures:
     return found
 
 
+def ungrouped(
+    layers: Mapping[Product, Sequence[Layer]],
+) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors that are one layer each, all of whose outputs read alike.
+
+    Others are grouped convolutions and stacked layers.
+    """
+    parts: dict[str, list[Layer]] = defaultdict(list)
+    for product, some in layers.items():
+        parts[product.path] += some
+    return {
+        path: own[0].shape
+        for path, own in parts.items()
+        if len(own) == 1 and len(own[0].groups) == 1
+    }
+
+
 def readers(
     found: Structures, shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[str, Reader]:
@@ -135,7 +144,7 @@ def readers(
 
     Args:
         found: Structures of the network.
-        shapes: Of the tensors that may be pruned.
+        shapes: Of the tensors that may be pruned, :func:`ungrouped`.
 
     Raises:
         OptionError: If there is none.
@@ -149,7 +158,8 @@ def readers(
     if not chosen:
         raise OptionError(
             "pattern",
-            "structures: no prunable layer reads some that no other layer reads; "
+            "structures: no prunable layer reads some that no other layer reads, "
+            "grouped convolutions and stacked layers aside; "
             "wf.structures(net_fn, params, inputs) lists what there is, and "
             "wf.prune_outputs with pattern='structures' also prunes what several "
             "layers read",
@@ -267,9 +277,9 @@ def counts_of(
         spread: How far the share of a family may be from ``level``, before it is
             rounded to whole structures.
     """
-    counts = _counts(found, level)
+    counts = _within(found, budget)[1] if budget else _counts(found, level)
     if losses is None:
-        return _within(found, budget)[1] if budget else counts
+        return counts
     least = [
         min(n, math.floor(len(f.units) * max(level - spread, 0.0) + 5e-7))
         for f, n in zip(found.families, counts, strict=True)
