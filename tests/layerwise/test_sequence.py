@@ -557,3 +557,29 @@ def test_a_layer_that_is_left_out_is_named() -> None:
     # Nothing is said of what was not to be pruned.
     _, masks, _ = wf.prune_layerwise(net, params, X, sparsity=0.5, prunable="layer")
     assert set(masks) == {"layer"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"repair": 1}, "repair has given weights of 'a' that are not finite"),
+        ({"distil": 1}, "distil has given weights of 'a' that are not finite"),
+        (
+            {"scope": "global", "sensitivity_examples": 40},
+            "gradients of net_fn at the layer of 'a' are not finite",
+        ),
+    ],
+)
+def test_gradients_that_are_not_finite_are_named(options, message: str) -> None:
+    """The outputs are finite: an example of zeros is divided by its norm."""
+
+    def net(params, x):
+        h = jnp.tanh(x @ params["a"].T)
+        norm = jnp.linalg.norm(h, axis=-1, keepdims=True)
+        return (h / (norm + 1e-6)) @ params["b"].T
+
+    params = {"a": normal(0, WIDTH, 5), "b": normal(1, 3, WIDTH)}
+    inputs = X.at[0].set(0.0)
+    assert np.isfinite(net(params, inputs)).all()
+    with pytest.raises(wf.OptionError, match=message):
+        wf.prune_layerwise(net, params, inputs, sparsity=0.5, **options)

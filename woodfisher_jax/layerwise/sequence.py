@@ -140,7 +140,16 @@ class Sequence:
             self.settings.seed,
         )
         for product, own in self.found.items():
-            _check_finite(product.path, *own)
+            _check_finite(product.path, own.inputs)
+            if not bool(jnp.all(jnp.isfinite(own.outputs))):
+                raise OptionError(
+                    "scope",
+                    f"scope='global': the gradients of net_fn at the layer of "
+                    f"{product.path!r} are not finite for some of the examples, as "
+                    "that of a square root or a norm at zero; look for NaN in the "
+                    "outputs, write such functions with jnp.where inside, leave these "
+                    "examples out, or take scope='layer'",
+                )
         if not any(bool(jnp.any(own.outputs > 0)) for own in self.found.values()):
             metric = self.settings.metric
             raise OptionError(
@@ -240,6 +249,7 @@ class Sequence:
         window = Window(self.program, segments, self.masks)
         window.start(self.masks, self.leaves, self.original)
         window.fit(sparse, wanted, self.settings)
+        window.check_finite("repair")
         self.leaves |= window.leaves(self.leaves)
         # A list of its own: what is before the stages stays as it is.
         self.sparse = list(sparse)
@@ -273,6 +283,9 @@ class Sequence:
             slopes = head.slopes(states[-1], wanted[batch])
             for window, taken in zip(windows[::-1], states[-2::-1], strict=True):
                 slopes = window.step(taken, slopes, rate)
+            if number in (0, rounds - 1):  # At once, and at the end.
+                for window in windows:
+                    window.check_finite("distil")
         progress("distillation", rounds, rounds)
         for window in windows:
             self.leaves |= window.leaves(self.leaves)

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 
 from woodfisher_jax.layerwise.settings import Layerwise
+from woodfisher_jax.options import OptionError
 from woodfisher_jax.tracing.segments import Compiled, Program, Segment, floats, mixed
 
 ADAM = optax.scale_by_adam()
@@ -90,6 +91,27 @@ class Window:
         if name not in self._compiled:
             self._compiled[name] = self.compiled(name, *arguments)
         return self._compiled[name](*arguments)
+
+    def check_finite(self, option: str) -> None:
+        """Raises if a fitted weight is not finite.
+
+        Args:
+            option: "repair" or "distil", by which it was fitted.
+
+        Raises:
+            OptionError: With the weight's path.
+        """
+        for read, value in zip(self._own, self.weights, strict=True):
+            if not bool(jnp.all(jnp.isfinite(value))):
+                raise OptionError(
+                    option,
+                    f"{option} has given weights of {read.path!r} that are not finite: "
+                    "the gradients of net_fn are not for some of the examples, as that "
+                    f"of a square root or a norm at zero, or {option}_rate is too "
+                    "large; look for NaN in the outputs, write such functions with "
+                    "jnp.where inside, leave these examples out, lower "
+                    f"{option}_rate, or prune with {option}=0",
+                )
 
     def leaves(self, old: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """The tensors with the fitted weights."""
