@@ -215,15 +215,17 @@ def prepared(
             # The caller's line: prune_layerwise and a decorator are in between.
             warnings.warn(said[0], PruneWarning, stacklevel=4)
     solver: Solver
-    groups = rule if rule is None or rule.size else None
-    layers = find_layers(program, masks, axes, groups)
     if rule is None or rule.size:
         check_no_budget(shares)
         solver = SingleWeights(rule, level_of(sparsity, rule))
+        groups = rule
+        layers = find_layers(program, masks, axes, groups)
     else:
         given = rule.structures or structures(net_fn, params, shapes)
         sparsity, budgets = checked_goal(sparsity, shares)
         asked = asked_for(given, rule, params)
+        groups = None
+        layers = find_layers(program, masks, axes, groups)
         read = readers(asked, ungrouped(layers))
         families = tuple(f for reader in read.values() for f in reader.families)
         found = asked._replace(families=families)
