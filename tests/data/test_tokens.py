@@ -58,7 +58,9 @@ def test_files_without_tokens(tmp_path):
     with pytest.raises(TokensError, match="has no array evaluation; expected"):
         read_tokens(saved(tmp_path / "t.npz", calibration=ROWS), vocab_size=8)
     (tmp_path / "t.npz").write_text("no archive")
-    with pytest.raises(TokensError, match=r"t.npz cannot be read"):
+    with pytest.raises(
+        TokensError, match=r"t.npz cannot be read \(it is no archive of"
+    ):
         read_tokens(tmp_path / "t.npz", vocab_size=8)
     with pytest.raises(DataMissingError, match="no such file or folder; expected an"):
         read_tokens(tmp_path / "u.npz", vocab_size=8)
@@ -79,6 +81,16 @@ def test_a_folder_of_text(tmp_path):
     assert tokens.kinds == ("long", "short", "long", "long")
     with pytest.raises(TokensError, match="makes 1 sequences of 12 tokens; expected"):
         read_tokens(tmp_path, 4, length=12, tokenizer=model)
+
+
+def test_text_that_the_tokenizer_does_not_know(tmp_path):
+    pytest.importorskip("tokenizers")
+    (tmp_path / "tokenizer.json").write_text(json.dumps(VOCABULARY))
+    (tmp_path / "text.txt").write_text("a x " * 6)  # half of it
+    assert len(read_tokens(tmp_path, 4, length=2).calibration) == 4
+    (tmp_path / "text.txt").write_text("a x " * 6 + "x x")
+    with pytest.raises(TokensError, match=r"8 of its 14 tokens are '\?', which .*json"):
+        read_tokens(tmp_path, 4, length=2)
 
 
 def test_a_folder_without_text(tmp_path):

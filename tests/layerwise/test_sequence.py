@@ -1,6 +1,7 @@
 """Layer-wise pruning in sequence, against an explicit loop over the layers."""
 
 import functools
+import re
 from pathlib import Path
 
 import jax
@@ -317,12 +318,38 @@ def test_a_weight_of_several_layers_is_refused() -> None:
         wf.prune_layerwise(net, {"w": jnp.eye(5)}, X, sparsity=0.5)
 
 
+def test_the_default_without_one_is_written_as_the_message_says() -> None:
+    def net(params, x):
+        h = jnp.tanh(jnp.tanh(x @ params["twice"]) @ params["twice"])
+        return h @ params["last"] + params["bias"]
+
+    shapes = {"twice": (5, 5), "last": (5, 8), "bias": (40, 8)}
+    params = {name: normal(i, *shape) for i, (name, shape) in enumerate(shapes.items())}
+    inputs = X[:40]
+    run = functools.partial(wf.prune_layerwise, net, params, inputs, batch_size=40)
+    with pytest.raises(wf.OptionError, match="leave it out by") as caught:
+        run(sparsity=0.5)
+    said = re.search(r"lambda path.*?\]", str(caught.value))
+    assert said is not None
+    axes = wf.find_axes(net, params, inputs)
+    _, masks, _ = run(sparsity=0.5, prunable=eval(said.group(), {"axes": axes}))
+    assert set(masks) == {"last"}
+
+
+def test_a_regular_expression_may_leave_out() -> None:
+    params = {n: {"kernel": jnp.ones((2, 2))} for n in ("body", "head")}
+    params["body"]["bias"] = jnp.ones(2)
+    masks = wf.init_masks(params, prunable=r"^(?!head/).*kernel")
+    assert list(masks) == ["body/kernel"]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({}, "sparsity is missing; expected a fraction"),
         ({"sparsity": 1.0}, "sparsity=1.0; expected a number from 0 and below 1"),
         ({"pattern": "filters"}, "pattern='filters' in layer-wise pruning"),
+        ({"pattern": "foo"}, "pattern='foo'; expected N:M such as 2:4, 'structures', "),
         ({"pattern": "2:4", "sparsity": 0.6}, "sparsity=0.6 with pattern='2:4'"),
         ({"sparsity": 0.5, "dampin": 1}, "no option 'dampin'; did you mean 'damping'"),
         ({"mac": 0.5}, "prune_layerwise has no option 'mac'; did you mean 'macs'"),
@@ -389,6 +416,38 @@ def test_what_cannot_be_estimated_is_refused(five_layers) -> None:
         wf.prune_layerwise(deep, dense, x, pattern="2:4", scope="global")
     with pytest.raises(wf.OptionError, match="damping=0"):
         run(deep, dense, x, damping=0.0)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (
+            "layer4",
+            jnp.nan,
+            r"\['layer4'\] of shape \(8, 8\) has 1 entries that are NaN",
+        ),
+        ("layer4", jnp.inf, r"\['layer4'\] of .* are NaN or infinity; expected finite"),
+        ("bias", jnp.nan, r"\['bias'\] of shape \(8, 8\) has 1 entries that are NaN;"),
+    ],
+)
+def test_weights_that_are_not_finite_are_named(
+    five_layers, path: str, value: float, message: str
+) -> None:
+    dense, x = five_layers
+    dense = {**dense, "bias": jnp.zeros((8, 8))}
+    wrong = {**dense, path: dense[path].at[1, 2].set(value)}
+    with pytest.raises(wf.OptionError, match=rf"^params{message}") as caught:
+        wf.prune_layerwise(deep, wrong, x, sparsity=0.5)
+    assert caught.value.name == "params"
+
+
+def test_infinity_may_say_where_attention_does_not_look(five_layers) -> None:
+    dense, x = five_layers
+    own = {"layer0": dense["layer0"], "hidden": jnp.array([-jnp.inf] + 7 * [0.0])}
+    pruned, _, _ = wf.prune_layerwise(
+        lambda p, x: jax.nn.softmax(x @ p["layer0"] + p["hidden"]), own, x, sparsity=0.5
+    )
+    np.testing.assert_array_equal(pruned["hidden"], own["hidden"])
 
 
 def until_small(params, x):
@@ -473,6 +532,12 @@ def test_a_sparsity_that_leaves_no_weight_at_all_is_refused(five_layers) -> None
     message = f"sparsity=0.9999 leaves none of .* of '{largest}', .*expected at most 0"
     with pytest.raises(wf.OptionError, match=message):
         wf.prune_layerwise(deep, dense, x, sparsity=0.9999)
+    with pytest.raises(
+        wf.OptionError, match=r"none of the 1 .* expected sparsity=0, or"
+    ):
+        wf.prune_layerwise(
+            lambda p, x: x @ p["w"], {"w": jnp.ones((1, 1))}, x[:, :1], sparsity=0.5
+        )
 
 
 @pytest.mark.parametrize("scope", ["layer", "global"])
@@ -541,6 +606,29 @@ def test_outputs_that_mean_nothing_share_nothing_out() -> None:
     with pytest.raises(wf.OptionError, match="metric='softmax': no layer's outputs"):
         wf.prune_layerwise(net, params, X, metric="softmax", **options)
     wf.prune_layerwise(net, params, X, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"spread": 0.3}, "spread=0.3 has no effect without scope='global'"),
+        ({"metric": "softmax"}, "metric='softmax' .* without scope='global' or distil"),
+        ({"seed": 3}, "seed=3 has no effect without scope='global'"),
+    ],
+)
+def test_an_option_that_others_leave_unused_is_warned_of(options, message) -> None:
+    params = {"w": normal(0, 5, 6)}
+
+    def net(params, x):
+        return jnp.tanh(x @ params["w"])
+
+    with pytest.warns(wf.PruneWarning, match=message) as caught:
+        _, _, info = wf.prune_layerwise(net, params, X, sparsity=0.5, **options)
+    assert caught[0].filename == __file__
+    assert info.warnings == (str(caught[0].message),)
+    used = {"spread": 0.3, "metric": "softmax", "scope": "global"}
+    wf.prune_layerwise(net, params, X, sparsity=0.5, **used)
+    wf.prune_layerwise(net, params, X, sparsity=0.5, spread=0.2, metric="identity")
 
 
 def test_a_layer_that_is_left_out_is_named() -> None:

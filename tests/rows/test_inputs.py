@@ -58,6 +58,11 @@ def test_params_that_are_no_arrays_are_named(function) -> None:
             function(net, given, ROWS, sparsity=0.5)
     with pytest.raises(TypeError, match=r"params\['n'\] has type float"):
         function(net, PARAMS | {"n": 1.0}, ROWS, sparsity=0.5)
+    with pytest.raises(TypeError, match=r"\['a/0/0'\] .*weights arrays, as by np.asa"):
+        function(net, {"a": [[0.5, 1.0]]}, ROWS, sparsity=0.5)
+    small = PARAMS | {"a": np.ones((3, 5), np.int8)}
+    with pytest.raises(TypeError, match=r"type int8; .*quantized weights by their sca"):
+        function(net, small, ROWS, sparsity=0.5)
 
 
 def test_a_loss_that_is_no_function_is_named() -> None:
@@ -92,6 +97,25 @@ def test_under_jit_a_driver_says_its_name(name: str) -> None:
         jax.jit(lambda: traced(ROWS))()
 
 
+@pytest.mark.parametrize("name", ["prune_layerwise", "prune_outputs"])
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        (ROWS[:0], r"no examples in inputs=float32\[0, 3\]; expected one batch"),
+        ([], r"no examples in inputs=\[\]; expected"),
+        (None, "no examples in inputs=None; expected"),
+        (
+            {"x": ROWS, "m": 2.0},
+            r"inputs\['m'\] has no axis of examples in inputs=\{'m",
+        ),
+        ([[1, 2, 3], [4, 5]], r"of type \['int'\]. Make lists of one length an array"),
+    ],
+)
+def test_what_has_no_examples_is_shown(name: str, inputs, message: str) -> None:
+    with pytest.raises(wf.OptionError, match=message):
+        CALLS[name](net, inputs)
+
+
 @pytest.mark.parametrize("name", CALLS)
 def test_what_is_no_batch_is_named_with_what_to_give(name: str) -> None:
     with pytest.raises(wf.OptionError, match=r"tuple of 3.*concatenate") as caught:
@@ -120,6 +144,43 @@ def test_an_error_of_a_network_says_what_it_was_given(name: str) -> None:
     assert isinstance(caught.value.__cause__, TypeError)
     with pytest.raises(wf.OptionError, match=rf"fails on \{{'x': '{rows}'\}} \("):
         call(net, {"x": ROWS[:, :2]})
+
+
+def test_a_network_of_a_fixed_number_of_examples_is_told_how_many_it_was_given() -> (
+    None
+):
+    def fixed(params, x):
+        return net(params, x.reshape(6, 3))
+
+    for given in (ROWS, [ROWS[:2], ROWS[2:]]):
+        with pytest.raises(wf.OptionError, match="called with 3 of the 6 ex") as caught:
+            CALLS["prune_layerwise"](fixed, given)
+        assert "give batch_size=6 if it takes just so many" in str(caught.value)
+    with pytest.raises(wf.OptionError, match=r"^net_fn fails on float32\[3, 3\] \("):
+        CALLS["prune_layerwise"](fixed, ROWS)
+    wf.prune_layerwise(fixed, PARAMS, ROWS, sparsity=0.5, batch_size=6)
+    with pytest.raises(wf.OptionError, match=r"on int32\[2\] .*give inputs\[None\] if"):
+        CALLS["prune_layerwise"](net, np.arange(1, 3))
+
+
+@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("inputs", [ROWS, (ROWS, ROWS)])
+@pytest.mark.parametrize(
+    ("wrong", "expected"),
+    [
+        (lambda p, x: x if jnp.sum(jax.tree.leaves(x)[0]) > 0 else p, "lax.cond in"),
+        (lambda p, x: np.tanh(jax.tree.leaves(x)[0]), "expected jax.numpy in place"),
+        (lambda p, x, y: net(p, x), r"lambda params, batch: net\(params, \*batch\)"),
+    ],
+)
+def test_errors_of_python_are_not_blamed_on_shapes(
+    name: str, inputs, wrong, expected: str
+) -> None:
+    with pytest.raises(
+        wf.OptionError, match=rf"^net_fn fails on .*{expected}"
+    ) as found:
+        CALLS[name](wrong, inputs)
+    assert "first axis" not in str(found.value)
 
 
 @pytest.mark.parametrize("name", CALLS)

@@ -67,6 +67,20 @@ def test_a_run_from_folder_to_folder(
         run(config, workdir)
 
 
+def test_the_perplexity_is_that_of_the_folder_and_its_dtype(tmp_path: Path) -> None:
+    config = given(tmp_path, sparsity=0.5)
+
+    def halved(tensors: dict) -> None:
+        tensors.update({k: (3 * a).astype(np.float16) for k, a in tensors.items()})
+
+    llama_folder(tmp_path / "dense", halved)
+    results = run(config, tmp_path / "run", quiet=True)
+    module, params = read_folder(tmp_path / "run" / "model")
+    tokens = np.load(tmp_path / "text.npz")["evaluation"][:2]
+    found = perplexity(lambda p, t: module.apply({"params": p}, t), params, tokens)
+    assert results["perplexity"]["pruned"]["all"] == pytest.approx(found.all, rel=1e-6)
+
+
 @pytest.mark.slow
 def test_structure_goes_by_times_that_the_run_keeps(tmp_path: Path) -> None:
     config = given(tmp_path, pattern="structures", latency=0.9, size=0.9)
@@ -95,8 +109,8 @@ def test_structure_goes_by_times_that_the_run_keeps(tmp_path: Path) -> None:
 def test_what_cannot_be_run(tmp_path: Path, changes: dict, message: str) -> None:
     values = to_dict(given(tmp_path, sparsity=0.5)) | changes
     with pytest.raises(ConfigError, match=message):
-        run(build_language(values), tmp_path / "run", quiet=True)
-    assert not (tmp_path / "run" / "model").exists()
+        run(build_language(values), tmp_path / "new" / "run", quiet=True)
+    assert not (tmp_path / "new").exists()
 
 
 def test_tokens_of_another_network(tmp_path: Path) -> None:
@@ -105,6 +119,45 @@ def test_tokens_of_another_network(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"data.dir: .*calibration\[0, 0\] is 11"):
         run(config, tmp_path / "run", quiet=True)
     assert not (tmp_path / "run").exists()
+
+
+def test_text_and_tokenizers_that_are_missing(tmp_path: Path) -> None:
+    values = to_dict(given(tmp_path, sparsity=0.5))
+    (tmp_path / "text").mkdir()
+    for folder, message in (("nowhere", "no such file"), ("text", "no .txt files")):
+        values["data"]["dir"] = str(tmp_path / folder)
+        with pytest.raises(ConfigError, match=rf"^config.data.dir: .*{message}"):
+            run(build_language(values), tmp_path / "run", quiet=True)
+    (tmp_path / "text" / "a.txt").write_text("a")
+    (tmp_path / "dense" / "tokenizer.json").unlink()
+    with pytest.raises(ConfigError, match=r"^config.data.dir: tokenizer.json is not"):
+        run(build_language(values), tmp_path / "run", quiet=True)
+
+
+def test_weights_that_cannot_be_pruned(tmp_path: Path) -> None:
+    config = given(tmp_path, sparsity=0.5)
+    name = "model.layers.0.mlp.up_proj.weight"
+
+    def with_nan(tensors: dict) -> None:
+        tensors[name] = np.full_like(tensors[name], np.nan)
+
+    def quantized(tensors: dict) -> None:
+        tensors[name] = tensors[name].astype(np.int8)
+
+    for change, message in (
+        (with_nan, r"params\['model/layers_0/mlp/up_proj/kernel'\] of .* are NaN"),
+        (quantized, rf"{name} has dtype int8; expected floating-point weights"),
+    ):
+        llama_folder(tmp_path / "dense", change)
+        with pytest.raises(ConfigError, match=rf"^config.init_from: .*{message}"):
+            run(config, tmp_path / "run", quiet=True)
+        assert not (tmp_path / "run").exists()
+    llama_folder(tmp_path / "dense")
+    stated = json.loads((tmp_path / "dense" / "config.json").read_text())
+    del stated["hidden_size"]
+    (tmp_path / "dense" / "config.json").write_text(json.dumps(stated))
+    with pytest.raises(ConfigError, match=r"config.json lacks hidden_size=4096 \(def"):
+        run(config, tmp_path / "run", quiet=True)
 
 
 def test_the_command_line(tmp_path: Path) -> None:

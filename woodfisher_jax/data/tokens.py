@@ -2,7 +2,7 @@
 
 import zipfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -59,7 +59,7 @@ def read_tokens(
     Raises:
         DataMissingError: If there is no such source, no text in it, or no tokenizer.
         TokensError: If a token is outside the vocabulary, sequences are of unequal
-            length, or the text is too short.
+            length, or the text is too short or mostly of unknown tokens.
         MissingExtraError: If text is to be cut and ``tokenizers`` is not installed.
     """
     source = Path(source)
@@ -86,11 +86,14 @@ def read_tokens(
 def _of_file(path: Path) -> Tokens:
     arrays = {}
     try:
+        with path.open("rb") as stream:
+            if not zipfile.is_zipfile(stream):
+                raise ValueError("it is no archive of np.savez")
         with np.load(path, allow_pickle=False) as file:
             for name in (*PARTS, "kinds"):
                 if name in file:
                     arrays[name] = file[name]
-    except (OSError, ValueError, AttributeError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
         if "Object arrays" in str(error):
             raise TokensError(
                 f"{path}: {name} has sequences of unequal length; expected an array "
@@ -98,7 +101,7 @@ def _of_file(path: Path) -> Tokens:
             ) from error
         raise TokensError(
             f"{path} cannot be read ({error!s:.200}); expected an .npz file with the "
-            "arrays calibration and evaluation"
+            "arrays calibration and evaluation, or a folder of .txt files"
         ) from error
     missing = [name for name in PARTS if name not in arrays]
     if missing:
@@ -143,15 +146,16 @@ def _of_folder(folder: Path, length: int, tokenizer: str | Path | None) -> Token
             f"{TOKENIZER} is not in {' or '.join(map(str, places))}; copy it there "
             "from the folder of the network"
         )
-    encode = require("tokenizers", "text").Tokenizer.from_file(str(known[0])).encode
+    encoder = require("tokenizers", "text").Tokenizer.from_file(str(known[0]))
     sequences: dict[str, np.ndarray] = {}
     for path in texts:
         try:
-            ids = encode(path.read_text(encoding="utf-8")).ids
+            ids = encoder.encode(path.read_text(encoding="utf-8")).ids
         except UnicodeDecodeError as error:
             raise TokensError(f"{path}: {error}; expected UTF-8") from error
         number = len(ids) // length
         sequences[path.stem] = np.reshape(ids[: number * length], (number, length))
+    _check_known(folder, known[0], encoder, sequences)
     ends = {kind: -(-len(rows) // EVALUATED) for kind, rows in sequences.items()}
     parts = {
         "calibration": {k: r[: len(r) - ends[k]] for k, r in sequences.items()},
@@ -166,6 +170,21 @@ def _of_folder(folder: Path, length: int, tokenizer: str | Path | None) -> Token
         )
     arrays = {n: np.array([row for _, row in rows]) for n, rows in turns.items()}
     return Tokens(**arrays, kinds=tuple(kind for kind, _ in turns["evaluation"]))
+
+
+def _check_known(
+    folder: Path, tokenizer: Path, encoder: Any, sequences: dict[str, np.ndarray]
+) -> None:
+    """Raises if most of a text is the token of what a tokenizer does not know."""
+    word = getattr(encoder.model, "unk_token", None)
+    ids = np.concatenate([rows.reshape(-1) for rows in sequences.values()])
+    unknown = 0 if word is None else int((ids == encoder.token_to_id(word)).sum())
+    if 2 * unknown > len(ids):
+        raise TokensError(
+            f"{folder}: {unknown} of its {len(ids)} tokens are {word!r}, which "
+            f"{tokenizer} gives for what it does not know; expected text in the "
+            "language of the network, or its own tokenizer"
+        )
 
 
 def _in_turn(rows: dict[str, np.ndarray]) -> list[tuple[str, np.ndarray]]:

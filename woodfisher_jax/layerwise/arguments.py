@@ -1,7 +1,7 @@
 """What layer-wise pruning is given, checked alone and together."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -15,7 +15,7 @@ from woodfisher_jax.selection.patterns import GroupNames, Pattern, parse
 from woodfisher_jax.selection.structures import Structures
 from woodfisher_jax.tracing.segments import Program, floats
 from woodfisher_jax.trees.masks import Masks
-from woodfisher_jax.trees.paths import Params, leaves_by_path, replace_leaves
+from woodfisher_jax.trees.paths import Params, leaf_name, leaves_by_path, replace_leaves
 from woodfisher_jax.trees.samples import regroup
 
 
@@ -26,13 +26,13 @@ def rule_of(pattern: str | GroupNames | Structures | None) -> Pattern | None:
         pattern = "structures"
         rule = parse(pattern)
         return rule if rule is None else rule._replace(name="heads", kinds=("heads",))
-    rule = parse(pattern)
+    taken = "N:M such as 2:4, 'structures', 'channels', 'neurons' or 'heads', or none"
+    rule = parse(pattern, taken)
     if rule is not None and rule.size is None and not rule.kinds:
         raise OptionError(
             "pattern",
-            f"pattern={rule.name!r} in layer-wise pruning; expected N:M such as 2:4, "
-            "'structures', 'channels', 'neurons' or 'heads', or none; wf.prune and "
-            "wf.prune_outputs know the others",
+            f"pattern={rule.name!r} in layer-wise pruning; expected {taken}; wf.prune "
+            "and wf.prune_outputs know the others",
         )
     return rule
 
@@ -60,6 +60,30 @@ def check_together(program: Program, settings: Layerwise, rule: Pattern | None) 
                 f"{name}={getattr(settings, name)!r}: net_fn returns no floating-point "
                 "numbers that depend on the inputs; expected outputs such as logits",
             )
+
+
+def without_effect(settings: Layerwise, given: Iterable[str]) -> list[str]:
+    """A sentence for each option that is given and that the others leave unused.
+
+    Args:
+        settings: All options.
+        given: Names of those that the caller gave.
+    """
+    is_global = settings.scope == "global"
+    needs = {
+        "spread": (is_global, "scope='global'"),
+        "sensitivity_examples": (is_global, "scope='global'"),
+        "seed": (is_global, "scope='global'"),
+        "metric": (is_global or settings.distil, "scope='global' or distil"),
+    }
+    default = Layerwise()
+    return [
+        f"{name}={getattr(settings, name)!r} has no effect without {other}"
+        for name, (used, other) in needs.items()
+        if name in given
+        and not used
+        and getattr(settings, name) != getattr(default, name)
+    ]
 
 
 def check_no_budget(shares: Mapping[str, float | None]) -> None:
@@ -153,6 +177,33 @@ def level_of(sparsity: float | None, rule: Pattern | None) -> float:
             f"{rule.sparsity}, or no sparsity",
         )
     return sparsity
+
+
+def check_finite(params: Params, masks: Masks) -> None:
+    """Raises if a parameter has NaN, or one that is pruned infinity.
+
+    Others may have infinity, such as -inf where attention does not look.
+
+    Args:
+        params: Any pytree of arrays; shapes pass.
+        masks: Of the tensors that are pruned.
+
+    Raises:
+        OptionError: With the path of the first.
+    """
+    for path, leaf in leaves_by_path(params).items():
+        if isinstance(leaf, jax.ShapeDtypeStruct):
+            continue
+        wrong = ~jnp.isfinite(leaf) if path in masks else jnp.isnan(leaf)
+        count = int(wrong.sum())
+        if count:
+            what = "NaN or infinity" if path in masks else "NaN"
+            raise OptionError(
+                "params",
+                f"{leaf_name('params', path)} of shape {leaf.shape} has {count} "
+                f"entries that are {what}; expected finite weights: train or load them "
+                "again",
+            )
 
 
 def batches_of(inputs: Any, most: int) -> list[Any]:

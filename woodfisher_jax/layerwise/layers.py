@@ -12,7 +12,7 @@ from woodfisher_jax.tracing.layers import Other, Product, Use
 from woodfisher_jax.tracing.segments import Program
 from woodfisher_jax.trees.axes import Axes
 from woodfisher_jax.trees.blocks import FlatOrder, as_read, flat_order
-from woodfisher_jax.trees.masks import Masks
+from woodfisher_jax.trees.masks import Masks, left_out
 
 
 class Layer(NamedTuple):
@@ -83,7 +83,7 @@ def untied(axes: Axes, uses: Mapping[str, Sequence[Use]]) -> Axes:
 
 
 def _products(path: str, uses: Sequence[Use]) -> list[Product]:
-    remedy = "leave it out with prunable (or masks), or prune with wf.prune_outputs"
+    remedy = f"{left_out(path)}, or prune with wf.prune_outputs"
     for use in uses:
         if isinstance(use, Other):
             raise OptionError(
@@ -108,8 +108,8 @@ def _check_once(path: str, shape: tuple[int, ...], products: list[Product]) -> N
     raise OptionError(
         "prunable",
         f"layer-wise pruning: {path!r} of shape {shape} is used {how}; expected each "
-        "of its weights in one layer, whose inputs are then known; leave it out with "
-        "prunable (or masks), or prune with wf.prune_outputs",
+        "of its weights in one layer, whose inputs are then known; "
+        f"{left_out(path)}, or prune with wf.prune_outputs",
     )
 
 
@@ -138,7 +138,8 @@ def _parts(product: Product, order: FlatOrder, rule: Pattern | None) -> Iterator
                 raise OptionError(
                     "pattern",
                     f"pattern={rule.name!r}: the groups of {product.path!r} do not lie "
-                    "along the inputs of its layer; leave it out with prunable",
+                    "along the inputs of its layer; "
+                    f"{left_out(product.path)}",
                 )
         yield Layer(
             product,

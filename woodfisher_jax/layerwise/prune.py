@@ -11,11 +11,13 @@ from woodfisher_jax.info import PruneWarning
 from woodfisher_jax.layerwise.arguments import (
     batches_of,
     check_differentiable,
+    check_finite,
     check_no_budget,
     check_times,
     check_together,
     level_of,
     rule_of,
+    without_effect,
 )
 from woodfisher_jax.layerwise.layers import find_layers, has_product, untied
 from woodfisher_jax.layerwise.removal import Removal
@@ -194,14 +196,15 @@ def prepared(
     check_params(params, "net_fn")
     batches = batches_of(inputs, settings.batch_size)
     shapes = shapes_of(batches[0], len(jax.tree.leaves(batches[0])[0]))
-    with taken_by_net(inputs, batches=True), explained():
+    with taken_by_net(inputs, batches=True, called=shapes), explained():
         program = Program(net_fn, params, shapes)
     check_reads(program.jaxpr, params)
     axes = find_axes(net_fn, params, shapes)
     chosen = masks is not None or prunable is not None
     known = axes if chosen else untied(axes, program.uses)
     masks = given_masks(params, masks, prunable, known)
-    said = []
+    check_finite(params, masks)
+    said = without_effect(settings, options)
     if not chosen:
         followed = {p for p, uses in program.uses.items() if has_product(uses)}
         others = sorted(axes.keys() - masks.keys() - followed)
@@ -212,8 +215,9 @@ def prepared(
                 "matrix products, or prune with wf.prune_outputs; prunable=... that "
                 "leaves them out ends this warning"
             )
-            # The caller's line: prune_layerwise and a decorator are in between.
-            warnings.warn(said[0], PruneWarning, stacklevel=4)
+    for text in said:
+        # The caller's line: prune_layerwise and a decorator are in between.
+        warnings.warn(text, PruneWarning, stacklevel=4)
     solver: Solver
     if rule is None or rule.size:
         check_no_budget(shares)

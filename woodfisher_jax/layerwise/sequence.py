@@ -354,8 +354,8 @@ def _check_finite(path: str, *moments: jax.Array) -> None:
         raise OptionError(
             "inputs",
             f"the inputs of the layer of {path!r}, or their squares, are not finite "
-            "for some of the examples; look for NaN or infinity in inputs and params, "
-            "and for numbers that leave the range of the network's precision",
+            "for some of the examples; look for NaN or infinity in inputs, infinity in "
+            "params, and numbers that leave the range of the network's precision",
         )
 
 

@@ -37,11 +37,13 @@ class SingleWeights:
         every = [layer for own in layers.values() for layer in own]
         largest = max(every, key=lambda layer: layer.size)
         if not num_kept(largest.size, self.level):
+            expected = f"at most {most_sparse(largest.size)}, which leaves one"
+            if largest.size == 1:
+                expected = "sparsity=0, or a layer of more weights"
             raise OptionError(
                 "sparsity",
                 f"sparsity={self.level} leaves none of the {largest.size} weights of "
-                f"{largest.product.path!r}, the largest layer; expected at most "
-                f"{most_sparse(largest.size)}, which leaves one",
+                f"{largest.product.path!r}, the largest layer; expected {expected}",
             )
         return layers
 

@@ -15,7 +15,12 @@ from woodfisher_jax.options import OptionError
 from woodfisher_jax.rows.gradients import LossFn
 from woodfisher_jax.rows.sharding import gathered, spans_processes
 from woodfisher_jax.tracing.primitives import dependent
-from woodfisher_jax.tracing.training_mode import called_with, explained
+from woodfisher_jax.tracing.training_mode import (
+    called_with,
+    expected_of,
+    explained,
+    kinds,
+)
 from woodfisher_jax.trees.paths import Params, leaf_name, leaves_by_path
 from woodfisher_jax.trees.samples import Examples, batch_length, num_examples, regroup
 
@@ -116,10 +121,13 @@ def check_params(params: Params, reader: str = "loss_fn") -> None:
     for path, leaf in leaves.items():
         kind = getattr(leaf, "dtype", type(leaf).__name__)
         if not hasattr(leaf, "dtype") or not jnp.issubdtype(leaf.dtype, jnp.floating):
+            remedy = "Multiply quantized weights by their scales, and keep"
+            if not hasattr(leaf, "dtype"):
+                remedy = "Make weights arrays, as by np.asarray(numbers), and keep"
             raise TypeError(
                 f"{leaf_name('params', path)} has type {kind}; expected floating-point "
-                "arrays only. Keep counters and indices out of params, in the closure "
-                f"of {reader} for instance"
+                f"arrays only. {remedy} counters and indices out of params, in the "
+                f"closure of {reader} for instance"
             )
 
 
@@ -163,23 +171,29 @@ def as_inputs() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def taken_by_net(inputs: Any, *, batches: bool) -> Iterator[None]:
+def taken_by_net(inputs: Any, *, batches: bool, called: Any = None) -> Iterator[None]:
     """An error of net_fn says what it was given; of a list or tuple, how it was read.
 
     Args:
         inputs: As given.
         batches: Whether a list is one of batches; a tuple is one batch.
+        called: Shapes that net_fn is called with, by an option ``batch_size``; default
+            the inputs.
 
     Raises:
         OptionError: Caused by the error of net_fn; that itself, if it is explained.
     """
+    remark = "" if called is None else _of_part(inputs, called)
     if not isinstance(inputs, (list, tuple)):
-        with called_with("net_fn", inputs):
+        with called_with("net_fn", inputs if called is None else called, remark):
             yield
         return
     try:
         yield
     except Exception as error:
+        if expected_of("net_fn", error):
+            with called_with("net_fn", inputs if called is None else called):
+                raise
         first = inputs[0]
         of = f"an array of shape {first.shape}" if hasattr(first, "shape") else ""
         read, ways = "one batch", "np.concatenate(inputs) if they are batches"
@@ -193,8 +207,21 @@ def taken_by_net(inputs: Any, *, batches: bool) -> Iterator[None]:
             f"{of or 'a ' + type(first).__name__}, read as {read}, which net_fn does "
             f"not take ({type(error).__name__}: {str(error).partition(chr(10))[0]}); "
             "expected examples along the first axis of each array of a batch: give "
-            f"{ways}, np.stack(inputs) if they are single examples",
+            f"{ways}, np.stack(inputs) if they are single examples{remark}",
         ) from error
+
+
+def _of_part(inputs: Any, called: Any) -> str:
+    """What to say of a call with some of the inputs."""
+    number, total = batch_length(called), num_examples(inputs)
+    vector = getattr(inputs, "ndim", 0) == 1
+    single = "; give inputs[None] if they are a single example" if vector else ""
+    if number == total:
+        return single
+    return (
+        f"{single}; it is called with {number} of the {total} examples at once, by "
+        f"batch_size: give batch_size={total} if it takes just so many"
+    )
 
 
 def counted_inputs(inputs: Any) -> int:
@@ -222,10 +249,18 @@ def counted_inputs(inputs: Any) -> int:
             "such as list(inputs)",
         )
     if not number:
+        single = [
+            leaf_name("inputs", path)
+            for path, leaf in leaves_by_path(inputs).items()
+            if not np.shape(leaf)
+        ]
+        where = (
+            f"{single[0]} has no axis of examples in" if single else "no examples in"
+        )
         raise OptionError(
             "inputs",
-            "inputs hold no examples that can be counted; expected one batch (array, "
-            "tuple or dict of arrays) or a list of batches",
+            f"{where} inputs={kinds(inputs)}; expected one batch (array, tuple or dict "
+            "of arrays with one or more examples) or a list of batches",
         )
     return number
 

@@ -18,7 +18,7 @@ from woodfisher_jax.options import OptionError
 from woodfisher_jax.selection.structures import KINDS, Structures
 from woodfisher_jax.trees.axes import WeightAxes, given_axes
 from woodfisher_jax.trees.blocks import FlatOrder, as_read, flat_order
-from woodfisher_jax.trees.masks import Prunable, by_path, init_masks
+from woodfisher_jax.trees.masks import Prunable, by_path, init_masks, left_out
 from woodfisher_jax.trees.paths import Params, leaves_by_path
 
 MOST_SUBSETS = 1000
@@ -114,7 +114,7 @@ def _several(numbers: tuple[int, ...], name: str) -> Pattern:
             raise OptionError(
                 "pattern",
                 f"pattern={name!r}: {path!r} of shape {shape} has {inputs} inputs, no "
-                f"multiple of {size}; leave it out with prunable (or masks)",
+                f"multiple of {size}; {left_out(path)}",
             )
         return path, _blocks(axes, size, 1)
 
@@ -212,8 +212,15 @@ PATTERNS: dict[str, tuple[str, Callable[[tuple[int, ...], str], Pattern]]] = {
 """For each kind of pattern what its names look like, and what makes one of it."""
 
 
+KNOWN = (
+    f"one of {list(PATTERNS)} with numbers for the letters (such as '2:4', '4x1' or "
+    "'heads:6'), a function or None"
+)
+"""What :func:`parse` takes."""
+
+
 def parse(
-    pattern: "str | GroupNames | Structures | Pattern | None",
+    pattern: "str | GroupNames | Structures | Pattern | None", known: str = KNOWN
 ) -> Pattern | None:
     """A pattern by its name, or of a function.
 
@@ -226,6 +233,7 @@ def parse(
             (path, shape) ->
             the number of each entry's group, an array that broadcasts to the shape,
             where the same number in several tensors is one group; or None.
+        known: What the caller takes, for the message; default all of this.
 
     Returns:
         The pattern; None for None, single weights.
@@ -252,8 +260,7 @@ def parse(
             return make(tuple(int(number) for number in found.groups()), str(pattern))
     raise OptionError(
         "pattern",
-        f"pattern={pattern!r}; expected one of {list(PATTERNS)} with numbers for the "
-        "letters (such as '2:4', '4x1' or 'heads:6'), a function or None",
+        f"pattern={pattern!r}; expected {known}",
     )
 
 
@@ -279,10 +286,9 @@ def _told(path: str, axes: WeightAxes, name: str) -> tuple[int, int, int, int]:
         raise OptionError(
             "pattern",
             f"pattern={name!r}: {path!r} of shape {axes.shape} "
-            f"{reason or 'has no inputs and outputs'}; leave it out with prunable (or "
-            "masks), or give what tells its axes: loss_fn and samples, or "
-            f"axes={{{path!r}: {letters!r}}} (o outputs, i inputs, "
-            "k positions, s stacked layers)",
+            f"{reason or 'has no inputs and outputs'}; {left_out(path)}, or give what "
+            f"tells its axes: loss_fn and samples, or axes={{{path!r}: {letters!r}}} "
+            "(o outputs, i inputs, k positions, s stacked layers)",
         )
     return axes.sizes
 

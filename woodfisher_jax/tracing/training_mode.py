@@ -46,6 +46,21 @@ _REMEDIES = {
 }
 """By what the frameworks say, after the name of the exception."""
 
+_TRACED = (
+    (
+        jax.errors.TracerArrayConversionError,
+        "{name} gives an array to NumPy, which JAX cannot while it traces; expected "
+        "jax.numpy in place of numpy, as in jnp.tanh(x)",
+    ),
+    (
+        jax.errors.ConcretizationTypeError,
+        "{name} decides in Python by values of an array, which are not known while JAX "
+        "traces; expected jnp.where or lax.cond in place of if, and static numbers in "
+        "place of int(x) and float(x)",
+    ),
+)
+"""What is wrong and expected instead, by what JAX raises."""
+
 _NOTE = "woodfisher_jax: "
 """How a note of this package starts."""
 
@@ -68,13 +83,36 @@ def explained() -> Iterator[None]:
         raise
 
 
+def expected_of(name: str, error: Exception) -> str | None:
+    """What a caller's function has to be, where its error tells that.
+
+    Args:
+        name: Of the argument that is the function.
+        error: That it raised.
+
+    Returns:
+        A clause; None if what it is called with may be wrong as well.
+    """
+    for kind, text in _TRACED:
+        if isinstance(error, kind):
+            return text.format(name=name)
+    if re.search(r"missing \d+ required positional argument", str(error)):
+        return (
+            f"{name} is called with two arguments; expected (params, batch): take "
+            "several arrays as one tuple, such as lambda params, batch: "
+            "net(params, *batch)"
+        )
+    return None
+
+
 @contextlib.contextmanager
-def called_with(name: str, batch: Any) -> Iterator[None]:
+def called_with(name: str, batch: Any, remark: str = "") -> Iterator[None]:
     """Says what a caller's function was given when it failed.
 
     Args:
         name: Of the argument that is the function.
         batch: What it is called with beside params.
+        remark: On what it is called with, at the end of the message; default none.
 
     Raises:
         OptionError: Caused by the error of the function, unless :func:`explained` has
@@ -88,16 +126,19 @@ def called_with(name: str, batch: Any) -> Iterator[None]:
         if any(note.startswith(_NOTE) for note in getattr(error, "__notes__", ())):
             raise
         first_line = str(error).partition("\n")[0]
+        expected = expected_of(name, error) or (
+            "expected examples along the first axis of each array, and beyond it what "
+            f"{name} takes with these params: call jax.jit({name}) on them to see "
+            f"where it fails{remark}"
+        )
         raise OptionError(
             name,
-            f"{name} fails on {_kinds(batch)} ({type(error).__name__}: {first_line}); "
-            f"expected examples along the first axis of each array, and beyond it what "
-            f"{name} takes with these params: call jax.jit({name}) on them to see "
-            "where it fails",
+            f"{name} fails on {kinds(batch)} ({type(error).__name__}: {first_line}); "
+            f"{expected}",
         ) from error
 
 
-def _kinds(batch: Any) -> str:
+def kinds(batch: Any) -> str:
     """The arrays of a batch by type and shape."""
 
     def kind(leaf: Any) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
+from woodfisher_jax.data.array_records import DataMissingError
 from woodfisher_jax.data.tokens import Tokens, read_tokens
 from woodfisher_jax.extras import MissingExtraError
 from woodfisher_jax.layerwise.prune import prune_layerwise
@@ -24,7 +25,7 @@ from woodfisher_jax.report import environment, language, metrics
 from woodfisher_jax.shrink import shrunk
 from woodfisher_jax.training.config import ConfigError, LanguageConfig, to_dict
 from woodfisher_jax.training.perplexity import perplexity
-from woodfisher_jax.training.workdir import held, log_file
+from woodfisher_jax.training.workdir import held, log_file, removed_unless_started
 from woodfisher_jax.weights import hugging_face
 from woodfisher_jax.weights.state_dicts import StateDictMismatchError
 from woodfisher_jax.written_files import check_room, replace_file
@@ -34,6 +35,12 @@ MODEL = "model"
 
 TIMES = "times.json"
 """Milliseconds of products on the machine of the run, by their widths."""
+
+_FIELDS = {"params": "config.init_from", "inputs": "config.init_from"}
+"""The fields that are at fault for arguments that are no options.
+
+Tokens are finite: inputs of a layer that are not come from the network.
+"""
 
 logger = logging.getLogger(__name__)
 
@@ -54,9 +61,9 @@ def run(
         The content of ``results.json``.
 
     Raises:
-        ConfigError: If a field is missing or does not fit, the network cannot be read
-            or has no head, or the folder has a run already; before anything starts.
-        DataMissingError: If there is no text.
+        ConfigError: If a field is missing or does not fit, the network or the text
+            cannot be read, the network has no head, or the folder has a run already; a
+            new folder is removed.
         WriteError: If the disk does not take a file.
     """
     workdir, start = Path(workdir), time.perf_counter()
@@ -77,7 +84,13 @@ def run(
         )
     with live("pruning", quiet=quiet) as progress, timed("read"):
         module, params, tokens = _read(config, source, progress)
-    with held(workdir), log_file(workdir), live("pruning", quiet=quiet) as progress:
+    made = [path for path in (workdir, *workdir.parents) if not path.exists()]
+    with (
+        held(workdir),
+        removed_unless_started(made, ConfigError),
+        log_file(workdir),
+        live("pruning", quiet=quiet) as progress,
+    ):
         check_room(workdir, 2 * sum(leaf.nbytes for leaf in jax.tree.leaves(params)))
         replace_file(
             workdir / "config.json", json.dumps(to_dict(config), indent=2) + "\n"
@@ -110,9 +123,12 @@ def run(
             progress("write", 0, 1)
             hugging_face.write_folder(workdir / MODEL, pruned, source)
             progress("write", 1, 1)
+        left = num_parameters(pruned)
+        with timed("read"):
+            # As it is in the folder, rounded to the dtype there.
+            _, pruned = hugging_face.read_folder(workdir / MODEL)
         found = measured(pruned)
         logger.info("perplexity %.2f -> %.2f", dense["all"], found["all"])
-        left = num_parameters(pruned)
         if left < whole:
             logger.info("parameters %s -> %s", f"{whole:,}", f"{left:,}")
         results = {
@@ -185,7 +201,7 @@ def _read(
             length=data.length,
             tokenizer=source,
         )
-    except ValueError as error:
+    except (DataMissingError, ValueError) as error:
         raise ConfigError(f"config.data.dir: {error}") from error
     progress("read", 1, 1)
     return (
@@ -261,7 +277,9 @@ def _pruned(
             **options,
         )
     except OptionError as error:
-        raise ConfigError(f"config.prune.{error.name}: {error}") from error
+        raise ConfigError(
+            f"{_FIELDS.get(error.name, f'config.prune.{error.name}')}: {error}"
+        ) from error
     if ":" not in (config.prune.pattern or ":"):
         _, pruned = shrunk(net_fn, pruned, masks, tokens.calibration[:1])
     return pruned, info

@@ -119,11 +119,14 @@ def _unusable(workdir: Path, error: Exception) -> ConfigError:
 
 
 @contextlib.contextmanager
-def removed_unless_started(made: Sequence[Path]) -> Iterator[Callable[[], None]]:
+def removed_unless_started(
+    made: Sequence[Path], errors: type[BaseException] = BaseException
+) -> Iterator[Callable[[], None]]:
     """Removes the new folder of a run if an error ends the context too early.
 
     Args:
         made: The folder and those that it is in, as far as they were made for this run.
+        errors: Which errors; default any.
 
     Yields:
         What to call once the run has started, from when on the folder stays.
@@ -131,7 +134,7 @@ def removed_unless_started(made: Sequence[Path]) -> Iterator[Callable[[], None]]
     started = threading.Event()
     try:
         yield started.set
-    except BaseException:
+    except errors:
         if made and not started.is_set():
             shutil.rmtree(made[0], ignore_errors=True)
             with contextlib.suppress(OSError):  # Another run is in one of them.

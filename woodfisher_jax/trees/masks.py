@@ -282,6 +282,19 @@ def _no_mask(masks: MasksLike, where: str = "") -> OptionError:
     )
 
 
+def left_out(path: str) -> str:
+    """How to leave a tensor out of what is prunable by default, for messages.
+
+    Args:
+        path: Of the tensor.
+    """
+    return (
+        f"leave it out by prunable=lambda path, array: path in axes and path not in "
+        f"[{path!r}], with axes = wf.find_axes(f, params, batch) of the function and "
+        "inputs that you give here (or by masks)"
+    )
+
+
 def given_masks(
     params: Params,
     masks: MasksLike | None,

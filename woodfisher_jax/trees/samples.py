@@ -78,9 +78,12 @@ def batch_length(batch: Batch) -> int:
     shapes = [np.shape(leaf) for leaf in leaves]
     if not shapes or any(not shape for shape in shapes):
         kinds = sorted({type(leaf).__name__ for leaf in leaves if not np.shape(leaf)})
+        remedy = ""
+        if isinstance(batch, list):
+            remedy = ". Make lists of one length an array, as by np.array(samples)"
         raise ValueError(
             "samples: a batch must be a pytree of arrays with a leading axis of "
-            f"examples; got shapes {shapes}, with entries of type {kinds}"
+            f"examples; got shapes {shapes}, with entries of type {kinds}{remedy}"
         )
     if len({shape[0] for shape in shapes}) > 1:
         raise ValueError(
@@ -108,8 +111,9 @@ def num_examples(samples: Any) -> int | None:
     if isinstance(samples, list):
         _check_unambiguous(samples)
         parts = [_plain(batch) for batch in samples]
+        total = sum(batch_length(batch) for batch in parts)
         _check_alike(parts)
-        return sum(batch_length(batch) for batch in parts)
+        return total
     return None
 
 

@@ -122,7 +122,8 @@ def read_folder(folder: str | os.PathLike[str]) -> tuple[nn.Module, Any]:
         The Linen module, and its parameters as float32 NumPy arrays.
 
     Raises:
-        FolderError: If a file is missing or damaged, or the network is of another form.
+        FolderError: If a file is missing or damaged, a tensor has whole numbers, or the
+            network is of another form.
         StateDictMismatchError: If tensors are missing, unexpected or of another shape,
             with their names.
 
@@ -137,8 +138,13 @@ def read_folder(folder: str | os.PathLike[str]) -> tuple[nn.Module, Any]:
     try:
         module, shapes = narrowed_to(state_dict, form.module(config), _TOKENS)
         variables, masks = to_variables(state_dict, shapes)
+    except StateDictMismatchError as error:
+        raise StateDictMismatchError(f"{folder}: {error}") from error
     except ValueError as error:
-        raise type(error)(f"{folder}: {error}") from error
+        stated = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        absent = [f"{n}={getattr(config, n)}" for n in form.sizes if n not in stated]
+        remedy = f"; {CONFIG} lacks {', '.join(absent)} (default)" if absent else ""
+        raise FolderError(f"{folder}: {error}{remedy}") from error
     if masks:
         raise FolderError(f"{folder}: it has masks; expected weights alone")
     return module, variables["params"]
