@@ -138,9 +138,9 @@ def by_magnitude(
                 made = np.moveaxis(np.abs(leaves[member.path]), member.axis, 0)
                 norms += made.reshape(len(made), -1).sum(1)[member.entries].sum(1)
         losses |= dict(zip(family.units, norms.tolist(), strict=True))
-    level, _ = goal_of(given.found, None, {budget: share})
+    goal = goal_of(given.found, None, {budget: share})
     gone: set[int] = set()
-    counts = counts_of(given.found, level, {})
+    counts = counts_of(given.found, *goal)
     for family, count in zip(given.found.families, counts, strict=True):
         gone.update(sorted(family.units, key=losses.__getitem__)[:count])
     masks = given.found.masks(kernels(given.variables), gone)

@@ -7,7 +7,9 @@ import pytest
 from arrays import normal
 
 import woodfisher_jax as wf
+from woodfisher_jax.layerwise.structures import counts_of, goal_of, readers
 from woodfisher_jax.options import OptionError
+from woodfisher_jax.selection.structures import Structures, structures
 
 
 def net(params, x):
@@ -192,3 +194,112 @@ def test_its_own_masks_are_accepted_where_layers_follow_one_another() -> None:
     broken = {**masks, "c": masks["c"].at[one].set(False)}
     with pytest.raises(ValueError, match="'c' have single weights pruned"):
         wf.prune_layerwise(net, first, inputs, macs=0.4, masks=broken, **options)
+
+
+FAMILIES = [("neurons", 40), ("heads", 3), ("neurons", 40), ("heads", 3)]
+"""Of two blocks of a transformer."""
+
+
+@pytest.fixture(scope="module")
+def few_heads() -> Structures:
+    def net(params, tokens):
+        x = params["embed"][tokens] + params["places"]
+        for block in (params["block0"], params["block1"]):
+            q, k, v = (
+                (x @ block[name]).reshape(*x.shape[:2], 3, 8) for name in ("qkv")
+            )
+            attention = jax.nn.softmax(jnp.einsum("bihd,bjhd->bhij", q, k), -1)
+            heads = jnp.einsum("bhij,bjhd->bihd", attention, v)
+            x = block["first"] * x + heads.reshape(x.shape) @ block["o"]
+            inner = jax.nn.silu(x @ block["gate"]) * (x @ block["up"])
+            x = block["second"] * x + inner @ block["down"]
+        return params["last"] * x @ params["embed"].T
+
+    wide = dict.fromkeys("qkvo", (24, 24))
+    block = {**wide, "gate": (24, 40), "up": (24, 40), "down": (40, 24)}
+    given = {
+        "embed": jnp.zeros((50, 24)),
+        "places": jnp.zeros((20, 24)),
+        "last": jnp.zeros(24),
+    }
+    for name in ("block0", "block1"):
+        given[name] = {path: jnp.zeros(shape) for path, shape in block.items()}
+        given[name] |= {"first": jnp.zeros(24), "second": jnp.zeros(24)}
+    found = structures(net, given, jnp.zeros((1, 20), int))
+    shapes = {
+        f"block{i}/{name}": shape for i in range(2) for name, shape in block.items()
+    }
+    inside = tuple(f for r in readers(found, shapes).values() for f in r.families)
+    assert [(family.kind, len(family.units)) for family in inside] == FAMILIES
+    return found._replace(families=inside)
+
+
+@pytest.mark.parametrize(
+    ("cost", "share", "left"),
+    [
+        ("macs", 1.0, [40, 3, 40, 3]),
+        ("macs", 0.95, [35, 3, 35, 3]),
+        ("macs", 0.9, [30, 3, 31, 3]),
+        ("macs", 0.8, [28, 2, 29, 3]),
+        ("macs", 0.7, [27, 2, 27, 2]),
+        ("macs", 0.6, [17, 2, 18, 2]),
+        ("macs", 0.3, [4, 1, 5, 1]),
+        ("size", 0.7, [25, 2, 25, 2]),
+    ],
+)
+def test_few_heads_do_not_overshoot(few_heads, cost, share, left) -> None:
+    level, budget = goal_of(few_heads, None, {cost: share})
+    counts = counts_of(few_heads, level, budget)
+    sizes = [size for _, size in FAMILIES]
+    assert [n - gone for n, gone in zip(sizes, counts, strict=True)] == left
+    # Nor do they where losses decide: no neuron could stay besides.
+    losses = {
+        unit: family.macs * (8 + unit % 7)
+        for family in few_heads.families
+        for unit in family.units
+    }
+    for found in (counts, counts_of(few_heads, level, budget, losses, spread=0.2)):
+        gone = {
+            unit
+            for family, count in zip(few_heads.families, found, strict=True)
+            for unit in family.units[:count]
+        }
+        most = share * few_heads.account().left[cost]
+        neuron = getattr(few_heads.families[0], cost)
+        assert most - neuron < few_heads.account(gone).left[cost] <= most
+
+
+def test_what_is_left_of_a_budget_is_said(given) -> None:
+    _, masks, info = prune(given, macs=0.7)
+    found = wf.structures(net, *given)
+    left = found.account(found.gone(masks)).left["macs"] / found.macs
+    assert info.costs == {"macs": (pytest.approx(0.7), pytest.approx(left))}
+    assert f"macs: {left:.4f} left, 0.7 asked" in str(info)
+    # The residual stream.
+    assert info.whole == ("a",)
+    assert "whole    a\n" in str(info)
+
+
+def test_what_a_grouped_convolution_reads_stays() -> None:
+    def net(params, x):
+        for name, groups in (("a", 1), ("b", 4)):
+            x = jax.nn.relu(
+                jax.lax.conv_general_dilated(
+                    x,
+                    params[name],
+                    (1, 1),
+                    "SAME",
+                    feature_group_count=groups,
+                    dimension_numbers=("NHWC", "HWIO", "NHWC"),
+                )
+            )
+        return x.mean((1, 2)) @ params["c"]
+
+    shapes = {"a": (1, 1, 4, 8), "b": (1, 1, 2, 8), "c": (8, 3)}
+    params = {p: normal(n, *shape) for n, (p, shape) in enumerate(shapes.items())}
+    _, masks, info = wf.prune_layerwise(
+        net, params, normal(9, 20, 4, 4, 4), pattern="structures", sparsity=0.5
+    )
+    assert [layer.path for layer in info.layers] == ["c"]
+    assert info.whole == ("a",)
+    assert bool(jnp.all(masks["a"]))

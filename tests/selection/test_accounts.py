@@ -50,6 +50,15 @@ def test_the_cheapest_for_what_they_save_go_first(found):
     assert gone == {second[0], second[1]}
 
 
+def test_what_the_last_saves_beyond_the_budget_lets_others_stay(found):
+    first, second = found.units
+    losses = {u: 9.0 for units in found.units for u in units}
+    # The first saves 7, which leaves 43; the second 8 without it.
+    losses |= {first[0]: 1.0, second[0]: 2.0}
+    gone = cheapest(found.units, losses, found.account(), {"size": 42}, set())
+    assert gone == {second[0]}
+
+
 def test_two_budgets_are_both_met_and_what_has_gone_stays_gone(found):
     first, _ = found.units
     losses = {u: 1.0 for units in found.units for u in units}

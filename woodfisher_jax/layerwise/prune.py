@@ -24,11 +24,11 @@ from woodfisher_jax.layerwise.removal import Removal
 from woodfisher_jax.layerwise.sequence import Sequence, Solver
 from woodfisher_jax.layerwise.settings import Layerwise, LayerwiseInfo
 from woodfisher_jax.layerwise.structures import (
-    Reader,
     asked_for,
     checked_goal,
     goal_of,
     readers,
+    ungrouped,
 )
 from woodfisher_jax.layerwise.weights import SingleWeights
 from woodfisher_jax.options import check_known, fields_of, keywords
@@ -136,6 +136,8 @@ def prune_layerwise(
         **options,
     )
     params, masks, info = sequence.run(solver, progress)
+    if isinstance(solver, Removal):
+        info = info._replace(costs=solver.costs(masks), whole=solver.whole)
     if sequence.emptied:
         ways = "lower sparsity"
         if isinstance(solver, SingleWeights) and sequence.settings.scope == "layer":
@@ -221,29 +223,27 @@ def prepared(
         check_no_budget(shares)
         solver = SingleWeights(rule, level_of(sparsity, rule))
         groups = rule
+        layers = find_layers(program, masks, axes, groups)
     else:
         given = rule.structures or structures(net_fn, params, shapes)
         sparsity, budgets = checked_goal(sparsity, shares)
-        found, read = _read_by_one(asked_for(given, rule, params), masks)
+        asked = asked_for(given, rule, params)
+        groups = None
+        layers = find_layers(program, masks, axes, groups)
+        read = readers(asked, ungrouped(layers))
+        families = tuple(f for reader in read.values() for f in reader.families)
+        found = asked._replace(families=families)
         if shares["latency"] is not None and not found.speeds:
             progress("latency", 0, 1)
             found = timed(found, times)
             progress("latency", 1, 1)
-        solver = Removal(found, read, *goal_of(found, sparsity, budgets))
-        groups = None
+        units = set(found.units)
+        whole = tuple(f.name for f in asked.families if f.units not in units)
+        solver = Removal(found, read, *goal_of(found, sparsity, budgets), whole)
     check_together(program, settings, groups)
     check_differentiable(net_fn, params, shapes, masks, settings)
-    layers = solver.chosen(find_layers(program, masks, axes, groups))
+    layers = solver.chosen(layers)
     if isinstance(solver, SingleWeights) and rule is None:
         solver.check_left(layers, masks, settings.scope)
     sequence = Sequence(program, params, masks, axes, batches, layers, settings, said)
     return sequence, solver
-
-
-def _read_by_one(
-    found: Structures, masks: Masks
-) -> tuple[Structures, dict[str, Reader]]:
-    """The structures that one layer alone reads, and these layers by path."""
-    read = readers(found, {path: tuple(mask.shape) for path, mask in masks.items()})
-    families = tuple(f for reader in read.values() for f in reader.families)
-    return found._replace(families=families), read

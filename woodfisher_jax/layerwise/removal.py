@@ -6,10 +6,12 @@ import numpy as np
 from woodfisher_jax.equations.layerwise import layer_error, without_inputs
 from woodfisher_jax.layerwise.budgets import scores_of
 from woodfisher_jax.layerwise.sequence import Layers, Sequence
+from woodfisher_jax.layerwise.settings import CostShare
 from woodfisher_jax.layerwise.structures import Reader, counts_of
 from woodfisher_jax.selection.accounts import Budget
 from woodfisher_jax.selection.structures import Structures
 from woodfisher_jax.tracing.layers import Product
+from woodfisher_jax.trees.masks import Masks
 
 STEPS = 64
 """In which a layer's structures go, some at once in each."""
@@ -23,6 +25,7 @@ class Removal:
         readers: The layers by the path of their weights.
         level: The share of each family that goes.
         budget: What may be left in all; empty for that share.
+        whole: Names of the families that stay.
     """
 
     def __init__(
@@ -31,7 +34,9 @@ class Removal:
         readers: dict[str, Reader],
         level: float,
         budget: Budget,
+        whole: tuple[str, ...],
     ) -> None:
+        self.whole = whole
         self.found, self.readers = found, readers
         self.level, self.budget = level, budget
         self._gone: dict[tuple[int, ...], int] = {}
@@ -53,6 +58,15 @@ class Removal:
         spread = sequence.settings.spread
         counts = counts_of(self.found, self.level, self.budget, losses, spread)
         self._gone = dict(zip(self.found.units, counts, strict=True))
+
+    def costs(self, masks: Masks) -> dict[str, CostShare]:
+        """What masks leave of each cost that has a budget."""
+        all_of = self.found.account().left
+        left = self.found.account(self.found.gone(masks)).left
+        return {
+            name: CostShare(most / all_of[name], left[name] / all_of[name])
+            for name, most in self.budget.items()
+        }
 
     def prune(
         self,

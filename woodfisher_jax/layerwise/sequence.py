@@ -211,6 +211,8 @@ class Sequence:
             self.seconds,
             empty,
             tuple(self._said),
+            costs={},
+            whole=(),
         )
         # What is not pruned too: NumPy may have a type that JAX takes as another.
         params = jax.device_put(replace_leaves(self.params, changed))

@@ -115,6 +115,18 @@ class LayerResult(NamedTuple):
     error: float
 
 
+class CostShare(NamedTuple):
+    """A cost of a network whose structures are taken out, as shares of the whole.
+
+    Attributes:
+        asked: What might be left.
+        left: What is left.
+    """
+
+    asked: float
+    left: float
+
+
 class LayerwiseInfo(NamedTuple):
     """What a layer-wise pruning did.
 
@@ -127,6 +139,10 @@ class LayerwiseInfo(NamedTuple):
         seconds: Wall time by phase.
         empty_outputs: As of :class:`woodfisher_jax.PruneInfo`.
         warnings: What has been warned of, as a :class:`woodfisher_jax.PruneWarning`.
+        costs: Of structures, what is left of each cost that was given, by "macs",
+            "size" and "latency".
+        whole: Families of structures that stay, by the name of the first tensor whose
+            outputs they are: no layer alone reads them along its inputs.
     """
 
     sparsity: float
@@ -137,6 +153,8 @@ class LayerwiseInfo(NamedTuple):
     seconds: dict[str, float]
     empty_outputs: dict[str, int]
     warnings: tuple[str, ...]
+    costs: dict[str, CostShare]
+    whole: tuple[str, ...]
 
     @property
     def errors(self) -> dict[str, float]:
@@ -169,6 +187,10 @@ class LayerwiseInfo(NamedTuple):
         lines = [
             f"{100 * self.sparsity:.2f} % sparse: {self.nonzero:,} of "
             f"{self.prunable:,} prunable weights left",
+            *(
+                f"{name}: {cost.left:.4f} left, {cost.asked:.4g} asked"
+                for name, cost in self.costs.items()
+            ),
             "",
             f"{'':{width}}  sparsity   error{before}",
         ]
@@ -183,5 +205,7 @@ class LayerwiseInfo(NamedTuple):
         lines.append("")
         if self.empty_outputs:
             lines.append(f"empty    {emptied_line(self.empty_outputs)}")
+        if self.whole:
+            lines.append(f"whole    {', '.join(self.whole)}")
         lines.append(f"seconds  {phases}")
         return "\n".join(lines + [f"warning  {text}" for text in self.warnings])

@@ -1,5 +1,7 @@
 """Structures that layer-wise pruning takes from the layers that read them."""
 
+import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -18,6 +20,7 @@ from woodfisher_jax.selection.accounts import COSTS, Budget, cheapest
 from woodfisher_jax.selection.goal import Goal
 from woodfisher_jax.selection.patterns import Pattern
 from woodfisher_jax.selection.structures import Family, Member, Structures
+from woodfisher_jax.tracing.layers import Product
 from woodfisher_jax.trees.masks import num_kept
 from woodfisher_jax.trees.paths import Params, leaves_by_path
 
@@ -45,18 +48,8 @@ class Reader(NamedTuple):
         return tuple(unit for family in self.families for unit in family.units)
 
     def columns(self, layer: Layer) -> np.ndarray:
-        """The order of a layer's inputs in which those of a structure are together.
-
-        Raises:
-            OptionError: If a structure does not lie along the inputs of the layer.
-        """
+        """The order of a layer's inputs in which those of a structure are together."""
         labels = self.labels.reshape(-1)[layer.entries()]
-        if len(labels) != 1 or (labels != labels[:, :1]).any():
-            raise OptionError(
-                "pattern",
-                f"structures of {self.path!r} do not lie along the inputs of one "
-                "layer; leave it out with prunable, or prune with wf.prune_outputs",
-            )
         return np.argsort(labels[0, 0], kind="stable")
 
     def there(self, mask: np.ndarray, layer: Layer) -> np.ndarray:
@@ -124,6 +117,23 @@ def asked_for(given: Structures, rule: Pattern, params: Params) -> Structures:
     return found
 
 
+def ungrouped(
+    layers: Mapping[Product, Sequence[Layer]],
+) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors that are one layer each, all of whose outputs read alike.
+
+    Others are grouped convolutions and stacked layers.
+    """
+    parts: dict[str, list[Layer]] = defaultdict(list)
+    for product, some in layers.items():
+        parts[product.path] += some
+    return {
+        path: own[0].shape
+        for path, own in parts.items()
+        if len(own) == 1 and len(own[0].groups) == 1
+    }
+
+
 def readers(
     found: Structures, shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[str, Reader]:
@@ -134,7 +144,7 @@ def readers(
 
     Args:
         found: Structures of the network.
-        shapes: Of the tensors that may be pruned.
+        shapes: Of the tensors that may be pruned, :func:`ungrouped`.
 
     Raises:
         OptionError: If there is none.
@@ -148,7 +158,8 @@ def readers(
     if not chosen:
         raise OptionError(
             "pattern",
-            "structures: no prunable layer reads some that no other layer reads; "
+            "structures: no prunable layer reads some that no other layer reads, "
+            "grouped convolutions and stacked layers aside; "
             "wf.structures(net_fn, params, inputs) lists what there is, and "
             "wf.prune_outputs with pattern='structures' also prunes what several "
             "layers read",
@@ -236,21 +247,16 @@ def goal_of(
         return sparsity, {}
     whole = found.account().left
     budget = {name: share * whole[name] for name, share in given.items()}
-    low, high = 0.0, 1.0
-    for _ in range(30):
-        middle = (low + high) / 2
-        fits = _within(found, _counts(found, middle), budget)
-        low, high = (low, middle) if fits else (middle, high)
-    if not _within(found, _counts(found, high), budget):
-        left = found.account(_first(found, _counts(found, 1.0))).left
-        name = next(name for name in budget if left[name] > budget[name])
-        raise OptionError(
-            name,
-            f"{name}={given[name]}; with one structure of each kind "
-            f"{left[name] / whole[name]:.3f} of the {COSTS[name]} are left, expected a "
-            "larger share, more kinds, or more tensors in prunable",
-        )
-    return high, budget
+    left = found.account(_first(found, _counts(found, 1.0))).left
+    for name, most in budget.items():
+        if left[name] > most:
+            raise OptionError(
+                name,
+                f"{name}={given[name]}; with one structure of each kind "
+                f"{left[name] / whole[name]:.3f} of the {COSTS[name]} are left, "
+                "expected a larger share, more kinds, or more tensors in prunable",
+            )
+    return _within(found, budget)[0], budget
 
 
 def counts_of(
@@ -268,12 +274,16 @@ def counts_of(
         budget: What may be left; empty for the same share of each.
         losses: Loss increase of each unit; those go that are cheapest for what they
             save. Default none: the same share of each family.
-        spread: How far the share of a family may be from ``level``.
+        spread: How far the share of a family may be from ``level``, before it is
+            rounded to whole structures.
     """
-    counts = _counts(found, level)
+    counts = _within(found, budget)[1] if budget else _counts(found, level)
     if losses is None:
         return counts
-    least = _counts(found, max(level - spread, 0.0))
+    least = [
+        min(n, math.floor(len(f.units) * max(level - spread, 0.0) + 5e-7))
+        for f, n in zip(found.families, counts, strict=True)
+    ]
     most = _counts(found, min(level + spread, 1.0))
     start = _first(found, least, losses)
     if not budget:
@@ -302,6 +312,45 @@ def _first(
     }
 
 
-def _within(found: Structures, counts: list[int], budget: Budget) -> bool:
-    left = found.account(_first(found, counts)).left
-    return all(left[name] <= most for name, most in budget.items())
+def _within(found: Structures, budget: Budget) -> tuple[float, list[int]]:
+    """The share of each family that goes, and how many structures, within a budget.
+
+    One structure after another goes, from the family of which the smallest share is
+    gone with it, so that shares are rounded down. If the last one saves more than it
+    has to, others stay after all, those of the largest shares first, as long as the
+    budget is kept and no family is behind by more than that structure.
+
+    Args:
+        found: Structures that may go; all but one of each family are enough.
+        budget: What may be left.
+    """
+    sizes = [len(family.units) for family in found.families]
+    order = sorted(
+        ((n + 1) / size, number, n)
+        for number, size in enumerate(sizes)
+        for n in range(size - 1)
+    )
+    account, counts, level = found.account(), [0] * len(sizes), 0.0
+
+    def move(number: int, n: int, times: int) -> None:
+        account.remove(found.families[number].units[n], times)
+        counts[number] += times
+
+    def kept() -> bool:
+        return all(account.left[name] <= most for name, most in budget.items())
+
+    last = -1
+    while not kept():
+        last += 1
+        level, number, n = order[last]
+        move(number, n, 1)
+    if last < 0:
+        return level, counts
+    least = level - 1 / sizes[order[last][1]]
+    for share, number, n in reversed(order[:last]):
+        if share <= least:
+            break
+        move(number, n, -1)
+        if not kept():
+            move(number, n, 1)
+    return level, counts

@@ -139,7 +139,8 @@ def cheapest(
     """Structures to take out: those of the lowest loss for what they save, in turn.
 
     Where several costs are above their budgets, what is saved is the sum of savings in
-    units of the budgets.
+    units of the budgets. What the last one saves beyond the budgets lets others stay
+    after all, the dearest first.
 
     Args:
         families: The units of all structures, by family.
@@ -158,6 +159,7 @@ def cheapest(
     family = {unit: i for i, units in enumerate(families) for unit in units}
     left = Counter(i for unit, i in family.items() if unit not in gone)
     gone, stay = set(gone), least or [1] * len(families)
+    taken: list[int] = []
 
     def price(unit: int, above: Sequence[str]) -> float:
         costs = account.of(unit)
@@ -180,6 +182,7 @@ def cheapest(
             account.remove(unit)
             left[family[unit]] -= 1
             gone.add(unit)
+            taken.append(unit)
         if not order and all(account.left[name] > budget[name] for name in above):
             name = above[0]
             raise OptionError(
@@ -188,6 +191,12 @@ def cheapest(
                 "the fewest structures of each kind, expected at most "
                 f"{budget[name]:,.5g}; set a lower goal, or make more tensors prunable",
             )
+    for unit in reversed(taken):
+        account.remove(unit, -1)
+        if any(account.left[name] > most for name, most in budget.items()):
+            account.remove(unit)
+        else:
+            gone.remove(unit)
     return gone
 
 

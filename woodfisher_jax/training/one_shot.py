@@ -137,6 +137,7 @@ def run(
             "nonzero": info.nonzero,
             "prunable": info.prunable,
             "parameters": {"dense": whole, "pruned": left},
+            "costs": {name: cost._asdict() for name, cost in info.costs.items()},
             "perplexity": {"dense": dense, "pruned": found},
             "layers": [layer._asdict() for layer in info.layers],
             "seconds": {
