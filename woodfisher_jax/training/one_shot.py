@@ -124,6 +124,7 @@ def run(
             hugging_face.write_folder(workdir / MODEL, pruned, source)
             progress("write", 1, 1)
         left = num_parameters(pruned)
+        del pruned  # Once is enough in memory.
         with timed("read"):
             # As it is in the folder, rounded to the dtype there.
             _, pruned = hugging_face.read_folder(workdir / MODEL)
