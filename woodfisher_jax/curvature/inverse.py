@@ -29,6 +29,7 @@ from woodfisher_jax.equations.damping import (
     leave_one_out,
 )
 from woodfisher_jax.equations.fisher import (
+    along_rows,
     fisher_product,
     gram_matrix,
     in_float64,
@@ -467,7 +468,7 @@ def _slopes(gradients: jax.Array, targets: jax.Array) -> jax.Array:
 @in_float64
 def _grams(gradients: jax.Array) -> jax.Array:
     """G Gᵀ of each block of a tile, float64."""
-    return jax.lax.map(lambda rows: gram_matrix(wide(rows)), gradients)
+    return jax.lax.map(gram_matrix, gradients)
 
 
 @jax.jit
@@ -501,9 +502,8 @@ def _grams_and_missing(
         block: tuple[jax.Array, jax.Array | None, jax.Array | None, jax.Array],
     ) -> tuple[jax.Array, jax.Array]:
         rows, kept, few, vector = block
-        products = matmul(wide(rows), wide(vector)[:, None])[:, 0]
+        products = along_rows(rows, wide(vector))
         staying = rows if few is None else columns_at(rows, few)
-        staying = wide(staying)
         if kept is not None:
             staying = jnp.where(kept, staying, 0.0)
         return gram_matrix(staying), products

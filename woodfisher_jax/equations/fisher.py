@@ -18,7 +18,7 @@ inverted once and then multiplied.
 """
 
 from collections.abc import Callable
-from functools import wraps
+from functools import partial, wraps
 from typing import Any, NamedTuple
 
 import jax
@@ -114,10 +114,75 @@ def _solver(
     return Solver(in_float64(factorize), narrow(diagonal), narrow(product))
 
 
+PANEL = 1024
+"""Columns that are multiplied at once where there are many, so that a panel of rows and
+what is made of it stay in a core's cache. On a CPU (N = 1,000, c = 36,864) leverages
+take half the time, the Gram matrix two thirds, :func:`along_rows` a fifth."""
+
+
+def _panels(arrays: tuple[jax.Array, ...]) -> tuple[jax.Array, Callable[..., Any], Any]:
+    """Where the whole panels start, what cuts one out, and the columns that are left.
+
+    Args:
+        arrays: With one last axis of columns.
+    """
+    whole = arrays[0].shape[-1] // PANEL * PANEL
+
+    def cut(start: jax.Array) -> tuple[jax.Array, ...]:
+        return tuple(
+            jax.lax.dynamic_slice_in_dim(a, start, PANEL, a.ndim - 1) for a in arrays
+        )
+
+    # Not of 64 bits, for these are not enabled where a vmap outside is evaluated.
+    starts = jnp.arange(0, whole, PANEL, dtype=jnp.int32)
+    return starts, cut, tuple(a[..., whole:] for a in arrays)
+
+
+def _are_few(columns: int) -> bool:
+    return columns < 2 * PANEL
+
+
+def sum_of_panels(function: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
+    """A function that sums over columns, such as a product, by panels of them.
+
+    Args:
+        function: Of arrays like ``arrays`` with some of the columns.
+        arrays: With one last axis of columns.
+    """
+    if _are_few(arrays[0].shape[-1]):
+        return function(*arrays)
+    starts, cut, left = _panels(arrays)
+
+    def add(total: jax.Array, start: jax.Array) -> tuple[jax.Array, None]:
+        return total + function(*cut(start)), None
+
+    return jax.lax.scan(add, function(*left), starts)[0]
+
+
+def each_panel(function: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
+    """A function of each column, with a result [c], by panels of columns.
+
+    Args:
+        function: Of arrays like ``arrays`` with some of the columns.
+        arrays: With one last axis of columns.
+    """
+    if _are_few(arrays[0].shape[-1]):
+        return function(*arrays)
+    starts, cut, left = _panels(arrays)
+    found = jax.lax.map(lambda start: function(*cut(start)), starts)
+    return jnp.concatenate([found.reshape(-1), function(*left)])
+
+
 def along_rows(rows: jax.Array, vector: jax.Array) -> jax.Array:
     """X v, in the precision of v, for rows X [N, c] of any."""
-    # A product with a vector would be formed along the columns of X.
-    return jnp.sum(rows.astype(vector.dtype) * vector, axis=1)
+
+    def product(some: jax.Array, part: jax.Array) -> jax.Array:
+        return matmul(some.astype(part.dtype), part[:, None])[:, 0]
+
+    if _are_few(len(vector)):
+        # A product with a vector would be formed along the columns of X.
+        return jnp.sum(rows.astype(vector.dtype) * vector, axis=1)
+    return sum_of_panels(product, rows, vector)
 
 
 def sum_of_rows(factors: jax.Array, rows: jax.Array) -> jax.Array:
@@ -163,22 +228,24 @@ def fisher_product(
 
 
 def gram_matrix(rows: jax.Array) -> jax.Array:
+    """X Xᵀ in float64, for rows X [N, c] of any precision."""
+
+    def of_some(columns: jax.Array) -> jax.Array:
+        return _halved_gram(wide(columns))
+
+    return sum_of_panels(of_some, rows)
+
+
+def _halved_gram(rows: jax.Array) -> jax.Array:
     """X Xᵀ; one of the four quarters is copied by symmetry."""
     half = rows.shape[0] // 2
     if half < _WORTH_HALVING:
         return matmul(rows, rows.T)
     upper, lower = rows[:half], rows[half:]
     corner = matmul(lower, upper.T)
-    return jnp.block([[matmul(upper, upper.T), corner.T], [corner, gram_matrix(lower)]])
-
-
-def _lower_product(lower: jax.Array, matrix: jax.Array) -> jax.Array:
-    """L X for a lower triangular L, skipping its upper right quarter."""
-    half = lower.shape[0] // 2
-    if half < _WORTH_HALVING:
-        return matmul(lower, matrix)
-    first = matmul(lower[:half, :half], matrix[:half])
-    return jnp.concatenate([first, matmul(lower[half:], matrix)])
+    return jnp.block(
+        [[matmul(upper, upper.T), corner.T], [corner, _halved_gram(lower)]]
+    )
 
 
 def leverages(factor: jax.Array, gradients: jax.Array) -> jax.Array:
@@ -196,8 +263,18 @@ def leverages(factor: jax.Array, gradients: jax.Array) -> jax.Array:
         >>> wf.fisher.leverages(L, G).tolist()
         [0.25, 4.0]
     """
-    whitened = _lower_product(factor, gradients)
-    return jnp.sum(whitened * whitened, axis=0)
+    return each_panel(partial(_squares_of_lower, factor), gradients)
+
+
+def _squares_of_lower(lower: jax.Array, matrix: jax.Array) -> jax.Array:
+    """Sums of squares of the columns of L X, L lower triangular: without its zeros."""
+    half = lower.shape[0] // 2
+    if half < _WORTH_HALVING:
+        product = matmul(lower, matrix)
+        return jnp.sum(product * product, axis=0)
+    first = _squares_of_lower(lower[:half, :half], matrix[:half])
+    below = matmul(lower[half:], matrix)
+    return first + jnp.sum(below * below, axis=0)
 
 
 def _triangular_inverse(lower: jax.Array) -> jax.Array:
@@ -283,7 +360,7 @@ def shifted_factor(gram: jax.Array, shift: jax.Array) -> jax.Array:
 def _sample_space_factorize(gradients: jax.Array, damping: jax.Array) -> jax.Array:
     """L⁻¹ [N, N] for the Cholesky factor L of S = N λ I + G Gᵀ."""
     shift = len(gradients) * wide(damping)
-    return shifted_factor(gram_matrix(wide(gradients)), shift)
+    return shifted_factor(gram_matrix(gradients), shift)
 
 
 def _sample_space_diagonal(
@@ -327,7 +404,7 @@ SAMPLE_SPACE = _solver(
 
 def _dense_factorize(gradients: jax.Array, damping: jax.Array) -> jax.Array:
     """L⁻¹ [c, c] for the Cholesky factor L of F."""
-    fisher = gram_matrix(wide(gradients).T) / len(gradients)
+    fisher = gram_matrix(gradients.T) / len(gradients)
     return shifted_factor(fisher, wide(damping))
 
 
