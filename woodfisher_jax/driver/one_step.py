@@ -42,8 +42,8 @@ def prune_once(params: Params, job: Job) -> tuple[Params, Masks, PruneInfo]:
         check_reachable(job)  # before work starts
     costs = costs_of(params, job)
     params, masks = replicate((params, job.masks), job.compute.mesh)
-    params, values, active, finite = to_vectors(params, masks, order)
-    check_weights(finite)
+    params, values, active = to_vectors(params, masks, order)
+    check_weights(params)
     before = Weights(params, values, active, costs, groups)
     job = job._replace(masks=masks)
     if isinstance(job.method, Sampled):
@@ -65,7 +65,6 @@ def prune_once(params: Params, job: Job) -> tuple[Params, Masks, PruneInfo]:
         done, report = Outcome(values, kept, scores, {}), {}
     check_finite(done.weights, order, "the updated weights of", "the update")
     new_params, new_masks = from_vectors(params, done.weights, done.kept, order)
-    new_masks = {path: new_masks[path] for path in order.paths}  # jit sorts dicts
     report |= compared(before, done, job)
     report |= looked_at(before, done, job, new_masks)
     if isinstance(job.method, Sampled) and report["empty_outputs"]:

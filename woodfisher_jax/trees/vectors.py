@@ -7,31 +7,59 @@ import jax.numpy as jnp
 import numpy as np
 
 from woodfisher_jax.trees import blocks
-from woodfisher_jax.trees import masks as masks_
 from woodfisher_jax.trees.masks import Masks
-from woodfisher_jax.trees.paths import Params, leaves_by_path, replace_leaves
+from woodfisher_jax.trees.paths import Params, leaves_by_path
+
+Leaves = dict[str, jax.Array]
+"""From path to array."""
 
 
 @partial(jax.jit, static_argnames="order")
 def to_vectors(
-    params: Params, masks: Masks, order: blocks.FlatOrder
-) -> tuple[Params, jax.Array, jax.Array, dict[str, jax.Array]]:
-    """Flattens the prunable weights of a pytree.
+    leaves: Leaves, masks: Masks, order: blocks.FlatOrder
+) -> tuple[Leaves, jax.Array, jax.Array]:
+    """Flattens prunable weights.
 
     Args:
-        params: Any pytree.
+        leaves: Those that have masks.
         masks: From path to bool.
         order: The flat order of the masks.
 
     Returns:
-        ``(params, weights, mask, finite)``: masked params, weights [d] in float32, mask
-        [d], and for each path whether the leaf is finite (for :func:`check_weights`).
+        ``(leaves, weights, mask)``: masked leaves, weights [d] in float32, mask [d].
     """
-    params = masks_.apply_masks(params, masks)
-    leaves = leaves_by_path(params)
-    weights = {path: leaves[path].astype(jnp.float32) for path in order.paths}
-    finite = {path: all_finite(leaf) for path, leaf in leaves.items()}
-    return params, blocks.flatten(order, weights), blocks.flatten(order, masks), finite
+    masked = {
+        path: jnp.where(masks[path], leaves[path], jnp.zeros((), leaves[path].dtype))
+        for path in order.paths
+    }
+    weights = {path: leaf.astype(jnp.float32) for path, leaf in masked.items()}
+    return masked, blocks.flatten(order, weights), blocks.flatten(order, masks)
+
+
+@partial(jax.jit, static_argnames="order")
+def from_vectors(
+    leaves: Leaves, weights: jax.Array, mask: jax.Array, order: blocks.FlatOrder
+) -> tuple[Leaves, Masks]:
+    """Writes flat weights back into their leaves: the inverse of :func:`to_vectors`.
+
+    Args:
+        leaves: Those that have masks; a weight that is the same in float32 keeps its
+            bits.
+        weights: [d].
+        mask: [d], bool; weights are zero where it is False.
+        order: The flat order of the masks.
+
+    Returns:
+        ``(leaves, masks)``, both sorted by path, because jit sorts dicts.
+    """
+    masks = blocks.unflatten(order, mask)
+    new = {}
+    for path, tensor in blocks.unflatten(order, weights).items():
+        leaf = leaves[path]
+        same = tensor == leaf.astype(jnp.float32)
+        moved = jnp.where(same, leaf, tensor.astype(leaf.dtype))
+        new[path] = jnp.where(masks[path], moved, jnp.zeros((), leaf.dtype))
+    return new, masks
 
 
 def all_finite(array: jax.Array) -> jax.Array:
@@ -40,42 +68,19 @@ def all_finite(array: jax.Array) -> jax.Array:
     return jnp.isfinite(jnp.max(jnp.abs(array), initial=0.0))
 
 
-@partial(jax.jit, static_argnames="order")
-def from_vectors(
-    params: Params, weights: jax.Array, mask: jax.Array, order: blocks.FlatOrder
-) -> tuple[Params, Masks]:
-    """Writes flat weights back into a pytree: the inverse of :func:`to_vectors`.
-
-    Args:
-        params: Any pytree; a weight that is the same in float32 keeps its bits.
-        weights: [d].
-        mask: [d], bool; weights are zero where it is False.
-        order: The flat order of the masks.
-
-    Returns:
-        ``(params, masks)``; the masks are sorted by path, because jit sorts dicts.
-    """
-    leaves = leaves_by_path(params)
-    masks = blocks.unflatten(order, mask)
-    new = {}
-    for path, tensor in blocks.unflatten(order, weights).items():
-        leaf = leaves[path]
-        same = tensor == leaf.astype(jnp.float32)
-        new[path] = jnp.where(same, leaf, tensor.astype(leaf.dtype))
-    return masks_.apply_masks(replace_leaves(params, new), masks), masks
-
-
-def check_weights(finite: dict[str, jax.Array]) -> None:
+def check_weights(params: Params) -> None:
     """Raises unless all weights are finite.
 
     Args:
-        finite: From path to whether the tensor is finite.
+        params: Masked.
 
     Raises:
         ValueError: Naming the path of the first tensor that is not finite.
     """
-    for path, sound in finite.items():
-        if not sound:
+    for path, leaf in leaves_by_path(params).items():
+        # In NumPy: a program would have a loop for each leaf, which take seconds to
+        # compile.
+        if not np.isfinite(np.asarray(leaf)).all():
             raise ValueError(
                 f"params[{path!r}] holds nan or inf where it is not masked; expected "
                 "finite weights"
