@@ -120,22 +120,26 @@ what is made of it stay in a core's cache. On a CPU (N = 1,000, c = 36,864) leve
 take half the time, the Gram matrix two thirds, :func:`along_rows` a fifth."""
 
 
-def _panels(arrays: tuple[jax.Array, ...]) -> tuple[jax.Array, Callable[..., Any], Any]:
-    """Where the whole panels start, what cuts one out, and the columns that are left.
+def _panels(arrays: tuple[jax.Array, ...]) -> tuple[jax.Array, Callable[..., Any]]:
+    """Where equal panels of columns start, and what cuts one out of the arrays.
 
-    Args:
-        arrays: With one last axis of columns.
+    The arrays have one last axis of columns, behind which zeros fill the last panel.
     """
-    whole = arrays[0].shape[-1] // PANEL * PANEL
+    columns = arrays[0].shape[-1]
+    number = -(-columns // PANEL)
+    width = -(-columns // number)
+    filled = [
+        jnp.pad(a, (*[(0, 0)] * (a.ndim - 1), (0, number * width - columns)))
+        for a in arrays
+    ]
 
-    def cut(start: jax.Array) -> tuple[jax.Array, ...]:
-        return tuple(
-            jax.lax.dynamic_slice_in_dim(a, start, PANEL, a.ndim - 1) for a in arrays
-        )
+    def cut(start: jax.Array) -> list[jax.Array]:
+        return [
+            jax.lax.dynamic_slice_in_dim(a, start, width, a.ndim - 1) for a in filled
+        ]
 
     # Not of 64 bits, for these are not enabled where a vmap outside is evaluated.
-    starts = jnp.arange(0, whole, PANEL, dtype=jnp.int32)
-    return starts, cut, tuple(a[..., whole:] for a in arrays)
+    return width * jnp.arange(number, dtype=jnp.int32), cut
 
 
 def _are_few(columns: int) -> bool:
@@ -146,17 +150,19 @@ def sum_of_panels(function: Callable[..., jax.Array], *arrays: jax.Array) -> jax
     """A function that sums over columns, such as a product, by panels of them.
 
     Args:
-        function: Of arrays like ``arrays`` with some of the columns.
+        function: Of arrays like ``arrays`` with some of the columns; columns of zeros
+            add nothing.
         arrays: With one last axis of columns.
     """
     if _are_few(arrays[0].shape[-1]):
         return function(*arrays)
-    starts, cut, left = _panels(arrays)
+    starts, cut = _panels(arrays)
 
     def add(total: jax.Array, start: jax.Array) -> tuple[jax.Array, None]:
         return total + function(*cut(start)), None
 
-    return jax.lax.scan(add, function(*left), starts)[0]
+    one = jax.eval_shape(lambda: function(*cut(starts[0])))
+    return jax.lax.scan(add, jnp.zeros(one.shape, one.dtype), starts)[0]
 
 
 def each_panel(function: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
@@ -166,11 +172,12 @@ def each_panel(function: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Ar
         function: Of arrays like ``arrays`` with some of the columns.
         arrays: With one last axis of columns.
     """
-    if _are_few(arrays[0].shape[-1]):
+    columns = arrays[0].shape[-1]
+    if _are_few(columns):
         return function(*arrays)
-    starts, cut, left = _panels(arrays)
+    starts, cut = _panels(arrays)
     found = jax.lax.map(lambda start: function(*cut(start)), starts)
-    return jnp.concatenate([found.reshape(-1), function(*left)])
+    return found.reshape(-1)[:columns]
 
 
 def along_rows(rows: jax.Array, vector: jax.Array) -> jax.Array:
