@@ -10,7 +10,7 @@ from small_runs import small
 
 import woodfisher_jax as wf
 from woodfisher_jax import data
-from woodfisher_jax.report.quantities import counted
+from woodfisher_jax.report.elements.quantities import counted
 from woodfisher_jax.training import pruning_step
 from woodfisher_jax.training.config import ConfigError, step_options
 from woodfisher_jax.training.objective import (

@@ -17,7 +17,7 @@ import numpy as np
 
 from woodfisher_jax.data import batches
 from woodfisher_jax.progress import lines, live
-from woodfisher_jax.report import tables
+from woodfisher_jax.report.elements import tables
 from woodfisher_jax.report.record import write_command
 from woodfisher_jax.rows.memory_plan import MemoryLimitError
 from woodfisher_jax.rows.sharding import replicate

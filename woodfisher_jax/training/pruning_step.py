@@ -14,7 +14,7 @@ from woodfisher_jax.info import PruneInfo, unwarned
 from woodfisher_jax.masked import mask_state
 from woodfisher_jax.prune import plan_pruning, prune
 from woodfisher_jax.report import metrics
-from woodfisher_jax.report.quantities import counted
+from woodfisher_jax.report.elements.quantities import counted
 from woodfisher_jax.rows.gradients import sample_labels
 from woodfisher_jax.rows.memory_plan import MemoryLimitError
 from woodfisher_jax.rows.needs import Needs

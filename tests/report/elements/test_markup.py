@@ -3,8 +3,8 @@
 import pytest
 from read_pages import Page
 
-from woodfisher_jax.report import markup
-from woodfisher_jax.report.markup import Html
+from woodfisher_jax.report.elements import markup
+from woodfisher_jax.report.elements.markup import Html
 
 HOSTILE = "<script>alert('x')</script> & \"y\""
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from woodfisher_jax.extras import require
-from woodfisher_jax.report.quantities import counted, number, power_of_ten
+from woodfisher_jax.report.elements.quantities import counted, number, power_of_ten
 from woodfisher_jax.written_files import replace_file
 
 if TYPE_CHECKING:

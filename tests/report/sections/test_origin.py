@@ -8,7 +8,7 @@ from read_pages import seen, text_of
 from small_runs import small
 from written_runs import record_of, write_run
 
-from woodfisher_jax.report import origin
+from woodfisher_jax.report.sections import origin
 from woodfisher_jax.training.config import Config, from_dict, to_dict
 from woodfisher_jax.training.config.files import load_config
 

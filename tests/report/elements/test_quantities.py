@@ -2,8 +2,8 @@
 
 import pytest
 
-from woodfisher_jax.report import quantities
-from woodfisher_jax.report.quantities import MINUS, NONE
+from woodfisher_jax.report.elements import quantities
+from woodfisher_jax.report.elements.quantities import MINUS, NONE
 
 
 @pytest.mark.parametrize(

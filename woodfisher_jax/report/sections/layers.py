@@ -4,13 +4,13 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from woodfisher_jax.report import figures, tables
-from woodfisher_jax.report import markup as html
-from woodfisher_jax.report.figures import PERCENT, Bars, Picture
-from woodfisher_jax.report.markup import Html, details, paragraph
-from woodfisher_jax.report.quantities import scaled
+from woodfisher_jax.report.elements import figures, tables
+from woodfisher_jax.report.elements import markup as html
+from woodfisher_jax.report.elements.figures import PERCENT, Bars, Picture
+from woodfisher_jax.report.elements.markup import Html, details, paragraph
+from woodfisher_jax.report.elements.quantities import scaled
+from woodfisher_jax.report.elements.tables import layer_name
 from woodfisher_jax.report.record import RunRecord
-from woodfisher_jax.report.tables import layer_name
 
 _FILE = "sparsity"
 

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from woodfisher_jax.extras import MissingExtraError
-from woodfisher_jax.report import figures
-from woodfisher_jax.report.figures import (
+from woodfisher_jax.report.elements import figures
+from woodfisher_jax.report.elements.figures import (
     ANY,
     COLOURS,
     PERCENT,

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from woodfisher_jax.report.quantities import (
+from woodfisher_jax.report.elements.quantities import (
     counted,
     duration,
     fixed,

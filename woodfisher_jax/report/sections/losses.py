@@ -3,11 +3,11 @@
 import math
 from collections.abc import Mapping, Sequence
 
-from woodfisher_jax.report import figures
-from woodfisher_jax.report import markup as html
-from woodfisher_jax.report.figures import POSITIVE, Panel, Picture, Series
-from woodfisher_jax.report.markup import Html, details, paragraph
-from woodfisher_jax.report.quantities import counted, significant
+from woodfisher_jax.report.elements import figures
+from woodfisher_jax.report.elements import markup as html
+from woodfisher_jax.report.elements.figures import POSITIVE, Panel, Picture, Series
+from woodfisher_jax.report.elements.markup import Html, details, paragraph
+from woodfisher_jax.report.elements.quantities import counted, significant
 from woodfisher_jax.report.record import Nested, RunRecord
 
 _FILES = "loss_path_"

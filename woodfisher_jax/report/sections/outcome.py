@@ -1,8 +1,8 @@
 """What happened in a run, in a few numbers: the top of its page."""
 
-from woodfisher_jax.report import markup as html
-from woodfisher_jax.report.markup import Html, paragraph
-from woodfisher_jax.report.quantities import (
+from woodfisher_jax.report.elements import markup as html
+from woodfisher_jax.report.elements.markup import Html, paragraph
+from woodfisher_jax.report.elements.quantities import (
     counted,
     duration,
     fixed,

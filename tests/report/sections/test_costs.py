@@ -5,7 +5,7 @@ from pathlib import Path
 from read_pages import seen
 from written_runs import STAGE, record_of, write_run
 
-from woodfisher_jax.report import costs
+from woodfisher_jax.report.sections import costs
 
 
 def test_the_phases_add_up_to_the_whole_time(tmp_path: Path) -> None:

@@ -1,10 +1,10 @@
 """Wall time of a run's phases, and memory."""
 
-from woodfisher_jax.report import figures
-from woodfisher_jax.report import markup as html
-from woodfisher_jax.report.figures import Bars
-from woodfisher_jax.report.markup import Html
-from woodfisher_jax.report.quantities import duration, storage
+from woodfisher_jax.report.elements import figures
+from woodfisher_jax.report.elements import markup as html
+from woodfisher_jax.report.elements.figures import Bars
+from woodfisher_jax.report.elements.markup import Html
+from woodfisher_jax.report.elements.quantities import duration, storage
 from woodfisher_jax.report.record import Nested, RunRecord
 
 

@@ -4,7 +4,7 @@ import html
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from woodfisher_jax.report.figures import COLOURS, Picture
+from woodfisher_jax.report.elements.figures import COLOURS, Picture
 from woodfisher_jax.written_files import replace_file
 
 

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from woodfisher_jax.report import markup as html
-from woodfisher_jax.report.markup import Html, paragraph
-from woodfisher_jax.report.quantities import percent
+from woodfisher_jax.report.elements import markup as html
+from woodfisher_jax.report.elements.markup import Html, paragraph
+from woodfisher_jax.report.elements.quantities import percent
 from woodfisher_jax.report.record import Nested, RunRecord
 
 

@@ -4,10 +4,10 @@ import pprint
 import textwrap
 from typing import Any
 
-from woodfisher_jax.report import markup as html
-from woodfisher_jax.report.markup import Html, details, paragraph
-from woodfisher_jax.report.quantities import NONE
-from woodfisher_jax.report.record import Nested, RunRecord
+from woodfisher_jax.report.elements import markup as html
+from woodfisher_jax.report.elements.markup import Html, details, paragraph
+from woodfisher_jax.report.elements.quantities import NONE
+from woodfisher_jax.report.record import Nested, RunRecord, flat
 
 
 def section(record: RunRecord) -> Html:
@@ -73,15 +73,6 @@ def config_file(record: RunRecord) -> str:
         "def get_config() -> ConfigDict:\n"
         f"    return ConfigDict(\n{textwrap.indent(literal, ' ' * 8)}\n    )\n"
     )
-
-
-def flat(config: Nested, where: str = "") -> Nested:
-    """Fields by their whole names, such as ``prune.method``."""
-    fields: Nested = {}
-    for key, value in config.items():
-        name = f"{where}.{key}" if where else key
-        fields |= flat(value, name) if isinstance(value, dict) else {name: value}
-    return fields
 
 
 def _changes(values: Nested, defaults: Nested) -> Nested:

@@ -1,10 +1,10 @@
 """Saliencies of the weights that each pruning step removed and kept."""
 
-from woodfisher_jax.report import figures
-from woodfisher_jax.report import markup as html
-from woodfisher_jax.report.figures import Picture
-from woodfisher_jax.report.markup import Html, details, paragraph
-from woodfisher_jax.report.quantities import percent
+from woodfisher_jax.report.elements import figures
+from woodfisher_jax.report.elements import markup as html
+from woodfisher_jax.report.elements.figures import Picture
+from woodfisher_jax.report.elements.markup import Html, details, paragraph
+from woodfisher_jax.report.elements.quantities import percent
 from woodfisher_jax.report.record import Nested, RunRecord
 
 

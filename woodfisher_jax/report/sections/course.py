@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from woodfisher_jax.report import figures, tables
-from woodfisher_jax.report import markup as html
-from woodfisher_jax.report.figures import (
+from woodfisher_jax.report.elements import figures, tables
+from woodfisher_jax.report.elements import markup as html
+from woodfisher_jax.report.elements.figures import (
     PERCENT,
     POSITIVE,
     Bars,
@@ -13,10 +13,10 @@ from woodfisher_jax.report.figures import (
     Picture,
     Series,
 )
-from woodfisher_jax.report.markup import Html, details, paragraph
-from woodfisher_jax.report.quantities import percent
+from woodfisher_jax.report.elements.markup import Html, details, paragraph
+from woodfisher_jax.report.elements.quantities import percent
+from woodfisher_jax.report.elements.tables import layer_name
 from woodfisher_jax.report.record import Nested, RunRecord
-from woodfisher_jax.report.tables import layer_name
 
 
 def pictures(record: RunRecord) -> dict[str, Picture]:

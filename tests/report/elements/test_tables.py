@@ -2,8 +2,8 @@
 
 import pytest
 
-from woodfisher_jax.report import tables
-from woodfisher_jax.report.quantities import NONE
+from woodfisher_jax.report.elements import tables
+from woodfisher_jax.report.elements.quantities import NONE
 from woodfisher_jax.rows.needs import Needs, Phase
 
 STAGE = {
