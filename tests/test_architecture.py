@@ -17,6 +17,8 @@ PACKAGE = ROOT / "woodfisher_jax"
 ROOMS = """
 equations options extras progress written_files
 trees schedules exit_codes
+tracing.primitives
+tracing.dimensions tracing.entries
 tracing
 rows
 info selection

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from woodfisher_jax.tracing.entries import STAYS, Axis, Units
+from woodfisher_jax.tracing.entries.units import STAYS, Axis, Units
 
 
 def left(units: Units, axis: Axis, gone: set[int]) -> list[int]:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from woodfisher_jax.tracing.dims import Axis, Dims
+from woodfisher_jax.tracing.dimensions.dims import Axis, Dims
 
 
 class Source(NamedTuple):

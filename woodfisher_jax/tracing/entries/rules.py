@@ -8,7 +8,7 @@ they stay.
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from woodfisher_jax.tracing.entries import STAYS, Array, Axis, Units
+from woodfisher_jax.tracing.entries.units import STAYS, Array, Axis, Units
 from woodfisher_jax.tracing.primitives import ALONG, ELEMENTWISE, REDUCTIONS
 
 

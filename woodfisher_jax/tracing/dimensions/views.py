@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from woodfisher_jax.tracing.dims import Axis
-from woodfisher_jax.tracing.origins import Array, Origins, touched
+from woodfisher_jax.tracing.dimensions.dims import Axis
+from woodfisher_jax.tracing.dimensions.origins import Array, Origins, touched
 from woodfisher_jax.tracing.primitives import RESHAPES, SAME
 
 _VIEWS = (*SAME, *RESHAPES, "rev", "transpose")

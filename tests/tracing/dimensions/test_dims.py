@@ -1,6 +1,6 @@
 """Dimensions: unified, split, and split together."""
 
-from woodfisher_jax.tracing.dims import Dims
+from woodfisher_jax.tracing.dimensions.dims import Dims
 
 
 def test_a_reshape_splits_and_joins() -> None:

@@ -4,8 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from woodfisher_jax.tracing.entries import Array, Axis, Units
-from woodfisher_jax.tracing.entry_rules import unknown
+from woodfisher_jax.tracing.entries.rules import unknown
+from woodfisher_jax.tracing.entries.units import Array, Axis, Units
 from woodfisher_jax.tracing.primitives import convolution_positions
 
 

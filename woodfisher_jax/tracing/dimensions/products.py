@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence, Set
 from typing import Any, NamedTuple
 
-from woodfisher_jax.tracing.origins import Array, Origins, Source, touched
+from woodfisher_jax.tracing.dimensions.origins import Array, Origins, Source, touched
 from woodfisher_jax.tracing.primitives import convolution_positions
 
 

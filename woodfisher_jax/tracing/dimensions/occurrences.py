@@ -1,9 +1,10 @@
 """A program followed to the products of its tensors with activations.
 
 Each array of the program carries, axis by axis, the dimensions that it is made of
-(:mod:`woodfisher_jax.tracing.dims`) and the tensors that it holds
-(:mod:`woodfisher_jax.tracing.origins`). Calls, ``scan``, loops and branches are
-followed; so are tensors that are scaled, normalised or combined before they are used.
+(:mod:`woodfisher_jax.tracing.dimensions.dims`) and the tensors that it holds
+(:mod:`woodfisher_jax.tracing.dimensions.origins`). Calls, ``scan``, loops and branches
+are followed; so are tensors that are scaled, normalised or combined before they are
+used.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,7 +12,9 @@ from typing import Any
 
 from jax.extend.core import Jaxpr, Literal
 
-from woodfisher_jax.tracing.origins import Array, Origins, touched
+from woodfisher_jax.tracing.dimensions.origins import Array, Origins, touched
+from woodfisher_jax.tracing.dimensions.products import Products
+from woodfisher_jax.tracing.dimensions.views import Views
 from woodfisher_jax.tracing.primitives import (
     ALONG,
     CALLS,
@@ -23,8 +26,6 @@ from woodfisher_jax.tracing.primitives import (
     opened,
     scan_operands,
 )
-from woodfisher_jax.tracing.products import Products
-from woodfisher_jax.tracing.views import Views
 
 # After these nothing is apart but what they say themselves.
 _OWN_APART = (*CALLS, *PRODUCTS, *RAGGED_PRODUCTS, "cond", "scan", "while")
