@@ -26,7 +26,8 @@ from woodfisher_jax.schedules import levels
 from woodfisher_jax.selection import scope as scopes
 from woodfisher_jax.selection.costs import MILLION, Costs, count_costs
 from woodfisher_jax.selection.goal import Goal
-from woodfisher_jax.selection.patterns import Pattern, groups_of
+from woodfisher_jax.selection.named_patterns import Pattern
+from woodfisher_jax.selection.patterns import groups_of
 from woodfisher_jax.selection.structures import structures
 from woodfisher_jax.tracing.axes import Trace, traced
 from woodfisher_jax.trees import blocks

@@ -41,7 +41,7 @@ from woodfisher_jax.rows.inputs import (
     taken_by_net,
 )
 from woodfisher_jax.selection.latencies import timed
-from woodfisher_jax.selection.patterns import GroupNames
+from woodfisher_jax.selection.named_patterns import GroupNames
 from woodfisher_jax.selection.structures import Structures, structures
 from woodfisher_jax.tracing.axes import find_axes
 from woodfisher_jax.tracing.segments import Program
