@@ -39,9 +39,9 @@ from woodfisher_jax.training.loop import (
     RunFailedError,
     run,
 )
-from woodfisher_jax.training.plan import fit, prepare
 from woodfisher_jax.training.preemption import Stopped
 from woodfisher_jax.training.pruning_step import forecast
+from woodfisher_jax.training.start import fit, prepare
 from woodfisher_jax.training.targets import NotForTargetError, check, compile_for
 from woodfisher_jax.training.workdir import LOG_FORMAT
 

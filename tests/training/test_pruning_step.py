@@ -18,8 +18,9 @@ from woodfisher_jax.training.objective import (
     linearized_loss,
     predict,
 )
-from woodfisher_jax.training.plan import Plan, Stage, prepare
+from woodfisher_jax.training.plan import Plan, Stage
 from woodfisher_jax.training.pruning_step import fisher_batch, forecast, prune_state
+from woodfisher_jax.training.start import prepare
 from woodfisher_jax.training.train_step import TrainState
 from woodfisher_jax.trees.paths import leaves_by_path
 from woodfisher_jax.trees.samples import regroup

@@ -26,7 +26,7 @@ from woodfisher_jax.training import config as config_
 from woodfisher_jax.training.config import Config, ConfigError
 from woodfisher_jax.training.evaluate import evaluate
 from woodfisher_jax.training.history import Log
-from woodfisher_jax.training.plan import Phase, Plan, Stage, fit, prepare
+from woodfisher_jax.training.plan import Phase, Plan, Stage
 from woodfisher_jax.training.preemption import (
     EXIT_CODES,
     Stopped,
@@ -35,6 +35,7 @@ from woodfisher_jax.training.preemption import (
 )
 from woodfisher_jax.training.pruning_step import dense_copy, forecast, prune_state
 from woodfisher_jax.training.results import open_events, summarize, write_report
+from woodfisher_jax.training.start import fit, prepare
 from woodfisher_jax.training.train_step import (
     Metrics,
     TrainState,
