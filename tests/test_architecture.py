@@ -23,7 +23,7 @@ tracing
 rows
 info selection
 curvature
-methods
+methods loss_model
 step
 driver
 prune

@@ -23,8 +23,8 @@ from woodfisher_jax.driver.reporting import (
 from woodfisher_jax.driver.weights import Outcome, Weights, only_repairs
 from woodfisher_jax.equations.damping import ChosenDamping
 from woodfisher_jax.info import Clock
+from woodfisher_jax.loss_model import Model, in_units, model_of, moved, saliency_sum
 from woodfisher_jax.rows.problem import Problem
-from woodfisher_jax.step import Model, in_units, model_of, moved, saliency_sum
 
 
 def in_tiles(
