@@ -25,7 +25,8 @@ import woodfisher_jax as wf
 from woodfisher_jax import models
 from woodfisher_jax.equations.fisher import matmul
 from woodfisher_jax.progress import lines
-from woodfisher_jax.report import environment, metrics, tables
+from woodfisher_jax.report import environment, metrics
+from woodfisher_jax.report.elements import tables
 from woodfisher_jax.training.objective import frozen_loss
 
 

@@ -35,7 +35,7 @@ from woodfisher_jax.layerwise.settings import Layerwise
 from woodfisher_jax.layerwise.weights import PENALTIES
 from woodfisher_jax.models import num_parameters
 from woodfisher_jax.report.environment import peak_rss_bytes
-from woodfisher_jax.selection.patterns import parse
+from woodfisher_jax.selection.named_patterns import parse
 from woodfisher_jax.tracing.capture import input_rows, weight_entries
 from woodfisher_jax.tracing.layers import Product
 from woodfisher_jax.tracing.segments import Program

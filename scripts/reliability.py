@@ -28,7 +28,7 @@ from woodfisher_jax import main
 from woodfisher_jax.progress import silent
 from woodfisher_jax.training import checkpoint, loop
 from woodfisher_jax.training.config import ConfigError
-from woodfisher_jax.training.plan import prepare
+from woodfisher_jax.training.start import prepare
 
 PAGE = Path(__file__).parents[1] / "docs" / "reliability.md"
 BEGIN, END = "<!-- written by scripts/reliability.py -->", "<!-- end of tables -->"

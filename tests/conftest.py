@@ -50,6 +50,7 @@ LONGEST = (
     "test_models.py",
     "test_inverse.py",
     "test_plan.py",
+    "test_start.py",
     "test_pruning_step.py",
     "test_prune_layers.py",
     "test_page.py",

@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 
 from written_runs import record_of
 
-from woodfisher_jax.report.figures import Picture
+from woodfisher_jax.report.elements.figures import Picture
 from woodfisher_jax.report.page import pictures, run_page
 from woodfisher_jax.report.record import RunRecord
 

@@ -18,7 +18,7 @@ import jax
 
 from woodfisher_jax import data, models
 from woodfisher_jax.progress import silent
-from woodfisher_jax.training import distributed, plan
+from woodfisher_jax.training import distributed, start
 from woodfisher_jax.training import loop as train
 from woodfisher_jax.training.config import Config, ConfigError, from_dict
 from woodfisher_jax.training.preemption import Stopped
@@ -116,7 +116,7 @@ def prepare_few(given: Config) -> None:
 
     data.load = few
     try:
-        plan.prepare(given, silent)
+        start.prepare(given, silent)
     finally:
         data.load = load
 

@@ -13,21 +13,26 @@ PACKAGE = ROOT / "woodfisher_jax"
 
 
 # Rooms, lowest first. A room imports lower ones only; those of one line do not import
-# one another, except the commands.
+# one another, except the commands. A room within a room has a line of its own.
 ROOMS = """
 equations options extras progress written_files
 trees schedules exit_codes
+tracing.primitives
+tracing.dimensions tracing.entries
 tracing
 rows
 info selection
 curvature
-methods
+methods loss_model
 step
 driver
 prune
 masked batch_norm shrink
 stages layerwise
-models data report
+models data report.elements report.metrics
+report.record
+report.sections
+report
 weights
 training
 main evaluate export torch_weights report.__main__
@@ -46,7 +51,10 @@ def name_of(path: Path) -> str:
 
 
 def room_of(name: str) -> str:
-    return name if name in LEVEL else name.split(".")[0]
+    """The innermost room that a module is in, or is."""
+    while name not in LEVEL:
+        name = name.rpartition(".")[0]
+    return name
 
 
 MODULES = {name_of(path): path for path in PACKAGE.rglob("*.py")}
@@ -57,7 +65,11 @@ def imports_of(name: str) -> set[str]:
     found = set()
     for node in ast.walk(ast.parse(MODULES[name].read_text())):
         if isinstance(node, ast.ImportFrom) and node.module:
-            found |= {node.module, *(f"{node.module}.{a.name}" for a in node.names)}
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                # A package that a module is taken from is a path to it, no import.
+                is_module = whole.removeprefix("woodfisher_jax.") in MODULES
+                found.add(whole if is_module else node.module)
         elif isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
     inside = {n.removeprefix("woodfisher_jax.") for n in found if "woodfisher_jax" in n}

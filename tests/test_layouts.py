@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from layer_zoo import FRAMEWORKS, KINDS, READ, Network, attended, normal
 
 import woodfisher_jax as wf
-from woodfisher_jax.selection.patterns import groups_of, parse
+from woodfisher_jax.selection.named_patterns import parse
+from woodfisher_jax.selection.patterns import groups_of
 from woodfisher_jax.tracing.macs import macs_per_weight
 from woodfisher_jax.trees.blocks import FlatOrder, flat_order, within_tensors
 from woodfisher_jax.weights.sparse_files import load_sparse, save_sparse

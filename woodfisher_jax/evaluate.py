@@ -11,8 +11,9 @@ from typing import Any
 from woodfisher_jax import data, models
 from woodfisher_jax.exit_codes import FAILED, USAGE, exits
 from woodfisher_jax.progress import live
-from woodfisher_jax.report import metrics, tables
-from woodfisher_jax.report.quantities import scaled
+from woodfisher_jax.report import metrics
+from woodfisher_jax.report.elements import tables
+from woodfisher_jax.report.elements.quantities import scaled
 from woodfisher_jax.rows.sharding import replicate
 from woodfisher_jax.selection import patterns
 from woodfisher_jax.training import distributed

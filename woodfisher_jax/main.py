@@ -25,7 +25,8 @@ from woodfisher_jax.data import DataMissingError
 from woodfisher_jax.exit_codes import FAILED, USAGE, exits
 from woodfisher_jax.extras import MissingExtraError
 from woodfisher_jax.progress import lines, live
-from woodfisher_jax.report import language, tables
+from woodfisher_jax.report import language
+from woodfisher_jax.report.elements import tables
 from woodfisher_jax.report.page import write_page
 from woodfisher_jax.rows.memory_plan import MemoryLimitError
 from woodfisher_jax.rows.targets import TargetError, target
@@ -38,9 +39,9 @@ from woodfisher_jax.training.loop import (
     RunFailedError,
     run,
 )
-from woodfisher_jax.training.plan import fit, prepare
 from woodfisher_jax.training.preemption import Stopped
 from woodfisher_jax.training.pruning_step import forecast
+from woodfisher_jax.training.start import fit, prepare
 from woodfisher_jax.training.targets import NotForTargetError, check, compile_for
 from woodfisher_jax.training.workdir import LOG_FORMAT
 

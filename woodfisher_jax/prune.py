@@ -14,7 +14,7 @@ from woodfisher_jax.rows.compute import Compute, watched
 from woodfisher_jax.rows.gradients import LossFn
 from woodfisher_jax.rows.needs import Needs
 from woodfisher_jax.rows.sharding import auto_axes, outside_mesh, placed_as
-from woodfisher_jax.selection.patterns import GroupNames
+from woodfisher_jax.selection.named_patterns import GroupNames
 from woodfisher_jax.selection.structures import Structures
 from woodfisher_jax.trees.axes import WeightAxes
 from woodfisher_jax.trees.masks import Masks, Prunable

@@ -12,7 +12,7 @@ from woodfisher_jax.options import OptionError
 from woodfisher_jax.rows.inputs import check_concrete, check_net
 from woodfisher_jax.selection.structures import Structures, structures
 from woodfisher_jax.tracing.coupling import coupled
-from woodfisher_jax.tracing.entries import Array
+from woodfisher_jax.tracing.entries.units import Array
 from woodfisher_jax.tracing.flat import bind
 from woodfisher_jax.tracing.layers import Bias, Other, Product, feature_axes, find_uses
 from woodfisher_jax.tracing.primitives import Position

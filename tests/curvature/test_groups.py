@@ -8,7 +8,8 @@ import pytest
 
 import woodfisher_jax as wf
 from woodfisher_jax.curvature.groups import parts_of
-from woodfisher_jax.selection.patterns import Groups, groups_of, parse
+from woodfisher_jax.selection.named_patterns import parse
+from woodfisher_jax.selection.patterns import Groups, groups_of
 from woodfisher_jax.trees.axes import given_axes
 from woodfisher_jax.trees.blocks import flat_order, flatten
 

@@ -18,7 +18,7 @@ from woodfisher_jax.report.comparison import (
     comparison_page,
     spread,
 )
-from woodfisher_jax.report.quantities import NONE
+from woodfisher_jax.report.elements.quantities import NONE
 from woodfisher_jax.report.record import RunRecord
 from woodfisher_jax.training.workdir import MACHINE
 

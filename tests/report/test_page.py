@@ -5,8 +5,8 @@ from pathlib import Path
 from read_pages import Page, seen
 from written_runs import DEFAULTS, LAYERS, STAGE, write_run
 
+from woodfisher_jax.report.elements.quantities import NONE
 from woodfisher_jax.report.page import write_page
-from woodfisher_jax.report.quantities import NONE
 
 
 def test_a_run_and_what_it_was_compared_with(tmp_path: Path) -> None:

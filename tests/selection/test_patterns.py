@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from woodfisher_jax.prune import prune
-from woodfisher_jax.selection.patterns import check, groups_of, parse
+from woodfisher_jax.selection.named_patterns import parse
+from woodfisher_jax.selection.patterns import check, groups_of
 from woodfisher_jax.selection.structures import structures
 from woodfisher_jax.tracing.axes import find_axes
 from woodfisher_jax.trees.axes import WeightAxes
@@ -221,36 +222,7 @@ def test_nothing_to_check_is_said():
         check({"fc": None}, "2:4")
 
 
-# ---------------------------------------------------------------------- what is refused
-
-
-@pytest.mark.parametrize(
-    "pattern",
-    ["4:2", "0:4", "4:4", "8:16", "0x3", "2:4:8", "head", "2:4 ", "rows", 24, ""],
-)
-def test_unknown_patterns_are_refused(pattern):
-    with pytest.raises(ValueError, match="pattern="):
-        parse(pattern)
-
-
-@pytest.mark.parametrize(
-    ("pattern", "tensors", "message"),
-    [
-        ("2:4", {"stem/kernel": (3, 3, 3, 8)}, "'stem/kernel'.*3 inputs.*prunable"),
-        ("2:4", {"norm/scale": (8,)}, "'norm/scale'.*no inputs"),
-        ("4x1", {"norm/scale": (8,)}, "'norm/scale'.*no inputs"),
-        ("filters", {"bias": (8,)}, "'bias'.*no inputs"),
-        ("heads:4", {"attn/qkv/kernel": (6, 18)}, "'attn/qkv/kernel'.*no heads"),
-        ("heads:3", {"mlp/fc1/kernel": (6, 18)}, "'mlp/fc1/kernel'.*prunable"),
-        (lambda path, shape: np.zeros(3, int), {"a": (2, 4)}, r"'a'.*shape \(3,\)"),
-        (lambda path, shape: np.zeros(4), {"a": (2, 4)}, "float64; expected integers"),
-        (lambda path, shape: np.zeros((3, 2, 4), int), {"a": (2, 4)}, "broadcast"),
-    ],
-)
-def test_tensors_that_a_pattern_does_not_fit_are_named(pattern, tensors, message):
-    order = flat_order({path: np.ones(shape) for path, shape in tensors.items()})
-    with pytest.raises(ValueError, match=message):
-        groups_of(parse(pattern), order)
+# -------------------------------------------------------------- layouts and structures
 
 
 @pytest.mark.parametrize("pattern", ["2:4", "3x2", "filters"])
@@ -300,11 +272,6 @@ def test_a_structure_is_worth_the_weights_that_read_it():
         assert set(np.asarray(own[path][:, 0]).tolist()) <= {*numbers.units.values()}
     assert len(numbers.units) == 9
     assert not {*numbers.units.values()} & {*np.asarray(own["a"]).flat}
-
-
-def test_structures_need_a_network():
-    with pytest.raises(ValueError, match="not known without a network"):
-        groups_of(parse("structures"), flat_order(TWO_LAYERS))
 
 
 def test_structures_beyond_the_goal_already_are_no_error():

@@ -10,7 +10,7 @@ from small_runs import small
 
 import woodfisher_jax as wf
 from woodfisher_jax import data
-from woodfisher_jax.report.quantities import counted
+from woodfisher_jax.report.elements.quantities import counted
 from woodfisher_jax.training import pruning_step
 from woodfisher_jax.training.config import ConfigError, step_options
 from woodfisher_jax.training.objective import (
@@ -18,8 +18,9 @@ from woodfisher_jax.training.objective import (
     linearized_loss,
     predict,
 )
-from woodfisher_jax.training.plan import Plan, Stage, prepare
+from woodfisher_jax.training.plan import Plan, Stage
 from woodfisher_jax.training.pruning_step import fisher_batch, forecast, prune_state
+from woodfisher_jax.training.start import prepare
 from woodfisher_jax.training.train_step import TrainState
 from woodfisher_jax.trees.paths import leaves_by_path
 from woodfisher_jax.trees.samples import regroup

@@ -1,6 +1,7 @@
 """A step tile by tile, wherever the gradients are."""
 
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,8 +24,8 @@ from woodfisher_jax.driver.reporting import (
 from woodfisher_jax.driver.weights import Outcome, Weights, only_repairs
 from woodfisher_jax.equations.damping import ChosenDamping
 from woodfisher_jax.info import Clock
+from woodfisher_jax.loss_model import Model, in_units, model_of, moved, saliency_sum
 from woodfisher_jax.rows.problem import Problem
-from woodfisher_jax.step import Model, in_units, model_of, moved, saliency_sum
 
 
 def in_tiles(
@@ -51,12 +52,7 @@ def in_tiles(
         slope = _slope(curvature, y, problem, job)
     model, kept, scores = Model(curvature), before.active, None
     if not repairs:
-        own = y if job.mean_samples is None else None
-        diagonal = curvature.diagonal()
-        if diagonal.touched is not None:
-            report["untouched"] = untouched_shares(diagonal.touched, before, job)
-        model = model_of(curvature, diagonal, slope, own)
-        model = in_units(row, model, before.values, before.active)
+        model = _model(curvature, slope, y, before, job, report)
         kept, scores = ranked(model, before, job)
     if isinstance(row, WoodFisher) and row.swaps:
         assert isinstance(curvature, InverseFisher)
@@ -71,32 +67,17 @@ def in_tiles(
     clock.mark("curvature")
     if dampings:
         assert isinstance(curvature, InverseFisher)
-        fisher = curvature
-
-        def choose(
-            support: jax.Array, missing: np.ndarray, least: float
-        ) -> tuple[InverseFisher, ChosenDamping]:
-            return fisher.with_chosen_damping(support, missing, y, least)
-
-        curvature = damped_again(choose, fisher, dampings, before, kept, targets, job)
-
-    def weights_by(curvature: Curvature) -> jax.Array:
-        by, bounds = model._replace(curvature=curvature), job.order.layers
-        change = moved(row, by, before.values, before.active, kept, y, bounds)
-        return before.values + change.value
-
-    def weights_with(damping: float) -> jax.Array | None:
-        assert isinstance(curvature, InverseFisher)
-        try:
-            return weights_by(curvature.with_damping(damping))
-        except CurvatureError:  # Too little damping.
-            return None
-
-    weights = weights_by(curvature)
+        choose = partial(_chosen, curvature, y)
+        curvature = damped_again(
+            choose, curvature, dampings, before, kept, targets, job
+        )
+    update = _Update(model, before, kept, y, job)
+    weights = update.by(curvature)
     if len(dampings) > 1:
         assert isinstance(curvature, InverseFisher)
+        moved_by = partial(update.with_damping, curvature)
         weights = tried_dampings(
-            weights, weights_with, dampings, before, kept, targets, problem, job
+            weights, moved_by, dampings, before, kept, targets, problem, job
         )
         curvature = curvature.with_damping(dampings[-1].damping)
     model = model._replace(curvature=curvature)
@@ -108,6 +89,68 @@ def in_tiles(
         if job.targets is None:
             report["measured_loss_increase"] = measured(weights, kept, before, problem)
     return Outcome(weights, kept, scores, report)
+
+
+def _model(
+    curvature: Curvature,
+    slope: jax.Array | None,
+    targets: jax.Array,
+    before: Weights,
+    job: Job,
+    report: dict[str, Any],
+) -> Model:
+    """The model by which weights are ranked; reports which no sample has touched."""
+    own = targets if job.mean_samples is None else None
+    diagonal = curvature.diagonal()
+    if diagonal.touched is not None:
+        report["untouched"] = untouched_shares(diagonal.touched, before, job)
+    model = model_of(curvature, diagonal, slope, own)
+    return in_units(job.method, model, before.values, before.active)
+
+
+def _chosen(
+    fisher: InverseFisher,
+    targets: jax.Array,
+    support: jax.Array,
+    missing: np.ndarray,
+    least: float,
+) -> tuple[InverseFisher, ChosenDamping]:
+    """The Fisher with a damping that is chosen for a support."""
+    return fisher.with_chosen_damping(support, missing, targets, least)
+
+
+class _Update(NamedTuple):
+    """The update for a mask, by one curvature or another.
+
+    Attributes:
+        model: By which the mask was chosen.
+        before: The weights before the step.
+        kept: The mask [d], bool.
+        targets: y, [N].
+        job: The step.
+    """
+
+    model: Model
+    before: Weights
+    kept: jax.Array
+    targets: jax.Array
+    job: Job
+
+    def by(self, curvature: Curvature) -> jax.Array:
+        """The weights after it, before the mask is applied [d]."""
+        model, bounds = self.model._replace(curvature=curvature), self.job.order.layers
+        values, active = self.before.values, self.before.active
+        change = moved(
+            self.job.method, model, values, active, self.kept, self.targets, bounds
+        )
+        return values + change.value
+
+    def with_damping(self, fisher: InverseFisher, damping: float) -> jax.Array | None:
+        """The weights by a Fisher with another damping; None if that is too little."""
+        try:
+            return self.by(fisher.with_damping(damping))
+        except CurvatureError:
+            return None
 
 
 def _slope(

@@ -26,7 +26,8 @@ from woodfisher_jax.schedules import levels
 from woodfisher_jax.selection import scope as scopes
 from woodfisher_jax.selection.costs import MILLION, Costs, count_costs
 from woodfisher_jax.selection.goal import Goal
-from woodfisher_jax.selection.patterns import Pattern, groups_of
+from woodfisher_jax.selection.named_patterns import Pattern
+from woodfisher_jax.selection.patterns import groups_of
 from woodfisher_jax.selection.structures import structures
 from woodfisher_jax.tracing.axes import Trace, traced
 from woodfisher_jax.trees import blocks
@@ -110,28 +111,14 @@ def checked_job(
     kept, number = counted_alike(
         lambda: _counted(_drawn(samples, 0), row, goal), compute.mesh, "samples"
     )
-    axes = {} if axes is None else axes
-    known: dict[str, WeightAxes] | None = given_axes(axes, params) or None
-    all_known: dict[str, WeightAxes] = {}
-    unused: tuple[str, ...] = ()
-    # Axes that were found before need not be found again.
-    if not any(isinstance(own, WeightAxes) for own in axes.values()):
-        trace = _traced(loss_fn, params, samples if kept is None else kept, row)
-        if trace is not None:
-            all_known = trace.all_axes() | (known or {})
-            known, unused = trace.axes() | (known or {}), trace.unused()
+    sample = samples if kept is None else kept
+    known = _known_axes({} if axes is None else axes, loss_fn, params, sample, row)
     chosen = masks is not None or prunable is not None
-    masks = masks_.given_masks(params, masks, prunable, known)
+    masks = masks_.given_masks(params, masks, prunable, known.multiplied)
     # The tree's own order, whatever jit or a checkpoint has made of the dict's.
     masks = {path: masks[path] for path in leaves_by_path(params) if path in masks}
-    order = blocks.flat_order(masks, all_known or known)
-    if isinstance(goal.pattern, Pattern):
-        sample = samples if kept is None else kept
-        pattern = _of_network(goal.pattern, loss_fn, params, sample)
-        goal = goal.replace(pattern=pattern)
-        groups_of(pattern, order)  # refuses tensors that it does not fit
-    elif goal.sparsity is not None:
-        scopes.check_some_left(order, goal)
+    order = blocks.flat_order(masks, known.every or known.multiplied)
+    goal = _goal_of_network(goal, order, loss_fn, params, sample)
     means = _drawn(mean_samples, 0)
     return Job(
         loss_fn=loss_fn,
@@ -145,8 +132,59 @@ def checked_job(
         mean_samples=None if means is None else check_mean_samples(means, compute.mesh),
         targets=None if targets is None else check_targets(targets, number),
         diagnostics=diagnostics,
-        unused=() if chosen else tuple(p for p in unused if p not in masks),
+        unused=() if chosen else tuple(p for p in known.unused if p not in masks),
     )
+
+
+class _KnownAxes(NamedTuple):
+    """What is known of the axes of tensors.
+
+    Attributes:
+        multiplied: Of tensors that are in a product, and those that are given; None
+            where there are none.
+        every: Of all tensors that the loss reads; empty where it was not traced.
+        unused: Tensors that would be prunable by default, if the loss read them.
+    """
+
+    multiplied: dict[str, WeightAxes] | None
+    every: dict[str, WeightAxes]
+    unused: tuple[str, ...]
+
+
+def _known_axes(
+    axes: Mapping[str, str | WeightAxes],
+    loss_fn: LossFn | None,
+    params: Params,
+    samples: Any,
+    row: Method,
+) -> _KnownAxes:
+    """The axes that are given, and those that the program of the loss tells."""
+    given: dict[str, WeightAxes] = given_axes(axes, params)
+    # Axes that were found before need not be found again.
+    if not any(isinstance(own, WeightAxes) for own in axes.values()):
+        trace = _traced(loss_fn, params, samples, row)
+        if trace is not None:
+            return _KnownAxes(
+                trace.axes() | given, trace.all_axes() | given, trace.unused()
+            )
+    return _KnownAxes(given or None, {}, ())
+
+
+def _goal_of_network(
+    goal: Goal,
+    order: blocks.FlatOrder,
+    loss_fn: LossFn | None,
+    params: Params,
+    samples: Any,
+) -> Goal:
+    """The goal with the structures of the network, if it fits the tensors."""
+    if isinstance(goal.pattern, Pattern):
+        pattern = _of_network(goal.pattern, loss_fn, params, samples)
+        goal = goal.replace(pattern=pattern)
+        groups_of(pattern, order)  # refuses tensors that it does not fit
+    elif goal.sparsity is not None:
+        scopes.check_some_left(order, goal)
+    return goal
 
 
 def _of_network(

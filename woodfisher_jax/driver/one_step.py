@@ -23,10 +23,11 @@ from woodfisher_jax.driver.reporting import (
 )
 from woodfisher_jax.driver.weights import Outcome, Weights
 from woodfisher_jax.info import Clock, PruneInfo
+from woodfisher_jax.loss_model import Model
 from woodfisher_jax.rows.compute import one_lapack_thread
 from woodfisher_jax.rows.sharding import replicate
-from woodfisher_jax.selection.patterns import Pattern, groups_of
-from woodfisher_jax.step import Model
+from woodfisher_jax.selection.named_patterns import Pattern
+from woodfisher_jax.selection.patterns import groups_of
 from woodfisher_jax.trees.masks import Masks
 from woodfisher_jax.trees.paths import Params
 from woodfisher_jax.trees.vectors import check_finite, check_weights

@@ -9,9 +9,15 @@ import numpy as np
 from woodfisher_jax.curvature.method import Inverse
 from woodfisher_jax.driver.job import Job
 from woodfisher_jax.driver.weights import Weights
+from woodfisher_jax.loss_model import (
+    Model,
+    point_of,
+    power_of_two,
+    saliency,
+    without_units,
+)
 from woodfisher_jax.selection import scope as scopes
 from woodfisher_jax.selection.patterns import Groups
-from woodfisher_jax.step import Model, point_of, power_of_two, saliency, without_units
 from woodfisher_jax.trees.vectors import check_finite
 
 

@@ -13,6 +13,7 @@ from woodfisher_jax.driver.job import Job
 from woodfisher_jax.driver.programs import from_vectors
 from woodfisher_jax.driver.weights import Outcome, Weights
 from woodfisher_jax.info import Clock, PruneInfo
+from woodfisher_jax.loss_model import Model
 from woodfisher_jax.options import OptionError
 from woodfisher_jax.rows.gradients import row_chunks
 from woodfisher_jax.rows.memory_plan import MICROBATCH_SIZE, plan_rows
@@ -22,7 +23,6 @@ from woodfisher_jax.rows.values import row_values
 from woodfisher_jax.selection import diagnostics as diagnostics_
 from woodfisher_jax.selection import findings
 from woodfisher_jax.selection.costs import macs_of
-from woodfisher_jax.step import Model
 from woodfisher_jax.trees import blocks
 from woodfisher_jax.trees.masks import Masks
 from woodfisher_jax.trees.paths import Params

@@ -11,7 +11,7 @@ from woodfisher_jax.layerwise.settings import Layerwise
 from woodfisher_jax.options import OptionError, checked, fields_of
 from woodfisher_jax.rows.inputs import as_inputs, check_not_zero, counted_inputs
 from woodfisher_jax.selection.goal import Goal
-from woodfisher_jax.selection.patterns import GroupNames, Pattern, parse
+from woodfisher_jax.selection.named_patterns import GroupNames, Pattern, parse
 from woodfisher_jax.selection.structures import Structures
 from woodfisher_jax.tracing.segments import Program, floats
 from woodfisher_jax.trees.masks import Masks

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from woodfisher_jax.options import OptionError
-from woodfisher_jax.selection.patterns import Pattern
+from woodfisher_jax.selection.named_patterns import Pattern
 from woodfisher_jax.tracing.capture import weight_entries
 from woodfisher_jax.tracing.layers import Other, Product, Use
 from woodfisher_jax.tracing.segments import Program

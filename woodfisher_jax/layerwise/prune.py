@@ -21,7 +21,7 @@ from woodfisher_jax.layerwise.arguments import (
 )
 from woodfisher_jax.layerwise.layers import find_layers, has_product, untied
 from woodfisher_jax.layerwise.removal import Removal
-from woodfisher_jax.layerwise.sequence import Sequence, Solver
+from woodfisher_jax.layerwise.sequence import Layers, Sequence, Solver
 from woodfisher_jax.layerwise.settings import Layerwise, LayerwiseInfo
 from woodfisher_jax.layerwise.structures import (
     asked_for,
@@ -41,11 +41,12 @@ from woodfisher_jax.rows.inputs import (
     taken_by_net,
 )
 from woodfisher_jax.selection.latencies import timed
-from woodfisher_jax.selection.patterns import GroupNames
+from woodfisher_jax.selection.named_patterns import GroupNames
 from woodfisher_jax.selection.structures import Structures, structures
 from woodfisher_jax.tracing.axes import find_axes
 from woodfisher_jax.tracing.segments import Program
 from woodfisher_jax.tracing.training_mode import explained
+from woodfisher_jax.trees.axes import Axes
 from woodfisher_jax.trees.masks import Masks, Prunable, given_masks, most_sparse
 from woodfisher_jax.trees.paths import Params
 from woodfisher_jax.trees.samples import shapes_of
@@ -206,15 +207,7 @@ def prepared(
     check_finite(params, masks)
     said = without_effect(settings, options)
     if not chosen:
-        followed = {p for p, uses in program.uses.items() if has_product(uses)}
-        others = sorted(axes.keys() - masks.keys() - followed)
-        if others:
-            said.append(
-                f"{others} multiply activations otherwise than in a layer that can be "
-                "followed, as in sum(x * w, -1), and stay as they are; write them as "
-                "matrix products, or prune with wf.prune_outputs; prunable=... that "
-                "leaves them out ends this warning"
-            )
+        said += _not_followed(program, axes, masks)
     for text in said:
         # The caller's line: prune_layerwise and a decorator are in between.
         warnings.warn(text, PruneWarning, stacklevel=4)
@@ -230,16 +223,7 @@ def prepared(
         asked = asked_for(given, rule, params)
         groups = None
         layers = find_layers(program, masks, axes, groups)
-        read = readers(asked, ungrouped(layers))
-        families = tuple(f for reader in read.values() for f in reader.families)
-        found = asked._replace(families=families)
-        if shares["latency"] is not None and not found.speeds:
-            progress("latency", 0, 1)
-            found = timed(found, times)
-            progress("latency", 1, 1)
-        units = set(found.units)
-        whole = tuple(f.name for f in asked.families if f.units not in units)
-        solver = Removal(found, read, *goal_of(found, sparsity, budgets), whole)
+        solver = _removal(asked, layers, sparsity, budgets, times, progress)
     check_together(program, settings, groups)
     check_differentiable(net_fn, params, shapes, masks, settings)
     layers = solver.chosen(layers)
@@ -247,3 +231,47 @@ def prepared(
         solver.check_left(layers, masks, settings.scope)
     sequence = Sequence(program, params, masks, axes, batches, layers, settings, said)
     return sequence, solver
+
+
+def _not_followed(program: Program, axes: Axes, masks: Masks) -> list[str]:
+    """A warning of tensors that stay, for what they multiply is in no layer."""
+    followed = {p for p, uses in program.uses.items() if has_product(uses)}
+    others = sorted(axes.keys() - masks.keys() - followed)
+    if not others:
+        return []
+    return [
+        f"{others} multiply activations otherwise than in a layer that can be "
+        "followed, as in sum(x * w, -1), and stay as they are; write them as "
+        "matrix products, or prune with wf.prune_outputs; prunable=... that "
+        "leaves them out ends this warning"
+    ]
+
+
+def _removal(
+    asked: Structures,
+    layers: Layers,
+    sparsity: float | None,
+    budgets: Mapping[str, float],
+    times: str | Path | None,
+    progress: Any,
+) -> Removal:
+    """The structures that one layer alone reads, timed where their time counts.
+
+    Args:
+        asked: Structures of the kinds that may go.
+        layers: Of the masks.
+        sparsity: The share of each family that goes, if it is given.
+        budgets: Else of costs of the network what may be left.
+        times: As for :func:`prune_layerwise`.
+        progress: Called with (label, done, total).
+    """
+    read = readers(asked, ungrouped(layers))
+    families = tuple(f for reader in read.values() for f in reader.families)
+    found = asked._replace(families=families)
+    if "latency" in budgets and not found.speeds:
+        progress("latency", 0, 1)
+        found = timed(found, times)
+        progress("latency", 1, 1)
+    units = set(found.units)
+    whole = tuple(f.name for f in asked.families if f.units not in units)
+    return Removal(found, read, *goal_of(found, sparsity, budgets), whole)

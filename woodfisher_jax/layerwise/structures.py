@@ -18,7 +18,7 @@ from woodfisher_jax.options import (
 )
 from woodfisher_jax.selection.accounts import COSTS, Budget, cheapest
 from woodfisher_jax.selection.goal import Goal
-from woodfisher_jax.selection.patterns import Pattern
+from woodfisher_jax.selection.named_patterns import Pattern
 from woodfisher_jax.selection.structures import Family, Member, Structures
 from woodfisher_jax.tracing.layers import Product
 from woodfisher_jax.trees.masks import num_kept

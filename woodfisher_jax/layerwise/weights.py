@@ -8,7 +8,7 @@ from woodfisher_jax.layerwise.budgets import importance_of, scores_of, shared_ou
 from woodfisher_jax.layerwise.layers import Layer
 from woodfisher_jax.layerwise.sequence import Layers, Sequence
 from woodfisher_jax.options import OptionError
-from woodfisher_jax.selection.patterns import Pattern
+from woodfisher_jax.selection.named_patterns import Pattern
 from woodfisher_jax.tracing.layers import Product
 from woodfisher_jax.trees.masks import Masks, count, most_sparse, num_kept
 

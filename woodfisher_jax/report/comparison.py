@@ -6,13 +6,11 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import Any, NamedTuple
 
-from woodfisher_jax.report import figures
-from woodfisher_jax.report import markup as html
-from woodfisher_jax.report.figures import PERCENT, Panel, Series
-from woodfisher_jax.report.markup import Html, paragraph
-from woodfisher_jax.report.metrics import csv_text
-from woodfisher_jax.report.origin import flat
-from woodfisher_jax.report.quantities import (
+from woodfisher_jax.report.elements import figures
+from woodfisher_jax.report.elements import markup as html
+from woodfisher_jax.report.elements.figures import PERCENT, Panel, Series
+from woodfisher_jax.report.elements.markup import Html, paragraph
+from woodfisher_jax.report.elements.quantities import (
     NONE,
     counted,
     duration,
@@ -20,7 +18,8 @@ from woodfisher_jax.report.quantities import (
     percent,
     scaled,
 )
-from woodfisher_jax.report.record import RunRecord, pruners
+from woodfisher_jax.report.metrics import csv_text
+from woodfisher_jax.report.record import RunRecord, flat, pruners
 
 INCIDENTAL = (
     "checkpoint_every_epochs",

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from woodfisher_jax.report import figures, tables
-from woodfisher_jax.report import markup as html
-from woodfisher_jax.report.quantities import duration, fixed, percent, storage
+from woodfisher_jax.report.elements import figures, tables
+from woodfisher_jax.report.elements import markup as html
+from woodfisher_jax.report.elements.quantities import duration, fixed, percent, storage
 
 _BLOCK = re.compile(r"layers?_(\d+)/")
 

@@ -3,7 +3,10 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from woodfisher_jax.report import (
+from woodfisher_jax.report.elements import markup as html
+from woodfisher_jax.report.elements.figures import Picture
+from woodfisher_jax.report.record import Nested, RunRecord, read_record
+from woodfisher_jax.report.sections import (
     costs,
     course,
     latency,
@@ -13,9 +16,6 @@ from woodfisher_jax.report import (
     outcome,
     saliencies,
 )
-from woodfisher_jax.report import markup as html
-from woodfisher_jax.report.figures import Picture
-from woodfisher_jax.report.record import Nested, RunRecord, read_record
 
 
 def write_page(folder: Path, defaults: Nested, out: Path | None = None) -> Path:

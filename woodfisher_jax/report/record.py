@@ -66,6 +66,15 @@ def pruners(config: Nested) -> dict[str, Nested]:
     return {name: config[name] for name in config if re.match(r"prune(_\d+)?$", name)}
 
 
+def flat(config: Nested, where: str = "") -> Nested:
+    """Fields by their whole names, such as ``prune.method``."""
+    fields: Nested = {}
+    for key, value in config.items():
+        name = f"{where}.{key}" if where else key
+        fields |= flat(value, name) if isinstance(value, dict) else {name: value}
+    return fields
+
+
 def no_run(folder: Path) -> ValueError:
     """The error for a folder that is none of a run, with the nearest that is."""
     what = "there is no run here, for it has no config.json"

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from woodfisher_jax.options import OptionError
 from woodfisher_jax.tracing.coupling import Coupling
-from woodfisher_jax.tracing.entries import Axis
+from woodfisher_jax.tracing.entries.units import Axis
 from woodfisher_jax.trees.masks import num_kept
 
 COSTS = {

@@ -5,7 +5,12 @@ import dataclasses
 from woodfisher_jax.options import OptionError, Options, option
 from woodfisher_jax.schedules import POLY_DEGREE, SPACINGS
 from woodfisher_jax.selection.costs import RESCALINGS
-from woodfisher_jax.selection.patterns import GroupNames, Pattern, check_goal, parse
+from woodfisher_jax.selection.named_patterns import (
+    GroupNames,
+    Pattern,
+    check_goal,
+    parse,
+)
 from woodfisher_jax.selection.structures import Structures
 
 SCOPES = ("global", "layer")

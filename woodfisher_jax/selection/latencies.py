@@ -16,8 +16,8 @@ from woodfisher_jax.options import OptionError
 from woodfisher_jax.selection.accounts import Speed, Value, free_entries
 from woodfisher_jax.selection.structures import Structures
 from woodfisher_jax.tracing.coupling import Coupling
-from woodfisher_jax.tracing.entries import Axis
-from woodfisher_jax.tracing.entry_products import Cost
+from woodfisher_jax.tracing.entries.products import Cost
+from woodfisher_jax.tracing.entries.units import Axis
 from woodfisher_jax.written_files import replace_file
 
 SHARES = (0.25, 0.5, 0.75, 1.0)

@@ -18,7 +18,7 @@ from woodfisher_jax.rows.inputs import check_net, taken_by_net
 from woodfisher_jax.selection.accounts import Account, Speed, free_entries
 from woodfisher_jax.tracing.axes import traced
 from woodfisher_jax.tracing.coupling import Coupling, coupled
-from woodfisher_jax.tracing.entries import Axis
+from woodfisher_jax.tracing.entries.units import Axis
 from woodfisher_jax.trees.axes import WeightAxes
 from woodfisher_jax.trees.paths import Params, leaves_by_path
 

@@ -23,7 +23,7 @@ from woodfisher_jax.rows.inputs import (
     counted_inputs,
     taken_by_net,
 )
-from woodfisher_jax.selection.patterns import GroupNames, parse
+from woodfisher_jax.selection.named_patterns import GroupNames, parse
 from woodfisher_jax.stages.matching import (
     METHOD,
     OutputsFn,

@@ -1,9 +1,10 @@
 """What each axis of a weight is to a function, from its jaxpr.
 
 The function is traced, and the products of its tensors with activations say which axes
-are inputs, outputs and stacked layers (:mod:`woodfisher_jax.tracing.occurrences`). So
-names and shapes say nothing, and any layout is right: (out, in), transposed
-convolutions, layers stacked by ``scan`` and ``vmap``, fused projections.
+are inputs, outputs and stacked layers
+(:mod:`woodfisher_jax.tracing.dimensions.occurrences`). So names and shapes say nothing,
+and any layout is right: (out, in), transposed convolutions, layers stacked by ``scan``
+and ``vmap``, fused projections.
 """
 
 from collections.abc import Callable
@@ -15,8 +16,8 @@ import numpy as np
 from jax.extend.core import Jaxpr
 from jax.tree_util import Partial
 
-from woodfisher_jax.tracing.occurrences import Walk
-from woodfisher_jax.tracing.products import Hidden, Occurrence
+from woodfisher_jax.tracing.dimensions.occurrences import Walk
+from woodfisher_jax.tracing.dimensions.products import Hidden, Occurrence
 from woodfisher_jax.tracing.training_mode import called_with, explained
 from woodfisher_jax.trees.axes import WeightAxes, conventional
 from woodfisher_jax.trees.paths import Params, leaves_by_path

@@ -1,10 +1,10 @@
 """Entries of weights and activations that can only be taken out together.
 
 The program of a function is walked once, and every axis of every array is a list of
-entries (:mod:`woodfisher_jax.tracing.entries`). An equation says which entries meet:
-those of a weight's inputs those of what it multiplies
-(:mod:`woodfisher_jax.tracing.entry_products`), both terms of a sum one another
-(:mod:`woodfisher_jax.tracing.entry_rules`).
+entries (:mod:`woodfisher_jax.tracing.entries.units`). An equation says which entries
+meet: those of a weight's inputs those of what it multiplies
+(:mod:`woodfisher_jax.tracing.entries.products`), both terms of a sum one another
+(:mod:`woodfisher_jax.tracing.entries.rules`).
 """
 
 import operator
@@ -14,9 +14,9 @@ from typing import Any
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
-from woodfisher_jax.tracing import entry_rules
-from woodfisher_jax.tracing.entries import Array, Units
-from woodfisher_jax.tracing.entry_products import EntryProducts
+from woodfisher_jax.tracing.entries import rules
+from woodfisher_jax.tracing.entries.products import EntryProducts
+from woodfisher_jax.tracing.entries.units import Array, Units
 from woodfisher_jax.tracing.primitives import (
     CALLS,
     PRODUCTS,
@@ -151,7 +151,7 @@ class Coupling:
             return self._cond(equation, inputs, position, rounds)
         if name in PRODUCTS:
             return [self._products.followed(equation, inputs, rounds)]
-        return entry_rules.followed(self.units, equation, inputs)
+        return rules.followed(self.units, equation, inputs)
 
     # --------------------------------------------------------------- loops and branches
 

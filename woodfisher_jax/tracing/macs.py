@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from woodfisher_jax.tracing.axes import Trace, traced
-from woodfisher_jax.tracing.products import Occurrence
+from woodfisher_jax.tracing.dimensions.products import Occurrence
 from woodfisher_jax.trees.blocks import FlatOrder
 from woodfisher_jax.trees.masks import MasksLike, count, paired
 from woodfisher_jax.trees.paths import Params, leaves_by_path

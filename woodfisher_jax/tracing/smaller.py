@@ -10,7 +10,7 @@ import numpy as np
 from jax.extend.core import Jaxpr, Literal
 
 from woodfisher_jax.tracing.coupling import Coupling
-from woodfisher_jax.tracing.entries import Array, Axis
+from woodfisher_jax.tracing.entries.units import Array, Axis
 from woodfisher_jax.tracing.flat import bind
 from woodfisher_jax.tracing.primitives import (
     CALLS,

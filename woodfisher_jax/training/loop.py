@@ -17,7 +17,7 @@ import numpy as np
 
 from woodfisher_jax.data import batches
 from woodfisher_jax.progress import lines, live
-from woodfisher_jax.report import tables
+from woodfisher_jax.report.elements import tables
 from woodfisher_jax.report.record import write_command
 from woodfisher_jax.rows.memory_plan import MemoryLimitError
 from woodfisher_jax.rows.sharding import replicate
@@ -26,7 +26,7 @@ from woodfisher_jax.training import config as config_
 from woodfisher_jax.training.config import Config, ConfigError
 from woodfisher_jax.training.evaluate import evaluate
 from woodfisher_jax.training.history import Log
-from woodfisher_jax.training.plan import Phase, Plan, Stage, fit, prepare
+from woodfisher_jax.training.plan import Phase, Plan, Stage
 from woodfisher_jax.training.preemption import (
     EXIT_CODES,
     Stopped,
@@ -35,6 +35,7 @@ from woodfisher_jax.training.preemption import (
 )
 from woodfisher_jax.training.pruning_step import dense_copy, forecast, prune_state
 from woodfisher_jax.training.results import open_events, summarize, write_report
+from woodfisher_jax.training.start import fit, prepare
 from woodfisher_jax.training.train_step import (
     Metrics,
     TrainState,

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import json
 import logging
 import time
@@ -68,20 +69,9 @@ def run(
     """
     workdir, start = Path(workdir), time.perf_counter()
     seconds: dict[str, float] = {}
-
-    @contextlib.contextmanager
-    def timed(phase: str) -> Iterator[None]:
-        since = time.perf_counter()
-        yield
-        seconds[phase] = seconds.get(phase, 0.0) + time.perf_counter() - since
-
+    timed = functools.partial(_timed, seconds)
     source = source_of(config)
-    if config.data.dir is None:
-        raise ConfigError("config.data.dir=None; expected some text")
-    if (workdir / "results.json").exists():
-        raise ConfigError(
-            f"workdir={workdir} holds a run that has ended; choose another --workdir"
-        )
+    _check_start(config, workdir)
     with live("pruning", quiet=quiet) as progress, timed("read"):
         module, params, tokens = _read(config, source, progress)
     made = [path for path in (workdir, *workdir.parents) if not path.exists()]
@@ -105,19 +95,11 @@ def run(
         _warn_of_length(module, tokens)
 
         net_fn = logits_of(module)
-
-        def measured(weights: Any) -> dict[str, Any]:
-            with timed("perplexity"):
-                weights = jax.device_put(weights)
-                text = tokens.evaluation, tokens.kinds
-                # Of its own widths, where structure was taken out.
-                own = resized(module, {"params": weights}, tokens.evaluation[:1])
-                found = perplexity(logits_of(own), weights, *text, progress)
-                return found._asdict()
-
         pruned, info = _pruned(config, workdir, net_fn, params, tokens, progress)
         logger.info("pruned to %.2f %%\n%s", 100 * info.sparsity, info)
-        dense, whole = measured(params), num_parameters(params)
+        with timed("perplexity"):
+            dense = _measured(module, params, tokens, progress)
+        whole = num_parameters(params)
         del params  # Room for what is written.
         with timed("write"):
             progress("write", 0, 1)
@@ -128,38 +110,44 @@ def run(
         with timed("read"):
             # As it is in the folder, rounded to the dtype there.
             _, pruned = hugging_face.read_folder(workdir / MODEL)
-        found = measured(pruned)
+        with timed("perplexity"):
+            found = _measured(module, pruned, tokens, progress)
         logger.info("perplexity %.2f -> %.2f", dense["all"], found["all"])
         if left < whole:
             logger.info("parameters %s -> %s", f"{whole:,}", f"{left:,}")
-        results = {
-            "task": config.task,
-            "sparsity": info.sparsity,
-            "nonzero": info.nonzero,
-            "prunable": info.prunable,
-            "parameters": {"dense": whole, "pruned": left},
-            "costs": {name: cost._asdict() for name, cost in info.costs.items()},
-            "perplexity": {"dense": dense, "pruned": found},
-            "layers": [layer._asdict() for layer in info.layers],
-            "seconds": {
-                "read": seconds["read"],
-                **{f"prune: {phase}": s for phase, s in info.seconds.items() if s},
-                "write": seconds["write"],
-                "perplexity": seconds["perplexity"],
-            },
-            "seconds_total": time.perf_counter() - start,
-            "peak_rss_bytes": environment.peak_rss_bytes(),
-            **environment.environment(),
-            "calibration_tokens": int(tokens.calibration.size),
-            "evaluation_tokens": int(tokens.evaluation.size),
-            "config": to_dict(config),
-        }
+        results = _results(
+            config,
+            info,
+            tokens,
+            parameters={"dense": whole, "pruned": left},
+            perplexities={"dense": dense, "pruned": found},
+            seconds=seconds,
+            total=time.perf_counter() - start,
+        )
         metrics.write_results(workdir, results)
         try:
             language.write_page(workdir)
         except MissingExtraError as error:
             logger.warning("%s", error)
     return results
+
+
+@contextlib.contextmanager
+def _timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
+    """Adds the wall time of the block to that of a phase."""
+    since = time.perf_counter()
+    yield
+    seconds[phase] = seconds.get(phase, 0.0) + time.perf_counter() - since
+
+
+def _check_start(config: LanguageConfig, workdir: Path) -> None:
+    """Refuses a run without text, and a folder that has one already."""
+    if config.data.dir is None:
+        raise ConfigError("config.data.dir=None; expected some text")
+    if (workdir / "results.json").exists():
+        raise ConfigError(
+            f"workdir={workdir} holds a run that has ended; choose another --workdir"
+        )
 
 
 def source_of(config: LanguageConfig) -> Path:
@@ -284,3 +272,59 @@ def _pruned(
     if ":" not in (config.prune.pattern or ":"):
         _, pruned = shrunk(net_fn, pruned, masks, tokens.calibration[:1])
     return pruned, info
+
+
+def _measured(
+    module: Llama, weights: Any, tokens: Tokens, progress: Callback
+) -> dict[str, Any]:
+    """The perplexity of a network on the text that it is evaluated on."""
+    weights = jax.device_put(weights)
+    text = tokens.evaluation, tokens.kinds
+    # Of its own widths, where structure was taken out.
+    own = resized(module, {"params": weights}, tokens.evaluation[:1])
+    return perplexity(logits_of(own), weights, *text, progress)._asdict()
+
+
+def _results(
+    config: LanguageConfig,
+    info: LayerwiseInfo,
+    tokens: Tokens,
+    *,
+    parameters: dict[str, int],
+    perplexities: dict[str, dict[str, Any]],
+    seconds: dict[str, float],
+    total: float,
+) -> dict[str, Any]:
+    """The content of ``results.json``.
+
+    Args:
+        config: Of the run.
+        info: What pruning has reported.
+        tokens: The text.
+        parameters: Of the ``dense`` and of the ``pruned`` network.
+        perplexities: Of both.
+        seconds: Of the phases read, write and perplexity.
+        total: Seconds of the run.
+    """
+    return {
+        "task": config.task,
+        "sparsity": info.sparsity,
+        "nonzero": info.nonzero,
+        "prunable": info.prunable,
+        "parameters": parameters,
+        "costs": {name: cost._asdict() for name, cost in info.costs.items()},
+        "perplexity": perplexities,
+        "layers": [layer._asdict() for layer in info.layers],
+        "seconds": {
+            "read": seconds["read"],
+            **{f"prune: {phase}": s for phase, s in info.seconds.items() if s},
+            "write": seconds["write"],
+            "perplexity": seconds["perplexity"],
+        },
+        "seconds_total": total,
+        "peak_rss_bytes": environment.peak_rss_bytes(),
+        **environment.environment(),
+        "calibration_tokens": int(tokens.calibration.size),
+        "evaluation_tokens": int(tokens.evaluation.size),
+        "config": to_dict(config),
+    }

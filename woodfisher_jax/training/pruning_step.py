@@ -14,13 +14,13 @@ from woodfisher_jax.info import PruneInfo, unwarned
 from woodfisher_jax.masked import mask_state
 from woodfisher_jax.prune import plan_pruning, prune
 from woodfisher_jax.report import metrics
-from woodfisher_jax.report.quantities import counted
+from woodfisher_jax.report.elements.quantities import counted
 from woodfisher_jax.rows.gradients import sample_labels
 from woodfisher_jax.rows.memory_plan import MemoryLimitError
 from woodfisher_jax.rows.needs import Needs
 from woodfisher_jax.rows.sharding import replicate
 from woodfisher_jax.selection.costs import MILLION
-from woodfisher_jax.selection.patterns import Pattern
+from woodfisher_jax.selection.named_patterns import Pattern
 from woodfisher_jax.stages import matching
 from woodfisher_jax.stages.damping_search import prune_searched
 from woodfisher_jax.stages.matching import Rows, outputs_of

@@ -11,7 +11,7 @@ from woodfisher_jax.methods import applicable, check_together, method_named, res
 from woodfisher_jax.options import OptionError, fields_of, shown
 from woodfisher_jax.rows.compute import Compute
 from woodfisher_jax.selection.goal import Goal
-from woodfisher_jax.selection.patterns import Pattern
+from woodfisher_jax.selection.named_patterns import Pattern
 from woodfisher_jax.training.config.sections import (
     Config,
     DistributedConfig,

@@ -1,0 +1,1 @@
+"""What pages and terminals show: figures, tables, markup, numbers with units."""
