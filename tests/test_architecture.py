@@ -15,7 +15,7 @@ PACKAGE = ROOT / "woodfisher_jax"
 # Rooms, lowest first. A room imports lower ones only; those of one line do not import
 # one another, except the commands. A room within a room has a line of its own.
 ROOMS = """
-equations options extras progress written_files
+compilation equations options extras progress written_files
 trees schedules exit_codes
 tracing.primitives
 tracing.dimensions tracing.entries

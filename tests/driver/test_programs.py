@@ -3,7 +3,6 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from woodfisher_jax.driver import programs
 from woodfisher_jax.trees import vectors
@@ -35,25 +34,3 @@ def test_leaves_of_numpy_become_those_of_jax() -> None:
     given = PARAMS | {"b": np.ones(2)}
     params, _, _ = programs.to_vectors(given, MASKS, flat_order(MASKS))
     assert isinstance(params["b"], jax.Array)
-
-
-def test_it_is_traced_once_for_each_static_argument() -> None:
-    traced = []
-
-    @programs.quickly_compiled("power")
-    def raised(x, power):
-        traced.append(power)
-        return x**power
-
-    for power in (2, 2, 3, 2):
-        assert raised(jnp.float32(2.0), power=power) == 2.0**power
-    assert traced == [2, 3]
-
-
-def test_an_option_that_xla_does_not_have_is_refused(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """So that the tests above show that it has those that are given."""
-    monkeypatch.setattr(programs, "QUICK", {"xla_cpu_no_such_option": False})
-    with pytest.raises(Exception, match="no_such_option"):
-        programs.quickly_compiled()(jnp.sin)(jnp.float32(1.0))

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
+from woodfisher_jax.compilation import quickly_compiled
 from woodfisher_jax.equations.batched import map_blocks
 from woodfisher_jax.equations.fisher import (
     SAMPLE_SPACE,
@@ -239,6 +240,9 @@ def run_blocks(
     return run(damping, gradients, *others)
 
 
+_run_alone = quickly_compiled("task", "solver", "mesh")(run_blocks)
+
+
 def checked_blocks(
     task: Task,
     gradients: jax.Array,
@@ -263,7 +267,7 @@ def checked_blocks(
     Raises:
         CurvatureError: If the Fisher of a block is too ill conditioned for float64.
     """
-    found = run_blocks(task, gradients, others, np.float32(damping), solver, mesh)
+    found = _run_alone(task, gradients, others, np.float32(damping), solver, mesh)
     errors = np.asarray(_everywhere(found.error, mesh))
     # Written so that NaN counts as an error.
     doubtful = np.flatnonzero(~(errors <= TOLERANCE))

@@ -25,8 +25,8 @@ import numpy as np
 import optax
 from jax.tree_util import Partial
 
+from woodfisher_jax.compilation import quickly_compiled
 from woodfisher_jax.driver.job import check_reachable, checked_job
-from woodfisher_jax.driver.programs import quickly_compiled
 from woodfisher_jax.info import PruneInfo, unwarned, warn_of
 from woodfisher_jax.methods import check_names
 from woodfisher_jax.options import (
