@@ -34,6 +34,11 @@ def unwarned() -> Iterator[None]:
         _SILENT.reset(before)
 
 
+def is_unwarned() -> bool:
+    """Whether this is within :func:`unwarned`, where an outer call looks itself."""
+    return _SILENT.get()
+
+
 class Trial(NamedTuple):
     """A damping that was tried, and what held-out examples measured after its step."""
 
@@ -285,6 +290,11 @@ def joined(infos: list[PruneInfo]) -> PruneInfo:
     }
     said = dict.fromkeys(text for info in infos for text in info.warnings)
     return infos[-1]._replace(**sums, warnings=tuple(said))
+
+
+def with_warnings(infos: list[PruneInfo], texts: Sequence[str]) -> list[PruneInfo]:
+    """The infos of several steps with what was warned of before they started."""
+    return [info._replace(warnings=(*texts, *info.warnings)) for info in infos]
 
 
 def warn_of(infos: Sequence[PruneInfo], stacklevel: int) -> None:

@@ -1,5 +1,6 @@
 """The driver of pruning steps, one after another."""
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,7 +9,14 @@ import jax
 from woodfisher_jax.curvature.method import Method, Sampled
 from woodfisher_jax.driver.job import checked_job, drawn_again, levels_of, problem_of
 from woodfisher_jax.driver.one_step import prune_once
-from woodfisher_jax.info import PruneInfo, joined, warn_of
+from woodfisher_jax.info import (
+    PruneInfo,
+    PruneWarning,
+    is_unwarned,
+    joined,
+    warn_of,
+    with_warnings,
+)
 from woodfisher_jax.methods import DEFAULT, check_names
 from woodfisher_jax.rows.compute import Compute, watched
 from woodfisher_jax.rows.gradients import LossFn
@@ -16,9 +24,11 @@ from woodfisher_jax.rows.needs import Needs
 from woodfisher_jax.rows.sharding import auto_axes, outside_mesh, placed_as
 from woodfisher_jax.selection.patterns import GroupNames
 from woodfisher_jax.selection.structures import Structures
+from woodfisher_jax.tracing.batch_statistics import training_mode
 from woodfisher_jax.trees.axes import WeightAxes
 from woodfisher_jax.trees.masks import Masks, Prunable
 from woodfisher_jax.trees.paths import Params, leaves_by_path
+from woodfisher_jax.trees.samples import regroup
 
 
 @watched
@@ -144,6 +154,13 @@ def prune(
         pattern=pattern,
         **options,
     )
+    said = []
+    if loss_fn is not None and isinstance(job.method, Sampled) and not is_unwarned():
+        few = next(regroup(job.samples, 2))
+        said = training_mode("loss_fn", loss_fn, params, few, outputs=False)
+    for text in said:
+        # The caller's line: two decorators are in between.
+        warnings.warn(text, PruneWarning, stacklevel=4)
     infos = []
     masks = job.masks
     for number, level in enumerate(levels_of(params, job)):
@@ -155,8 +172,8 @@ def prune(
     params = jax.tree.map(placed_as, params, given)
     leaves = leaves_by_path(params)
     masks = {path: placed_as(mask, leaves[path]) for path, mask in masks.items()}
-    warn_of(infos, stacklevel=4)  # The caller's line: two decorators are in between.
-    return params, masks, joined(infos)
+    warn_of(infos, stacklevel=4)
+    return params, masks, joined(with_warnings(infos, said))
 
 
 @outside_mesh()

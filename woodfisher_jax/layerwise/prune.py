@@ -44,11 +44,12 @@ from woodfisher_jax.selection.latencies import timed
 from woodfisher_jax.selection.patterns import GroupNames
 from woodfisher_jax.selection.structures import Structures, structures
 from woodfisher_jax.tracing.axes import find_axes
+from woodfisher_jax.tracing.batch_statistics import training_mode
 from woodfisher_jax.tracing.segments import Program
 from woodfisher_jax.tracing.training_mode import explained
 from woodfisher_jax.trees.masks import Masks, Prunable, given_masks, most_sparse
 from woodfisher_jax.trees.paths import Params
-from woodfisher_jax.trees.samples import shapes_of
+from woodfisher_jax.trees.samples import regroup, shapes_of
 
 
 @watched
@@ -205,6 +206,7 @@ def prepared(
     masks = given_masks(params, masks, prunable, known)
     check_finite(params, masks)
     said = without_effect(settings, options)
+    said += training_mode("net_fn", net_fn, params, next(regroup(inputs, 2)))
     if not chosen:
         followed = {p for p, uses in program.uses.items() if has_product(uses)}
         others = sorted(axes.keys() - masks.keys() - followed)

@@ -15,6 +15,7 @@ With labels as targets, the rows are gradients of the cross entropy of a few exa
 each, and the first-order term is that of the loss: each stage also trains.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -27,7 +28,14 @@ from jax.tree_util import Partial
 
 from woodfisher_jax.driver.job import check_reachable, checked_job
 from woodfisher_jax.driver.programs import quickly_compiled
-from woodfisher_jax.info import PruneInfo, unwarned, warn_of
+from woodfisher_jax.info import (
+    PruneInfo,
+    PruneWarning,
+    is_unwarned,
+    unwarned,
+    warn_of,
+    with_warnings,
+)
 from woodfisher_jax.methods import check_names
 from woodfisher_jax.options import (
     OptionError,
@@ -43,11 +51,12 @@ from woodfisher_jax.rows.inputs import check_concrete, check_params, check_size
 from woodfisher_jax.rows.projections import METRICS, directions, projected
 from woodfisher_jax.schedules import levels
 from woodfisher_jax.tracing.axes import traced
+from woodfisher_jax.tracing.batch_statistics import training_mode
 from woodfisher_jax.tracing.training_mode import explained
 from woodfisher_jax.trees.masks import Masks, Prunable, given_masks
 from woodfisher_jax.trees.masks import sparsity as sparsity_of
 from woodfisher_jax.trees.paths import Params
-from woodfisher_jax.trees.samples import on_host
+from woodfisher_jax.trees.samples import on_host, regroup
 
 METHOD = "woodtaylor"
 """The method of a stage, unless another is given."""
@@ -265,6 +274,13 @@ def prune_matched(
     check_params(params)
     found = _first(stage, params)
     axes = traced(found.outputs_fn, params, found.inputs, "outputs_fn").axes()
+    said = []
+    if not is_unwarned():
+        few = next(regroup(found.inputs, 2))
+        said = training_mode("outputs_fn", found.outputs_fn, params, few)
+    for text in said:
+        # The caller's line: a decorator is in between.
+        warnings.warn(text, PruneWarning, stacklevel=3)
     masks = given_masks(params, masks, prunable, axes)
     way = _way(sparsity_of(masks), sparsity, stages, repairs)
     infos: list[PruneInfo] = []
@@ -300,7 +316,7 @@ def prune_matched(
             params = params if changed is None else changed
     progress("stages", len(way), len(way))
     warn_of(infos, stacklevel=3)
-    return params, masks, infos
+    return params, masks, with_warnings(infos, said)
 
 
 @jax.jit

@@ -1,5 +1,6 @@
 """Pruning a network so that its outputs stay: one call, from inputs alone."""
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -7,7 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from woodfisher_jax.info import PruneInfo, joined, unwarned, warn_of
+from woodfisher_jax.info import (
+    PruneInfo,
+    PruneWarning,
+    joined,
+    unwarned,
+    warn_of,
+    with_warnings,
+)
 from woodfisher_jax.methods import check_names
 from woodfisher_jax.options import OptionError, check_whole
 from woodfisher_jax.prune import prune
@@ -32,6 +40,7 @@ from woodfisher_jax.stages.matching import (
     outputs_of,
     prune_matched,
 )
+from woodfisher_jax.tracing.batch_statistics import training_mode
 from woodfisher_jax.tracing.training_mode import explained
 from woodfisher_jax.trees.masks import Masks, Prunable
 from woodfisher_jax.trees.paths import Params
@@ -112,6 +121,10 @@ def prune_outputs(
     check_whole("num_samples", num_samples, 1)
     check_whole("seed", seed, 0)
     wanted, images = _dense_outputs(net_fn, params, inputs)
+    said = training_mode("net_fn", net_fn, params, next(regroup(images, 2)))
+    for text in said:
+        # The caller's line: a decorator is in between.
+        warnings.warn(text, PruneWarning, stacklevel=3)
     drawn = _draws(len(wanted), num_samples, seed)
 
     def stage(number: int, params: Params) -> Stage:
@@ -138,7 +151,11 @@ def prune_outputs(
     found = outputs_of(net_fn, params, after.inputs)
     moved, size = np.linalg.norm(found - after.wanted), np.linalg.norm(after.wanted)
     error = float(moved / size) ** 2 if size else 0.0
-    return params, masks, joined(infos)._replace(outputs_error=error)
+    return (
+        params,
+        masks,
+        joined(with_warnings(infos, said))._replace(outputs_error=error),
+    )
 
 
 def _dense_outputs(
