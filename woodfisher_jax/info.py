@@ -292,6 +292,12 @@ def joined(infos: list[PruneInfo]) -> PruneInfo:
     return infos[-1]._replace(**sums, warnings=tuple(said))
 
 
+def warn_before(texts: Sequence[str], stacklevel: int) -> None:
+    """Warns of what was found before anything started, unless :func:`is_unwarned`."""
+    for text in () if _SILENT.get() else texts:
+        warnings.warn(text, PruneWarning, stacklevel=stacklevel + 1)
+
+
 def with_warnings(infos: list[PruneInfo], texts: Sequence[str]) -> list[PruneInfo]:
     """The infos of several steps with what was warned of before they started."""
     return [info._replace(warnings=(*texts, *info.warnings)) for info in infos]

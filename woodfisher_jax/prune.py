@@ -1,19 +1,24 @@
 """The driver of pruning steps, one after another."""
 
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 
 from woodfisher_jax.curvature.method import Method, Sampled
-from woodfisher_jax.driver.job import checked_job, drawn_again, levels_of, problem_of
+from woodfisher_jax.driver.job import (
+    Job,
+    checked_job,
+    drawn_again,
+    levels_of,
+    problem_of,
+)
 from woodfisher_jax.driver.one_step import prune_once
 from woodfisher_jax.info import (
     PruneInfo,
-    PruneWarning,
     is_unwarned,
     joined,
+    warn_before,
     warn_of,
     with_warnings,
 )
@@ -23,6 +28,7 @@ from woodfisher_jax.rows.gradients import LossFn
 from woodfisher_jax.rows.needs import Needs
 from woodfisher_jax.rows.sharding import auto_axes, outside_mesh, placed_as
 from woodfisher_jax.selection.patterns import GroupNames
+from woodfisher_jax.selection.scope import sparser_layers
 from woodfisher_jax.selection.structures import Structures
 from woodfisher_jax.tracing.batch_statistics import training_mode
 from woodfisher_jax.trees.axes import WeightAxes
@@ -154,13 +160,9 @@ def prune(
         pattern=pattern,
         **options,
     )
-    said = []
-    if loss_fn is not None and isinstance(job.method, Sampled) and not is_unwarned():
-        few = next(regroup(job.samples, 2))
-        said = training_mode("loss_fn", loss_fn, params, few, outputs=False)
-    for text in said:
-        # The caller's line: two decorators are in between.
-        warnings.warn(text, PruneWarning, stacklevel=4)
+    # An outer call looks itself, at its own function and the goal of all its steps.
+    said = [] if is_unwarned() else _oddities(params, job)
+    warn_before(said, stacklevel=4)  # The caller's line: two decorators are in between.
     infos = []
     masks = job.masks
     for number, level in enumerate(levels_of(params, job)):
@@ -174,6 +176,15 @@ def prune(
     masks = {path: placed_as(mask, leaves[path]) for path, mask in masks.items()}
     warn_of(infos, stacklevel=4)
     return params, masks, joined(with_warnings(infos, said))
+
+
+def _oddities(params: Params, job: Job) -> list[str]:
+    """What is warned of before the first step."""
+    found = sparser_layers(job.order, job.masks, job.goal)
+    if job.loss_fn is not None and isinstance(job.method, Sampled):
+        few = next(regroup(job.samples, 2))
+        found += training_mode("loss_fn", job.loss_fn, params, few, outputs=False)
+    return found
 
 
 @outside_mesh()

@@ -172,3 +172,13 @@ def test_the_command_line(tmp_path: Path) -> None:
     assert config.data.length == 64
     with pytest.raises(ConfigError, match=r"did you mean config.prune.sparsity\?"):
         main.read_config(["--config=smollm2", "--config.prune.sparsty=0.5"])
+
+
+def test_a_default_of_the_shipped_config_is_no_option_of_the_user() -> None:
+    given = ["--config=smollm2", "--config.prune.scope=layer"]
+    assert main.read_config(given)[1].prune.metric == "identity"
+    assert main.read_config(given[:1])[1].prune.metric == "softmax"
+    config = main.read_config([*given, "--config.prune.distil=1"])[1]
+    assert config.prune.metric == "softmax"
+    config = main.read_config([*given, "--config.prune.metric=softmax"])[1]
+    assert config.prune.metric == "softmax"  # and pruning warns of it

@@ -36,10 +36,12 @@ from woodfisher_jax.rows.compute import watched
 from woodfisher_jax.rows.inputs import (
     check_concrete,
     check_net,
+    check_numbers,
     check_params,
     check_reads,
     taken_by_net,
 )
+from woodfisher_jax.selection.findings import stay_sparser
 from woodfisher_jax.selection.latencies import timed
 from woodfisher_jax.selection.patterns import GroupNames
 from woodfisher_jax.selection.structures import Structures, structures
@@ -47,7 +49,13 @@ from woodfisher_jax.tracing.axes import find_axes
 from woodfisher_jax.tracing.batch_statistics import training_mode
 from woodfisher_jax.tracing.segments import Program
 from woodfisher_jax.tracing.training_mode import explained
-from woodfisher_jax.trees.masks import Masks, Prunable, given_masks, most_sparse
+from woodfisher_jax.trees.masks import (
+    Masks,
+    Prunable,
+    given_masks,
+    left_out,
+    most_sparse,
+)
 from woodfisher_jax.trees.paths import Params
 from woodfisher_jax.trees.samples import regroup, shapes_of
 
@@ -139,19 +147,24 @@ def prune_layerwise(
     params, masks, info = sequence.run(solver, progress)
     if isinstance(solver, Removal):
         info = info._replace(costs=solver.costs(masks), whole=solver.whole)
+    said = []
+    if isinstance(solver, SingleWeights) and solver.sparser:
+        said.append(stay_sparser(solver.sparser, solver.level))
     if sequence.emptied:
         ways = "lower sparsity"
         if isinstance(solver, SingleWeights) and sequence.settings.scope == "layer":
             most = most_sparse(min(sequence.emptied.values()))
-            ways += f"={solver.level} to {most}, which leaves one in each"
-        text = (
+            ways = f"lower sparsity={solver.level} to {most}, which leaves one in each"
+            if not most:  # Of a single weight.
+                ways = "lower sparsity to 0"
+        said.append(
             f"no weight is left of {list(sequence.emptied)}; {ways}, leave them out of "
             "prunable, or use scope='global'"
         )
+    for text in said:
         # The caller's line: a decorator is in between.
         warnings.warn(text, PruneWarning, stacklevel=3)
-        info = info._replace(warnings=(*info.warnings, text))
-    return params, masks, info
+    return params, masks, info._replace(warnings=(*info.warnings, *said))
 
 
 def prepared(
@@ -192,7 +205,10 @@ def prepared(
     """
     settings = Layerwise().replace(**options)
     rule = rule_of(pattern)
-    check_times(times, shares["latency"])
+    found = None if rule is None else rule.structures
+    check_times(
+        times, shares["latency"], timed=found is not None and bool(found.speeds)
+    )
     check_net(net_fn)
     check_params(params, "net_fn")
     batches = batches_of(inputs, settings.batch_size)
@@ -200,6 +216,7 @@ def prepared(
     with taken_by_net(inputs, batches=True, called=shapes), explained():
         program = Program(net_fn, params, shapes)
     check_reads(program.jaxpr, params)
+    check_numbers(net_fn, params, batches)
     axes = find_axes(net_fn, params, shapes)
     chosen = masks is not None or prunable is not None
     known = axes if chosen else untied(axes, program.uses)
@@ -214,8 +231,8 @@ def prepared(
             said.append(
                 f"{others} multiply activations otherwise than in a layer that can be "
                 "followed, as in sum(x * w, -1), and stay as they are; write them as "
-                "matrix products, or prune with wf.prune_outputs; prunable=... that "
-                "leaves them out ends this warning"
+                f"matrix products, or prune with wf.prune_outputs; to end this "
+                f"warning, {left_out(*others)}"
             )
     for text in said:
         # The caller's line: prune_layerwise and a decorator are in between.

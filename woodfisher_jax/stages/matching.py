@@ -15,7 +15,6 @@ With labels as targets, the rows are gradients of the cross entropy of a few exa
 each, and the first-order term is that of the loss: each stage also trains.
 """
 
-import warnings
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -30,9 +29,9 @@ from woodfisher_jax.driver.job import check_reachable, checked_job
 from woodfisher_jax.driver.programs import quickly_compiled
 from woodfisher_jax.info import (
     PruneInfo,
-    PruneWarning,
     is_unwarned,
     unwarned,
+    warn_before,
     warn_of,
     with_warnings,
 )
@@ -50,6 +49,7 @@ from woodfisher_jax.rows.gradients import LossFn, as_partial
 from woodfisher_jax.rows.inputs import check_concrete, check_params, check_size
 from woodfisher_jax.rows.projections import METRICS, directions, projected
 from woodfisher_jax.schedules import levels
+from woodfisher_jax.selection.scope import sparser_layers
 from woodfisher_jax.tracing.axes import traced
 from woodfisher_jax.tracing.batch_statistics import training_mode
 from woodfisher_jax.tracing.training_mode import explained
@@ -278,9 +278,6 @@ def prune_matched(
     if not is_unwarned():
         few = next(regroup(found.inputs, 2))
         said = training_mode("outputs_fn", found.outputs_fn, params, few)
-    for text in said:
-        # The caller's line: a decorator is in between.
-        warnings.warn(text, PruneWarning, stacklevel=3)
     masks = given_masks(params, masks, prunable, axes)
     way = _way(sparsity_of(masks), sparsity, stages, repairs)
     infos: list[PruneInfo] = []
@@ -308,6 +305,8 @@ def prune_matched(
             # Before anything is pruned, and not by the level of some later stage.
             job = checked_job(*step, sparsity=way[-1], masks=masks, **given)
             check_reachable(job)
+            said += sparser_layers(job.order, job.masks, job.goal)
+            warn_before(said, stacklevel=3)  # The caller's line: a decorator between.
         with unwarned():
             params, masks, info = prune(*step, sparsity=level, masks=masks, **given)
         infos.append(info)

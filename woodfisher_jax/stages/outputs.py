@@ -1,6 +1,5 @@
 """Pruning a network so that its outputs stay: one call, from inputs alone."""
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -10,9 +9,9 @@ import numpy as np
 
 from woodfisher_jax.info import (
     PruneInfo,
-    PruneWarning,
     joined,
     unwarned,
+    warn_before,
     warn_of,
     with_warnings,
 )
@@ -25,6 +24,7 @@ from woodfisher_jax.rows.inputs import (
     check_concrete,
     check_net,
     check_not_zero,
+    check_numbers,
     check_params,
     check_reads,
     check_size,
@@ -122,9 +122,7 @@ def prune_outputs(
     check_whole("seed", seed, 0)
     wanted, images = _dense_outputs(net_fn, params, inputs)
     said = training_mode("net_fn", net_fn, params, next(regroup(images, 2)))
-    for text in said:
-        # The caller's line: a decorator is in between.
-        warnings.warn(text, PruneWarning, stacklevel=3)
+    warn_before(said, stacklevel=3)  # The caller's line: a decorator is in between.
     drawn = _draws(len(wanted), num_samples, seed)
 
     def stage(number: int, params: Params) -> Stage:
@@ -178,6 +176,7 @@ def _dense_outputs(
     check_not_zero(images)
     with taken_by_net(inputs, batches=True):
         _check_outputs(net_fn, params, images)
+    check_numbers(net_fn, params, [images])
     wanted = outputs_of(net_fn, params, images)
     if not np.isfinite(wanted).all():
         raise OptionError(

@@ -8,7 +8,7 @@ then run, once with others and once with copies of themselves.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -17,12 +17,10 @@ import numpy as np
 from jax.extend.core import Jaxpr, Literal
 
 from woodfisher_jax.tracing.axes import program_of
-from woodfisher_jax.tracing.flat import bind, flattened
+from woodfisher_jax.tracing.flat import bind, value_of, without_calls
 from woodfisher_jax.tracing.primitives import (
-    CALLS,
     ELEMENTWISE,
     PRODUCTS,
-    called,
     inner_jaxprs,
 )
 from woodfisher_jax.trees.paths import Params
@@ -124,8 +122,8 @@ def _said(
     if key not in _FOUND:
         # Few programs are walked: those without roots and random numbers need not be.
         some = _names(key) & {*_ROOTS, _NOISE}
-        opened_ = _opened(f, params, many) if some else None
-        _FOUND[key] = _signs(opened_, params, prime) if opened_ else _Signs()
+        program = without_calls(f, params, many) if some else None
+        _FOUND[key] = _signs(program, params, prime) if program else _Signs()
     signs = _FOUND[key]
     if signs.scaled and (signs.multiplied or (outputs and signs.returned)):
         change = _change(f, params, examples, signs)
@@ -152,32 +150,6 @@ def _names(jaxpr: Jaxpr) -> set[str]:
         found.add(equation.primitive.name)
         found.update(*map(_names, inner_jaxprs(equation)))
     return found
-
-
-def _opened(f: Callable[[Params, Any], Any], params: Params, batch: Any) -> Any:
-    """The program of a function without calls, and without loops over layers."""
-    closed = jax.make_jaxpr(flattened(f, params, batch))(params, batch)
-    values = jax.tree.leaves((params, batch))
-    return jax.make_jaxpr(lambda *given: _evaluate(closed.jaxpr, closed.consts, given))(
-        *values
-    )
-
-
-def _evaluate(jaxpr: Jaxpr, consts: Sequence[Any], values: Sequence[Any]) -> list[Any]:
-    known = dict(zip(jaxpr.constvars, consts, strict=True))
-    known |= zip(jaxpr.invars, values, strict=True)
-    for equation in jaxpr.eqns:
-        inputs = [_value(atom, known) for atom in equation.invars]
-        if equation.primitive.name in CALLS:
-            found = _evaluate(*called(equation), inputs)
-        else:
-            found = bind(equation, inputs)
-        known.update(zip(equation.outvars, found, strict=True))
-    return [_value(atom, known) for atom in jaxpr.outvars]
-
-
-def _value(atom: Any, known: dict[Any, Any]) -> Any:
-    return atom.val if isinstance(atom, Literal) else known[atom]
 
 
 class _Held(NamedTuple):
@@ -269,7 +241,7 @@ def _change(
     """How far values of an example change if the other is replaced by a copy of it."""
     assert signs.scaled is not None
     index, axis = signs.scaled
-    closed = _opened(f, params, shapes_of(examples, 2))
+    closed = without_calls(f, params, shapes_of(examples, 2))
     names = tuple(equation.primitive.name for equation in closed.jaxpr.eqns)
     if names != signs.names:
         return 0.0
@@ -281,7 +253,7 @@ def _change(
         known = dict(zip(part.constvars, closed.consts, strict=True))
         known |= zip(part.invars, jax.tree.leaves((params, batch)), strict=True)
         for equation in part.eqns:
-            inputs = [_value(atom, known) for atom in equation.invars]
+            inputs = [value_of(atom, known) for atom in equation.invars]
             known.update(zip(equation.outvars, bind(equation, inputs), strict=True))
         return jax.lax.index_in_dim(known[variable], 0, axis)
 

@@ -1,6 +1,6 @@
 """A function as one flat list of equations: calls opened, stacked layers laid out."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -52,6 +52,43 @@ def flattened(
         return outputs
 
     return flat
+
+
+def without_calls(
+    f: Callable[[Params, Any], Any], params: Params, batch: Any
+) -> ClosedJaxpr:
+    """The program of :func:`flattened`, with every other call opened as well.
+
+    For walks that look and do not differentiate: derivative rules are gone.
+
+    Args:
+        f: As there, with all that follows.
+        params: The same.
+        batch: The same.
+    """
+    closed = jax.make_jaxpr(flattened(f, params, batch))(params, batch)
+    values = jax.tree.leaves((params, batch))
+    return jax.make_jaxpr(lambda *given: _opened(closed.jaxpr, closed.consts, given))(
+        *values
+    )
+
+
+def _opened(jaxpr: Jaxpr, consts: Sequence[Any], values: Sequence[Any]) -> list[Any]:
+    known = dict(zip(jaxpr.constvars, consts, strict=True))
+    known |= zip(jaxpr.invars, values, strict=True)
+    for equation in jaxpr.eqns:
+        inputs = [value_of(atom, known) for atom in equation.invars]
+        if equation.primitive.name in CALLS:
+            outputs = _opened(*called(equation), inputs)
+        else:
+            outputs = bind(equation, inputs)
+        known.update(zip(equation.outvars, outputs, strict=True))
+    return [value_of(atom, known) for atom in jaxpr.outvars]
+
+
+def value_of(atom: Any, known: Mapping[Any, Any]) -> Any:
+    """What a variable of a jaxpr is, or a number in it."""
+    return atom.val if isinstance(atom, Literal) else known[atom]
 
 
 def _evaluate(

@@ -282,16 +282,17 @@ def _no_mask(masks: MasksLike, where: str = "") -> OptionError:
     )
 
 
-def left_out(path: str) -> str:
-    """How to leave a tensor out of what is prunable by default, for messages.
+def left_out(*paths: str) -> str:
+    """How to leave tensors out of what is prunable by default, for messages.
 
     Args:
-        path: Of the tensor.
+        *paths: Of the tensors.
     """
+    them = "it" if len(paths) == 1 else "them"
     return (
-        f"leave it out by prunable=lambda path, array: path in axes and path not in "
-        f"[{path!r}], with axes = wf.find_axes(f, params, batch) of the function and "
-        "inputs that you give here (or by masks)"
+        f"leave {them} out by prunable=lambda path, array: path in axes and path not "
+        f"in {list(paths)}, with axes = wf.find_axes(f, params, batch) of the "
+        "function and inputs that you give here (or by masks)"
     )
 
 
