@@ -25,10 +25,16 @@ def taken(params: Any, batch: Any) -> jax.Array:
     return (found * batch["mask"].T[..., None]) @ params["head"]
 
 
+def over_examples(params: Any, tokens: jax.Array) -> jax.Array:
+    row = jax.vmap(jax.vmap(lambda token: params["table"][token]))
+    return row(tokens) @ params["head"]
+
+
 @pytest.mark.parametrize(
     ("net", "batch", "leaf"),
     [
         (indexed, TOKENS, ""),
+        (over_examples, TOKENS, ""),
         (taken, {"mask": np.ones((4, 3), np.float32), "tokens": TOKENS}, "tokens"),
     ],
 )

@@ -8,7 +8,7 @@ then run, once with others and once with copies of themselves.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -17,7 +17,14 @@ import numpy as np
 from jax.extend.core import Jaxpr, Literal
 
 from woodfisher_jax.tracing.axes import program_of
-from woodfisher_jax.tracing.flat import bind, value_of, without_calls
+from woodfisher_jax.tracing.flat import (
+    Held,
+    Step,
+    bind,
+    value_of,
+    walked,
+    without_calls,
+)
 from woodfisher_jax.tracing.primitives import (
     ELEMENTWISE,
     PRODUCTS,
@@ -120,10 +127,7 @@ def _said(
     many = shapes_of(examples, prime)
     key = program_of(f, params, many)
     if key not in _FOUND:
-        # Few programs are walked: those without roots and random numbers need not be.
-        some = _names(key) & {*_ROOTS, _NOISE}
-        program = without_calls(f, params, many) if some else None
-        _FOUND[key] = _signs(program, params, prime) if program else _Signs()
+        _FOUND[key] = _looked_at(f, params, many, key, prime)
     signs = _FOUND[key]
     if signs.scaled and (signs.multiplied or (outputs and signs.returned)):
         change = _change(f, params, examples, signs)
@@ -152,7 +156,35 @@ def _names(jaxpr: Jaxpr) -> set[str]:
     return found
 
 
-class _Held(NamedTuple):
+def _looked_at(
+    f: Callable[[Params, Any], Any], params: Params, many: Any, key: Jaxpr, prime: int
+) -> _Signs:
+    """Walks a program that is traced for a prime number of examples."""
+    # Opening a large network takes seconds, so only what has signs at all is opened.
+    if not _names(key) & {*_ROOTS, _NOISE}:
+        return _Signs()
+    number, length = len(jax.tree.leaves(params)), len(jax.tree.leaves(many))
+    arguments = [Held() for _ in key.invars]
+    own = arguments[len(arguments) - number - length :]
+    steps, outputs = _listed(key, arguments)
+    signs = _signs(steps, own, outputs, number, prime)
+    if signs.scaled is None or not (signs.multiplied or signs.returned):
+        return signs
+    jaxpr = without_calls(f, params, many).jaxpr
+    steps = [(e, list(e.invars), list(e.outvars)) for e in jaxpr.eqns]
+    return _signs(steps, jaxpr.invars, jaxpr.outvars, number, prime)
+
+
+def _listed(jaxpr: Jaxpr, arguments: Sequence[Any]) -> tuple[list[Step], list[Any]]:
+    steps, walk = list[Step](), walked(jaxpr, arguments)
+    while True:
+        try:
+            steps.append(next(walk))
+        except StopIteration as end:
+            return steps, end.value
+
+
+class _Facts(NamedTuple):
     """What a variable depends on, and what it is.
 
     Attributes:
@@ -172,23 +204,35 @@ class _Held(NamedTuple):
     scaled: bool = False
 
 
-def _signs(closed: Any, params: Params, prime: int) -> _Signs:
-    """Walks a program that is traced for a prime number of examples."""
-    jaxpr = closed.jaxpr
-    number = len(jax.tree.leaves(params))
-    known: dict[Any, _Held] = {
-        var: _Held(weights=i < number, batch=i >= number)
-        for i, var in enumerate(jaxpr.invars)
+def _signs(
+    steps: Sequence[Step],
+    arguments: Sequence[Any],
+    outputs: Sequence[Any],
+    number: int,
+    prime: int,
+) -> _Signs:
+    """What there is of training mode in some equations.
+
+    Args:
+        steps: The equations, in order.
+        arguments: Parameters and then arrays of the batch.
+        outputs: Of the function.
+        number: Of parameters.
+        prime: Of examples.
+    """
+    known: dict[Any, _Facts] = {
+        argument: _Facts(weights=i < number, batch=i >= number)
+        for i, argument in enumerate(arguments)
     }
-    nothing, places = _Held(), list[tuple[int, int]]()
+    nothing, places = _Facts(), list[tuple[int, int]]()
     drops = multiplied = False
 
-    def held(atom: Any) -> _Held:
+    def held(atom: Any) -> _Facts:
         return nothing if isinstance(atom, Literal) else known.get(atom, nothing)
 
-    for index, equation in enumerate(jaxpr.eqns):
-        name, inputs = equation.primitive.name, list(map(held, equation.invars))
-        found = _Held(*map(any, zip(*inputs, strict=True))) if inputs else nothing
+    for index, (equation, given, made) in enumerate(steps):
+        name, inputs = equation.primitive.name, list(map(held, given))
+        found = _Facts(*map(any, zip(*inputs, strict=True))) if inputs else nothing
         apart = _axes(equation.outvars[0], prime) if equation.outvars else []
         if name == _NOISE:
             found = found._replace(noise=True)
@@ -216,9 +260,9 @@ def _signs(closed: Any, params: Params, prime: int) -> _Signs:
                 one.scaled and other.weights and not other.batch
                 for one, other in (inputs, inputs[::-1])
             )
-        known.update(dict.fromkeys(equation.outvars, found))
-    returned = any(held(atom).scaled for atom in jaxpr.outvars)
-    names = tuple(equation.primitive.name for equation in jaxpr.eqns)
+        known.update(dict.fromkeys(made, found))
+    returned = any(held(atom).scaled for atom in outputs)
+    names = tuple(equation.primitive.name for equation, *_ in steps)
     return _Signs(drops, next(iter(places), None), multiplied, returned, names)
 
 
@@ -228,7 +272,7 @@ def _axes(atom: Any, prime: int) -> list[int]:
     return [i for i, n in enumerate(shape) if n and n % prime == 0]
 
 
-def _drops(chooses: _Held, *cases: _Held) -> bool:
+def _drops(chooses: _Facts, *cases: _Facts) -> bool:
     """Whether random numbers choose between an activation and a constant."""
     constant = any(not (own.weights or own.batch or own.noise) for own in cases)
     activation = any(own.weights and own.batch for own in cases)

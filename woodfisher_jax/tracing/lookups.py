@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from jax.extend.core import Literal
 from jax.lax import GatherScatterMode
 
-from woodfisher_jax.tracing.flat import without_calls
+from woodfisher_jax.tracing.axes import program_of
+from woodfisher_jax.tracing.flat import Held, walked
 from woodfisher_jax.tracing.primitives import RESHAPES, SAME
 from woodfisher_jax.trees.paths import Params, leaves_by_path
 
@@ -34,7 +35,8 @@ class _Numbers(NamedTuple):
 
     Attributes:
         leaf: The path of the array.
-        form: "same"; "negative", where they are; or "shifted" by a constant.
+        form: "same"; "negative", where they are; "shifted" by a constant; or "first"
+            of an index of several numbers.
     """
 
     leaf: str
@@ -58,42 +60,51 @@ def lookups(
     whole = [jnp.issubdtype(leaf.dtype, jnp.integer) for leaf in leaves.values()]
     if not any(whole):
         return []
-    jaxpr = without_calls(f, params, batch).jaxpr
-    number = len(paths)
-    tables: dict[Any, str] = dict(zip(jaxpr.invars[:number], paths, strict=True))
+    jaxpr = program_of(f, params, batch)
+    arguments = [Held() for _ in jaxpr.invars]
+    # What a function holds itself, as a Partial does, comes first.
+    own = arguments[len(arguments) - len(paths) - len(leaves) :]
+    tables: dict[Any, str] = dict(zip(own, paths, strict=False))
     numbers = {
-        var: _Numbers(path)
-        for var, path, kept in zip(jaxpr.invars[number:], leaves, whole, strict=True)
+        held: _Numbers(path)
+        for held, path, kept in zip(own[len(paths) :], leaves, whole, strict=True)
         if kept
     }
     found = dict[Lookup, None]()
-    for equation in jaxpr.eqns:
-        name, inputs = equation.primitive.name, equation.invars
+    for equation, inputs, outputs in walked(jaxpr, arguments):
+        name = equation.primitive.name
         held = [None if isinstance(v, Literal) else numbers.get(v) for v in inputs]
-        if name == "gather" and inputs[0] in tables and held[1] is not None:
-            rows = _rows(equation)
-            if rows is not None and held[1].form == "same":
-                found[Lookup(held[1].leaf, rows, tables[inputs[0]])] = None
+        table = None
+        if inputs and not isinstance(inputs[0], Literal):
+            table = tables.get(inputs[0])
+        if name == "gather" and table is not None and held[1] is not None:
+            rows = _rows(equation, held[1])
+            if rows is not None:
+                found[Lookup(held[1].leaf, rows, table)] = None
         elif name in _AS_THEY_ARE:
-            (output,) = equation.outvars
             if held[0] is not None:
-                numbers[output] = held[0]
-            elif not isinstance(inputs[0], Literal) and inputs[0] in tables:
-                same = name in SAME
-                tables[output] = tables[inputs[0]] if same else ""
-        else:
-            own = _wrapped(name, inputs, held)
-            if own is not None:
-                numbers[equation.outvars[0]] = own
+                numbers[outputs[0]] = held[0]
+            elif table is not None:
+                tables[outputs[0]] = table if name in SAME else ""
+        elif held and held[0] is not None:
+            changed = _changed(equation, held)
+            if changed is not None:
+                numbers[outputs[0]] = changed
     return list(found)
 
 
-def _wrapped(name: str, inputs: Any, held: list[_Numbers | None]) -> _Numbers | None:
-    """The numbers after a step of JAX's rule that negative ones count from the end."""
-    first = held[0] if held else None
-    if first is None:
-        return None
+def _changed(equation: Any, held: list[_Numbers | None]) -> _Numbers | None:
+    """The numbers after a step of what JAX makes of an index.
+
+    Negative ones count from the end, and one for each axis is put beside the others.
+    """
+    first, inputs, name = held[0], equation.invars, equation.primitive.name
+    assert first is not None
     constant = len(inputs) > 1 and isinstance(inputs[1], Literal)
+    if name == "concatenate" and first.form == "same":
+        last = inputs[0].aval.ndim - 1
+        alone = equation.params["dimension"] == last and inputs[0].aval.shape[-1] == 1
+        return first._replace(form="first") if alone else None
     if name == "lt" and constant and first.form == "same" and inputs[1].val == 0:
         return first._replace(form="negative")
     if name == "add" and constant and first.form == "same":
@@ -106,12 +117,15 @@ def _wrapped(name: str, inputs: Any, held: list[_Numbers | None]) -> _Numbers | 
     return None
 
 
-def _rows(equation: Any) -> int | None:
+def _rows(equation: Any, index: _Numbers) -> int | None:
     """How many rows the table of a gather has; None if it is not one of rows."""
     settings = equation.params
-    axes = settings["dimension_numbers"].start_index_map
-    # Who asks for the nearest row means what is beyond the table.
-    clips = settings["mode"] == GatherScatterMode.CLIP
-    if clips or len(axes) != 1 or settings["slice_sizes"][axes[0]] != 1:
+    numbers = settings["dimension_numbers"]
+    axes = numbers.start_index_map
+    # Who asks for the nearest row means what is beyond the table. So does a slice at a
+    # number, of which vmap makes such a gather, but nobody has asked; its axis stays.
+    clips = settings["mode"] == GatherScatterMode.CLIP and numbers.collapsed_slice_dims
+    known = index.form == "first" or (index.form == "same" and len(axes) == 1)
+    if clips or not known or settings["slice_sizes"][axes[0]] != 1:
         return None
     return int(equation.invars[0].aval.shape[axes[0]])
