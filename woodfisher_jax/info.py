@@ -292,8 +292,13 @@ def joined(infos: list[PruneInfo]) -> PruneInfo:
     return infos[-1]._replace(**sums, warnings=tuple(said))
 
 
-def warn_before(texts: Sequence[str], stacklevel: int) -> None:
-    """Warns of what was found before anything started, unless :func:`is_unwarned`."""
+def warn_of_texts(texts: Sequence[str], stacklevel: int) -> None:
+    """Warns of sentences, unless :func:`is_unwarned`.
+
+    Args:
+        texts: That ``info.warnings`` has as well.
+        stacklevel: As for :func:`warn_of`.
+    """
     for text in () if _SILENT.get() else texts:
         warnings.warn(text, PruneWarning, stacklevel=stacklevel + 1)
 

@@ -7,6 +7,7 @@ Any field of the config is overridden by ``--config.<field>=<value>``.
 
 import contextlib
 import copy
+import difflib
 import logging
 import os
 import re
@@ -261,6 +262,9 @@ def _unknown(error: flags.UnrecognizedFlagError) -> str:
     fields = re.findall(r"^  --(config\.\S+?)=", files.explained(Config()), re.M)
     close = [field for field in fields if f".{field}".endswith(f".{name}")]
     hint = " (--help says which there are)"
+    head, _, rest = name.partition(".")
+    if rest and difflib.get_close_matches(head, ["config"]):
+        hint = f"; did you mean --config.{rest}?"
     if close:
         hint = f"; did you mean {' or '.join(f'--{field}' for field in close[:3])}?"
     return f"there is no flag --{name}{hint}"

@@ -18,8 +18,8 @@ from woodfisher_jax.info import (
     PruneInfo,
     is_unwarned,
     joined,
-    warn_before,
     warn_of,
+    warn_of_texts,
     with_warnings,
 )
 from woodfisher_jax.methods import DEFAULT, check_names
@@ -162,7 +162,9 @@ def prune(
     )
     # An outer call looks itself, at its own function and the goal of all its steps.
     said = [] if is_unwarned() else _oddities(params, job)
-    warn_before(said, stacklevel=4)  # The caller's line: two decorators are in between.
+    warn_of_texts(
+        said, stacklevel=4
+    )  # The caller's line: two decorators are in between.
     infos = []
     masks = job.masks
     for number, level in enumerate(levels_of(params, job)):

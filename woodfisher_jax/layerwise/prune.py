@@ -1,13 +1,12 @@
 """Pruning layer after layer, from inputs alone: each layer keeps its outputs."""
 
-import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from woodfisher_jax.info import PruneWarning
+from woodfisher_jax.info import warn_of_texts
 from woodfisher_jax.layerwise.arguments import (
     batches_of,
     check_differentiable,
@@ -161,9 +160,7 @@ def prune_layerwise(
             f"no weight is left of {list(sequence.emptied)}; {ways}, leave them out of "
             "prunable, or use scope='global'"
         )
-    for text in said:
-        # The caller's line: a decorator is in between.
-        warnings.warn(text, PruneWarning, stacklevel=3)
+    warn_of_texts(said, stacklevel=3)  # The caller's line: a decorator is in between.
     return params, masks, info._replace(warnings=(*info.warnings, *said))
 
 
@@ -234,9 +231,8 @@ def prepared(
                 f"matrix products, or prune with wf.prune_outputs; to end this "
                 f"warning, {left_out(*others)}"
             )
-    for text in said:
-        # The caller's line: prune_layerwise and a decorator are in between.
-        warnings.warn(text, PruneWarning, stacklevel=4)
+    # The caller's line: prune_layerwise and a decorator are in between.
+    warn_of_texts(said, stacklevel=4)
     solver: Solver
     if rule is None or rule.size:
         check_no_budget(shares)

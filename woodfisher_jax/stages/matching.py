@@ -31,8 +31,8 @@ from woodfisher_jax.info import (
     PruneInfo,
     is_unwarned,
     unwarned,
-    warn_before,
     warn_of,
+    warn_of_texts,
     with_warnings,
 )
 from woodfisher_jax.methods import check_names
@@ -306,7 +306,7 @@ def prune_matched(
             job = checked_job(*step, sparsity=way[-1], masks=masks, **given)
             check_reachable(job)
             said += sparser_layers(job.order, job.masks, job.goal)
-            warn_before(said, stacklevel=3)  # The caller's line: a decorator between.
+            warn_of_texts(said, stacklevel=3)  # The caller's line: a decorator between.
         with unwarned():
             params, masks, info = prune(*step, sparsity=level, masks=masks, **given)
         infos.append(info)

@@ -11,8 +11,8 @@ from woodfisher_jax.info import (
     PruneInfo,
     joined,
     unwarned,
-    warn_before,
     warn_of,
+    warn_of_texts,
     with_warnings,
 )
 from woodfisher_jax.methods import check_names
@@ -122,7 +122,7 @@ def prune_outputs(
     check_whole("seed", seed, 0)
     wanted, images = _dense_outputs(net_fn, params, inputs)
     said = training_mode("net_fn", net_fn, params, next(regroup(images, 2)))
-    warn_before(said, stacklevel=3)  # The caller's line: a decorator is in between.
+    warn_of_texts(said, stacklevel=3)  # The caller's line: a decorator is in between.
     drawn = _draws(len(wanted), num_samples, seed)
 
     def stage(number: int, params: Params) -> Stage:

@@ -95,9 +95,10 @@ def init_masks(
     }
     if not masks:
         shown = ", ".join(f"{path} {leaf.shape}" for path, leaf in leaves.items())
-        raise ValueError(
+        raise OptionError(
+            "prunable",
             f"prunable={prunable!r} selects none of the parameters; expected a "
-            f"predicate or a regular expression that matches some of: {shown}"
+            f"predicate or a regular expression that matches some of: {shown}",
         )
     return masks
 
@@ -141,8 +142,10 @@ def _predicate(prunable: Prunable) -> Callable[[str, jax.Array], bool]:
     try:
         pattern = re.compile(prunable)
     except re.error as error:
-        raise ValueError(
-            f"prunable={prunable!r} is not a regular expression: {error}"
+        raise OptionError(
+            "prunable",
+            f"prunable={prunable!r} is not a regular expression ({error}); expected "
+            "one that some paths match, such as 'kernel$'",
         ) from error
     return lambda path, leaf: bool(
         pattern.search(path) or pattern.search(weight_name(path))
