@@ -182,7 +182,7 @@ class _Smaller:
 
 
 def _two(inputs: Any) -> Any:
-    return jax.tree.map(lambda a: a[:2], inputs)
+    return jax.tree.map(lambda a: a[:2] if np.ndim(a) else a, inputs)
 
 
 def _taken_out(net_fn: NetFn, params: Params, masks: MasksLike, inputs: Any) -> _Taken:

@@ -100,14 +100,14 @@ def sparser_layers(order: FlatOrder, masks: Masks, goal: Goal) -> list[str]:
     if goal.scope != "layer" or goal.sparsity is None or goal.pattern is not None:
         return []
     active = flat_mask(order, masks)
-    names = [
-        name
+    more = {
+        name: np.count_nonzero(active[start:stop])
+        - masks_.num_kept(stop - start, goal.sparsity)
         for name, (start, stop) in order.layer_ranges.items()
-        if np.count_nonzero(active[start:stop])
-        < masks_.num_kept(stop - start, goal.sparsity)
-    ]
-    # Where all are, the step is refused.
-    some = 0 < len(names) < len(order.layer_ranges)
+    }
+    names = [name for name, number in more.items() if number < 0]
+    # Where no weight is left to go, the step only moves the others, or is refused.
+    some = names and max(more.values()) > 0
     return [stay_sparser(names, goal.sparsity)] if some else []
 
 
