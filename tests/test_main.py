@@ -105,6 +105,7 @@ def test_full_help_has_every_field_and_flag(command: Command) -> None:
         ([DIGITS, "--config.init_from=nowhere.pth"], ["init_from", "nowhere.pth"]),
         ([DIGITS, "--bogus=1"], ["bogus"]),
         ([DIGITS, "--prune.method=kfac"], ["did you mean --config.prune.method?"]),
+        ([DIGITS, "--confg.seed=1"], ["did you mean --config.seed?"]),
         ([DIGITS, "--epochs=3"], ["--config.dense.epochs or --config.train.epochs?"]),
         ([DIGITS, "--quiet=3"], ["quiet='3'; expected True or False"]),
         (["--config=resnet50", "--config.data.dir=nowhere"], ["imagenet2012", "nowhe"]),

@@ -395,6 +395,36 @@ def test_a_sparsity_that_leaves_no_weight_at_all_is_refused(options, message) ->
         prune(None, params, sparsity=0.9, method="magni")
 
 
+@pytest.mark.parametrize("method", ["magni", "globalmagni"])
+def test_a_single_weight_cannot_lose_some(method: str) -> None:
+    message = (
+        r"sparsity=0\.5 leaves nothing, for 'a'.* a single .* expected sparsity=0, or"
+    )
+    with pytest.raises(ValueError, match=message):
+        prune(None, {"a": jnp.ones((1, 1))}, sparsity=0.5, method=method)
+    params = {"a": jnp.ones((4, 3)), "b": jnp.ones((1, 1))}
+    with pytest.warns(PruneWarning, match="'b'; lower sparsity to 0, or leave them"):
+        prune(None, params, sparsity=0.5, method="magni")
+
+
+def test_layers_that_masks_leave_sparser_are_named_once() -> None:
+    numbers = np.random.default_rng(0).normal(size=(3, 4, 5)).astype(np.float32)
+    params = dict(zip("abc", numbers, strict=True))
+    some = jnp.arange(20).reshape(4, 5) < 5
+    masks = {"a": some, "b": jnp.ones((4, 5), bool), "c": some}
+    given = {"masks": masks, "method": "magni"}
+    message = r"^masks leave fewer weights of 'a', 'c' than sparsity=0\.5 does"
+    with pytest.warns(PruneWarning, match=message) as caught:
+        *_, info = prune(None, params, sparsity=0.5, **given)
+    assert [warning.filename for warning in caught] == [__file__]
+    assert info.warnings == (str(caught[0].message),)
+    assert info.sparsity_by_path == {"a": 0.75, "b": 0.5, "c": 0.75}
+    # All reach the goal, or one threshold makes up for it.
+    prune(None, params, sparsity=0.8, **given)
+    given["method"] = "globalmagni"
+    prune(None, params, sparsity=0.7, **given)
+
+
 def test_a_tensor_of_which_nothing_is_left_is_named() -> None:
     params = {"a": jnp.ones((4, 3)), "kernel": 1e-3 * jnp.ones((2, 3))}
     message = "no weight is left of 'kernel'; lower sparsity"

@@ -34,6 +34,11 @@ def unwarned() -> Iterator[None]:
         _SILENT.reset(before)
 
 
+def is_unwarned() -> bool:
+    """Whether this is within :func:`unwarned`, where an outer call looks itself."""
+    return _SILENT.get()
+
+
 class Trial(NamedTuple):
     """A damping that was tried, and what held-out examples measured after its step."""
 
@@ -285,6 +290,22 @@ def joined(infos: list[PruneInfo]) -> PruneInfo:
     }
     said = dict.fromkeys(text for info in infos for text in info.warnings)
     return infos[-1]._replace(**sums, warnings=tuple(said))
+
+
+def warn_of_texts(texts: Sequence[str], stacklevel: int) -> None:
+    """Warns of sentences, unless :func:`is_unwarned`.
+
+    Args:
+        texts: That ``info.warnings`` has as well.
+        stacklevel: As for :func:`warn_of`.
+    """
+    for text in () if _SILENT.get() else texts:
+        warnings.warn(text, PruneWarning, stacklevel=stacklevel + 1)
+
+
+def with_warnings(infos: list[PruneInfo], texts: Sequence[str]) -> list[PruneInfo]:
+    """The infos of several steps with what was warned of before they started."""
+    return [info._replace(warnings=(*texts, *info.warnings)) for info in infos]
 
 
 def warn_of(infos: Sequence[PruneInfo], stacklevel: int) -> None:

@@ -6,6 +6,8 @@ Any field of the config is overridden by ``--config.<field>=<value>``.
 """
 
 import contextlib
+import copy
+import difflib
 import logging
 import os
 import re
@@ -24,6 +26,7 @@ from woodfisher_jax.curvature.checked import CurvatureError
 from woodfisher_jax.data import DataMissingError
 from woodfisher_jax.exit_codes import FAILED, USAGE, exits
 from woodfisher_jax.extras import MissingExtraError
+from woodfisher_jax.layerwise.arguments import unused
 from woodfisher_jax.progress import lines, live
 from woodfisher_jax.report import language
 from woodfisher_jax.report.elements import tables
@@ -204,12 +207,37 @@ def read_config(arguments: Sequence[str]) -> tuple[str, Config | LanguageConfig]
             f"own, as in {PROGRAM} digits (--help says more)"
         )
     values = files.load_config(names[0])
+    shipped = copy.deepcopy(values) if files.is_shipped(names[0]) else {}
     for argument in arguments:
         if not _names_config(argument):
             files.override(values, argument)
     if config_.root_of(values) is LanguageConfig:
-        return names[0], config_.build_language(values)
+        given = {argument.lstrip("-").partition("=")[0] for argument in arguments}
+        return names[0], _without_idle(values, shipped, given)
     return names[0], config_.from_dict(values)
+
+
+def _without_idle(
+    values: dict[str, Any], shipped: dict[str, Any], given: set[str]
+) -> LanguageConfig:
+    """The config without what a shipped file states and overrides leave unused.
+
+    Else a run would warn of an option that its user has not set.
+
+    Args:
+        values: Of the config, with its overrides.
+        shipped: What the file states; nothing for a file of the user's own.
+        given: Names of the fields that the command line sets.
+    """
+    config = config_.build_language(values)
+    idle = [
+        name
+        for name in unused(config.prune)
+        if name in shipped.get("prune", {}) and f"config.prune.{name}" not in given
+    ]
+    for name in idle:
+        del values["prune"][name]
+    return config_.build_language(values)
 
 
 def _configs() -> str:
@@ -235,6 +263,9 @@ def _unknown(error: flags.UnrecognizedFlagError) -> str:
     fields = re.findall(r"^  --(config\.\S+?)=", files.explained(Config()), re.M)
     close = [field for field in fields if f".{field}".endswith(f".{name}")]
     hint = " (--help says which there are)"
+    head, _, rest = name.partition(".")
+    if rest and difflib.get_close_matches(head, ["config"]):
+        hint = f"; did you mean --config.{rest}?"
     if close:
         hint = f"; did you mean {' or '.join(f'--{field}' for field in close[:3])}?"
     return f"there is no flag --{name}{hint}"

@@ -6,19 +6,35 @@ from typing import Any
 import jax
 
 from woodfisher_jax.curvature.method import Method, Sampled
-from woodfisher_jax.driver.job import checked_job, drawn_again, levels_of, problem_of
+from woodfisher_jax.driver.job import (
+    Job,
+    checked_job,
+    drawn_again,
+    levels_of,
+    problem_of,
+)
 from woodfisher_jax.driver.one_step import prune_once
-from woodfisher_jax.info import PruneInfo, joined, warn_of
+from woodfisher_jax.info import (
+    PruneInfo,
+    is_unwarned,
+    joined,
+    warn_of,
+    warn_of_texts,
+    with_warnings,
+)
 from woodfisher_jax.methods import DEFAULT, check_names
 from woodfisher_jax.rows.compute import Compute, watched
 from woodfisher_jax.rows.gradients import LossFn
 from woodfisher_jax.rows.needs import Needs
 from woodfisher_jax.rows.sharding import auto_axes, outside_mesh, placed_as
 from woodfisher_jax.selection.named_patterns import GroupNames
+from woodfisher_jax.selection.scope import sparser_layers
 from woodfisher_jax.selection.structures import Structures
+from woodfisher_jax.tracing.batch_statistics import training_mode
 from woodfisher_jax.trees.axes import WeightAxes
 from woodfisher_jax.trees.masks import Masks, Prunable
 from woodfisher_jax.trees.paths import Params, leaves_by_path
+from woodfisher_jax.trees.samples import regroup
 
 
 @watched
@@ -144,6 +160,11 @@ def prune(
         pattern=pattern,
         **options,
     )
+    # An outer call looks itself, at its own function and the goal of all its steps.
+    said = [] if is_unwarned() else _oddities(params, job)
+    warn_of_texts(
+        said, stacklevel=4
+    )  # The caller's line: two decorators are in between.
     infos = []
     masks = job.masks
     for number, level in enumerate(levels_of(params, job)):
@@ -155,8 +176,17 @@ def prune(
     params = jax.tree.map(placed_as, params, given)
     leaves = leaves_by_path(params)
     masks = {path: placed_as(mask, leaves[path]) for path, mask in masks.items()}
-    warn_of(infos, stacklevel=4)  # The caller's line: two decorators are in between.
-    return params, masks, joined(infos)
+    warn_of(infos, stacklevel=4)
+    return params, masks, joined(with_warnings(infos, said))
+
+
+def _oddities(params: Params, job: Job) -> list[str]:
+    """What is warned of before the first step."""
+    found = sparser_layers(job.order, job.masks, job.goal)
+    if job.loss_fn is not None and isinstance(job.method, Sampled):
+        few = next(regroup(job.samples, 2))
+        found += training_mode("loss_fn", job.loss_fn, params, few, outputs=False)
+    return found
 
 
 @outside_mesh()

@@ -1,6 +1,7 @@
 """Structures taken out of a network that a mask has emptied."""
 
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -8,9 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from woodfisher_jax.info import PruneWarning
 from woodfisher_jax.options import OptionError
 from woodfisher_jax.rows.inputs import check_concrete, check_net
 from woodfisher_jax.selection.structures import Structures, structures
+from woodfisher_jax.tracing.batch_statistics import training_mode
 from woodfisher_jax.tracing.coupling import coupled
 from woodfisher_jax.tracing.entries.units import Array
 from woodfisher_jax.tracing.flat import bind
@@ -178,6 +181,10 @@ class _Smaller:
         return jax.tree.unflatten(tree, Smaller(coupling, gone)(leaves))
 
 
+def _two(inputs: Any) -> Any:
+    return jax.tree.map(lambda a: a[:2] if np.ndim(a) else a, inputs)
+
+
 def _taken_out(net_fn: NetFn, params: Params, masks: MasksLike, inputs: Any) -> _Taken:
     """Takes out what masks have emptied, not compared yet."""
     check_net(net_fn)
@@ -189,6 +196,9 @@ def _taken_out(net_fn: NetFn, params: Params, masks: MasksLike, inputs: Any) -> 
             "network: the arguments are net_fn, params, masks, inputs",
         )
     check_masks(params, masks)
+    for text in training_mode("net_fn", net_fn, params, _two(inputs)):
+        # The caller's line: shrink or shrunk is in between.
+        warnings.warn(text, PruneWarning, stacklevel=4)
     params = apply_masks(params, masks)
     found = structures(net_fn, params, inputs)
     leaves = leaves_by_path(params)

@@ -320,7 +320,7 @@ def test_one_weight_and_one_sample(store) -> None:
     params, samples = {"w": jnp.ones((1, 1))}, {"w": np.ones((1, 1, 1), np.float32)}
     found = run(params, samples, store=store, sparsity=0.0, masks=None)
     np.testing.assert_array_equal(found[0]["w"], [[1.0]])
-    with pytest.raises(OptionError, match="leaves none of the 1 prunable weights"):
+    with pytest.raises(OptionError, match="has a single prunable weight; expected sp"):
         run(params, samples, store=store, sparsity=0.5, masks=None)
 
 

@@ -259,6 +259,16 @@ def test_times_without_a_latency_are_refused(options: dict) -> None:
         wf.prune_layerwise(unstacked, params, X, latency=0.5, times=3, **options)
 
 
+def test_times_beside_structures_that_are_timed_are_refused() -> None:
+    params = apart(parameters())
+    found = wf.structures(unstacked, params, X)._replace(speeds=("some",))
+    message = r"times='t\.json' with a pattern whose structures are timed already"
+    with pytest.raises(wf.OptionError, match=message):
+        wf.prune_layerwise(
+            unstacked, params, X, pattern=found, latency=0.5, times="t.json"
+        )
+
+
 @pytest.mark.parametrize("scope", ["layer", "global"])
 def test_a_sparsity_below_that_of_the_masks_is_refused(scope: str, pruned) -> None:
     params, masks, _ = pruned
@@ -270,8 +280,15 @@ def test_a_sparsity_below_that_of_the_masks_is_refused(scope: str, pruned) -> No
 def test_a_layer_may_have_more_pruned_than_the_sparsity(pruned) -> None:
     params, masks, _ = pruned
     fuller = masks | {"first": jnp.ones_like(masks["first"])}
-    _, new, _ = wf.prune_layerwise(stacked, params, X, sparsity=0.4, masks=fuller)
+    message = (
+        r"^masks leave fewer weights of 'layers\[0\]', 'layers\[1\]', 'layers\[2\]'"
+    )
+    with pytest.warns(wf.PruneWarning, match=message) as caught:
+        _, new, info = wf.prune_layerwise(
+            stacked, params, X, sparsity=0.4, masks=fuller
+        )
     assert wf.sparsity_by_path(new) == {"first": 0.4, "layers": 0.5}
+    assert info.warnings == (str(caught[0].message),)
 
 
 @pytest.mark.parametrize(
@@ -641,6 +658,7 @@ def test_a_layer_that_is_left_out_is_named() -> None:
         _, masks, info = wf.prune_layerwise(net, params, X, sparsity=0.5)
     assert caught[0].filename == __file__
     assert info.warnings == (str(caught[0].message),)
+    assert "path not in ['by_hand'], with axes = wf.find_axes" in info.warnings[0]
     assert set(masks) == {"layer"}
     # Nothing is said of what was not to be pruned.
     _, masks, _ = wf.prune_layerwise(net, params, X, sparsity=0.5, prunable="layer")

@@ -129,9 +129,9 @@ def test_masks_take_structures_out_and_tell_which_are_gone(found) -> None:
 def test_the_table_has_a_line_for_each_family_and_reason(found) -> None:
     lines = str(found).splitlines()
     assert lines[0].startswith("7 structures; 172 parameters, ")
-    assert [line.split()[:3] for line in lines[3:5]] == [
+    assert [line.split()[:3] for line in lines[4:6]] == [
         ["up", "neurons", "5"],
-        ["k", "heads", "2"],
+        ["k", "and", "2"],  # more, such as v
     ]
     assert any(line.endswith(": belongs to the inputs") for line in lines)
     assert [f.kind for f in found.of(["heads"]).families] == ["heads"]
@@ -228,3 +228,24 @@ def test_values_of_linear_attention_are_no_heads() -> None:
     params = {"q": shape(6, 4), "k": shape(6, 4), "v": shape(6, 5), "o": shape(5, 6)}
     (family,) = structures(net, params, shape(2, 5, 6)).families
     assert (family.kind, len(family.units)) == ("neurons", 5)
+
+
+def test_rows_of_the_table_say_what_makes_the_structures():
+    def net(params, x):
+        h = jax.nn.relu(x @ params["b"]["value"])
+        h = h + jax.nn.relu(h @ params["a"]["value"])
+        return jax.nn.relu(h @ params["c"]) @ params["d"]
+
+    shapes = {"a": (4, 4), "b": (3, 4), "c": (4, 5), "d": (5, 2)}
+    params = {name: jnp.ones(shape) for name, shape in shapes.items()}
+    params |= {name: {"value": params[name]} for name in "ab"}
+    table = str(structures(net, params, jnp.ones((1, 3)))).splitlines()
+    rows = [line.split("  ") for line in table[2:6]]
+    rows = [[cell.strip() for cell in row if cell.strip()] for row in rows]
+    assert rows == [
+        ["made by", "kind", "number", "one saves:"],
+        ["parameters", "MACs", "in tensors"],
+        ["a and 1 more", "neurons", "4", "15", "15", "3"],
+        ["c", "neurons", "5", "6", "6", "2"],
+    ]
+    assert "b, axis 0: belongs to the inputs" in table

@@ -75,7 +75,7 @@ def test_every_program_of_a_run_is_compiled_without_weights_or_text(
     [
         ({"calibration": None}, {}, "data.calibration=None; expected a number"),
         ({}, {"pattern": "neurons"}, "pattern='neurons': how many structures"),
-        ({}, {"pattern": "2:3"}, r"config.prune.sparsity: sparsity=0.5 with"),
+        ({}, {"pattern": "2:3"}, r"config.prune.sparsity=0.5 with"),
     ],
 )
 def test_what_cannot_be_compiled(
@@ -87,7 +87,7 @@ def test_what_cannot_be_compiled(
 
 def test_a_target_needs_a_folder() -> None:
     config = build_language({"task": "language", "prune": {"sparsity": 0.5}})
-    with pytest.raises(ConfigError, match="init_from=None; expected a folder"):
+    with pytest.raises(ConfigError, match="init_from=None; expected the model"):
         compile_language(config, here(), silent)
 
 

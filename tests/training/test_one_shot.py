@@ -3,7 +3,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from llama_folders import llama_folder
+from llama_folders import TOKENS, llama_folder
 
 from woodfisher_jax import main
 from woodfisher_jax.report import language
@@ -95,14 +95,14 @@ def test_structure_goes_by_times_that_the_run_keeps(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"init_from": None}, r"config.init_from=None; expected a folder"),
-        ({"data": {}}, r"config.data.dir=None; expected some text"),
+        ({"init_from": None}, r"config.init_from=None; expected the model"),
+        ({"data": {}}, r"config.data.dir=None; expected the text that"),
         ({"init_from": "nowhere"}, r"config.init_from: nowhere/config.json is not"),
-        ({"prune": {"sparsity": 0.5, "pattern": "2:3"}}, r"config.prune.sparsity: "),
+        ({"prune": {"sparsity": 0.5, "pattern": "2:3"}}, r"config.prune.sparsity=0.5 "),
         ({"prune": {}}, r"config.prune.sparsity: sparsity is missing; expected"),
         (
             {"prune": {"sparsity": 0.5, "latency": 0.5}},
-            r"config.prune.latency: latency=0.5 without structures",
+            r"config.prune.latency=0.5 without structures",
         ),
     ],
 )
@@ -172,3 +172,31 @@ def test_the_command_line(tmp_path: Path) -> None:
     assert config.data.length == 64
     with pytest.raises(ConfigError, match=r"did you mean config.prune.sparsity\?"):
         main.read_config(["--config=smollm2", "--config.prune.sparsty=0.5"])
+
+
+def test_a_default_of_the_shipped_config_is_no_option_of_the_user() -> None:
+    given = ["--config=smollm2", "--config.prune.scope=layer"]
+    assert main.read_config(given)[1].prune.metric == "identity"
+    assert main.read_config(given[:1])[1].prune.metric == "softmax"
+    config = main.read_config([*given, "--config.prune.distil=1"])[1]
+    assert config.prune.metric == "softmax"
+    config = main.read_config([*given, "--config.prune.metric=softmax"])[1]
+    assert config.prune.metric == "softmax"  # and pruning warns of it
+
+
+@pytest.mark.parametrize(
+    ("field", "message"),
+    [
+        ("prunable=(", r"config\.prune\.prunable='\(' is not a regular expression"),
+        ("prunable=none", r"config\.prune\.prunable='none' selects none of the param"),
+        ("pattern=4:2", r"config\.prune\.pattern='4:2'; expected N:M"),
+        ("sparsity=60%", r"config\.prune\.sparsity='60%'; .* did you mean 0\.6\?"),
+    ],
+)
+def test_a_wrong_option_is_named_as_it_is_given(tmp_path, field, message) -> None:
+    llama_folder(tmp_path / "dense")
+    np.savez(tmp_path / "t.npz", calibration=TOKENS, evaluation=TOKENS)
+    given = [f"init_from={tmp_path}/dense", f"data.dir={tmp_path}/t.npz"]
+    fields = [f"--config.{text}" for text in [*given, f"prune.{field}"]]
+    with pytest.raises(ConfigError, match=f"^{message}"):
+        run(main.read_config(["--config=smollm2", *fields])[1], tmp_path / "run")

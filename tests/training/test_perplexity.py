@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from numpy_layers import softmax
 
+from woodfisher_jax.options import OptionError
 from woodfisher_jax.training.perplexity import perplexity
 
 
@@ -24,3 +25,17 @@ def test_perplexity_by_kind_against_its_definition():
     assert found.by_kind["b"] == pytest.approx(own, rel=1e-5)
     assert list(found.by_kind) == ["a", "b"]
     assert notes[-1] == ("perplexity", 4, 4)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [
+        ([[0, 1, 2], [5, 6, -1]], r"tokens has 6 at \[1, 1\]; expected 0 to 5, the"),
+        ([[0, -1, 2]], r"tokens has -1 at \[0, 1\]; expected 0 to 5"),
+        ([0, 1, 2], r"tokens is int64\[3\]; expected whole numbers \[sequences, T\]"),
+        ([[0.5, 1.0]], r"tokens is float64\[1, 2\]; expected whole numbers"),
+    ],
+)
+def test_what_are_no_tokens_of_the_network_is_refused(tokens, message):
+    with pytest.raises(OptionError, match=message):
+        perplexity(lambda params, tokens: params[tokens], np.ones((6, 6)), tokens)

@@ -15,6 +15,7 @@ from woodfisher_jax.trees.masks import (
     check_masks,
     count,
     init_masks,
+    left_out,
     masks_tree,
     most_sparse,
     num_kept,
@@ -297,3 +298,13 @@ def test_parameters_in_place_of_masks_are_refused() -> None:
         apply_masks(PARAMS, {"x": jnp.ones(2, bool)})
     with pytest.raises(TypeError, match="is of type str; expected a boolean array"):
         sparsity({"w": "kept"})
+
+
+def test_several_tensors_are_left_out_by_one_default() -> None:
+    text = left_out("a", "c")
+    assert text.startswith("leave them out by prunable=")
+    assert left_out("a").startswith("leave it out by prunable=")
+    chooses = eval(
+        text.partition("prunable=")[2].partition(", with")[0], {"axes": "abc"}
+    )
+    assert [path for path in "abcd" if chooses(path, None)] == ["b"]

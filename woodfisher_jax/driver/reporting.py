@@ -24,7 +24,7 @@ from woodfisher_jax.selection import diagnostics as diagnostics_
 from woodfisher_jax.selection import findings
 from woodfisher_jax.selection.costs import macs_of
 from woodfisher_jax.trees import blocks
-from woodfisher_jax.trees.masks import Masks
+from woodfisher_jax.trees.masks import Masks, left_out
 from woodfisher_jax.trees.paths import Params
 from woodfisher_jax.trees.samples import num_examples
 
@@ -109,8 +109,8 @@ def check_still_finite(
             "loss_fn",
             f"loss_fn is not finite after the step: {sorted(emptied)} have outputs "
             "without any weight, and something divides by the size of these weights, "
-            "as weight normalisation does; add an epsilon to the norm there, or leave "
-            "the tensors out with prunable",
+            "as weight normalisation does; add an epsilon to the norm there, or "
+            f"{left_out(*sorted(emptied))}",
         )
 
 

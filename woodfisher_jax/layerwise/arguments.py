@@ -69,6 +69,16 @@ def without_effect(settings: Layerwise, given: Iterable[str]) -> list[str]:
         settings: All options.
         given: Names of those that the caller gave.
     """
+    default = Layerwise()
+    return [
+        f"{name}={getattr(settings, name)!r} has no effect without {other}"
+        for name, other in unused(settings).items()
+        if name in given and getattr(settings, name) != getattr(default, name)
+    ]
+
+
+def unused(settings: Layerwise) -> dict[str, str]:
+    """The options that others leave without effect, and what they need."""
     is_global = settings.scope == "global"
     needs = {
         "spread": (is_global, "scope='global'"),
@@ -76,14 +86,7 @@ def without_effect(settings: Layerwise, given: Iterable[str]) -> list[str]:
         "seed": (is_global, "scope='global'"),
         "metric": (is_global or settings.distil, "scope='global' or distil"),
     }
-    default = Layerwise()
-    return [
-        f"{name}={getattr(settings, name)!r} has no effect without {other}"
-        for name, (used, other) in needs.items()
-        if name in given
-        and not used
-        and getattr(settings, name) != getattr(default, name)
-    ]
+    return {name: other for name, (used, other) in needs.items() if not used}
 
 
 def check_no_budget(shares: Mapping[str, float | None]) -> None:
@@ -97,8 +100,14 @@ def check_no_budget(shares: Mapping[str, float | None]) -> None:
             )
 
 
-def check_times(times: Any, latency: float | None) -> None:
-    """Raises unless a file of times is one, and there is a latency to use it for."""
+def check_times(times: Any, latency: float | None, *, timed: bool = False) -> None:
+    """Raises unless a file of times is one, and there is something to use it for.
+
+    Args:
+        times: Name of the file, or None.
+        latency: Without which nothing is timed.
+        timed: Whether structures that were given have been timed.
+    """
     if times is None:
         return
     if not isinstance(times, (str, os.PathLike)):
@@ -112,6 +121,13 @@ def check_times(times: Any, latency: float | None) -> None:
             "times",
             f"times={str(times)!r} without a latency, for which alone products are "
             "timed; expected latency=..., such as latency=0.5, or no times",
+        )
+    if timed:
+        raise OptionError(
+            "times",
+            f"times={str(times)!r} with a pattern whose structures are timed already, "
+            "so that nothing would be read from it or written; expected no times, or "
+            "pattern=wf.structures(net_fn, params, inputs), which has none yet",
         )
 
 

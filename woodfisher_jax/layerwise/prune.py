@@ -1,13 +1,12 @@
 """Pruning layer after layer, from inputs alone: each layer keeps its outputs."""
 
-import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from woodfisher_jax.info import PruneWarning
+from woodfisher_jax.info import warn_of_texts
 from woodfisher_jax.layerwise.arguments import (
     batches_of,
     check_differentiable,
@@ -36,20 +35,29 @@ from woodfisher_jax.rows.compute import watched
 from woodfisher_jax.rows.inputs import (
     check_concrete,
     check_net,
+    check_numbers,
     check_params,
     check_reads,
     taken_by_net,
 )
+from woodfisher_jax.selection.findings import stay_sparser
 from woodfisher_jax.selection.latencies import timed
 from woodfisher_jax.selection.named_patterns import GroupNames
 from woodfisher_jax.selection.structures import Structures, structures
 from woodfisher_jax.tracing.axes import find_axes
+from woodfisher_jax.tracing.batch_statistics import training_mode
 from woodfisher_jax.tracing.segments import Program
 from woodfisher_jax.tracing.training_mode import explained
 from woodfisher_jax.trees.axes import Axes
-from woodfisher_jax.trees.masks import Masks, Prunable, given_masks, most_sparse
+from woodfisher_jax.trees.masks import (
+    Masks,
+    Prunable,
+    given_masks,
+    left_out,
+    most_sparse,
+)
 from woodfisher_jax.trees.paths import Params
-from woodfisher_jax.trees.samples import shapes_of
+from woodfisher_jax.trees.samples import regroup, shapes_of
 
 
 @watched
@@ -139,19 +147,22 @@ def prune_layerwise(
     params, masks, info = sequence.run(solver, progress)
     if isinstance(solver, Removal):
         info = info._replace(costs=solver.costs(masks), whole=solver.whole)
+    said = []
+    if isinstance(solver, SingleWeights) and solver.sparser:
+        said.append(stay_sparser(solver.sparser, solver.level))
     if sequence.emptied:
         ways = "lower sparsity"
         if isinstance(solver, SingleWeights) and sequence.settings.scope == "layer":
             most = most_sparse(min(sequence.emptied.values()))
-            ways += f"={solver.level} to {most}, which leaves one in each"
-        text = (
+            ways = f"lower sparsity={solver.level} to {most}, which leaves one in each"
+            if not most:  # Of a single weight.
+                ways = "lower sparsity to 0"
+        said.append(
             f"no weight is left of {list(sequence.emptied)}; {ways}, leave them out of "
             "prunable, or use scope='global'"
         )
-        # The caller's line: a decorator is in between.
-        warnings.warn(text, PruneWarning, stacklevel=3)
-        info = info._replace(warnings=(*info.warnings, text))
-    return params, masks, info
+    warn_of_texts(said, stacklevel=3)  # The caller's line: a decorator is in between.
+    return params, masks, info._replace(warnings=(*info.warnings, *said))
 
 
 def prepared(
@@ -192,7 +203,10 @@ def prepared(
     """
     settings = Layerwise().replace(**options)
     rule = rule_of(pattern)
-    check_times(times, shares["latency"])
+    found = None if rule is None else rule.structures
+    check_times(
+        times, shares["latency"], timed=found is not None and bool(found.speeds)
+    )
     check_net(net_fn)
     check_params(params, "net_fn")
     batches = batches_of(inputs, settings.batch_size)
@@ -200,17 +214,18 @@ def prepared(
     with taken_by_net(inputs, batches=True, called=shapes), explained():
         program = Program(net_fn, params, shapes)
     check_reads(program.jaxpr, params)
+    check_numbers(net_fn, params, batches)
     axes = find_axes(net_fn, params, shapes)
     chosen = masks is not None or prunable is not None
     known = axes if chosen else untied(axes, program.uses)
     masks = given_masks(params, masks, prunable, known)
     check_finite(params, masks)
     said = without_effect(settings, options)
+    said += training_mode("net_fn", net_fn, params, next(regroup(inputs, 2)))
     if not chosen:
         said += _not_followed(program, axes, masks)
-    for text in said:
-        # The caller's line: prune_layerwise and a decorator are in between.
-        warnings.warn(text, PruneWarning, stacklevel=4)
+    # The caller's line: prune_layerwise and a decorator are in between.
+    warn_of_texts(said, stacklevel=4)
     solver: Solver
     if rule is None or rule.size:
         check_no_budget(shares)
@@ -242,8 +257,8 @@ def _not_followed(program: Program, axes: Axes, masks: Masks) -> list[str]:
     return [
         f"{others} multiply activations otherwise than in a layer that can be "
         "followed, as in sum(x * w, -1), and stay as they are; write them as "
-        "matrix products, or prune with wf.prune_outputs; prunable=... that "
-        "leaves them out ends this warning"
+        "matrix products, or prune with wf.prune_outputs; to end this warning, "
+        f"{left_out(*others)}"
     ]
 
 

@@ -22,10 +22,12 @@ class SingleWeights:
     Attributes:
         rule: N:M, or None for single weights.
         level: That share, of all layers together.
+        sparser: Names of layers of which masks left fewer weights than were to stay.
     """
 
     def __init__(self, rule: Pattern | None, level: float) -> None:
         self.rule, self.level = rule, level
+        self.sparser: list[str] = []
         self._kept: dict[tuple[Product, int], int] = {}
 
     def chosen(self, layers: Layers) -> Layers:
@@ -109,7 +111,11 @@ class SingleWeights:
             entries = layer.entries()
             weights = leaf.reshape(-1)[entries].astype(np.float32)
             allowed = mask[entries]
-            kept = min(self._kept[product, layer.number], int(allowed.sum()))
+            kept, left = self._kept[product, layer.number], int(allowed.sum())
+            if left < kept:
+                stacked = layer.size < leaf.size
+                self.sparser.append(f"{path}[{layer.number}]" if stacked else path)
+                kept = left
             found = sequence.found.get(product)
             importance = np.ones(weights.shape[:2], np.float32)
             if found is not None:

@@ -2,7 +2,7 @@
 
 import contextlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from woodfisher_jax.options import OptionError
 from woodfisher_jax.rows.gradients import LossFn
 from woodfisher_jax.rows.sharding import gathered, spans_processes
+from woodfisher_jax.tracing.lookups import lookups
 from woodfisher_jax.tracing.primitives import dependent
 from woodfisher_jax.tracing.training_mode import (
     called_with,
@@ -22,7 +23,13 @@ from woodfisher_jax.tracing.training_mode import (
     kinds,
 )
 from woodfisher_jax.trees.paths import Params, leaf_name, leaves_by_path
-from woodfisher_jax.trees.samples import Examples, batch_length, num_examples, regroup
+from woodfisher_jax.trees.samples import (
+    Examples,
+    batch_length,
+    num_examples,
+    regroup,
+    shapes_of,
+)
 
 LARGEST = 1e15
 """Size of an output or target, so that sums of squares of many stay in float32."""
@@ -98,6 +105,40 @@ def check_reads(program: Jaxpr, params: Params) -> None:
             "net_fn returns outputs that do not depend on params; expected a function "
             "that reads the weights from its first argument, not from a closure",
         )
+
+
+def check_numbers(net_fn: Any, params: Params, batches: Sequence[Any]) -> None:
+    """Raises if tokens, or other whole numbers, are outside the table they choose from.
+
+    JAX itself takes another row, or NaN.
+
+    Args:
+        net_fn: (params, inputs) -> outputs.
+        params: Its parameters.
+        batches: Of its inputs, of one length.
+
+    Raises:
+        OptionError: Naming ``inputs``, the range, and the first number outside it.
+    """
+    found = lookups(net_fn, params, shapes_of(batches[0], batch_length(batches[0])))
+    for lookup in found:
+        done = 0
+        for batch in batches:
+            numbers = np.asarray(leaves_by_path(batch)[lookup.leaf])
+            wrong = np.argwhere((numbers < 0) | (numbers >= lookup.rows))
+            if len(wrong):
+                place = tuple(map(int, wrong[0]))
+                at = ", ".join(map(str, (done + place[0], *place[1:])))
+                table = repr(lookup.table) if lookup.table else "a table of params"
+                raise OptionError(
+                    "inputs",
+                    f"{leaf_name('inputs', lookup.leaf)} has {numbers[place]} at "
+                    f"[{at}], which chooses a row of {table} with {lookup.rows} rows; "
+                    f"expected whole numbers from 0 to {lookup.rows - 1}, such as "
+                    "tokens of this network's own tokenizer: for others JAX takes some "
+                    "other row, or NaN. Put a valid number where a mask hides it",
+                )
+            done += len(numbers)
 
 
 def check_params(params: Params, reader: str = "loss_fn") -> None:

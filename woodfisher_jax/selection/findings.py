@@ -113,12 +113,25 @@ def messages(
         ways = "lower sparsity, leave them out of prunable, or use scope='layer'"
         if in_each:
             most = most_sparse(min(gone.values()))
-            ways = (
-                f"lower sparsity to {most}, which leaves one in each, or leave them "
-                "out of prunable"
-            )
+            level = f"{most}, which leaves one in each" if most else "0"
+            ways = f"lower sparsity to {level}, or leave them out of prunable"
         found.append(f"no weight is left of {_names(list(gone))}; {ways}")
     return found
+
+
+def stay_sparser(names: Sequence[str], sparsity: float) -> str:
+    """What is said of layers of which masks leave less than a sparsity does.
+
+    Args:
+        names: Of the layers.
+        sparsity: That each layer, or all together, were to have.
+    """
+    return (
+        f"masks leave fewer weights of {_names(names)} than sparsity={sparsity} does, "
+        "and a pruned weight does not come back: these layers stay as sparse as they "
+        "are, and all together are sparser than asked for; lower sparsity to balance "
+        "that, or prune the dense params without masks"
+    )
 
 
 def _names(paths: Sequence[str]) -> str:

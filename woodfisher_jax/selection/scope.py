@@ -17,6 +17,7 @@ from woodfisher_jax.selection.costs import (
     flops_factors,
     keep_within_macs,
 )
+from woodfisher_jax.selection.findings import stay_sparser
 from woodfisher_jax.selection.goal import Goal
 from woodfisher_jax.selection.patterns import Groups
 from woodfisher_jax.tracing.macs import flat_costs
@@ -73,12 +74,41 @@ def check_some_left(order: FlatOrder, goal: Goal) -> None:
         number, of = sizes[largest], f"{largest!r}, the largest layer"
     elif len(order.paths) == 1:
         of = repr(order.paths[0])
-    if not masks_.num_kept(number, goal.sparsity):
+    if masks_.num_kept(number, goal.sparsity):
+        return
+    if number == 1:
         raise OptionError(
             "sparsity",
-            f"sparsity={goal.sparsity} leaves none of the {number} prunable weights of "
-            f"{of}; expected at most {masks_.most_sparse(number)}, which leaves one",
+            f"sparsity={goal.sparsity} leaves nothing, for {of} has a single prunable "
+            "weight; expected sparsity=0, or tensors of more weights in prunable",
         )
+    raise OptionError(
+        "sparsity",
+        f"sparsity={goal.sparsity} leaves none of the {number} prunable weights of "
+        f"{of}; expected at most {masks_.most_sparse(number)}, which leaves one",
+    )
+
+
+def sparser_layers(order: FlatOrder, masks: Masks, goal: Goal) -> list[str]:
+    """What is said of layers of which masks leave less than a sparsity in each does.
+
+    Args:
+        order: The flat order.
+        masks: By path.
+        goal: With a scope; over all layers none is, for one takes more of the others.
+    """
+    if goal.scope != "layer" or goal.sparsity is None or goal.pattern is not None:
+        return []
+    active = flat_mask(order, masks)
+    more = {
+        name: np.count_nonzero(active[start:stop])
+        - masks_.num_kept(stop - start, goal.sparsity)
+        for name, (start, stop) in order.layer_ranges.items()
+    }
+    names = [name for name, number in more.items() if number < 0]
+    # Where no weight is left to go, the step only moves the others, or is refused.
+    some = names and max(more.values()) > 0
+    return [stay_sparser(names, goal.sparsity)] if some else []
 
 
 def num_active(active: np.ndarray, order: FlatOrder, scope: str) -> list[int]:

@@ -20,7 +20,7 @@ from woodfisher_jax.tracing.axes import traced
 from woodfisher_jax.tracing.coupling import Coupling, coupled
 from woodfisher_jax.tracing.entries.units import Axis
 from woodfisher_jax.trees.axes import WeightAxes
-from woodfisher_jax.trees.paths import Params, leaves_by_path
+from woodfisher_jax.trees.paths import Params, leaves_by_path, weight_name
 
 KINDS = ("channels", "neurons", "heads")
 """Of structures: of convolutions, of dense layers, of attention."""
@@ -205,19 +205,20 @@ class Structures(NamedTuple):
 
     def __str__(self) -> str:
         """A table of families, and what stays whole."""
-        names = [family.name for family in self.families[:MOST_ROWS]]
-        width = max(map(len, names), default=0)
+        names = [_row_name(family) for family in self.families[:MOST_ROWS]]
+        width = max(map(len, ["made by", *names]))
         lines = [
             f"{self.number:,} structures; {self.size:,} parameters, "
             f"{self.macs:,.0f} multiply-accumulates for one example",
             "",
-            f"{'':{width}}  kind      number  parameters        MACs  of one, in",
+            f"{'made by':{width}}  kind      number  one saves:",
+            f"{'':{width}}                    parameters        MACs  in tensors",
         ]
         for family, name in zip(self.families, names, strict=False):
             tensors = len({m.path for m in family.members})
             lines.append(
                 f"{name:{width}}  {family.kind:8}  {len(family.units):6}  "
-                f"{family.size:10,}  {family.macs:10,.0f}  {tensors} tensors"
+                f"{family.size:10,}  {family.macs:10,.0f}  {tensors:10}"
             )
         if len(self.families) > MOST_ROWS:
             lines.append(f"{len(self.families) - MOST_ROWS} more: .families")
@@ -226,10 +227,16 @@ class Structures(NamedTuple):
             reasons[whole.reason].append(whole)
         lines += ["", "left whole:"] if reasons else []
         for reason, those in reasons.items():
-            first = f"{those[0].path}, axis {those[0].axis}"
+            first = f"{weight_name(those[0].path)}, axis {those[0].axis}"
             more = f" and {len(those) - 1} more" if those[1:] else ""
             lines.append(f"{first}{more}: {reason}")
         return "\n".join(lines)
+
+
+def _row_name(family: Family) -> str:
+    """The first tensor that makes the structures, and how many others do."""
+    others = len({m.path for m in family.members if m.role == "outputs"}) - 1
+    return weight_name(family.name) + (f" and {others} more" if others > 0 else "")
 
 
 def structures(

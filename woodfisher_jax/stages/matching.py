@@ -27,7 +27,14 @@ from jax.tree_util import Partial
 
 from woodfisher_jax.compilation import quickly_compiled
 from woodfisher_jax.driver.job import check_reachable, checked_job
-from woodfisher_jax.info import PruneInfo, unwarned, warn_of
+from woodfisher_jax.info import (
+    PruneInfo,
+    is_unwarned,
+    unwarned,
+    warn_of,
+    warn_of_texts,
+    with_warnings,
+)
 from woodfisher_jax.methods import check_names
 from woodfisher_jax.options import (
     OptionError,
@@ -42,12 +49,14 @@ from woodfisher_jax.rows.gradients import LossFn, as_partial
 from woodfisher_jax.rows.inputs import check_concrete, check_params, check_size
 from woodfisher_jax.rows.projections import METRICS, directions, projected
 from woodfisher_jax.schedules import levels
+from woodfisher_jax.selection.scope import sparser_layers
 from woodfisher_jax.tracing.axes import traced
+from woodfisher_jax.tracing.batch_statistics import training_mode
 from woodfisher_jax.tracing.training_mode import explained
 from woodfisher_jax.trees.masks import Masks, Prunable, given_masks
 from woodfisher_jax.trees.masks import sparsity as sparsity_of
 from woodfisher_jax.trees.paths import Params
-from woodfisher_jax.trees.samples import on_host
+from woodfisher_jax.trees.samples import on_host, regroup
 
 METHOD = "woodtaylor"
 """The method of a stage, unless another is given."""
@@ -265,6 +274,10 @@ def prune_matched(
     check_params(params)
     found = _first(stage, params)
     axes = traced(found.outputs_fn, params, found.inputs, "outputs_fn").axes()
+    said = []
+    if not is_unwarned():
+        few = next(regroup(found.inputs, 2))
+        said = training_mode("outputs_fn", found.outputs_fn, params, few)
     masks = given_masks(params, masks, prunable, axes)
     way = _way(sparsity_of(masks), sparsity, stages, repairs)
     infos: list[PruneInfo] = []
@@ -292,6 +305,8 @@ def prune_matched(
             # Before anything is pruned, and not by the level of some later stage.
             job = checked_job(*step, sparsity=way[-1], masks=masks, **given)
             check_reachable(job)
+            said += sparser_layers(job.order, job.masks, job.goal)
+            warn_of_texts(said, stacklevel=3)  # The caller's line: a decorator between.
         with unwarned():
             params, masks, info = prune(*step, sparsity=level, masks=masks, **given)
         infos.append(info)
@@ -300,7 +315,7 @@ def prune_matched(
             params = params if changed is None else changed
     progress("stages", len(way), len(way))
     warn_of(infos, stacklevel=3)
-    return params, masks, infos
+    return params, masks, with_warnings(infos, said)
 
 
 @jax.jit

@@ -7,7 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from woodfisher_jax.info import PruneInfo, joined, unwarned, warn_of
+from woodfisher_jax.info import (
+    PruneInfo,
+    joined,
+    unwarned,
+    warn_of,
+    warn_of_texts,
+    with_warnings,
+)
 from woodfisher_jax.methods import check_names
 from woodfisher_jax.options import OptionError, check_whole
 from woodfisher_jax.prune import prune
@@ -17,6 +24,7 @@ from woodfisher_jax.rows.inputs import (
     check_concrete,
     check_net,
     check_not_zero,
+    check_numbers,
     check_params,
     check_reads,
     check_size,
@@ -32,6 +40,7 @@ from woodfisher_jax.stages.matching import (
     outputs_of,
     prune_matched,
 )
+from woodfisher_jax.tracing.batch_statistics import training_mode
 from woodfisher_jax.tracing.training_mode import explained
 from woodfisher_jax.trees.masks import Masks, Prunable
 from woodfisher_jax.trees.paths import Params
@@ -112,6 +121,8 @@ def prune_outputs(
     check_whole("num_samples", num_samples, 1)
     check_whole("seed", seed, 0)
     wanted, images = _dense_outputs(net_fn, params, inputs)
+    said = training_mode("net_fn", net_fn, params, next(regroup(images, 2)))
+    warn_of_texts(said, stacklevel=3)  # The caller's line: a decorator is in between.
     drawn = _draws(len(wanted), num_samples, seed)
 
     def stage(number: int, params: Params) -> Stage:
@@ -138,7 +149,11 @@ def prune_outputs(
     found = outputs_of(net_fn, params, after.inputs)
     moved, size = np.linalg.norm(found - after.wanted), np.linalg.norm(after.wanted)
     error = float(moved / size) ** 2 if size else 0.0
-    return params, masks, joined(infos)._replace(outputs_error=error)
+    return (
+        params,
+        masks,
+        joined(with_warnings(infos, said))._replace(outputs_error=error),
+    )
 
 
 def _dense_outputs(
@@ -161,6 +176,7 @@ def _dense_outputs(
     check_not_zero(images)
     with taken_by_net(inputs, batches=True):
         _check_outputs(net_fn, params, images)
+    check_numbers(net_fn, params, [images])
     wanted = outputs_of(net_fn, params, images)
     if not np.isfinite(wanted).all():
         raise OptionError(

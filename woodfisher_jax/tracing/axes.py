@@ -63,6 +63,22 @@ _TRACES: WeakKeyDictionary[Jaxpr, "Trace"] = WeakKeyDictionary()
 """Of programs, as long as JAX keeps them."""
 
 
+def program_of(f: Callable[[Params, Any], Any], params: Params, batch: Any) -> Any:
+    """The jaxpr of a function; the same object for the same function and shapes.
+
+    Args:
+        f: As for :func:`find_axes`.
+        params: As for :func:`find_axes`.
+        batch: As for :func:`find_axes`.
+    """
+    # By jit, which keeps it.
+    return _applied.trace(_as_partial(f), params, batch).jaxpr.jaxpr
+
+
+def _as_partial(f: Callable[..., Any]) -> Partial:
+    return f if isinstance(f, Partial) else Partial(_hashable(f))
+
+
 def _hashable(f: Callable[..., Any]) -> Callable[..., Any]:
     """The function as jit takes it: an object with arrays in it has no hash."""
     try:
@@ -85,10 +101,9 @@ def traced(
         batch: As for :func:`find_axes`.
         name: Of the caller's argument that ``f`` is, for messages.
     """
-    given = f if isinstance(f, Partial) else Partial(_hashable(f))
+    given = _as_partial(f)
     with called_with(name, batch), explained():
-        # By jit, which keeps the program of a function and shapes.
-        program = _applied.trace(given, params, batch).jaxpr.jaxpr
+        program = program_of(given, params, batch)
     if program in _TRACES:
         return _TRACES[program]
     walk = Walk({p: np.shape(leaf) for p, leaf in leaves_by_path(params).items()})

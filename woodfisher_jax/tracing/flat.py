@@ -1,6 +1,6 @@
 """A function as one flat list of equations: calls opened, stacked layers laid out."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -23,6 +23,50 @@ def bind(equation: Any, inputs: Sequence[Any]) -> list[Any]:
     with equation.ctx.manager:
         outputs = equation.primitive.bind(*functions, *inputs, **settings)
     return list(outputs) if equation.primitive.multiple_results else [outputs]
+
+
+class Held:
+    """What a variable of a program stands for in :func:`walked`, told by identity."""
+
+
+Step = tuple[Any, list[Any], list[Any]]
+"""An equation, and what its inputs and outputs stand for: literals, or one thing each.
+"""
+
+
+def walked(jaxpr: Jaxpr, arguments: Sequence[Any]) -> Generator[Step, None, list[Any]]:
+    """The equations of a program and of what it calls, in order; nothing is bound.
+
+    The rounds of a ``scan`` are alike for a walk: two stand for all, the second with
+    what the first has carried; and a row of an array stands for the array.
+
+    Args:
+        jaxpr: The program.
+        arguments: What its inputs stand for.
+
+    Returns:
+        What its outputs stand for.
+    """
+    known = dict(zip(jaxpr.invars, arguments, strict=True))
+
+    def read(atom: Any) -> Any:
+        return atom if isinstance(atom, Literal) else known.setdefault(atom, Held())
+
+    for equation in jaxpr.eqns:
+        inputs, name = list(map(read, equation.invars)), equation.primitive.name
+        if name in CALLS:
+            outputs = yield from walked(called(equation)[0], inputs)
+        elif name == "scan":
+            constants, carry, rows = scan_operands(equation, inputs)
+            body = equation.params["jaxpr"].jaxpr
+            for _ in range(2):
+                outputs = yield from walked(body, [*constants, *carry, *rows])
+                carry = outputs[: len(carry)]
+        else:
+            outputs = [Held() for _ in equation.outvars]
+            yield equation, inputs, outputs
+        known.update(zip(equation.outvars, outputs, strict=True))
+    return list(map(read, jaxpr.outvars))
 
 
 def flattened(
@@ -52,6 +96,43 @@ def flattened(
         return outputs
 
     return flat
+
+
+def without_calls(
+    f: Callable[[Params, Any], Any], params: Params, batch: Any
+) -> ClosedJaxpr:
+    """The program of :func:`flattened`, with every other call opened as well.
+
+    For walks that look and do not differentiate: derivative rules are gone.
+
+    Args:
+        f: As there, with all that follows.
+        params: The same.
+        batch: The same.
+    """
+    closed = jax.make_jaxpr(flattened(f, params, batch))(params, batch)
+    values = jax.tree.leaves((params, batch))
+    return jax.make_jaxpr(lambda *given: _opened(closed.jaxpr, closed.consts, given))(
+        *values
+    )
+
+
+def _opened(jaxpr: Jaxpr, consts: Sequence[Any], values: Sequence[Any]) -> list[Any]:
+    known = dict(zip(jaxpr.constvars, consts, strict=True))
+    known |= zip(jaxpr.invars, values, strict=True)
+    for equation in jaxpr.eqns:
+        inputs = [value_of(atom, known) for atom in equation.invars]
+        if equation.primitive.name in CALLS:
+            outputs = _opened(*called(equation), inputs)
+        else:
+            outputs = bind(equation, inputs)
+        known.update(zip(equation.outvars, outputs, strict=True))
+    return [value_of(atom, known) for atom in jaxpr.outvars]
+
+
+def value_of(atom: Any, known: Mapping[Any, Any]) -> Any:
+    """What a variable of a jaxpr is, or a number in it."""
+    return atom.val if isinstance(atom, Literal) else known[atom]
 
 
 def _evaluate(

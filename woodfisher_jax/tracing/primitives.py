@@ -154,10 +154,14 @@ def contains_product(equation: Any) -> bool:
     """Whether an equation is, or calls, a product that may have a weight in it."""
     if equation.primitive.name in (*PRODUCTS, *_OPAQUE_PRODUCTS):
         return True
-    inner = [
+    return any(contains_product(e) for j in inner_jaxprs(equation) for e in j.eqns)
+
+
+def inner_jaxprs(equation: Any) -> list[Jaxpr]:
+    """The jaxprs that an equation has: of what it calls, of rounds, of branches."""
+    return [
         opened(entry)
         for field in equation.params.values()
         for entry in (field if isinstance(field, (tuple, list)) else [field])
         if isinstance(entry, (Jaxpr, ClosedJaxpr))
     ]
-    return any(contains_product(e) for jaxpr in inner for e in jaxpr.eqns)

@@ -18,7 +18,7 @@ from woodfisher_jax.progress import Callback
 from woodfisher_jax.rows.sharding import placed
 from woodfisher_jax.rows.targets import Target
 from woodfisher_jax.training import distributed
-from woodfisher_jax.training.config import ConfigError, LanguageConfig
+from woodfisher_jax.training.config import ConfigError, LanguageConfig, in_config
 from woodfisher_jax.training.one_shot import decoder, logits_of, source_of
 from woodfisher_jax.training.perplexity import sequence_loss
 from woodfisher_jax.training.targets import Lowering, Report, reports
@@ -66,7 +66,7 @@ def compile_language(
             net_fn, params, tokens, shares=shares, progress=progress, **options
         )
     except OptionError as error:
-        raise ConfigError(f"config.prune.{error.name}: {error}") from error
+        raise in_config(error, "config.prune") from error
     assert isinstance(solver, SingleWeights)
     sequence_of = jax.ShapeDtypeStruct((text.length,), jnp.int32)
     found = calls(sequence, solver)

@@ -16,6 +16,7 @@ import jax
 from woodfisher_jax.data.array_records import DataMissingError
 from woodfisher_jax.data.tokens import Tokens, read_tokens
 from woodfisher_jax.extras import MissingExtraError
+from woodfisher_jax.info import unwarned
 from woodfisher_jax.layerwise.prune import prune_layerwise
 from woodfisher_jax.layerwise.settings import LayerwiseInfo
 from woodfisher_jax.models import num_parameters, resized
@@ -24,7 +25,12 @@ from woodfisher_jax.options import OptionError
 from woodfisher_jax.progress import Callback, live
 from woodfisher_jax.report import environment, language, metrics
 from woodfisher_jax.shrink import shrunk
-from woodfisher_jax.training.config import ConfigError, LanguageConfig, to_dict
+from woodfisher_jax.training.config import (
+    ConfigError,
+    LanguageConfig,
+    in_config,
+    to_dict,
+)
 from woodfisher_jax.training.perplexity import perplexity
 from woodfisher_jax.training.workdir import held, log_file, removed_unless_started
 from woodfisher_jax.weights import hugging_face
@@ -143,7 +149,10 @@ def _timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
 def _check_start(config: LanguageConfig, workdir: Path) -> None:
     """Refuses a run without text, and a folder that has one already."""
     if config.data.dir is None:
-        raise ConfigError("config.data.dir=None; expected some text")
+        raise ConfigError(
+            "config.data.dir=None; expected the text that pruning looks at: "
+            "--config.data.dir=FOLDER of .txt files, or an .npz file of tokens"
+        )
     if (workdir / "results.json").exists():
         raise ConfigError(
             f"workdir={workdir} holds a run that has ended; choose another --workdir"
@@ -157,7 +166,10 @@ def source_of(config: LanguageConfig) -> Path:
         ConfigError: If there is none.
     """
     if config.init_from is None:
-        raise ConfigError("config.init_from=None; expected a folder, see --helpfull")
+        raise ConfigError(
+            "config.init_from=None; expected the model that is pruned: "
+            "--config.init_from=FOLDER, with its config.json and model.safetensors"
+        )
     return Path(config.init_from)
 
 
@@ -257,18 +269,20 @@ def _pruned(
         for field in dataclasses.fields(config.prune)
     }
     try:
-        pruned, masks, info = prune_layerwise(
-            net_fn,
-            params,
-            tokens.calibration,
-            times=None if config.prune.latency is None else workdir / TIMES,
-            progress=progress,
-            **options,
-        )
+        # The log and the page have what is warned of, without a line of this package.
+        with unwarned():
+            pruned, masks, info = prune_layerwise(
+                net_fn,
+                params,
+                tokens.calibration,
+                times=None if config.prune.latency is None else workdir / TIMES,
+                progress=progress,
+                **options,
+            )
     except OptionError as error:
-        raise ConfigError(
-            f"{_FIELDS.get(error.name, f'config.prune.{error.name}')}: {error}"
-        ) from error
+        if error.name in _FIELDS:
+            raise ConfigError(f"{_FIELDS[error.name]}: {error}") from error
+        raise in_config(error, "config.prune") from error
     if ":" not in (config.prune.pattern or ":"):
         _, pruned = shrunk(net_fn, pruned, masks, tokens.calibration[:1])
     return pruned, info

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from woodfisher_jax.options import OptionError
 from woodfisher_jax.progress import Callback, silent
 
 
@@ -49,9 +50,12 @@ def perplexity(
     Args:
         net_fn: (params, tokens [1, T]) -> logits [1, T, vocabulary].
         params: Any pytree.
-        tokens: [sequences, T], whole numbers; T is 2 or more.
+        tokens: [sequences, T], whole numbers below vocabulary; T is 2 or more.
         kinds: Of each sequence; default not known.
         progress: Called with (label, done, total).
+
+    Raises:
+        OptionError: If tokens are of another shape, or outside the vocabulary.
 
     Example:
         >>> from woodfisher_jax.training.perplexity import perplexity
@@ -60,8 +64,9 @@ def perplexity(
         >>> round(perplexity(uniform, {}, [[0, 1, 2]]).all, 4)
         5.0
     """
-    tokens = np.asarray(tokens, np.int32)
-
+    tokens = np.asarray(tokens)
+    _check_tokens(net_fn, params, tokens)
+    tokens = tokens.astype(np.int32)
     losses = []
     for number, sequence in enumerate(tokens):
         progress("perplexity", number, len(tokens))
@@ -72,3 +77,25 @@ def perplexity(
         found.setdefault(kind, []).append(value)
     by_kind = {kind: float(np.exp(np.mean(values))) for kind, values in found.items()}
     return Perplexity(float(np.exp(np.mean(losses))), by_kind)
+
+
+def _check_tokens(net_fn: Any, params: Any, tokens: np.ndarray) -> None:
+    """Raises for tokens without a logit, in whose place JAX takes another's or NaN."""
+    whole = np.issubdtype(tokens.dtype, np.integer)
+    if tokens.ndim != 2 or not whole or tokens.shape[0] < 1 or tokens.shape[1] < 2:
+        raise OptionError(
+            "tokens",
+            f"tokens is {tokens.dtype}{list(tokens.shape)}; expected whole numbers "
+            "[sequences, T] with T 2 or more",
+        )
+    one = jax.ShapeDtypeStruct((1, tokens.shape[1]), np.int32)
+    vocabulary = jax.eval_shape(net_fn, params, one).shape[-1]
+    wrong = np.argwhere((tokens < 0) | (tokens >= vocabulary))
+    if len(wrong):
+        place = tuple(map(int, wrong[0]))
+        raise OptionError(
+            "tokens",
+            f"tokens has {tokens[place]} at {list(place)}; expected 0 to "
+            f"{vocabulary - 1}, the numbers of net_fn's logits: take the tokenizer of "
+            "this network",
+        )

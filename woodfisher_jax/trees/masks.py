@@ -95,9 +95,10 @@ def init_masks(
     }
     if not masks:
         shown = ", ".join(f"{path} {leaf.shape}" for path, leaf in leaves.items())
-        raise ValueError(
+        raise OptionError(
+            "prunable",
             f"prunable={prunable!r} selects none of the parameters; expected a "
-            f"predicate or a regular expression that matches some of: {shown}"
+            f"predicate or a regular expression that matches some of: {shown}",
         )
     return masks
 
@@ -141,8 +142,10 @@ def _predicate(prunable: Prunable) -> Callable[[str, jax.Array], bool]:
     try:
         pattern = re.compile(prunable)
     except re.error as error:
-        raise ValueError(
-            f"prunable={prunable!r} is not a regular expression: {error}"
+        raise OptionError(
+            "prunable",
+            f"prunable={prunable!r} is not a regular expression ({error}); expected "
+            "one that some paths match, such as 'kernel$'",
         ) from error
     return lambda path, leaf: bool(
         pattern.search(path) or pattern.search(weight_name(path))
@@ -282,16 +285,17 @@ def _no_mask(masks: MasksLike, where: str = "") -> OptionError:
     )
 
 
-def left_out(path: str) -> str:
-    """How to leave a tensor out of what is prunable by default, for messages.
+def left_out(*paths: str) -> str:
+    """How to leave tensors out of what is prunable by default, for messages.
 
     Args:
-        path: Of the tensor.
+        *paths: Of the tensors.
     """
+    them = "it" if len(paths) == 1 else "them"
     return (
-        f"leave it out by prunable=lambda path, array: path in axes and path not in "
-        f"[{path!r}], with axes = wf.find_axes(f, params, batch) of the function and "
-        "inputs that you give here (or by masks)"
+        f"leave {them} out by prunable=lambda path, array: path in axes and path not "
+        f"in {list(paths)}, with axes = wf.find_axes(f, params, batch) of the "
+        "function and inputs that you give here (or by masks)"
     )
 
 

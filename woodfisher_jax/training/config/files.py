@@ -76,6 +76,11 @@ def find(config: str) -> Path:
     )
 
 
+def is_shipped(config: str) -> bool:
+    """Whether ``--config`` names a file that comes with the package."""
+    return find(config).resolve().parent == SHIPPED.resolve()
+
+
 def load_config(config: str) -> dict[str, Any]:
     """Executes a config file.
 

@@ -35,6 +35,7 @@ class LayersConfig(Layerwise):
         None,
         "Fraction of the weights to be zero; default that of the pattern.",
         least=0,
+        below=1,
     )
     pattern: str | None = option(
         None,
