@@ -9,11 +9,14 @@ import pytest
 
 from woodfisher_jax.equations.fisher import (
     SOLVERS,
+    along_rows,
     change_by_rounding,
     choose_solver,
     fisher_product,
+    gram_matrix,
     in_float64,
     inverse_factor_by_rows,
+    leverages,
     recursive_inverse,
 )
 
@@ -85,6 +88,56 @@ def test_a_solver_inverts_the_damped_fisher(count, solver) -> None:
     np.testing.assert_allclose(diagonal, np.diag(expected), rtol=1e-6)
     scale = np.abs(expected).max()
     np.testing.assert_allclose(columns, expected, atol=1e-6 * scale)
+
+
+def in_sample_space(
+    gradients: np.ndarray, damping: float, vector: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Oracle: diag(F⁻¹) and F⁻¹v of a wide block in float64, which has no F [c, c]."""
+    g = np.asarray(gradients, np.float64)
+    system = np.linalg.inv(len(g) * damping * np.eye(len(g)) + g @ g.T)
+    diagonal = 1.0 - np.einsum("nc,nm,mc->c", g, system, g, optimize=True)
+    return diagonal / damping, (vector - g.T @ (system @ (g @ vector))) / damping
+
+
+# Columns that fill their panels, and columns that do not with rows that are halved.
+@pytest.mark.parametrize(("count", "width"), [(7, 2048), (300, 2501)])
+def test_wide_blocks_are_multiplied_panel_by_panel(count: int, width: int) -> None:
+    random = np.random.default_rng(1)
+    gradients = random.standard_normal((count, width)).astype(np.float32)
+    vector = random.standard_normal(width).astype(np.float32)
+
+    @jax.jit
+    def found(gradients: jax.Array, vector: jax.Array) -> tuple[jax.Array, jax.Array]:
+        solver = SOLVERS["sample_space"]
+        factor = solver.factorize(gradients, DAMPING)
+        product = solver.product(factor, gradients, DAMPING, vector)
+        return solver.diagonal(factor, gradients, DAMPING), product
+
+    expected = in_sample_space(gradients, DAMPING, vector.astype(np.float64))
+    for one, other in zip(found(gradients, vector), expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=2e-5, atol=1e-6 * abs(other).max())
+
+
+def test_wide_blocks_are_mapped_where_64_bits_are_not_enabled() -> None:
+    random = np.random.default_rng(1)
+    gradients = random.standard_normal((2, 1, 2048)).astype(np.float32)
+    solver = SOLVERS["sample_space"]
+    factors = jax.vmap(lambda g: solver.factorize(g, DAMPING))(gradients)
+    expected = 1 / np.sqrt(DAMPING + np.sum(gradients**2, axis=2))
+    np.testing.assert_allclose(factors[:, :, 0], expected, rtol=1e-6)
+
+
+def test_columns_of_zeros_that_fill_the_last_panel_add_nothing() -> None:
+    rows = np.random.default_rng(2).standard_normal((3, 2051)).astype(np.float32)
+    exact = rows.astype(np.float64)
+    vector = exact[0] + 1
+    with jax.enable_x64(True):
+        np.testing.assert_allclose(gram_matrix(rows), exact @ exact.T, rtol=1e-12)
+        np.testing.assert_allclose(along_rows(rows, vector), exact @ vector, rtol=1e-12)
+        lower = np.tril(np.ones((3, 3)))
+        squares = np.sum((lower @ exact) ** 2, axis=0)
+        np.testing.assert_allclose(leverages(lower, exact), squares, rtol=1e-12)
 
 
 @pytest.mark.parametrize("count", COUNTS)
