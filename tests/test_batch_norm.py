@@ -58,6 +58,15 @@ def test_any_function_is_solved_for_the_statistics_of_its_batches(old: float) ->
     assert found["key"] == jax.random.key(0)
 
 
+@pytest.mark.parametrize("channels", [4, 5000])
+def test_statistics_that_are_not_finite_are_refused(channels: int) -> None:
+    def broken(params: Any, state: Any, x: jax.Array) -> Any:
+        return 0.9 * state + 0.1 * jnp.nan * params * x.mean()
+
+    with pytest.raises(ValueError, match="or are not finite"):
+        reestimate(broken, jnp.float32(2), jnp.ones(channels), BATCHES)
+
+
 def test_one_batch_need_not_be_in_a_list() -> None:
     one = reestimate(update, jnp.float32(2), given(0.0), X)
     listed = reestimate(update, jnp.float32(2), given(0.0), [X])

@@ -265,6 +265,12 @@ def test_a_layer_that_is_emptied_keeps_one_neuron() -> None:
     np.testing.assert_array_equal(compiled_mlp(small, X), compiled_mlp(masked, X))
 
 
+def test_a_parameter_that_is_not_finite_is_named() -> None:
+    broken = MLP | {"c": np.asarray(MLP["c"]) * np.nan}
+    with pytest.raises(ValueError, match=r"NaN or infinity in params\['c'\]"):
+        wf.shrink(mlp, broken, {"c": np.ones((6, 2), bool)}, X)
+
+
 def test_masks_that_do_not_fit_are_named() -> None:
     with pytest.raises(ValueError, match=r"masks\['c'\] has shape \(2, 6\)"):
         wf.shrink(mlp, MLP, {"c": np.ones((2, 6), bool)}, X)

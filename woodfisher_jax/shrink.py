@@ -11,7 +11,7 @@ import numpy as np
 
 from woodfisher_jax.info import PruneWarning
 from woodfisher_jax.options import OptionError
-from woodfisher_jax.rows.inputs import check_concrete, check_net
+from woodfisher_jax.rows.inputs import check_concrete, check_net, not_finite
 from woodfisher_jax.selection.structures import Structures, structures
 from woodfisher_jax.tracing.batch_statistics import training_mode
 from woodfisher_jax.tracing.coupling import coupled
@@ -87,7 +87,7 @@ def shrink(net_fn: NetFn, params: Params, masks: MasksLike, inputs: Any) -> Para
             "shapes from params, with statistics of batch norms among them, which a "
             f"module that says its widths does not; {other}",
         ) from error
-    _check_same(outputs, taken, f"net_fn's; {other}")
+    _check_same(outputs, taken, f"net_fn run with the smaller arrays; {other}")
     return taken.small
 
 
@@ -126,7 +126,7 @@ def shrunk(
     taken = _taken_out(net_fn, params, masks, inputs)
     function = _Smaller(net_fn, params, taken.found, taken.gone)
     outputs = _outputs(function, taken.small, inputs)
-    _check_same(outputs, taken, "the program's")
+    _check_same(outputs, taken, "the program traced from net_fn, made smaller")
     return function, taken.small
 
 
@@ -220,10 +220,14 @@ def _taken_out(net_fn: NetFn, params: Params, masks: MasksLike, inputs: Any) -> 
         small.append(leaf if isinstance(leaf, jax.Array) else jax.device_put(leaf))
     wanted = _outputs(net_fn, params, inputs)
     if any(np.isnan(_wide(leaf)).any() for leaf in jax.tree.leaves(wanted)):
+        wrong = not_finite(params)
+        cause = f"look for NaN or infinity in {wrong}"
+        if not wrong:
+            cause = "a weight that is all zero may be divided by its norm"
         raise OptionError(
-            "masks",
+            "params" if wrong else "masks",
             "outputs are NaN under these masks, so that those of a smaller network "
-            "cannot be compared; a weight that is all zero may be divided by its norm",
+            f"cannot be compared; {cause}",
         )
 
     def rounding() -> float:
@@ -424,7 +428,7 @@ def _names(found: Structures, gone: set[int]) -> set[str]:
     return {f.name for f in found.families if gone.intersection(f.units)}
 
 
-def _check_same(outputs: Any, taken: _Taken, whose: str) -> None:
+def _check_same(outputs: Any, taken: _Taken, source: str) -> None:
     wanted = jax.tree.leaves(taken.wanted)
     for new, old in zip(jax.tree.leaves(outputs), wanted, strict=True):
         if new.shape != old.shape:
@@ -439,7 +443,7 @@ def _check_same(outputs: Any, taken: _Taken, whose: str) -> None:
         raise OptionError(
             "masks",
             f"taking {_counted(taken.gone)} out of {_listed(taken)} "
-            f"changes {change}; these are {whose}",
+            f"changes {change}, by {source}",
         )
 
 

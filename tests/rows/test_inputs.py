@@ -60,6 +60,8 @@ def test_params_that_are_no_arrays_are_named(function) -> None:
         function(net, PARAMS | {"n": 1.0}, ROWS, sparsity=0.5)
     with pytest.raises(TypeError, match=r"\['a/0/0'\] .*weights arrays, as by np.asa"):
         function(net, {"a": [[0.5, 1.0]]}, ROWS, sparsity=0.5)
+    with pytest.raises(TypeError, match=r"has type function; .* eqx.partition\(model"):
+        function(net, PARAMS | {"n": lambda x: x}, ROWS, sparsity=0.5)
     small = PARAMS | {"a": np.ones((3, 5), np.int8)}
     with pytest.raises(TypeError, match=r"type int8; .*quantized weights by their sca"):
         function(net, small, ROWS, sparsity=0.5)

@@ -11,6 +11,7 @@ from woodfisher_jax.options import OptionError
 
 PARAMS = {"hidden": normal(0, 6, 8) / 2, "out": normal(1, 8, 3) / 2}
 INPUTS = np.asarray(normal(2, 60, 6))
+BROKEN = PARAMS | {"out": PARAMS["out"].at[0, 0].set(np.nan)}
 
 
 def net(params, x):
@@ -112,7 +113,16 @@ def test_a_pattern_says_how_far() -> None:
     [
         ((3, PARAMS, INPUTS), {"sparsity": 0.5}, "net_fn is of type int"),
         ((net, PARAMS, INPUTS), {}, "sparsity is missing"),
-        ((net, PARAMS, INPUTS * np.nan), {"sparsity": 0.5}, "are not finite for some"),
+        (
+            (net, PARAMS, INPUTS * np.nan),
+            {"sparsity": 0.5},
+            "are not finite for some .* in params or inputs",
+        ),
+        (
+            (net, BROKEN, INPUTS),
+            {"sparsity": 0.5},
+            r"are not finite for some .* NaN or infinity in params\['",
+        ),
         (
             (lambda p, x: 1e20 * net(p, x), PARAMS, INPUTS),
             {"sparsity": 0.5},

@@ -63,6 +63,20 @@ def dropped(params: Any, x: jax.Array) -> jax.Array:
     return jnp.where(stays, 2 * h, 0) @ params["b"]
 
 
+def multiplied(params: Any, x: jax.Array) -> jax.Array:
+    h = x @ params["a"]
+    stays = jax.random.bernoulli(jax.random.key(0), 0.7, h.shape)
+    return h * stays.astype(h.dtype) / 0.7 @ params["b"]
+
+
+def drawn(params: Any, x: jax.Array) -> jax.Array:
+    """A sample of a normal distribution: no number of it is zero."""
+    h = x @ params["a"]
+    return (h + jnp.exp(h) * jax.random.normal(jax.random.key(0), h.shape)) @ params[
+        "b"
+    ]
+
+
 def noisy(params: Any, x: jax.Array) -> jax.Array:
     h = x @ params["a"]
     return (h + jax.random.normal(jax.random.key(0), h.shape)) @ params["b"]
@@ -85,6 +99,7 @@ def whitened(params: Any, x: jax.Array) -> jax.Array:
         (by_batch_in_a_scan, STATISTICS),
         (as_a_flag_says(True), STATISTICS),
         (dropped, DROPOUT),
+        (multiplied, DROPOUT),
     ],
 )
 def test_training_mode_is_found(net: Any, said: str) -> None:
@@ -94,7 +109,7 @@ def test_training_mode_is_found(net: Any, said: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "net", [by_example, as_a_flag_says(False), of_two, centred, noisy]
+    "net", [by_example, as_a_flag_says(False), of_two, centred, noisy, drawn]
 )
 def test_other_networks_are_not_taken_for_it(net: Any) -> None:
     assert not training_mode("net_fn", net, PARAMS, X[:2])

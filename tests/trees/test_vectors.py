@@ -7,6 +7,7 @@ import pytest
 
 from woodfisher_jax.trees.blocks import flat_order
 from woodfisher_jax.trees.vectors import (
+    all_finite,
     check_finite,
     check_weights,
     from_vectors,
@@ -46,6 +47,16 @@ def test_a_weight_that_nothing_moves_keeps_its_bits(dtype: str) -> None:
         bits = [np.asarray(a)[stays].tobytes() for a in (new["w"], w)]
         assert bits[0] == bits[1]
         assert float(new["w"][0, 0]) == pytest.approx(4 / 3, rel=1e-2)
+
+
+@pytest.mark.parametrize("shape", [(1,), (5000,), (32, 192)])
+@pytest.mark.parametrize("value", [jnp.nan, jnp.inf, -jnp.inf])
+def test_no_number_that_is_not_finite_is_overlooked(shape, value) -> None:
+    """The maximum of XLA on a CPU overlooks NaN in arrays of the larger shapes."""
+    sound = jax.jit(all_finite)
+    assert sound(jnp.full(shape, 3e38))
+    assert not sound(jnp.full(shape, value))
+    assert not sound(jnp.zeros(shape).at[(-1,) * len(shape)].set(value))
 
 
 def test_what_is_not_finite_is_named() -> None:

@@ -102,10 +102,10 @@ def _residuals_by_eigenvalues(
 NO_GRADIENTS = (
     "no weight has a gradient (a curvature, for naivehess) in any of the samples, or "
     "its square is below 1e-38, so that they rank nothing, whatever the damping. With "
-    "batch norm in training mode or a contrastive loss the gradient of one example is "
-    "zero: use running averages, or batch_size above 1. Else look for samples (inputs) "
-    "that are all zero, units that are dead, stop_gradient, or a function that does "
-    "not use its params"
+    "batch norm in training mode the gradient of one example is zero: use running "
+    "averages; with a contrastive loss too: use batch_size above 1. Else look for "
+    "samples (inputs) that are all zero, units that are dead, stop_gradient, or a "
+    "function that does not use its params"
 )
 """What is said where the outputs or the loss do not depend on the weights."""
 

@@ -112,7 +112,8 @@ def asked_for(given: Structures, rule: Pattern, params: Params) -> Structures:
         raise OptionError(
             "pattern",
             f"pattern={rule.name!r}: there are no {' or '.join(rule.kinds)}; expected "
-            f"{ways}, or what wf.structures(net_fn, params, inputs) finds",
+            f"{ways}; print(wf.structures(net_fn, params, inputs)) says what was found "
+            "and what stays whole",
         )
     return found
 

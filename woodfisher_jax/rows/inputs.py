@@ -163,13 +163,28 @@ def check_params(params: Params, reader: str = "loss_fn") -> None:
         kind = getattr(leaf, "dtype", type(leaf).__name__)
         if not hasattr(leaf, "dtype") or not jnp.issubdtype(leaf.dtype, jnp.floating):
             remedy = "Multiply quantized weights by their scales, and keep"
-            if not hasattr(leaf, "dtype"):
+            if callable(leaf):
+                remedy = (
+                    "Of an Equinox module take the arrays, params, rest = "
+                    "eqx.partition(model, eqx.is_inexact_array), and keep"
+                )
+            elif not hasattr(leaf, "dtype"):
                 remedy = "Make weights arrays, as by np.asarray(numbers), and keep"
             raise TypeError(
                 f"{leaf_name('params', path)} has type {kind}; expected floating-point "
                 f"arrays only. {remedy} counters and indices out of params, in the "
                 f"closure of {reader} for instance"
             )
+
+
+def not_finite(params: Params) -> str:
+    """Which parameters have NaN or infinity, for a message; "" where none has."""
+    names = [
+        leaf_name("params", path)
+        for path, leaf in leaves_by_path(params).items()
+        if not np.isfinite(np.asarray(leaf)).all()
+    ]
+    return " and ".join(names[:3]) + (", among others" if names[3:] else "")
 
 
 def check_loss(loss_fn: LossFn | None, params: Params, samples: Any) -> LossFn:

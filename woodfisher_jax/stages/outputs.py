@@ -29,6 +29,7 @@ from woodfisher_jax.rows.inputs import (
     check_reads,
     check_size,
     counted_inputs,
+    not_finite,
     taken_by_net,
 )
 from woodfisher_jax.selection.named_patterns import GroupNames, parse
@@ -179,10 +180,11 @@ def _dense_outputs(
     check_numbers(net_fn, params, [images])
     wanted = outputs_of(net_fn, params, images)
     if not np.isfinite(wanted).all():
+        wrong = not_finite(params) or "params or inputs"
         raise OptionError(
             "net_fn",
             "net_fn gives outputs that are not finite for some of the inputs; expected "
-            "finite logits, look for NaN in params and inputs",
+            f"finite logits, look for NaN or infinity in {wrong}",
         )
     check_size("net_fn", "net_fn gives outputs of", wanted, least=1 / LARGEST)
     return wanted, images

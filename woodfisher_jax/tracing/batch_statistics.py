@@ -45,6 +45,9 @@ _ROOTS = ("pow", "rsqrt", "sqrt")
 _NOISE = "random_bits"
 """The primitive that makes random numbers."""
 
+_COMPARISONS = ("lt", "le", "gt", "ge")
+"""Primitives that make coins of random numbers."""
+
 LEAST_CHANGE = 0.02
 """Of values of an example when the others change, relative to the largest; below it is
 rounding of half precision.
@@ -192,6 +195,7 @@ class _Facts(NamedTuple):
         weights: Whether it depends on parameters.
         batch: On examples.
         noise: On random numbers.
+        coin: On a comparison of them.
         statistic: Whether it is a sum over examples, or made of some alone.
         spread: Whether it is made of the root of one.
         scaled: Whether it depends on examples that were scaled by one.
@@ -200,6 +204,7 @@ class _Facts(NamedTuple):
     weights: bool = False
     batch: bool = False
     noise: bool = False
+    coin: bool = False
     statistic: bool = False
     spread: bool = False
     scaled: bool = False
@@ -237,8 +242,12 @@ def _signs(
         apart = _axes(equation.outvars[0], prime) if equation.outvars else []
         if name == _NOISE:
             found = found._replace(noise=True)
+        if name in _COMPARISONS and found.noise:
+            found = found._replace(coin=True)
         if name == "select_n":
             drops = drops or _drops(*inputs)
+        if name == "mul":
+            drops = drops or _multiplies(*inputs) or _multiplies(*inputs[::-1])
         if name in _SUMS and found.batch and not apart:
             found = found._replace(statistic=bool(_axes(equation.invars[0], prime)))
         if apart:
@@ -278,6 +287,12 @@ def _drops(chooses: _Facts, *cases: _Facts) -> bool:
     constant = any(not (own.weights or own.batch or own.noise) for own in cases)
     activation = any(own.weights and own.batch for own in cases)
     return chooses.noise and not chooses.batch and constant and activation
+
+
+def _multiplies(coin: _Facts, other: _Facts) -> bool:
+    """Whether an activation is multiplied by coins, which may be zero."""
+    alone = coin.coin and not (coin.weights or coin.batch)
+    return alone and other.weights and other.batch
 
 
 def _change(
