@@ -11,7 +11,7 @@ import numpy as np
 
 from woodfisher_jax.info import PruneWarning
 from woodfisher_jax.options import OptionError
-from woodfisher_jax.rows.inputs import check_concrete, check_net, not_finite
+from woodfisher_jax.rows.inputs import check_concrete, check_net, named_not_finite
 from woodfisher_jax.selection.structures import Structures, structures
 from woodfisher_jax.tracing.batch_statistics import training_mode
 from woodfisher_jax.tracing.coupling import coupled
@@ -220,7 +220,7 @@ def _taken_out(net_fn: NetFn, params: Params, masks: MasksLike, inputs: Any) -> 
         small.append(leaf if isinstance(leaf, jax.Array) else jax.device_put(leaf))
     wanted = _outputs(net_fn, params, inputs)
     if any(np.isnan(_wide(leaf)).any() for leaf in jax.tree.leaves(wanted)):
-        wrong = not_finite(params)
+        wrong = named_not_finite(params)
         cause = f"look for NaN or infinity in {wrong}"
         if not wrong:
             cause = "a weight that is all zero may be divided by its norm"

@@ -30,6 +30,7 @@ from woodfisher_jax.trees.samples import (
     regroup,
     shapes_of,
 )
+from woodfisher_jax.trees.vectors import not_finite
 
 LARGEST = 1e15
 """Size of an output or target, so that sums of squares of many stay in float32."""
@@ -177,13 +178,9 @@ def check_params(params: Params, reader: str = "loss_fn") -> None:
             )
 
 
-def not_finite(params: Params) -> str:
-    """Which parameters have NaN or infinity, for a message; "" where none has."""
-    names = [
-        leaf_name("params", path)
-        for path, leaf in leaves_by_path(params).items()
-        if not np.isfinite(np.asarray(leaf)).all()
-    ]
+def named_not_finite(params: Params) -> str:
+    """Parameters that have NaN or infinity, for a message; "" where none has."""
+    names = [leaf_name("params", path) for path in not_finite(params)]
     return " and ".join(names[:3]) + (", among others" if names[3:] else "")
 
 

@@ -29,7 +29,7 @@ from woodfisher_jax.rows.inputs import (
     check_reads,
     check_size,
     counted_inputs,
-    not_finite,
+    named_not_finite,
     taken_by_net,
 )
 from woodfisher_jax.selection.named_patterns import GroupNames, parse
@@ -180,7 +180,7 @@ def _dense_outputs(
     check_numbers(net_fn, params, [images])
     wanted = outputs_of(net_fn, params, images)
     if not np.isfinite(wanted).all():
-        wrong = not_finite(params) or "params or inputs"
+        wrong = named_not_finite(params) or "params or inputs"
         raise OptionError(
             "net_fn",
             "net_fn gives outputs that are not finite for some of the inputs; expected "

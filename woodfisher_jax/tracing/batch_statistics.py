@@ -46,7 +46,7 @@ _NOISE = "random_bits"
 """The primitive that makes random numbers."""
 
 _COMPARISONS = ("lt", "le", "gt", "ge")
-"""Primitives that make coins of random numbers."""
+"""Primitives that make Bernoulli samples of random numbers."""
 
 LEAST_CHANGE = 0.02
 """Of values of an example when the others change, relative to the largest; below it is
@@ -195,7 +195,7 @@ class _Facts(NamedTuple):
         weights: Whether it depends on parameters.
         batch: On examples.
         noise: On random numbers.
-        coin: On a comparison of them.
+        bernoulli: On a comparison of random numbers with a rate.
         statistic: Whether it is a sum over examples, or made of some alone.
         spread: Whether it is made of the root of one.
         scaled: Whether it depends on examples that were scaled by one.
@@ -204,7 +204,7 @@ class _Facts(NamedTuple):
     weights: bool = False
     batch: bool = False
     noise: bool = False
-    coin: bool = False
+    bernoulli: bool = False
     statistic: bool = False
     spread: bool = False
     scaled: bool = False
@@ -243,7 +243,7 @@ def _signs(
         if name == _NOISE:
             found = found._replace(noise=True)
         if name in _COMPARISONS and found.noise:
-            found = found._replace(coin=True)
+            found = found._replace(bernoulli=True)
         if name == "select_n":
             drops = drops or _drops(*inputs)
         if name == "mul":
@@ -289,9 +289,9 @@ def _drops(chooses: _Facts, *cases: _Facts) -> bool:
     return chooses.noise and not chooses.batch and constant and activation
 
 
-def _multiplies(coin: _Facts, other: _Facts) -> bool:
-    """Whether an activation is multiplied by coins, which may be zero."""
-    alone = coin.coin and not (coin.weights or coin.batch)
+def _multiplies(sample: _Facts, other: _Facts) -> bool:
+    """Whether an activation is multiplied by Bernoulli samples, some of them zero."""
+    alone = sample.bernoulli and not (sample.weights or sample.batch)
     return alone and other.weights and other.batch
 
 

@@ -1,5 +1,6 @@
 """Pytrees to flat vectors of prunable weights and back; checks that all is finite."""
 
+from collections.abc import Iterator
 from functools import partial
 
 import jax
@@ -78,14 +79,20 @@ def check_weights(params: Params) -> None:
     Raises:
         ValueError: Naming the path of the first tensor that is not finite.
     """
+    for path in not_finite(params):
+        raise ValueError(
+            f"params[{path!r}] holds nan or inf where it is not masked; expected "
+            "finite weights"
+        )
+
+
+def not_finite(params: Params) -> Iterator[str]:
+    """Yields the paths of tensors that have NaN or infinity."""
     for path, leaf in leaves_by_path(params).items():
         # In NumPy: a program would have a loop for each leaf, which take seconds to
         # compile.
         if not np.isfinite(np.asarray(leaf)).all():
-            raise ValueError(
-                f"params[{path!r}] holds nan or inf where it is not masked; expected "
-                "finite weights"
-            )
+            yield path
 
 
 def check_finite(
