@@ -24,7 +24,8 @@ from rich.console import Console
 from rich.table import Table
 
 from woodfisher_jax.curvature import checked
-from woodfisher_jax.equations.fisher import choose_solver, matmul
+from woodfisher_jax.equations.fisher import choose_solver
+from woodfisher_jax.equations.precision import matmul
 from woodfisher_jax.report import environment
 
 SIZES = ((2000, 400), (500, 100), (2000, 100), (2000, 1000), (10000, 400), (784, 1000))

@@ -23,7 +23,7 @@ from rich.table import Table
 
 import woodfisher_jax as wf
 from woodfisher_jax import models
-from woodfisher_jax.equations.fisher import matmul
+from woodfisher_jax.equations.precision import matmul
 from woodfisher_jax.progress import lines
 from woodfisher_jax.report import environment, metrics
 from woodfisher_jax.report.elements import tables

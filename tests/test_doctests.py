@@ -12,16 +12,8 @@ import pytest
 import woodfisher_jax as wf
 
 MODULES = [
-    *(
-        "prune",
-        "step",
-        "masked",
-        "batch_norm",
-        "schedules",
-        "equations.obs",
-        "equations.fisher",
-    ),
-    *("equations.joint", "selection.findings"),
+    *("prune", "step", "masked", "batch_norm", "schedules", "selection.findings"),
+    *("equations.fisher", "equations.joint", "equations.obs", "equations.products"),
     *("trees.masks", "trees.blocks", "trees.paths"),
     *("rows.gradients", "rows.projections", "curvature.checked"),
     *("stages.matching", "stages.damping_search", "stages.distillation"),

@@ -9,16 +9,11 @@ import pytest
 
 from woodfisher_jax.equations.fisher import (
     SOLVERS,
-    along_rows,
-    change_by_rounding,
     choose_solver,
     fisher_product,
-    gram_matrix,
-    in_float64,
-    inverse_factor_by_rows,
-    leverages,
     recursive_inverse,
 )
+from woodfisher_jax.equations.precision import change_by_rounding
 
 WIDTH = 12
 DAMPING = 1e-2
@@ -126,18 +121,6 @@ def test_wide_blocks_are_mapped_where_64_bits_are_not_enabled() -> None:
     factors = jax.vmap(lambda g: solver.factorize(g, DAMPING))(gradients)
     expected = 1 / np.sqrt(DAMPING + np.sum(gradients**2, axis=2))
     np.testing.assert_allclose(factors[:, :, 0], expected, rtol=1e-6)
-
-
-def test_columns_of_zeros_that_fill_the_last_panel_add_nothing() -> None:
-    rows = np.random.default_rng(2).standard_normal((3, 2051)).astype(np.float32)
-    exact = rows.astype(np.float64)
-    vector = exact[0] + 1
-    with jax.enable_x64(True):
-        np.testing.assert_allclose(gram_matrix(rows), exact @ exact.T, rtol=1e-12)
-        np.testing.assert_allclose(along_rows(rows, vector), exact @ vector, rtol=1e-12)
-        lower = np.tril(np.ones((3, 3)))
-        squares = np.sum((lower @ exact) ** 2, axis=0)
-        np.testing.assert_allclose(leverages(lower, exact), squares, rtol=1e-12)
 
 
 @pytest.mark.parametrize("count", COUNTS)
@@ -258,18 +241,6 @@ def test_rounding_of_a_vector_in_the_span_is_divided_by_the_damping() -> None:
 )
 def test_the_cheaper_solver_is_chosen(num_samples, width, solver) -> None:
     assert choose_solver(num_samples, width) == solver
-
-
-def test_the_factor_of_tpus_is_that_of_cholesky() -> None:
-    g = np.random.default_rng(0).standard_normal((40, 60))
-    matrix = g @ np.diag(np.logspace(0, -2, 60)) @ g.T + 1e-6 * np.eye(40)
-    found = in_float64(jax.jit(inverse_factor_by_rows))(matrix)
-    assert found.dtype == np.float64
-    wanted = np.linalg.inv(np.linalg.cholesky(matrix))
-    np.testing.assert_allclose(found, wanted, atol=1e-11 * np.abs(wanted).max())
-    # A matrix without a factor has none here.
-    none = in_float64(jax.jit(inverse_factor_by_rows))(-matrix)
-    assert np.isnan(np.asarray(none)).any()
 
 
 def test_a_tpu_is_given_no_factorization_in_float64() -> None:

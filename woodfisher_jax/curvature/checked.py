@@ -18,13 +18,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from woodfisher_jax.compilation import quickly_compiled
 from woodfisher_jax.equations.batched import map_blocks
-from woodfisher_jax.equations.fisher import (
-    SAMPLE_SPACE,
-    SOLVERS,
-    change_by_rounding,
-    in_float64,
-)
-from woodfisher_jax.equations.fisher import leverages as leverages_
+from woodfisher_jax.equations.fisher import SAMPLE_SPACE, SOLVERS
 from woodfisher_jax.equations.groups import group_forms
 from woodfisher_jax.equations.joint import (
     columns_at,
@@ -32,6 +26,8 @@ from woodfisher_jax.equations.joint import (
     joint_update_of_few,
     least_squares,
 )
+from woodfisher_jax.equations.precision import change_by_rounding, in_float64
+from woodfisher_jax.equations.products import leverages as leverages_
 from woodfisher_jax.rows.budget import BATCH_BYTES, block_bytes
 from woodfisher_jax.rows.sharding import AXIS, on_each_device
 

@@ -28,16 +28,11 @@ from woodfisher_jax.equations.damping import (
     choose_damping,
     leave_one_out,
 )
-from woodfisher_jax.equations.fisher import (
-    along_rows,
-    fisher_product,
-    gram_matrix,
-    in_float64,
-    matmul,
-    shifted_factor,
-    wide,
-)
+from woodfisher_jax.equations.factors import shifted_factor
+from woodfisher_jax.equations.fisher import fisher_product
 from woodfisher_jax.equations.joint import columns_at
+from woodfisher_jax.equations.precision import in_float64, matmul, wide
+from woodfisher_jax.equations.products import along_rows, gram_matrix
 from woodfisher_jax.rows.budget import BATCH_BYTES
 from woodfisher_jax.rows.sharding import AXIS, held, replicate
 from woodfisher_jax.selection.patterns import Groups

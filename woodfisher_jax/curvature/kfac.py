@@ -21,8 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from woodfisher_jax.equations.fisher import matmul
 from woodfisher_jax.equations.kronecker import Factor, Factors
+from woodfisher_jax.equations.precision import matmul
 from woodfisher_jax.rows.gradients import LossFn, as_partial
 from woodfisher_jax.rows.needs import Passes
 from woodfisher_jax.rows.problem import Problem

@@ -22,12 +22,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from woodfisher_jax.equations.fisher import (
-    in_float64,
-    inverse_factor_by_rows,
-    matmul,
-    wide,
-)
+from woodfisher_jax.equations.factors import inverse_factor_by_rows
+from woodfisher_jax.equations.precision import in_float64, matmul, wide
 
 MULTIPLES = tuple(float(10.0**x) for x in np.arange(-4.0, 1.01, 0.25))
 """Dampings tried: N λ in units of the mean eigenvalue of G Gᵀ."""

@@ -18,14 +18,9 @@ import jax
 import jax.numpy as jnp
 
 from woodfisher_jax.equations.batched import map_blocks
-from woodfisher_jax.equations.fisher import (
-    LEAST_LEFT,
-    SOLVERS,
-    in_float64,
-    inverse_factor,
-    matmul,
-    wide,
-)
+from woodfisher_jax.equations.factors import inverse_factor
+from woodfisher_jax.equations.fisher import SOLVERS
+from woodfisher_jax.equations.precision import LEAST_LEFT, in_float64, matmul, wide
 
 ELIMINATED = 16
 """Largest group that is solved by elimination, in batches of groups."""

@@ -14,14 +14,9 @@ of N equations gives it; no matrix of the size of the weights is formed.
 import jax
 import jax.numpy as jnp
 
-from woodfisher_jax.equations.fisher import (
-    SOLVERS,
-    along_rows,
-    in_float64,
-    matmul,
-    sum_of_rows,
-    wide,
-)
+from woodfisher_jax.equations.fisher import SOLVERS
+from woodfisher_jax.equations.precision import in_float64, matmul, wide
+from woodfisher_jax.equations.products import along_rows, sum_of_rows
 
 
 @in_float64

@@ -23,7 +23,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from woodfisher_jax.equations.fisher import matmul
+from woodfisher_jax.equations.precision import matmul
 from woodfisher_jax.equations.thresholds import keep_about, keep_highest
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from woodfisher_jax.driver import memory
-from woodfisher_jax.equations.fisher import matmul
+from woodfisher_jax.equations.precision import matmul
 from woodfisher_jax.layerwise.layers import Layer
 from woodfisher_jax.layerwise.sensitivity import Sensitivity, sensitivities
 from woodfisher_jax.layerwise.settings import LayerResult, Layerwise, LayerwiseInfo
