@@ -30,7 +30,7 @@ import numpy as np
 import woodfisher_jax as wf
 from woodfisher_jax.data.tokens import read_tokens
 from woodfisher_jax.models.llama import Llama, LlamaConfig
-from woodfisher_jax.training.perplexity import perplexity
+from woodfisher_jax.training.language.perplexity import perplexity
 from woodfisher_jax.weights import hugging_face
 
 FOLDER = None

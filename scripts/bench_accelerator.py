@@ -21,8 +21,8 @@ import numpy as np
 
 from woodfisher_jax import models
 from woodfisher_jax.report.environment import environment
-from woodfisher_jax.training import optimizer
-from woodfisher_jax.training.train_step import TrainState, train_step
+from woodfisher_jax.training.network import optimizer
+from woodfisher_jax.training.network.train_step import TrainState, train_step
 
 STEP = Path(__file__).parent / "bench_imagenet.py"
 

@@ -17,7 +17,7 @@ import woodfisher_jax as wf
 from woodfisher_jax import models
 from woodfisher_jax.report import environment
 from woodfisher_jax.rows.gradients import as_partial, row_chunks
-from woodfisher_jax.training.objective import frozen_loss
+from woodfisher_jax.training.network.objective import frozen_loss
 from woodfisher_jax.trees.blocks import flat_order
 
 IMAGES = 256

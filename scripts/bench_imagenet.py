@@ -27,7 +27,7 @@ from woodfisher_jax.equations.precision import matmul
 from woodfisher_jax.progress import lines
 from woodfisher_jax.report import environment, metrics
 from woodfisher_jax.report.elements import tables
-from woodfisher_jax.training.objective import frozen_loss
+from woodfisher_jax.training.network.objective import frozen_loss
 
 
 def matrix_rate(size: int = 4096, repeats: int = 5) -> float:

@@ -29,7 +29,7 @@ from woodfisher_jax import data, models
 from woodfisher_jax.data import batches
 from woodfisher_jax.report import environment
 from woodfisher_jax.report.environment import processor
-from woodfisher_jax.training.objective import frozen_loss
+from woodfisher_jax.training.network.objective import frozen_loss
 from woodfisher_jax.trees import blocks
 from woodfisher_jax.weights.state_dicts import to_variables
 from woodfisher_jax.weights.torch_files import read_state_dict

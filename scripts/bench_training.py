@@ -23,8 +23,8 @@ from bench_pruning import processor
 
 from woodfisher_jax import data, models
 from woodfisher_jax.report import environment
-from woodfisher_jax.training import optimizer
-from woodfisher_jax.training.train_step import TrainState, copied, train_step
+from woodfisher_jax.training.network import optimizer
+from woodfisher_jax.training.network.train_step import TrainState, copied, train_step
 from woodfisher_jax.weights import state_dicts
 
 BATCH_SIZE, LEARNING_RATE, MOMENTUM, WEIGHT_DECAY = 128, 0.01, 0.9, 1e-4

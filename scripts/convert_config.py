@@ -20,7 +20,7 @@ import original_flags
 
 from woodfisher_jax.models import MODELS, build_model
 from woodfisher_jax.training import config as config_
-from woodfisher_jax.training.optimizer import optimizer_settings
+from woodfisher_jax.training.network.optimizer import optimizer_settings
 from woodfisher_jax.trees.paths import leaves_by_path
 from woodfisher_jax.weights.state_dicts import torch_name
 

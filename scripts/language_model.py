@@ -39,7 +39,7 @@ from woodfisher_jax.selection.named_patterns import parse
 from woodfisher_jax.tracing.capture import input_rows, weight_entries
 from woodfisher_jax.tracing.layers import Product
 from woodfisher_jax.tracing.segments import Program
-from woodfisher_jax.training.perplexity import perplexity
+from woodfisher_jax.training.language.perplexity import perplexity
 from woodfisher_jax.trees.masks import num_kept
 from woodfisher_jax.trees.paths import leaves_by_path
 from woodfisher_jax.weights.hugging_face import read_folder

@@ -34,9 +34,13 @@ from woodfisher_jax.report import environment
 from woodfisher_jax.rows.gradients import as_partial, row_chunks
 from woodfisher_jax.rows.moments import moments
 from woodfisher_jax.stages.matching import outputs_of
-from woodfisher_jax.training.batch_norm import reestimate
 from woodfisher_jax.training.evaluate import evaluate
-from woodfisher_jax.training.objective import frozen_errors, frozen_loss, frozen_outputs
+from woodfisher_jax.training.network.batch_norm import reestimate
+from woodfisher_jax.training.network.objective import (
+    frozen_errors,
+    frozen_loss,
+    frozen_outputs,
+)
 from woodfisher_jax.trees import blocks
 from woodfisher_jax.trees.masks import num_kept
 from woodfisher_jax.weights.state_dicts import to_variables

@@ -29,11 +29,11 @@ import woodfisher_jax as wf
 from woodfisher_jax import data, models
 from woodfisher_jax.data import DataSet, batches
 from woodfisher_jax.stages.matching import Stage, outputs_of
-from woodfisher_jax.training import objective
-from woodfisher_jax.training.batch_norm import reestimate
 from woodfisher_jax.training.evaluate import evaluate
-from woodfisher_jax.training.objective import frozen_loss, frozen_outputs
-from woodfisher_jax.training.train_step import TrainState, train_step
+from woodfisher_jax.training.network import objective
+from woodfisher_jax.training.network.batch_norm import reestimate
+from woodfisher_jax.training.network.objective import frozen_loss, frozen_outputs
+from woodfisher_jax.training.network.train_step import TrainState, train_step
 from woodfisher_jax.weights.state_dicts import to_variables
 from woodfisher_jax.weights.torch_files import read_state_dict
 

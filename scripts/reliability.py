@@ -26,8 +26,9 @@ import numpy as np
 
 from woodfisher_jax import main
 from woodfisher_jax.progress import silent
-from woodfisher_jax.training import checkpoint, loop
+from woodfisher_jax.training import loop
 from woodfisher_jax.training.config import ConfigError
+from woodfisher_jax.training.resuming import checkpoint
 from woodfisher_jax.training.start import prepare
 
 PAGE = Path(__file__).parents[1] / "docs" / "reliability.md"

@@ -37,9 +37,9 @@ from woodfisher_jax.data.augment import shift
 from woodfisher_jax.report import environment
 from woodfisher_jax.stages.distillation import distil
 from woodfisher_jax.stages.matching import Stage, outputs_of
-from woodfisher_jax.training.batch_norm import reestimate
 from woodfisher_jax.training.evaluate import evaluate
-from woodfisher_jax.training.objective import frozen_loss, frozen_outputs
+from woodfisher_jax.training.network.batch_norm import reestimate
+from woodfisher_jax.training.network.objective import frozen_loss, frozen_outputs
 from woodfisher_jax.weights.state_dicts import to_variables
 from woodfisher_jax.weights.torch_files import read_state_dict
 

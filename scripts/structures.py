@@ -34,9 +34,9 @@ from woodfisher_jax.layerwise.structures import counts_of, goal_of, readers
 from woodfisher_jax.models.vit import VisionTransformer
 from woodfisher_jax.selection.latencies import timed
 from woodfisher_jax.selection.structures import Structures
-from woodfisher_jax.training.batch_norm import reestimate
 from woodfisher_jax.training.evaluate import evaluate
-from woodfisher_jax.training.objective import cross_entropy
+from woodfisher_jax.training.network.batch_norm import reestimate
+from woodfisher_jax.training.network.objective import cross_entropy
 from woodfisher_jax.trees.paths import leaves_by_path
 from woodfisher_jax.weights.files import save_safetensors
 from woodfisher_jax.weights.latency import (

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from woodfisher_jax import models
-from woodfisher_jax.training import checkpoint
 from woodfisher_jax.training.config import from_dict, to_dict
+from woodfisher_jax.training.resuming import checkpoint
 from woodfisher_jax.trees.masks import apply_masks
 from woodfisher_jax.trees.paths import leaves_by_path
 

@@ -21,7 +21,7 @@ from woodfisher_jax.progress import silent
 from woodfisher_jax.training import distributed, start
 from woodfisher_jax.training import loop as train
 from woodfisher_jax.training.config import Config, ConfigError, from_dict
-from woodfisher_jax.training.preemption import Stopped
+from woodfisher_jax.training.resuming.preemption import Stopped
 
 
 class Net(nn.Module):

@@ -34,7 +34,11 @@ report.record
 report.sections
 report
 weights
+training.network
+training.config
+training.resuming
 training
+training.language
 main evaluate export torch_weights report.__main__
 """
 LEVEL = {

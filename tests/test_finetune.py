@@ -15,7 +15,7 @@ from command_lines import run_module
 from PIL import Image
 
 from woodfisher_jax.models import build_model
-from woodfisher_jax.training.saved_run import SavedRun, read_run
+from woodfisher_jax.training.resuming.saved_run import SavedRun, read_run
 
 torch = pytest.importorskip("torch")
 timm = pytest.importorskip("timm")

@@ -13,7 +13,7 @@ from command_lines import run_module
 
 from woodfisher_jax import main
 from woodfisher_jax.training.config import from_dict
-from woodfisher_jax.training.preemption import Stopped
+from woodfisher_jax.training.resuming.preemption import Stopped
 
 ROOT = Path(__file__).parents[1]
 DIGITS = "--config=digits"

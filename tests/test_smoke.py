@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from woodfisher_jax.evaluate import evaluate_run
-from woodfisher_jax.training import checkpoint
-from woodfisher_jax.training.saved_run import read_run
+from woodfisher_jax.training.resuming import checkpoint
+from woodfisher_jax.training.resuming.saved_run import read_run
 from woodfisher_jax.trees.paths import leaves_by_path
 from woodfisher_jax.weights.state_dicts import to_variables
 from woodfisher_jax.weights.torch_files import read_state_dict

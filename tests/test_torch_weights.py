@@ -10,7 +10,7 @@ from saved_runs import random_network, save_run
 
 from woodfisher_jax.models import build_model
 from woodfisher_jax.torch_weights import cli, convert
-from woodfisher_jax.training.saved_run import read_weights
+from woodfisher_jax.training.resuming.saved_run import read_weights
 from woodfisher_jax.weights.files import load_safetensors, save_safetensors
 from woodfisher_jax.weights.state_dicts import to_state_dict, to_variables
 from woodfisher_jax.weights.torch_files import read_state_dict

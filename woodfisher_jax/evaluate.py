@@ -18,9 +18,9 @@ from woodfisher_jax.rows.sharding import replicate
 from woodfisher_jax.selection import patterns
 from woodfisher_jax.training import distributed
 from woodfisher_jax.training.evaluate import evaluate
-from woodfisher_jax.training.history import Log
-from woodfisher_jax.training.objective import axes_of, macs_per_weight
-from woodfisher_jax.training.saved_run import WHICH, read_run
+from woodfisher_jax.training.network.objective import axes_of, macs_per_weight
+from woodfisher_jax.training.resuming.history import Log
+from woodfisher_jax.training.resuming.saved_run import WHICH, read_run
 from woodfisher_jax.trees import masks as masks_
 from woodfisher_jax.trees.paths import leaves_by_path
 

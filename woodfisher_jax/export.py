@@ -16,7 +16,7 @@ from woodfisher_jax.exit_codes import USAGE, exits
 from woodfisher_jax.progress import live
 from woodfisher_jax.torch_weights import TORCH_METADATA, image_shape
 from woodfisher_jax.training.forward_passes import forward_passes
-from woodfisher_jax.training.saved_run import WHICH, SavedRun, read_run
+from woodfisher_jax.training.resuming.saved_run import WHICH, SavedRun, read_run
 from woodfisher_jax.training.small_network import without_structures
 from woodfisher_jax.weights import sparse_files
 from woodfisher_jax.weights.files import check_output, save_safetensors

@@ -34,19 +34,20 @@ from woodfisher_jax.report.page import write_page
 from woodfisher_jax.rows.memory_plan import MemoryLimitError
 from woodfisher_jax.rows.targets import TargetError, target
 from woodfisher_jax.training import config as config_
-from woodfisher_jax.training import distributed, one_shot
+from woodfisher_jax.training import distributed
 from woodfisher_jax.training.config import Config, ConfigError, LanguageConfig, files
-from woodfisher_jax.training.language_targets import compile_language
+from woodfisher_jax.training.language import one_shot
+from woodfisher_jax.training.language.targets import compile_language
 from woodfisher_jax.training.loop import (
     DivergedError,
     RunFailedError,
     run,
 )
-from woodfisher_jax.training.preemption import Stopped
 from woodfisher_jax.training.pruning_step import forecast
+from woodfisher_jax.training.resuming.preemption import Stopped
+from woodfisher_jax.training.resuming.workdir import LOG_FORMAT
 from woodfisher_jax.training.start import fit, prepare
 from woodfisher_jax.training.targets import NotForTargetError, check, compile_for
-from woodfisher_jax.training.workdir import LOG_FORMAT
 
 WORKDIR = flags.DEFINE_string(
     "workdir",

@@ -19,7 +19,7 @@ import numpy as np
 from woodfisher_jax import models
 from woodfisher_jax.exit_codes import USAGE, exits
 from woodfisher_jax.progress import live
-from woodfisher_jax.training.saved_run import WHICH, read_run, read_weights
+from woodfisher_jax.training.resuming.saved_run import WHICH, read_run, read_weights
 from woodfisher_jax.weights.files import check_output, save_safetensors
 from woodfisher_jax.weights.state_dicts import (
     narrowed_to,

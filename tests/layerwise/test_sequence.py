@@ -15,7 +15,7 @@ import woodfisher_jax as wf
 from woodfisher_jax.equations.layerwise import pruned_layer
 from woodfisher_jax.layerwise.settings import Layerwise
 from woodfisher_jax.layerwise.weights import PENALTIES
-from woodfisher_jax.training.perplexity import perplexity
+from woodfisher_jax.training.language.perplexity import perplexity
 from woodfisher_jax.weights.hugging_face import read_folder
 
 WIDTH, DEPTH = 8, 3

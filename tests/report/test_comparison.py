@@ -20,7 +20,7 @@ from woodfisher_jax.report.comparison import (
 )
 from woodfisher_jax.report.elements.quantities import NONE
 from woodfisher_jax.report.record import RunRecord
-from woodfisher_jax.training.workdir import MACHINE
+from woodfisher_jax.training.resuming.workdir import MACHINE
 
 
 def records(folder: Path, *changes: dict[str, Any]) -> list[RunRecord]:

@@ -16,9 +16,9 @@ from woodfisher_jax.report.record import (
     write_command,
     write_latency,
 )
-from woodfisher_jax.training import checkpoint
 from woodfisher_jax.training.config import to_dict
-from woodfisher_jax.training.history import Log
+from woodfisher_jax.training.resuming import checkpoint
+from woodfisher_jax.training.resuming.history import Log
 
 
 def test_a_finished_run(tmp_path: Path) -> None:

@@ -18,8 +18,9 @@ import pytest
 import spread_training
 from jax.sharding import Mesh, PartitionSpec
 
-from woodfisher_jax.training import checkpoint, distributed
+from woodfisher_jax.training import distributed
 from woodfisher_jax.training.loop import run
+from woodfisher_jax.training.resuming import checkpoint
 
 HERE = Path(__file__).parents[1]
 TWO = ("two.0", "two.1")

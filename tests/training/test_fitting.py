@@ -16,7 +16,7 @@ from woodfisher_jax.training import distributed, fitting
 from woodfisher_jax.training.config import ConfigError, from_dict
 from woodfisher_jax.training.config.files import load_config, override
 from woodfisher_jax.training.fitting import fitted
-from woodfisher_jax.training.saved_run import read_config
+from woodfisher_jax.training.resuming.saved_run import read_config
 from woodfisher_jax.training.start import fit, outline, prepare
 from woodfisher_jax.weights.files import save_safetensors
 from woodfisher_jax.weights.state_dicts import to_state_dict

@@ -22,13 +22,13 @@ from small_runs import run, small
 
 from woodfisher_jax.evaluate import evaluate_run
 from woodfisher_jax.report import metrics
-from woodfisher_jax.training import checkpoint
 from woodfisher_jax.training import loop as train
 from woodfisher_jax.training.config import Config, ConfigError, to_dict
-from woodfisher_jax.training.preemption import Stopped, StopRequest
-from woodfisher_jax.training.saved_run import read_config
+from woodfisher_jax.training.network.train_step import Metrics
+from woodfisher_jax.training.resuming import checkpoint
+from woodfisher_jax.training.resuming.preemption import Stopped, StopRequest
+from woodfisher_jax.training.resuming.saved_run import read_config
 from woodfisher_jax.training.start import fit, prepare
-from woodfisher_jax.training.train_step import Metrics
 from woodfisher_jax.weights.files import save_safetensors
 from woodfisher_jax.weights.state_dicts import to_state_dict
 

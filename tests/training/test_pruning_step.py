@@ -13,15 +13,15 @@ from woodfisher_jax import data
 from woodfisher_jax.report.elements.quantities import counted
 from woodfisher_jax.training import pruning_step
 from woodfisher_jax.training.config import ConfigError, step_options
-from woodfisher_jax.training.objective import (
+from woodfisher_jax.training.network.objective import (
     frozen_errors,
     linearized_loss,
     predict,
 )
+from woodfisher_jax.training.network.train_step import TrainState
 from woodfisher_jax.training.plan import Plan, Stage
 from woodfisher_jax.training.pruning_step import fisher_batch, forecast, prune_state
 from woodfisher_jax.training.start import prepare
-from woodfisher_jax.training.train_step import TrainState
 from woodfisher_jax.trees.paths import leaves_by_path
 from woodfisher_jax.trees.samples import regroup
 

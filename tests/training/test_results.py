@@ -10,7 +10,7 @@ from written_runs import write_run
 
 from woodfisher_jax.report import metrics
 from woodfisher_jax.training import results
-from woodfisher_jax.training.history import Log
+from woodfisher_jax.training.resuming.history import Log
 
 ROWS = [
     {"event": "train", "epoch": n, "step": 10 * n, "top1": 50.0 + n} for n in (1, 2, 3)

@@ -8,7 +8,7 @@ import pytest
 import woodfisher_jax as wf
 from woodfisher_jax import models
 from woodfisher_jax.training.config import build
-from woodfisher_jax.training.saved_run import SavedRun
+from woodfisher_jax.training.resuming.saved_run import SavedRun
 from woodfisher_jax.training.small_network import without_structures
 
 IMAGE = (4, 4, 1)

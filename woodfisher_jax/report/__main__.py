@@ -20,7 +20,7 @@ from woodfisher_jax.report.record import find_runs, is_run, read_record, write_l
 # The command alone knows training: the defaults, and the network of a run to time.
 from woodfisher_jax.training.config import Config, to_dict
 from woodfisher_jax.training.forward_passes import forward_passes
-from woodfisher_jax.training.saved_run import read_run
+from woodfisher_jax.training.resuming.saved_run import read_run
 from woodfisher_jax.trees.masks import sparsity
 from woodfisher_jax.weights.files import check_output
 from woodfisher_jax.weights.latency import BATCH_SIZES, latency

@@ -24,7 +24,7 @@ from woodfisher_jax.rows.sharding import (
     placed,
 )
 from woodfisher_jax.training.config import Config, ConfigError, DistributedConfig
-from woodfisher_jax.training.workdir import differences, identity
+from woodfisher_jax.training.resuming.workdir import differences, identity
 
 logger = logging.getLogger(__name__)
 

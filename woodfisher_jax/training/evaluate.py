@@ -12,7 +12,11 @@ from woodfisher_jax.data import DataSet
 from woodfisher_jax.data.batches import test_batches
 from woodfisher_jax.rows.sharding import num_devices
 from woodfisher_jax.training import distributed
-from woodfisher_jax.training.objective import cross_entropy, predict, variables_of
+from woodfisher_jax.training.network.objective import (
+    cross_entropy,
+    predict,
+    variables_of,
+)
 
 
 def evaluate(

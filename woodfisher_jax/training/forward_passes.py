@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from woodfisher_jax import data, models
-from woodfisher_jax.training.saved_run import SavedRun
+from woodfisher_jax.training.resuming.saved_run import SavedRun
 from woodfisher_jax.weights.latency import (
     BATCH_SIZES,
     ForwardLatency,

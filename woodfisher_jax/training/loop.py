@@ -21,35 +21,36 @@ from woodfisher_jax.report.elements import tables
 from woodfisher_jax.report.record import write_command
 from woodfisher_jax.rows.memory_plan import MemoryLimitError
 from woodfisher_jax.rows.sharding import replicate
-from woodfisher_jax.training import checkpoint, distributed
 from woodfisher_jax.training import config as config_
+from woodfisher_jax.training import distributed
 from woodfisher_jax.training.config import Config, ConfigError
 from woodfisher_jax.training.evaluate import evaluate
-from woodfisher_jax.training.history import Log
-from woodfisher_jax.training.plan import Phase, Plan, Stage
-from woodfisher_jax.training.preemption import (
-    EXIT_CODES,
-    Stopped,
-    StopRequest,
-    stop_requests,
-)
-from woodfisher_jax.training.pruning_step import dense_copy, forecast, prune_state
-from woodfisher_jax.training.results import open_events, summarize, write_report
-from woodfisher_jax.training.start import fit, prepare
-from woodfisher_jax.training.train_step import (
+from woodfisher_jax.training.network.train_step import (
     Metrics,
     TrainState,
     averaged,
     averaging,
     train_step,
 )
-from woodfisher_jax.training.workdir import (
+from woodfisher_jax.training.plan import Phase, Plan, Stage
+from woodfisher_jax.training.pruning_step import dense_copy, forecast, prune_state
+from woodfisher_jax.training.results import open_events, summarize, write_report
+from woodfisher_jax.training.resuming import checkpoint
+from woodfisher_jax.training.resuming.history import Log
+from woodfisher_jax.training.resuming.preemption import (
+    EXIT_CODES,
+    Stopped,
+    StopRequest,
+    stop_requests,
+)
+from woodfisher_jax.training.resuming.workdir import (
     check_shared,
     claim_workdir,
     held,
     log_file,
     removed_unless_started,
 )
+from woodfisher_jax.training.start import fit, prepare
 from woodfisher_jax.trees import masks as masks_
 from woodfisher_jax.trees.masks import Masks
 from woodfisher_jax.written_files import user_cache

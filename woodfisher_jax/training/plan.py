@@ -11,8 +11,9 @@ from jax.sharding import Mesh
 from woodfisher_jax import data
 from woodfisher_jax.data import Progress, batches
 from woodfisher_jax.rows.sharding import num_devices
-from woodfisher_jax.training import distributed, optimizer
+from woodfisher_jax.training import distributed
 from woodfisher_jax.training.config import Config, ConfigError, PruneConfig, TrainConfig
+from woodfisher_jax.training.network import optimizer
 from woodfisher_jax.trees.axes import Axes
 
 

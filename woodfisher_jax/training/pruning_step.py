@@ -25,11 +25,12 @@ from woodfisher_jax.stages import matching
 from woodfisher_jax.stages.damping_search import prune_searched
 from woodfisher_jax.stages.matching import Rows, outputs_of
 from woodfisher_jax.tracing.macs import sparse_macs
-from woodfisher_jax.training import loss_path, pruners
-from woodfisher_jax.training.batch_norm import reestimate
+from woodfisher_jax.training import pruners
 from woodfisher_jax.training.config import ConfigError, PruneConfig, step_options
 from woodfisher_jax.training.evaluate import evaluate
-from woodfisher_jax.training.objective import (
+from woodfisher_jax.training.network import loss_path
+from woodfisher_jax.training.network.batch_norm import reestimate
+from woodfisher_jax.training.network.objective import (
     frozen_errors,
     frozen_loss,
     frozen_outputs,
@@ -38,8 +39,8 @@ from woodfisher_jax.training.objective import (
     structures_of,
     variables_of,
 )
+from woodfisher_jax.training.network.train_step import TrainState, copied
 from woodfisher_jax.training.plan import Plan, Stage
-from woodfisher_jax.training.train_step import TrainState, copied
 from woodfisher_jax.trees.masks import Masks
 from woodfisher_jax.trees.paths import leaves_by_path, replace_leaves
 from woodfisher_jax.trees.samples import Examples, regroup

@@ -11,9 +11,9 @@ from woodfisher_jax.report import environment, metrics
 from woodfisher_jax.report.page import write_page
 from woodfisher_jax.training import config as config_
 from woodfisher_jax.training import distributed, pruners
-from woodfisher_jax.training.history import Log
+from woodfisher_jax.training.network.train_step import TrainState
 from woodfisher_jax.training.plan import Plan
-from woodfisher_jax.training.train_step import TrainState
+from woodfisher_jax.training.resuming.history import Log
 from woodfisher_jax.trees import masks as masks_
 
 logger = logging.getLogger(__name__)

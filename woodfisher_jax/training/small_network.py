@@ -9,8 +9,8 @@ import numpy as np
 
 from woodfisher_jax import models
 from woodfisher_jax.shrink import shrunk
-from woodfisher_jax.training.objective import predict
-from woodfisher_jax.training.saved_run import SavedRun
+from woodfisher_jax.training.network.objective import predict
+from woodfisher_jax.training.resuming.saved_run import SavedRun
 from woodfisher_jax.trees.paths import leaves_by_path
 
 

@@ -18,9 +18,9 @@ from woodfisher_jax.progress import silent
 from woodfisher_jax.training import pruners
 from woodfisher_jax.training.config import Config, ConfigError
 from woodfisher_jax.training.fitting import fitted, narrowed
-from woodfisher_jax.training.objective import axes_of, macs_per_weight, predict
+from woodfisher_jax.training.network.objective import axes_of, macs_per_weight, predict
 from woodfisher_jax.training.plan import Plan, make_plan
-from woodfisher_jax.training.saved_run import read_weights
+from woodfisher_jax.training.resuming.saved_run import read_weights
 from woodfisher_jax.trees.masks import Masks
 from woodfisher_jax.trees.paths import leaves_by_path
 from woodfisher_jax.weights.state_dicts import num_outputs, to_variables

@@ -31,11 +31,11 @@ from woodfisher_jax.selection import scope
 from woodfisher_jax.training import distributed, pruners
 from woodfisher_jax.training.config import Config, ConfigError, step_options
 from woodfisher_jax.training.evaluate import batch_sums, even_size
-from woodfisher_jax.training.objective import frozen_loss
+from woodfisher_jax.training.network.objective import frozen_loss
+from woodfisher_jax.training.network.train_step import TrainState, averaging, train_step
 from woodfisher_jax.training.plan import Phase, Plan
 from woodfisher_jax.training.pruning_step import dense_copy
 from woodfisher_jax.training.start import outline
-from woodfisher_jax.training.train_step import TrainState, averaging, train_step
 from woodfisher_jax.trees import blocks
 from woodfisher_jax.trees.samples import Examples
 

@@ -23,7 +23,7 @@ from woodfisher_jax.training.config.values import (
     build,
     in_config,
 )
-from woodfisher_jax.training.optimizer import check_settings
+from woodfisher_jax.training.network.optimizer import check_settings
 
 
 def from_dict(values: Mapping[str, Any]) -> Config:

@@ -15,7 +15,7 @@ from woodfisher_jax.options import Options, option
 from woodfisher_jax.rows.projections import METRICS
 from woodfisher_jax.schedules import Stage, gradual, one_shot
 from woodfisher_jax.training.config.step_options import changed, step_fields
-from woodfisher_jax.training.optimizer import LR_SCHEDULES, OPTIMIZERS
+from woodfisher_jax.training.network.optimizer import LR_SCHEDULES, OPTIMIZERS
 
 DTYPES = ("float32", "bfloat16")
 """Precisions of training."""

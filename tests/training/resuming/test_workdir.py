@@ -14,7 +14,7 @@ import pytest
 from small_runs import small
 
 from woodfisher_jax.training.config import ConfigError, from_dict, to_dict
-from woodfisher_jax.training.workdir import (
+from woodfisher_jax.training.resuming.workdir import (
     LOCK,
     check_shared,
     claim_workdir,
@@ -113,7 +113,7 @@ def test_without_its_config_the_saves_say_which_run_it_is(tmp_path: Path) -> Non
 HOLDS = """
 import sys, time
 from pathlib import Path
-from woodfisher_jax.training.workdir import held
+from woodfisher_jax.training.resuming.workdir import held
 with held(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)

@@ -18,7 +18,7 @@ from woodfisher_jax.training.config import (
     build_language,
     files,
 )
-from woodfisher_jax.training.language_targets import compile_language
+from woodfisher_jax.training.language.targets import compile_language
 from woodfisher_jax.training.targets import NotForTargetError, check
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 
-from woodfisher_jax.training.history import Log
+from woodfisher_jax.training.resuming.history import Log
 
 
 def test_events_grow_where_steps_do_not() -> None:

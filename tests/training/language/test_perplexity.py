@@ -3,7 +3,7 @@ import pytest
 from numpy_layers import softmax
 
 from woodfisher_jax.options import OptionError
-from woodfisher_jax.training.perplexity import perplexity
+from woodfisher_jax.training.language.perplexity import perplexity
 
 
 def test_perplexity_by_kind_against_its_definition():

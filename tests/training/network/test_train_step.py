@@ -10,7 +10,7 @@ import pytest
 from spread_training import Net
 
 from woodfisher_jax.models import MLP
-from woodfisher_jax.training.train_step import (
+from woodfisher_jax.training.network.train_step import (
     Metrics,
     TrainState,
     averaged,

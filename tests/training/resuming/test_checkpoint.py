@@ -16,7 +16,7 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 
-from woodfisher_jax.training import checkpoint
+from woodfisher_jax.training.resuming import checkpoint
 from woodfisher_jax.written_files import WriteError
 
 
@@ -347,7 +347,7 @@ INTERRUPTED = """
 import sys
 import jax.numpy as jnp
 import numpy as np
-from woodfisher_jax.training import checkpoint
+from woodfisher_jax.training.resuming import checkpoint
 from woodfisher_jax.written_files import WriteError
 
 metrics = {"stage": 0, "top1": 1.0}

@@ -31,8 +31,12 @@ from woodfisher_jax.training.config import (
     in_config,
     to_dict,
 )
-from woodfisher_jax.training.perplexity import perplexity
-from woodfisher_jax.training.workdir import held, log_file, removed_unless_started
+from woodfisher_jax.training.language.perplexity import perplexity
+from woodfisher_jax.training.resuming.workdir import (
+    held,
+    log_file,
+    removed_unless_started,
+)
 from woodfisher_jax.weights import hugging_face
 from woodfisher_jax.weights.state_dicts import StateDictMismatchError
 from woodfisher_jax.written_files import check_room, replace_file

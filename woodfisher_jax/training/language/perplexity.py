@@ -58,7 +58,7 @@ def perplexity(
         OptionError: If tokens are of another shape, or outside the vocabulary.
 
     Example:
-        >>> from woodfisher_jax.training.perplexity import perplexity
+        >>> from woodfisher_jax.training.language.perplexity import perplexity
         >>> def uniform(params, tokens):
         ...     return jnp.zeros((*tokens.shape, 5))
         >>> round(perplexity(uniform, {}, [[0, 1, 2]]).all, 4)

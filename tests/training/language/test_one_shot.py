@@ -13,8 +13,8 @@ from woodfisher_jax.training.config import (
     build_language,
     to_dict,
 )
-from woodfisher_jax.training.one_shot import run
-from woodfisher_jax.training.perplexity import perplexity
+from woodfisher_jax.training.language.one_shot import run
+from woodfisher_jax.training.language.perplexity import perplexity
 from woodfisher_jax.weights.hugging_face import read_folder
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from saved_runs import random_network, save_run
 
-from woodfisher_jax.training.saved_run import read_config, read_run
+from woodfisher_jax.training.resuming.saved_run import read_config, read_run
 from woodfisher_jax.trees.masks import apply_masks
 
 RESNET = {"name": "resnet20", "num_classes": 7}

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from woodfisher_jax.training.batch_norm import reestimate
+from woodfisher_jax.training.network.batch_norm import reestimate
 
 
 class Net(nn.Module):

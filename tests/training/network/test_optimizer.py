@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from woodfisher_jax.masked import mask_state
-from woodfisher_jax.training import optimizer
+from woodfisher_jax.training.network import optimizer
 from woodfisher_jax.trees.masks import apply_masks
 
 

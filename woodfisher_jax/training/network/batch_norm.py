@@ -8,7 +8,7 @@ import flax.linen as nn
 import numpy as np
 
 from woodfisher_jax import batch_norm
-from woodfisher_jax.training.objective import variables_of
+from woodfisher_jax.training.network.objective import variables_of
 
 
 def reestimate(

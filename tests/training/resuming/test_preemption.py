@@ -10,8 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from woodfisher_jax.training import preemption
-from woodfisher_jax.training.preemption import EXIT_CODES, Stopped, stop_requests
+from woodfisher_jax.training.resuming import preemption
+from woodfisher_jax.training.resuming.preemption import (
+    EXIT_CODES,
+    Stopped,
+    stop_requests,
+)
 
 
 @pytest.mark.parametrize("number", list(EXIT_CODES))
@@ -37,7 +41,7 @@ def test_a_run_that_was_started_with_nohup_goes_on() -> None:
 LOSES_ITS_TERMINAL = """
 import os, signal, sys
 os.open(os.ttyname(1), os.O_RDWR)  # The session's terminal.
-from woodfisher_jax.training.preemption import stop_requests
+from woodfisher_jax.training.resuming.preemption import stop_requests
 with stop_requests() as request:
     print("ready", flush=True)
     while not request.signal:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from woodfisher_jax.models import build_model
-from woodfisher_jax.training.objective import (
+from woodfisher_jax.training.network.objective import (
     cross_entropy,
     frozen_errors,
     frozen_loss,

@@ -19,8 +19,8 @@ from woodfisher_jax.rows.sharding import placed
 from woodfisher_jax.rows.targets import Target
 from woodfisher_jax.training import distributed
 from woodfisher_jax.training.config import ConfigError, LanguageConfig, in_config
-from woodfisher_jax.training.one_shot import decoder, logits_of, source_of
-from woodfisher_jax.training.perplexity import sequence_loss
+from woodfisher_jax.training.language.one_shot import decoder, logits_of, source_of
+from woodfisher_jax.training.language.perplexity import sequence_loss
 from woodfisher_jax.training.targets import Lowering, Report, reports
 from woodfisher_jax.weights import hugging_face
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from woodfisher_jax.training import config as config_
 from woodfisher_jax.training.config import Config, ConfigError
-from woodfisher_jax.training.preemption import Stopped
+from woodfisher_jax.training.resuming.preemption import Stopped
 from woodfisher_jax.written_files import check_room, replace_file
 
 MACHINE = (

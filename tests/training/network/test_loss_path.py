@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.tree_util import Partial
 
-from woodfisher_jax.training import loss_path
+from woodfisher_jax.training.network import loss_path
 from woodfisher_jax.trees.samples import Examples
 
 RNG = np.random.default_rng(0)

@@ -31,7 +31,7 @@ class Log:
 
     @property
     def event(self) -> int:
-        """Grows with everything that is saved; see ``training.checkpoint``."""
+        """Grows with everything that is saved; see ``training.resuming.checkpoint``."""
         return self.step + len(self.stages) + (self.dense is not None)
 
     @property

@@ -9,9 +9,9 @@ import numpy as np
 from flax import traverse_util
 
 from woodfisher_jax.report.record import no_run
-from woodfisher_jax.training import checkpoint
 from woodfisher_jax.training import config as config_
 from woodfisher_jax.training.config import Config
+from woodfisher_jax.training.resuming import checkpoint
 from woodfisher_jax.trees.masks import Masks
 from woodfisher_jax.weights.state_dicts import mask_name, to_state_dict
 from woodfisher_jax.weights.torch_files import read_state_dict

@@ -1,0 +1,1 @@
+"""A language model pruned in one shot, and measured."""

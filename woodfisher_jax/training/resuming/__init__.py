@@ -1,0 +1,1 @@
+"""A run's folder and checkpoints, and how a stopped run goes on from them."""
