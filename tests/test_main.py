@@ -261,6 +261,7 @@ def test_a_run_and_its_comparison(tmp_path: Path) -> None:
     assert "images/s" in (workdir / "log.txt").read_text()
 
 
+@pytest.mark.slow
 def test_quiet_prints_a_line_for_each_result(tmp_path: Path, command: Command) -> None:
     once = ("--config.prune.one_shot=True", "--config.train.epochs=0")
     code, told, errors = command(

@@ -140,22 +140,25 @@ def plain(config: Config) -> dict[str, Any]:
             "--prune-class woodfisherblockdynamic --target-sparsity 0.8 --batch_size "
             "256 --fittable-params 2000 --scale-prune-update 0.9",
         ),
-        (
+        pytest.param(
             "98",
             "--prune-class woodfisherblock --target-sparsity 0.98 --batch_size 180 "
             "--fittable-params 1000",
+            marks=pytest.mark.slow,
         ),
-        (
+        pytest.param(
             "flops_power",
             "--prune-class woodfisherblock --target-sparsity 0.9023 --batch_size 180 "
             "--fittable-params 2000 --flops-power 0.3 --flops-per-param "
             "--disable-wdecay-after-prune",
+            marks=pytest.mark.slow,
         ),
-        (
+        pytest.param(
             "flops_335",
             "--prune-class woodfisherblock_flops --target-sparsity 0.9023 --batch_size "
             "180 --fittable-params 2000 --flops-power 0.3 --flops-per-param "
             "--flops-target 335 --flops-epsilon 0.1 --disable-wdecay-after-prune",
+            marks=pytest.mark.slow,
         ),
     ],
 )

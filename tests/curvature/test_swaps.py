@@ -107,6 +107,7 @@ def step(seed: int, **options):
     )
 
 
+@pytest.mark.slow
 def test_a_pruning_step_takes_the_support_after_swaps(swapped_supports) -> None:
     seed = next(s for s in SEEDS if len(set(swapped_supports[0.0][s][2])) > 1)
     _, kept, losses = swapped_supports[0.0][seed]

@@ -209,7 +209,9 @@ def test_only_inputs_that_may_go_do(layer):
     assert stays.sum() == INPUTS - 3
 
 
-@pytest.mark.parametrize("size", [5, 128, 300])
+@pytest.mark.parametrize(
+    "size", [300, *(pytest.param(n, marks=pytest.mark.slow) for n in (5, 128))]
+)
 def test_the_inverse_by_blocks_is_the_inverse(size: int) -> None:
     rng = np.random.default_rng(size)
     # Second moments of inputs that depend on one another, with ADMM's least penalty.

@@ -29,7 +29,9 @@ def by_path(batches: list[np.ndarray]) -> dict[str, Sensitivity]:
     return {product.path: own for product, own in found.items()}
 
 
-@pytest.mark.parametrize("size", [1, 3, 4, 12])
+@pytest.mark.parametrize(
+    "size", [1, 4, *(pytest.param(n, marks=pytest.mark.slow) for n in (3, 12))]
+)
 def test_squares_over_all_examples(size: int) -> None:
     """E[x²] and E[g²] are those of all examples, in however many parts they pass.
 

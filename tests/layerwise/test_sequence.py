@@ -390,6 +390,7 @@ def five_layers():
     return params, normal(5, 32, 8)
 
 
+@pytest.mark.slow
 def test_a_layer_that_is_left_over_is_repaired_as_well(five_layers) -> None:
     dense, x = five_layers
     far = []
@@ -612,6 +613,7 @@ def test_tokens_or_one_of_several_inputs_may_be_zero() -> None:
     wf.prune_layerwise(net, {"w": normal(0, 5, 6)}, (X, 0 * X), sparsity=0.5)
 
 
+@pytest.mark.slow
 def test_outputs_that_mean_nothing_share_nothing_out() -> None:
     """The softmax of a single logit is 1, whatever the network does."""
     params = {"a": normal(0, 5, 6), "b": normal(1, 6, 1)}

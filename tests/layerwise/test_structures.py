@@ -172,6 +172,7 @@ def test_what_is_read_through_a_concatenation_goes(given):
     }
 
 
+@pytest.mark.slow
 def test_its_own_masks_are_accepted_where_layers_follow_one_another() -> None:
     """A pruned layer between two others loses rows to one and columns to the other."""
     rng = np.random.default_rng(0)
@@ -280,6 +281,7 @@ def test_what_is_left_of_a_budget_is_said(given) -> None:
     assert "whole    a\n" in str(info)
 
 
+@pytest.mark.slow
 def test_what_a_grouped_convolution_reads_stays() -> None:
     def net(params, x):
         for name, groups in (("a", 1), ("b", 4)):

@@ -11,7 +11,13 @@ from woodfisher_jax.models.layers import conv
 
 @pytest.mark.parametrize(
     ("size", "stride", "groups", "examples"),
-    [(3, 1, 1, 8), (3, 2, 1, 3), (1, 2, 1, 2), (7, 2, 1, 1), (3, 1, 4, 2)],
+    [
+        (3, 2, 1, 3),
+        (3, 1, 4, 2),
+        pytest.param(3, 1, 1, 8, marks=pytest.mark.slow),
+        pytest.param(1, 2, 1, 2, marks=pytest.mark.slow),
+        pytest.param(7, 2, 1, 1, marks=pytest.mark.slow),
+    ],
 )
 def test_gradients_are_those_of_jax(
     size: int, stride: int, groups: int, examples: int

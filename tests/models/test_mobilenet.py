@@ -48,7 +48,11 @@ def test_inverted_residual_equals_an_independent_forward_pass(
 
 
 @pytest.mark.parametrize(
-    ("name", "last"), [("mobilenet_v1", "model13"), ("mobilenet_v2", "features18")]
+    ("name", "last"),
+    [
+        ("mobilenet_v1", "model13"),
+        pytest.param("mobilenet_v2", "features18", marks=pytest.mark.slow),
+    ],
 )
 def test_strides_make_7_by_7_of_224(name, last):
     model = build_model(name)

@@ -53,7 +53,12 @@ def shapes(model, x):
             {"classifier6": 1000},
             marks=pytest.mark.slow,
         ),
-        ("mobilenet_v1", {"model1/pointwise_3": 5}, {"model2/depthwise_0": 5}),
+        pytest.param(
+            "mobilenet_v1",
+            {"model1/pointwise_3": 5},
+            {"model2/depthwise_0": 5},
+            marks=pytest.mark.slow,
+        ),
         # The output of features4 is added to that of features5, and not to its input.
         pytest.param(
             "mobilenet_v2",
@@ -147,7 +152,8 @@ NETWORKS = {
 
 
 @pytest.mark.parametrize(
-    "name", ["vit", "llama", pytest.param("bert", marks=pytest.mark.slow)]
+    "name",
+    ["llama", *(pytest.param(n, marks=pytest.mark.slow) for n in ("vit", "bert"))],
 )
 def test_without_heads_and_neurons_it_equals_the_masked_one(name):
     model, x, taken, axes = NETWORKS[name]

@@ -56,6 +56,7 @@ def test_a_run_with_what_it_was_compared_with_is_one_page(tmp_path: Path) -> Non
     assert not (folder / "comparison.html").exists()
 
 
+@pytest.mark.slow
 def test_latency_is_measured_once_and_kept(tmp_path: Path) -> None:
     network = random_network("mlp", (8, 8, 1), 0.9, hidden=(20,))
     folder = save_run(tmp_path / "run", {"name": "mlp", "hidden": (20,)}, {3: network})

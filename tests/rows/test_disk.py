@@ -305,6 +305,7 @@ for reserves in (True, False):
 """
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
     child = python(FULL, str(tmp_path))
     out, _ = child.communicate(timeout=120)

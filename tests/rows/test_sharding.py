@@ -251,6 +251,7 @@ print(message(many, method="woodtaylor", mean_samples=few))
 """
 
 
+@pytest.mark.slow
 def test_processes_with_different_numbers_of_samples_all_say_so() -> None:
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(HERE.parent)}
     port = free_port()

@@ -83,6 +83,7 @@ def test_trials_go_on_while_the_loss_falls(given: dict[str, Any]) -> None:
     assert 0 < best < len(dampings) - 1  # Worse on either side.
 
 
+@pytest.mark.slow
 def test_another_measure_than_the_loss_may_decide(given: dict[str, Any]) -> None:
     dense = given["params"]
 
@@ -110,6 +111,7 @@ def test_auto_is_where_it_starts(given: dict[str, Any]) -> None:
     assert any(trial.damping == pytest.approx(start) for trial in info.trials)
 
 
+@pytest.mark.slow
 def test_what_every_trial_finds_is_warned_of_once(given: dict[str, Any]) -> None:
     unread = given["params"] | {"unread": jnp.ones((3, 2))}
 

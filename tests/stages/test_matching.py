@@ -130,6 +130,7 @@ def test_a_linear_network_is_fitted_by_least_squares() -> None:
     assert not np.any(found["out"][~kept])
 
 
+@pytest.mark.slow
 def test_stages_keep_the_outputs_better_than_a_step_and_than_magnitude(
     params: Any,
 ) -> None:

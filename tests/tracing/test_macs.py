@@ -116,7 +116,7 @@ class TestNetworks:
         ("name", "side", "millions", "tolerance"),
         [
             ("resnet20", 32, 40.6, 0.01),
-            ("resnet50", 224, 4_090, 0.001),
+            pytest.param("resnet50", 224, 4_090, 0.001, marks=pytest.mark.slow),
             ("mobilenet_v1", 224, 569, 0.001),
         ],
     )

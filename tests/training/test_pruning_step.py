@@ -125,6 +125,7 @@ def test_images_in_files_are_pruned_with_like_those_in_memory(tmp_path) -> None:
     assert record["train_loss_after"] == expected["train_loss_after"]
 
 
+@pytest.mark.slow
 def test_true_fisher_of_images_in_files_is_the_same_each_time(tmp_path) -> None:
     plan, state = start(
         prune__true_fisher=True,
@@ -300,6 +301,7 @@ def test_the_test_split_chooses_nothing(match: str) -> None:
         _ = plan.dataset.test.images
 
 
+@pytest.mark.slow
 def test_outputs_are_those_of_the_network_before_the_first_step() -> None:
     plan, state = start(prune__match="outputs", **MATCHED)
     first, record = prune_state(plan, state, plan.stages[0], [])

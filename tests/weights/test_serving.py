@@ -15,7 +15,11 @@ PAGE = (Path(__file__).parents[2] / "docs/formats.md").read_text()
 
 
 @pytest.mark.parametrize(
-    ("name", "shape"), [("mlp", (8, 8, 1)), ("cifarnet", (32, 32, 3))]
+    ("name", "shape"),
+    [
+        ("mlp", (8, 8, 1)),
+        pytest.param("cifarnet", (32, 32, 3), marks=pytest.mark.slow),
+    ],
 )
 def test_a_program_is_restored(name: str, shape: tuple, tmp_path: Path) -> None:
     model = build_model(name)

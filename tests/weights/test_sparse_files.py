@@ -122,7 +122,10 @@ def test_a_tree_of_another_structure_is_refused(
         load_sparse(path, tree)
 
 
-@pytest.mark.parametrize("shape", [(6,), (5, 7), (3, 3, 4, 6)])
+@pytest.mark.parametrize(
+    "shape",
+    [(3, 3, 4, 6), *(pytest.param(s, marks=pytest.mark.slow) for s in ((6,), (5, 7)))],
+)
 def test_bcoo_is_the_array(shape: tuple[int, ...]) -> None:
     rng = np.random.default_rng(0)
     mask = jnp.asarray(rng.random(shape) < 0.3)

@@ -102,8 +102,11 @@ def test_a_batch_norm_has_five_tensors_in_pytorch():
 @pytest.mark.parametrize(
     "name",
     [
-        *["mlp", "logistic_regression", "cifarnet", "resnet20", "resnet18"],
-        *["mobilenet_v1", "mobilenet_v2", "deit_tiny"],
+        *["mlp", "logistic_regression", "cifarnet", "resnet20", "mobilenet_v1"],
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("resnet18", "mobilenet_v2", "deit_tiny")
+        ),
     ],
 )
 def test_round_trip_is_bit_exact(name):

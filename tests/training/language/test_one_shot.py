@@ -67,6 +67,7 @@ def test_a_run_from_folder_to_folder(
         run(config, workdir)
 
 
+@pytest.mark.slow
 def test_the_perplexity_is_that_of_the_folder_and_its_dtype(tmp_path: Path) -> None:
     config = given(tmp_path, sparsity=0.5)
 

@@ -41,6 +41,7 @@ def given(folder: Path, data: dict[str, Any], **prune: Any) -> LanguageConfig:
     )
 
 
+@pytest.mark.slow
 def test_every_program_of_a_run_is_compiled_without_weights_or_text(
     tmp_path: Path,
 ) -> None:

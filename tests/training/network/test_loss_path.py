@@ -14,6 +14,8 @@ from woodfisher_jax.trees.samples import Examples
 RNG = np.random.default_rng(0)
 BEFORE = {"w": jnp.asarray(RNG.standard_normal((3, 2)), jnp.float32), "b": jnp.ones(2)}
 AFTER = jax.tree.map(lambda a: 0.3 * a + 0.1, BEFORE)
+# Chunks smaller than a group, larger, and larger than all.
+QUICK = ((1, 3), (8, 3), (100, 10))
 BATCH = (
     RNG.standard_normal((24, 3)).astype(np.float32),
     RNG.standard_normal((24, 2)).astype(np.float32),
@@ -34,8 +36,18 @@ def test_the_mean_does_not_depend_on_the_chunks(chunk_size: int) -> None:
     assert found == pytest.approx(float(squares(BEFORE, BATCH)), rel=1e-6)
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, 10])
-@pytest.mark.parametrize("chunk_size", [1, 8, 100])
+@pytest.mark.parametrize(
+    ("chunk_size", "batch_size"),
+    [
+        pytest.param(
+            chunk_size,
+            batch_size,
+            marks=[pytest.mark.slow] * ((chunk_size, batch_size) not in QUICK),
+        )
+        for chunk_size in (1, 8, 100)
+        for batch_size in (1, 3, 10)
+    ],
+)
 def test_the_quadratic_model_is_of_the_gradients(
     batch_size: int, chunk_size: int
 ) -> None:
