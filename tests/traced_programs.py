@@ -5,12 +5,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from woodfisher_jax.tracing.axes import find_axes
 
 B, S, C, H, D = 2, 6, 32, 4, 8
-X = jnp.ones((B, S, C))
-IMAGES = jnp.ones((2, 8, 8, 3))
 Roles = dict[str, str]
 
 Program = tuple[Any, Any, Any, Roles]
@@ -18,7 +17,11 @@ Program = tuple[Any, Any, Any, Roles]
 
 
 def ones(*shape: int) -> jax.Array:
-    return jnp.ones(shape)
+    """By NumPy: XLA would compile a function for each shape."""
+    return jax.device_put(np.ones(shape, np.float32))
+
+
+X, IMAGES = ones(B, S, C), ones(2, 8, 8, 3)
 
 
 def roles(f: Callable[..., Any], params: Any, batch: Any) -> Roles:
