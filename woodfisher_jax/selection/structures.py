@@ -36,7 +36,8 @@ class Member(NamedTuple):
         path: Of the tensor.
         axis: Of the tensor.
         entries: Along it, of each structure of a family [number, entries].
-        role: "outputs" or "inputs" of a weight; "" for a bias, a norm or a statistic.
+        role: "outputs" or "inputs" of a weight, or "both" where one axis is of both;
+            "" for a bias, a norm or a statistic.
     """
 
     path: str
@@ -133,7 +134,8 @@ class Structures(NamedTuple):
         Raises:
             OptionError: If there is no such kind, or one string in place of a list.
         """
-        kinds = kinds if isinstance(kinds, str) else tuple(kinds)
+        if not isinstance(kinds, str):
+            kinds = tuple(kinds)  # An iterator is read once.
         if isinstance(kinds, str) or not set(kinds) <= set(KINDS):
             raise OptionError(
                 "kinds",
