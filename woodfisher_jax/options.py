@@ -383,6 +383,10 @@ def shown(value: Any) -> str:
     return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
 
 
+OTHER_WORDS = {"amount": "sparsity", "flops": "flops_target", "macs": "flops_target"}
+"""Names that other calls and libraries have for an option."""
+
+
 def check_known(name: str, known: Iterable[str], where: str) -> None:
     """Raises unless a name is known; the message has the nearest one.
 
@@ -393,6 +397,8 @@ def check_known(name: str, known: Iterable[str], where: str) -> None:
     if name in names:
         return
     close = difflib.get_close_matches(name, names, n=1)
+    if OTHER_WORDS.get(name) in names:
+        close = [OTHER_WORDS[name]]
     hint = f"; did you mean {close[0]!r}?" if close else ""
     raise OptionError(
         name, f"{where} has no option {shown(name)}{hint} (it has {', '.join(names)})"

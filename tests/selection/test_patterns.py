@@ -4,7 +4,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from woodfisher_jax.prune import prune
 from woodfisher_jax.selection.named_patterns import parse
 from woodfisher_jax.selection.patterns import check, groups_of
 from woodfisher_jax.selection.structures import structures
@@ -272,21 +271,3 @@ def test_a_structure_is_worth_the_weights_that_read_it():
         assert set(np.asarray(own[path][:, 0]).tolist()) <= {*numbers.units.values()}
     assert len(numbers.units) == 9
     assert not {*numbers.units.values()} & {*np.asarray(own["a"]).flat}
-
-
-def test_structures_beyond_the_goal_already_are_no_error():
-    x = np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32)
-    params = {
-        path: jnp.asarray(np.random.default_rng(1).normal(size=leaf.shape), jnp.float32)
-        for path, leaf in TWO_LAYERS.items()
-    }
-
-    def loss(params, x):
-        return jnp.mean((two_layers(params, x) - 1) ** 2)
-
-    options = {"pattern": "structures", "method": "globalmagni"}
-    params, masks, first = prune(loss, params, x, sparsity=0.41, **options)
-    assert first.sparsity > 0.41
-    between = (0.41 + first.sparsity) / 2
-    _, _, again = prune(loss, params, x, sparsity=between, masks=masks, **options)
-    assert again.sparsity == first.sparsity

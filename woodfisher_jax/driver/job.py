@@ -24,6 +24,7 @@ from woodfisher_jax.rows.problem import Problem
 from woodfisher_jax.rows.sharding import mesh_of, one_axis, replicate
 from woodfisher_jax.schedules import levels
 from woodfisher_jax.selection import scope as scopes
+from woodfisher_jax.selection.chosen_structures import check_structures
 from woodfisher_jax.selection.costs import MILLION, Costs, count_costs
 from woodfisher_jax.selection.goal import Goal
 from woodfisher_jax.selection.named_patterns import Pattern
@@ -118,7 +119,7 @@ def checked_job(
     # The tree's own order, whatever jit or a checkpoint has made of the dict's.
     masks = {path: masks[path] for path in leaves_by_path(params) if path in masks}
     order = blocks.flat_order(masks, known.every or known.multiplied)
-    goal = _goal_of_network(goal, order, loss_fn, params, sample)
+    goal = _goal_of_network(goal, order, masks, loss_fn, params, sample)
     means = _drawn(mean_samples, 0)
     return Job(
         loss_fn=loss_fn,
@@ -173,6 +174,7 @@ def _known_axes(
 def _goal_of_network(
     goal: Goal,
     order: blocks.FlatOrder,
+    masks: Masks,
     loss_fn: LossFn | None,
     params: Params,
     samples: Any,
@@ -181,7 +183,9 @@ def _goal_of_network(
     if isinstance(goal.pattern, Pattern):
         pattern = _of_network(goal.pattern, loss_fn, params, samples)
         goal = goal.replace(pattern=pattern)
-        groups_of(pattern, order)  # refuses tensors that it does not fit
+        groups = groups_of(pattern, order)  # refuses tensors that it does not fit
+        if groups.structures is not None:
+            check_structures(masks, order, groups, goal)
     elif goal.sparsity is not None:
         scopes.check_some_left(order, goal)
     return goal

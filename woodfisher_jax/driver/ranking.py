@@ -17,6 +17,7 @@ from woodfisher_jax.loss_model import (
     without_units,
 )
 from woodfisher_jax.selection import scope as scopes
+from woodfisher_jax.selection.chosen_structures import keep_structures
 from woodfisher_jax.selection.patterns import Groups
 from woodfisher_jax.trees.vectors import check_finite
 
@@ -69,10 +70,10 @@ def _ranked_groups(
         return scopes.choose_of_each(values, scores, active, groups, most)
     scores = scopes.shared(values, active, groups)
     if groups.structures is not None:
-        kept = scopes.keep_structures(
-            values, active, job.masks, job.order, groups, goal
-        )
-        return kept, scores
+        kept = keep_structures(values, active, job.masks, job.order, groups, goal)
+        # A weight that only makes what goes, and reads what stays, is not counted.
+        left = np.bincount(groups.of, np.asarray(kept), groups.number)
+        return kept, jnp.where(kept | jnp.asarray(left[groups.of] == 0), scores, 0.0)
     kept = scopes.choose(
         scores, active, job.masks, job.order, goal, before.costs, groups
     )

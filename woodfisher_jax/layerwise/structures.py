@@ -105,6 +105,7 @@ def asked_for(given: Structures, rule: Pattern, params: Params) -> Structures:
             "not in params; expected wf.structures(net_fn, params, inputs) of this "
             "network",
         )
+    given.check_fits({path: leaf.shape for path, leaf in leaves.items()})
     found = given.of(rule.kinds)
     if not found.families:
         there = ", ".join(dict.fromkeys(family.kind for family in given.families))

@@ -161,6 +161,11 @@ def check_params(params: Params, reader: str = "loss_fn") -> None:
             "weights of a network, any pytree",
         )
     for path, leaf in leaves.items():
+        if isinstance(leaf, jax.ShapeDtypeStruct):
+            raise TypeError(
+                f"{leaf_name('params', path)} is a jax.ShapeDtypeStruct; expected "
+                "arrays, for pruning needs numbers (wf.structures takes shapes as well)"
+            )
         kind = getattr(leaf, "dtype", type(leaf).__name__)
         if not hasattr(leaf, "dtype") or not jnp.issubdtype(leaf.dtype, jnp.floating):
             remedy = "Multiply quantized weights by their scales, and keep"

@@ -5,6 +5,7 @@ Patterns lie along the inputs and outputs of a weight, whatever the layout of it
 and stacked layers are kept apart.
 """
 
+import difflib
 import math
 import re
 from collections.abc import Callable
@@ -131,9 +132,10 @@ def _heads(numbers: tuple[int, ...], name: str) -> Pattern:
             found = f"has {heads} heads" if axes.heads else "has no heads"
             raise OptionError(
                 "pattern",
-                f"pattern={name!r}: {path!r} of shape {shape} {found} in the loss; set "
-                "prunable to the projections of attention, such as 'attn', or let "
-                "pattern be a function (path, shape) -> group numbers",
+                f"pattern={name!r}: {path!r} of shape {shape} {found} in the loss; "
+                "expected pattern=wf.structures(net_fn, params, inputs).of(['heads']), "
+                "which leaves other tensors whole, or a prunable that matches the "
+                "projections of attention alone",
             )
         # Heads of stacked layers are apart: their axes count as slower ones.
         counting = [i for i, role in enumerate(axes.roles) if role == "s"]
@@ -211,7 +213,8 @@ def parse(
     if pattern is None or isinstance(pattern, Pattern):
         return pattern
     if isinstance(pattern, Structures):
-        return _structures((), "structures")._replace(structures=pattern)
+        every = _structures((), "structures")
+        return every._replace(name=repr(pattern), structures=pattern)
     if callable(pattern):
         return Pattern(
             getattr(pattern, "__name__", "a function"),
@@ -225,10 +228,10 @@ def parse(
         found = re.fullmatch(form, str(pattern))
         if found:
             return make(tuple(int(number) for number in found.groups()), str(pattern))
-    raise OptionError(
-        "pattern",
-        f"pattern={pattern!r}; expected {known}",
-    )
+    words = [name for name in PATTERNS if name.isalpha()]
+    close = difflib.get_close_matches(str(pattern).lower(), words, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    raise OptionError("pattern", f"pattern={pattern!r}; expected {known}{hint}")
 
 
 def _checked_names(names: np.ndarray, path: str, shape: tuple[int, ...]) -> np.ndarray:

@@ -1,8 +1,8 @@
 """The groups that a pattern makes of a network's weights, and whether it obeys one."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import combinations
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -14,7 +14,7 @@ from woodfisher_jax.selection.named_patterns import (
     no_names,
     parse,
 )
-from woodfisher_jax.selection.structures import Structures
+from woodfisher_jax.selection.structures import Member, Structures
 from woodfisher_jax.trees.axes import WeightAxes, given_axes
 from woodfisher_jax.trees.blocks import FlatOrder, as_read, flat_order
 from woodfisher_jax.trees.masks import Prunable, by_path, init_masks
@@ -97,23 +97,26 @@ def _structured(pattern: Pattern, order: FlatOrder) -> Groups:
     """Groups that tell what structures are worth: the weights that read them.
 
     What makes a structure does nothing without them, so it goes too and is not counted
-    again. Only a structure that no prunable weight reads is worth what makes it.
+    again. Only a structure that no prunable weight reads is worth what makes it, and so
+    is one whose readers are of larger structures as well: dimensions of values, which
+    lie across all heads. One whose makers are, too, stays.
     """
     if pattern.structures is None:
         no_names(order.paths[0], order.shapes[0], order.axes[0])
     assert pattern.structures is not None
     found = pattern.structures.of(pattern.kinds)
-    names = {path: np.full(shape, -1) for path, shape in _shapes(order).items()}
+    shapes = dict(zip(order.paths, order.shapes, strict=True))
+    found.check_fits(shapes)
+    names = {path: np.full(shape, -1) for path, shape in shapes.items()}
     units: dict[int, int] = {}
-    for family in found.families:
+    for family in sorted(found.families, key=lambda family: -family.size):
         own = [m for m in family.members if m.path in names]
-        mine = [m for m in own if m.role == "inputs"] or [m for m in own if m.role]
-        for i, unit in enumerate(family.units if mine else ()):
-            for member in mine:
-                at: list[Any] = [slice(None)] * names[member.path].ndim
-                at[member.axis] = member.entries[i]
-                names[member.path][tuple(at)] = len(units)
-            units[unit] = len(units)
+        readers = [m for m in own if m.role == "inputs"]
+        makers = [m for m in own if m.role in ("outputs", "both")]
+        free = (some for some in (readers, makers) if some and _are_free(names, some))
+        for member in next(free, []):
+            for i, unit in enumerate(family.units):
+                names[member.path][member.at(i)] = units.setdefault(unit, len(units))
     flat = np.concatenate(
         [as_read(a, names[p]) for p, a in zip(order.paths, order.axes, strict=True)]
     )
@@ -125,14 +128,17 @@ def _structured(pattern: Pattern, order: FlatOrder) -> Groups:
         )
     alone = flat < 0
     groups = _numbered(np.where(alone, len(units) + np.arange(order.size), flat), order)
-    number = np.empty(len(units), int)
+    number = np.full(len(units), -1)
     number[flat[~alone]] = groups.of[~alone]
+    assert np.all(number >= 0), "a structure without a weight of its own"
     owners = {unit: int(number[i]) for unit, i in units.items()}
     return groups._replace(units=owners, structures=found)
 
 
-def _shapes(order: FlatOrder) -> dict[str, tuple[int, ...]]:
-    return dict(zip(order.paths, order.shapes, strict=True))
+def _are_free(names: Mapping[str, np.ndarray], members: Sequence[Member]) -> bool:
+    """Whether no weight of a family has the name of another structure yet."""
+    taken = (names[m.path][m.at(slice(None))] for m in members)
+    return all(np.all(some < 0) for some in taken)
 
 
 def _removals(pattern: Pattern) -> np.ndarray | None:

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from woodfisher_jax.options import OptionError
-from woodfisher_jax.selection.accounts import cheapest, lowest_of_each
 from woodfisher_jax.selection.costs import (
     MILLION,
     Costs,
@@ -226,52 +225,6 @@ def sums_of_single(scores: jax.Array, groups: Groups) -> np.ndarray:
     return table @ goes.T
 
 
-def keep_structures(
-    saliencies: Any,
-    active: jax.Array,
-    masks: Masks,
-    order: FlatOrder,
-    groups: Groups,
-    goal: Goal,
-) -> jax.Array:
-    """The mask without whole structures, those of the lowest saliency for their cost.
-
-    With a sparsity the cost is prunable weights, and structures go until no more than
-    the goal's number stay; in layer scope the same share of each family goes, by
-    saliency alone. With MACs the cost is MACs.
-
-    Args:
-        saliencies: Of groups, [groups, 1].
-        active: Weights that are not pruned [d], bool.
-        masks: The same by path.
-        order: The flat order.
-        groups: With units and structures.
-        goal: With a scope.
-
-    Raises:
-        OptionError: If structures alone cannot meet the goal.
-    """
-    found = groups.structures
-    assert found is not None
-    values = np.asarray(saliencies, np.float64)[:, 0]
-    losses = {unit: max(values[group], 0.0) for unit, group in groups.units.items()}
-    gone = found.gone({path: np.asarray(mask) for path, mask in masks.items()})
-    if goal.flops_target is not None:
-        budget = {"macs": goal.flops_target * MILLION}
-        gone = cheapest(found.units, losses, found.account(gone), budget, gone)
-    elif goal.scope == "layer":
-        assert goal.sparsity is not None
-        gone = lowest_of_each(found.units, losses, goal.sparsity, gone)
-    else:
-        account = found.account(gone, order.paths)
-        assert goal.sparsity is not None
-        # Whole structures may be beyond the goal already, and then none goes.
-        most = masks_.num_kept(order.size, goal.sparsity)
-        gone = cheapest(found.units, losses, account, {"size": most}, gone)
-    kept = {path: jnp.asarray(m) for path, m in found.masks(masks, gone).items()}
-    return active & jnp.asarray(flat_mask(order, kept))
-
-
 def _by_slot(values: np.ndarray, groups: Groups) -> np.ndarray:
     """Values of the weights of N:M, [groups, M]."""
     table = np.zeros((groups.number, groups.slots.max() + 1), values.dtype)
@@ -292,6 +245,10 @@ def shared(saliencies: Any, active: jax.Array, groups: Groups) -> jax.Array:
     may_go = np.asarray(active)
     number = np.bincount(groups.of, may_go, groups.number)
     each = np.asarray(saliencies, np.float64)[:, 0] / np.maximum(number, 1)
+    if groups.structures is not None:
+        # What goes with a structure is not counted again.
+        own = np.isin(np.arange(groups.number), list(groups.units.values()))
+        each = np.where(own, each, 0.0)
     return jnp.asarray(np.where(may_go, each[groups.of], 0.0), jnp.float32)
 
 

@@ -45,6 +45,15 @@ class Member(NamedTuple):
     entries: np.ndarray
     role: str
 
+    def at(self, number: Any) -> tuple[Any, ...]:
+        """The index of what some structures have of the tensor.
+
+        Args:
+            number: Of structures in their family, an index of its first axis.
+        """
+        entries = self.entries[number].reshape(-1)
+        return (*(slice(None) for _ in range(self.axis)), entries)
+
 
 class Family(NamedTuple):
     """Structures that are alike: the channels of one layer, the heads of another.
@@ -79,9 +88,7 @@ class Family(NamedTuple):
         some = [i for i, unit in enumerate(self.units) if unit in gone]
         for member in self.members if some else ():
             if member.path in masks:
-                at: list[Any] = [slice(None)] * masks[member.path].ndim
-                at[member.axis] = member.entries[some].reshape(-1)
-                masks[member.path][tuple(at)] = False
+                masks[member.path][member.at(some)] = False
 
 
 class Whole(NamedTuple):
@@ -144,6 +151,26 @@ class Structures(NamedTuple):
             )
         chosen = tuple(f for f in self.families if f.kind in kinds)
         return self._replace(families=chosen)
+
+    def check_fits(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Refuses tensors of another network.
+
+        Args:
+            shapes: Of tensors, by path; those of no structure may have any.
+
+        Raises:
+            OptionError: With the path of the first tensor of another shape.
+        """
+        members = (m for family in self.families for m in family.members)
+        for path in dict.fromkeys(m.path for m in members):
+            found = tuple(map(len, self.coupling.weights[path]))
+            if path in shapes and shapes[path] != found:
+                raise OptionError(
+                    "pattern",
+                    f"pattern has structures of a network whose {path!r} has shape "
+                    f"{found}; in params it has shape {shapes[path]}; expected those "
+                    "of this network, wf.structures(net_fn, params, inputs)",
+                )
 
     def masks(self, masks: Mapping[str, Any], gone: set[int]) -> dict[str, np.ndarray]:
         """Masks without some structures.
