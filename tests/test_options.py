@@ -150,6 +150,16 @@ def test_a_replaced_value_is_checked_and_an_unknown_name_gets_the_nearest() -> N
         check_known("xyz", fields_of(Some), "Some")
 
 
+def test_words_of_other_calls_and_libraries_are_understood() -> None:
+    names = ["sparsity", "flops_target", "masks"]
+    for name, other in (("macs", "flops_target"), ("amount", "sparsity")):
+        with pytest.raises(OptionError, match=f"did you mean {other!r}"):
+            check_known(name, names, "Some")
+    # Where that is no option, the nearest is.
+    with pytest.raises(OptionError, match="did you mean 'masks'"):
+        check_known("macs", ["masks"], "Some")
+
+
 def test_what_is_expected_is_said_in_words() -> None:
     fields = fields_of(Some)
     assert {name: field.expected for name, field in fields.items()} == {

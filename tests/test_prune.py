@@ -751,6 +751,11 @@ def test_a_loss_that_is_no_scalar(loss_fn, shown) -> None:
     refused(TypeError, "loss_fn", "scalar", shown, loss_fn=loss_fn)
 
 
+def test_shapes_are_no_params() -> None:
+    shapes = jax.eval_shape(params_of)
+    refused(TypeError, "jax.ShapeDtypeStruct", "expected arrays", params=shapes)
+
+
 @pytest.mark.parametrize("leaf", [np.arange(3), 1.5, "name"])
 def test_params_that_are_not_floating_point_arrays(leaf) -> None:
     refused(

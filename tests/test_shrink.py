@@ -184,6 +184,14 @@ def normed(params, x, skip: float = 0.0):
     return jax.nn.relu(z + skip * y if skip else z) @ params["c"]
 
 
+def test_shapes_are_no_params() -> None:
+    shapes = {"a": jax.ShapeDtypeStruct((2, 3), np.float32)}
+    with pytest.raises(
+        TypeError, match=r"params\['a'\] is a jax.ShapeDtype"
+    ):
+        wf.shrink(lambda params, x: x @ params["a"], shapes, {}, np.ones((4, 2)))
+
+
 def test_a_constant_goes_into_the_mean_of_the_batch_norm_that_follows() -> None:
     masks = without(NORM, "a", 1, 4)
     small = wf.shrink(normed, NORM, masks, X)

@@ -11,7 +11,12 @@ import numpy as np
 
 from woodfisher_jax.info import PruneWarning
 from woodfisher_jax.options import OptionError
-from woodfisher_jax.rows.inputs import check_concrete, check_net, named_not_finite
+from woodfisher_jax.rows.inputs import (
+    check_concrete,
+    check_net,
+    check_no_shapes,
+    named_not_finite,
+)
 from woodfisher_jax.selection.structures import Structures, structures
 from woodfisher_jax.tracing.batch_statistics import training_mode
 from woodfisher_jax.tracing.coupling import coupled
@@ -195,6 +200,7 @@ def _taken_out(net_fn: NetFn, params: Params, masks: MasksLike, inputs: Any) -> 
             "params has booleans alone, as masks have; expected the weights of the "
             "network: the arguments are net_fn, params, masks, inputs",
         )
+    check_no_shapes(params)
     check_masks(params, masks)
     for text in training_mode("net_fn", net_fn, params, _two(inputs)):
         # The caller's line: shrink or shrunk is in between.

@@ -50,3 +50,17 @@ def test_tensors_that_a_pattern_does_not_fit_are_named(pattern, tensors, message
 def test_structures_need_a_network():
     with pytest.raises(ValueError, match="not known without a network"):
         groups_of(parse("structures"), flat_order({"a": np.ones((3, 4))}))
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("structure", "structures"), ("Neurons", "neurons"), ("head", "heads")],
+)
+def test_a_name_that_is_nearly_one_is_told(name, meant):
+    with pytest.raises(ValueError, match=f"did you mean {meant!r}\\?"):
+        parse(name)
+
+
+def test_a_name_like_no_other_has_no_hint():
+    with pytest.raises(ValueError, match=r"a function or None$"):
+        parse("2-4")

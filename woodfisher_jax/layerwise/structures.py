@@ -254,7 +254,7 @@ def goal_of(
         if left[name] > most:
             raise OptionError(
                 name,
-                f"{name}={given[name]}; with one structure of each kind "
+                f"{name}={given[name]}; with one structure of each layer "
                 f"{left[name] / whole[name]:.3f} of the {COSTS[name]} are left, "
                 "expected a larger share, more kinds, or more tensors in prunable",
             )

@@ -142,12 +142,15 @@ def check_numbers(net_fn: Any, params: Params, batches: Sequence[Any]) -> None:
             done += len(numbers)
 
 
-def check_params(params: Params, reader: str = "loss_fn") -> None:
+def check_params(
+    params: Params, reader: str = "loss_fn", *, shapes: bool = False
+) -> None:
     """Raises unless there are leaves, and all are floating-point arrays.
 
     Args:
         params: Any pytree.
         reader: The argument that is the function of them, for the message.
+        shapes: Whether they may be shapes, which a plan needs alone.
 
     Raises:
         OptionError: If there are none.
@@ -160,12 +163,9 @@ def check_params(params: Params, reader: str = "loss_fn") -> None:
             f"params, of type {type(params).__name__}, has no arrays; expected the "
             "weights of a network, any pytree",
         )
+    if not shapes:
+        check_no_shapes(params)
     for path, leaf in leaves.items():
-        if isinstance(leaf, jax.ShapeDtypeStruct):
-            raise TypeError(
-                f"{leaf_name('params', path)} is a jax.ShapeDtypeStruct; expected "
-                "arrays, for pruning needs numbers (wf.structures takes shapes as well)"
-            )
         kind = getattr(leaf, "dtype", type(leaf).__name__)
         if not hasattr(leaf, "dtype") or not jnp.issubdtype(leaf.dtype, jnp.floating):
             remedy = "Multiply quantized weights by their scales, and keep"
@@ -180,6 +180,20 @@ def check_params(params: Params, reader: str = "loss_fn") -> None:
                 f"{leaf_name('params', path)} has type {kind}; expected floating-point "
                 f"arrays only. {remedy} counters and indices out of params, in the "
                 f"closure of {reader} for instance"
+            )
+
+
+def check_no_shapes(params: Params) -> None:
+    """Raises where parameters are shapes alone.
+
+    Raises:
+        TypeError: With the path of the first.
+    """
+    for path, leaf in leaves_by_path(params).items():
+        if isinstance(leaf, jax.ShapeDtypeStruct):
+            raise TypeError(
+                f"{leaf_name('params', path)} is a jax.ShapeDtypeStruct; expected "
+                "arrays (wf.structures and wf.plan_pruning take shapes as well)"
             )
 
 
