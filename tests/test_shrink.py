@@ -186,9 +186,7 @@ def normed(params, x, skip: float = 0.0):
 
 def test_shapes_are_no_params() -> None:
     shapes = {"a": jax.ShapeDtypeStruct((2, 3), np.float32)}
-    with pytest.raises(
-        TypeError, match=r"params\['a'\] is a jax.ShapeDtype"
-    ):
+    with pytest.raises(TypeError, match=r"params\['a'\] is a jax.ShapeDtype"):
         wf.shrink(lambda params, x: x @ params["a"], shapes, {}, np.ones((4, 2)))
 
 
