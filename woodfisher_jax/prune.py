@@ -25,6 +25,7 @@ from woodfisher_jax.info import (
 from woodfisher_jax.methods import DEFAULT, check_names
 from woodfisher_jax.rows.compute import Compute, watched
 from woodfisher_jax.rows.gradients import LossFn
+from woodfisher_jax.rows.inputs import check_no_shapes
 from woodfisher_jax.rows.needs import Needs
 from woodfisher_jax.rows.sharding import auto_axes, outside_mesh, placed_as
 from woodfisher_jax.selection.named_patterns import GroupNames
@@ -140,6 +141,7 @@ def prune(
         (2, ['w'], 0.5)
     """
     check_names(options, DEFAULT if method is None else method, prune)
+    check_no_shapes(params)
     given = params
     loss_fn, params, masks = auto_axes((loss_fn, params, masks))
     job = checked_job(

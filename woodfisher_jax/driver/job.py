@@ -100,7 +100,7 @@ def checked_job(
     )
     if loss_fn is not None:
         check_function("loss_fn", loss_fn, "(params, batch) -> scalar, or None")
-    check_params(params, shapes=caller == "wf.plan_pruning")
+    check_params(params)
     if compute is None:
         compute = Compute()
     elif not isinstance(compute, Compute):

@@ -35,6 +35,7 @@ from woodfisher_jax.rows.compute import watched
 from woodfisher_jax.rows.inputs import (
     check_concrete,
     check_net,
+    check_no_shapes,
     check_numbers,
     check_params,
     check_reads,
@@ -128,6 +129,7 @@ def prune_layerwise(
     """
     arguments = (net_fn, params, inputs, sparsity, masks, options)
     check_concrete("wf.prune_layerwise", arguments)
+    check_no_shapes(params)
     for name in options:
         names = [*keywords(prune_layerwise), *fields_of(Layerwise)]
         check_known(name, names, "wf.prune_layerwise")

@@ -142,15 +142,12 @@ def check_numbers(net_fn: Any, params: Params, batches: Sequence[Any]) -> None:
             done += len(numbers)
 
 
-def check_params(
-    params: Params, reader: str = "loss_fn", *, shapes: bool = False
-) -> None:
+def check_params(params: Params, reader: str = "loss_fn") -> None:
     """Raises unless there are leaves, and all are floating-point arrays.
 
     Args:
         params: Any pytree.
         reader: The argument that is the function of them, for the message.
-        shapes: Whether they may be shapes, which a plan needs alone.
 
     Raises:
         OptionError: If there are none.
@@ -163,8 +160,6 @@ def check_params(
             f"params, of type {type(params).__name__}, has no arrays; expected the "
             "weights of a network, any pytree",
         )
-    if not shapes:
-        check_no_shapes(params)
     for path, leaf in leaves.items():
         kind = getattr(leaf, "dtype", type(leaf).__name__)
         if not hasattr(leaf, "dtype") or not jnp.issubdtype(leaf.dtype, jnp.floating):

@@ -46,7 +46,12 @@ from woodfisher_jax.options import (
 from woodfisher_jax.prune import prune
 from woodfisher_jax.rows.compute import watched
 from woodfisher_jax.rows.gradients import LossFn, as_partial
-from woodfisher_jax.rows.inputs import check_concrete, check_params, check_size
+from woodfisher_jax.rows.inputs import (
+    check_concrete,
+    check_no_shapes,
+    check_params,
+    check_size,
+)
 from woodfisher_jax.rows.projections import METRICS, directions, projected
 from woodfisher_jax.schedules import levels
 from woodfisher_jax.selection.scope import sparser_layers
@@ -271,6 +276,7 @@ def prune_matched(
     check_whole("seed", seed, 0)
     if not callable(stage):
         raise TypeError(f"stage is of type {type(stage).__name__}; expected {_A_STAGE}")
+    check_no_shapes(params)
     check_params(params)
     found = _first(stage, params)
     axes = traced(found.outputs_fn, params, found.inputs, "outputs_fn").axes()

@@ -23,6 +23,7 @@ from woodfisher_jax.rows.inputs import (
     LARGEST,
     check_concrete,
     check_net,
+    check_no_shapes,
     check_not_zero,
     check_numbers,
     check_params,
@@ -172,6 +173,7 @@ def _dense_outputs(
             their squares leave float32.
     """
     check_net(net_fn)
+    check_no_shapes(params)
     check_params(params, "net_fn")
     (images,) = regroup(inputs, _number(inputs))
     check_not_zero(images)
