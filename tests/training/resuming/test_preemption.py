@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,14 @@ from woodfisher_jax.training.resuming.preemption import (
     Stopped,
     stop_requests,
 )
+
+
+@pytest.fixture(autouse=True)
+def no_nohup() -> Iterator[None]:
+    """The suite itself may be run by nohup, under which a run takes no hang-up."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.parametrize("number", list(EXIT_CODES))
