@@ -184,21 +184,6 @@ def normed(params, x, skip: float = 0.0):
     return jax.nn.relu(z + skip * y if skip else z) @ params["c"]
 
 
-@pytest.mark.parametrize(
-    "call",
-    [
-        lambda *given: wf.shrink(*given[:2], {}, given[2]),
-        lambda *given: wf.prune_outputs(*given, sparsity=0.5),
-        lambda *given: wf.prune_layerwise(*given, sparsity=0.5),
-    ],
-    ids=["shrink", "prune_outputs", "prune_layerwise"],
-)
-def test_shapes_are_no_params(call) -> None:
-    shapes = {"a": jax.ShapeDtypeStruct((2, 3), np.float32)}
-    with pytest.raises(TypeError, match=r"params\['a'\] is a jax.ShapeDtype"):
-        call(lambda params, x: x @ params["a"], shapes, np.ones((4, 2)))
-
-
 def test_a_constant_goes_into_the_mean_of_the_batch_norm_that_follows() -> None:
     masks = without(NORM, "a", 1, 4)
     small = wf.shrink(normed, NORM, masks, X)

@@ -246,3 +246,18 @@ def test_a_generator_of_inputs_is_called_one(function) -> None:
     batches = (np.ones((4, 3), np.float32) for _ in range(2))
     with pytest.raises(wf.OptionError, match=r"^inputs is a generator, .*list\(inputs"):
         function(lambda p, x: x @ p["w"], {"w": jnp.eye(3)}, batches, sparsity=0.5)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda *given: wf.shrink(*given[:2], {}, given[2]),
+        lambda *given: wf.prune_outputs(*given, sparsity=0.5),
+        lambda *given: wf.prune_layerwise(*given, sparsity=0.5),
+    ],
+    ids=["shrink", "prune_outputs", "prune_layerwise"],
+)
+def test_shapes_are_no_params(call) -> None:
+    shapes = {"a": jax.ShapeDtypeStruct((2, 3), np.float32)}
+    with pytest.raises(TypeError, match=r"params\['a'\] is a jax.ShapeDtype"):
+        call(lambda params, x: x @ params["a"], shapes, np.ones((4, 2)))

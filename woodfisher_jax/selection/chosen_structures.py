@@ -42,7 +42,7 @@ def check_structures(
             if unit in groups.units:
                 account.remove(unit)
     fewest = account.left
-    more = "one structure stays of each row of wf.structures(net_fn, params, inputs)"
+    reason = "one structure stays of each row of wf.structures(net_fn, params, inputs)"
     if goal.flops_target is not None:
         least = fewest["macs"] / MILLION
         if goal.flops_target < least:
@@ -50,7 +50,7 @@ def check_structures(
                 "flops_target",
                 f"flops_target={goal.flops_target} million multiply-accumulates with "
                 f"pattern={pattern.name!r}; expected more than {least:.4g}, for "
-                f"{more}; or make more tensors prunable",
+                f"{reason}; or make more tensors prunable",
             )
     elif goal.scope != "layer" and goal.sparsity is not None:
         kept = num_kept(order.size, goal.sparsity)
@@ -61,7 +61,7 @@ def check_structures(
                 "sparsity",
                 f"sparsity={goal.sparsity} with pattern={pattern.name!r} leaves "
                 f"{kept:,} of {order.size:,} prunable weights; expected at most "
-                f"{most:g} ({number:,} weights), for {more}; or make more tensors "
+                f"{most:g} ({number:,} weights), for {reason}; or make more tensors "
                 "prunable",
             )
 
