@@ -49,11 +49,11 @@ from woodfisher_jax.trees import axes, blocks, masks
 from woodfisher_jax.trees.axes import WeightAxes
 from woodfisher_jax.trees.masks import (
     apply_masks,
-    init_masks,
     masks_tree,
     sparsity,
     sparsity_by_path,
 )
+from woodfisher_jax.trees.prunable import init_masks
 from woodfisher_jax.weights import sparse_files
 
 # The only place, which the build reads too: so it is that of the code that runs, in a

@@ -33,8 +33,9 @@ from woodfisher_jax.selection.scope import sparser_layers
 from woodfisher_jax.selection.structures import Structures
 from woodfisher_jax.tracing.batch_statistics import training_mode
 from woodfisher_jax.trees.axes import WeightAxes
-from woodfisher_jax.trees.masks import Masks, Prunable
+from woodfisher_jax.trees.masks import Masks
 from woodfisher_jax.trees.paths import Params, leaves_by_path
+from woodfisher_jax.trees.prunable import Prunable
 from woodfisher_jax.trees.samples import regroup
 
 

@@ -12,8 +12,8 @@ from woodfisher_jax.curvature.hessian import (
     exact_diagonal,
     hutchinson_diagonal,
 )
-from woodfisher_jax.trees.masks import init_masks
 from woodfisher_jax.trees.paths import leaves_by_path
+from woodfisher_jax.trees.prunable import init_masks
 
 RANDOM = np.random.default_rng(0)
 MATRIX = RANDOM.standard_normal((6, 6)).astype(np.float32)

@@ -14,8 +14,8 @@ from woodfisher_jax.equations.kronecker import Factor, damped, diagonal, inverse
 from woodfisher_jax.rows.gradients import as_partial
 from woodfisher_jax.rows.problem import Problem
 from woodfisher_jax.trees.blocks import flat_order
-from woodfisher_jax.trees.masks import init_masks
 from woodfisher_jax.trees.paths import leaves_by_path
+from woodfisher_jax.trees.prunable import init_masks
 
 RANDOM = np.random.default_rng(0)
 EVERYTHING = lambda path, leaf: True  # noqa: E731

@@ -12,7 +12,7 @@ from woodfisher_jax.rows.gradients import as_partial
 from woodfisher_jax.rows.problem import Problem
 from woodfisher_jax.rows.values import missed, row_values
 from woodfisher_jax.trees.blocks import flat_order
-from woodfisher_jax.trees.masks import init_masks
+from woodfisher_jax.trees.prunable import init_masks
 
 PARAMS = {"w": jnp.array([[1.0, -2.0], [0.5, 3.0]])}
 X = np.random.default_rng(0).normal(size=(14, 2)).astype(np.float32)

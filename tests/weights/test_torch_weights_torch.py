@@ -10,7 +10,8 @@ from saved_runs import save_run
 
 from woodfisher_jax.models import build_model
 from woodfisher_jax.torch_weights import convert
-from woodfisher_jax.trees.masks import apply_masks, init_masks
+from woodfisher_jax.trees.masks import apply_masks
+from woodfisher_jax.trees.prunable import init_masks
 
 torch = pytest.importorskip("torch")
 load_file = pytest.importorskip("safetensors.torch").load_file

@@ -8,33 +8,25 @@ blocks.
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 
-from woodfisher_jax.curvature import checked
+from woodfisher_jax.curvature import checked, programs
 from woodfisher_jax.curvature.checked import Block, Task
 from woodfisher_jax.curvature.groups import parts_of
 from woodfisher_jax.curvature.method import Found
+from woodfisher_jax.curvature.programs import Grams
 from woodfisher_jax.curvature.sources import Blocks, InMemory, Source
-from woodfisher_jax.equations.batched import map_blocks
 from woodfisher_jax.equations.damping import (
     ChosenDamping,
     LeaveOneOut,
     choose_damping,
     leave_one_out,
 )
-from woodfisher_jax.equations.factors import shifted_factor
-from woodfisher_jax.equations.fisher import fisher_product
-from woodfisher_jax.equations.joint import columns_at
-from woodfisher_jax.equations.precision import in_float64, matmul, wide
-from woodfisher_jax.equations.products import along_rows, gram_matrix
-from woodfisher_jax.rows.budget import BATCH_BYTES
-from woodfisher_jax.rows.sharding import AXIS, held, replicate
+from woodfisher_jax.rows.sharding import replicate
 from woodfisher_jax.selection.patterns import Groups
 from woodfisher_jax.trees import blocks
 
@@ -46,9 +38,6 @@ takes as long as with zeros in their place."""
 WORTH_GATHERING = 10**10
 """Least N² c, over the blocks of a tile, for gathering: half a second a call. Another
 length of a support takes one to two seconds to compile."""
-
-Grams = dict[int, jax.Array]
-"""Of tiles by their key: N x N matrices of the blocks, float64 [num_blocks, N, N]."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +72,7 @@ class InverseFisher:
         for tile in self._sweep("curvature blocks"):
             found = self._run(task, tile, self._known(tile))
             value = self._put(value, found.value, tile)
-            touched = self._put(touched, _touched(tile.gradients), tile)
+            touched = self._put(touched, programs.touched(tile.gradients), tile)
             errors.append(found.error)
             factors[tile.key] = found.factor
         return Found(value, self._largest(errors), factors, touched)
@@ -201,7 +190,7 @@ class InverseFisher:
                 task = checked.chosen_of_each
             found = self._run(task, tile, given)
             numbers = np.concatenate([part.groups for part in parts], 1)
-            total = _added(total, found.value, numbers, mesh)
+            total = programs.added(total, found.value, numbers, mesh)
         return total
 
     # ------------------------------------------------------- formulas of F and of G
@@ -210,7 +199,9 @@ class InverseFisher:
         """F v, the damped Fisher itself, for a flat vector v [d]."""
         value = self._zeros()
         for tile in self._sweep("swap blocks"):
-            found = _multiplied(tile.gradients, self._take(vector, tile), self.damping)
+            found = programs.multiplied(
+                tile.gradients, self._take(vector, tile), self.damping
+            )
             value = self._put(value, found, tile)
         return value
 
@@ -242,7 +233,7 @@ class InverseFisher:
         total = 0.0
         for tile in self._sweep("loss model blocks"):
             vectors = self._take(vector, tile)
-            total += float(_forms(tile.gradients, vectors, self.damping))
+            total += float(programs.forms(tile.gradients, vectors, self.damping))
         return total
 
     def slope(self, targets: jax.Array) -> jax.Array:
@@ -253,7 +244,7 @@ class InverseFisher:
         """
         value = self._zeros()
         for tile in self.source.sweep("slope blocks", reverse=True):
-            value = self._put(value, _slopes(tile.gradients, targets), tile)
+            value = self._put(value, programs.slopes(tile.gradients, targets), tile)
         return value
 
     # ------------------------------------------------------------ the damping chosen
@@ -306,7 +297,7 @@ class InverseFisher:
         for tile in self._sweep("damping blocks", reverse=True):
             columns = self._few(tile, support)
             kept = self._take(support, tile) if columns is None else None
-            total, right, found = _grams_and_missing(
+            total, right, found = programs.grams_and_missing(
                 tile.gradients,
                 kept,
                 columns,
@@ -326,7 +317,7 @@ class InverseFisher:
         if self.known is not None or not self.source.keep_factors:
             return self
         grams = {
-            tile.key: _grams(tile.gradients)
+            tile.key: programs.grams(tile.gradients)
             for tile in self._sweep("curvature blocks")
             if self._by_samples(tile)
         }
@@ -338,7 +329,7 @@ class InverseFisher:
         known = None
         if self.grams is not None:
             # A factor takes N³ operations from here; from the gradients N²c.
-            known = _factors(self.grams, damping)
+            known = programs.factors(self.grams, damping)
         return dataclasses.replace(self, damping=damping, known=known)
 
     # --------------------------------------------- between tiles and flat vectors
@@ -346,7 +337,7 @@ class InverseFisher:
     def _sweep(self, label: str, reverse: bool = False) -> Iterator[Blocks]:
         for tile in self.source.sweep(label, reverse):
             if self.centered:
-                tile = tile._replace(gradients=_centered(tile.gradients))
+                tile = tile._replace(gradients=programs.centered(tile.gradients))
             yield tile
 
     def _by_samples(self, tile: Blocks) -> bool:
@@ -409,124 +400,7 @@ class InverseFisher:
         return replicate(zeros, self.source.compute.mesh)
 
     def _put(self, vector: jax.Array, values: jax.Array, tile: Blocks) -> jax.Array:
-        return _put(vector, values, tile.index, self.source.compute.mesh)
+        return programs.put(vector, values, tile.index, self.source.compute.mesh)
 
     def _take(self, vector: jax.Array | np.ndarray, tile: Blocks) -> jax.Array:
-        return _take(vector, tile.index, self.source.compute.mesh)
-
-
-# --------------------------------------------------------------------------- sources
-
-
-# ---------------------------------------------------------------- formulas of one tile
-
-
-@jax.jit
-def _centered(gradients: jax.Array) -> jax.Array:
-    """G - 1ḡᵀ of each block, so that GᵀG / N is F - ḡḡᵀ."""
-    wide = gradients.astype(jnp.float32)
-    return wide - jnp.mean(wide, axis=1, keepdims=True)
-
-
-@jax.jit
-def _touched(gradients: jax.Array) -> jax.Array:
-    """Weights of each block with a gradient whose square float32 tells from zero."""
-    wide = gradients.astype(jnp.float32)
-    return jnp.any(wide * wide > 0, axis=1)
-
-
-@jax.jit
-def _forms(gradients: jax.Array, vectors: jax.Array, damping: float) -> jax.Array:
-    """Σ_B v_Bᵀ F_B v_B over the blocks of a tile."""
-    along = matmul(gradients.astype(jnp.float32), vectors[..., None])
-    squares = jnp.sum(along * along) / gradients.shape[1]
-    return squares + damping * jnp.sum(vectors * vectors)
-
-
-@jax.jit
-def _multiplied(gradients: jax.Array, vectors: jax.Array, damping: float) -> jax.Array:
-    """F_B v_B of each block of a tile."""
-    wide = gradients.astype(jnp.float32)
-    strength = jnp.asarray(damping)
-    return jax.vmap(fisher_product, (0, None, 0))(wide, strength, vectors)
-
-
-@jax.jit
-def _slopes(gradients: jax.Array, targets: jax.Array) -> jax.Array:
-    """-Gᵀy / N of each block of a tile."""
-    # A sum, whose order does not depend on the number of blocks as that of a product
-    # does: F⁻¹ would enlarge the difference.
-    terms = targets[:, None] * gradients.astype(jnp.float32)
-    return -jnp.sum(terms, axis=1) / gradients.shape[1]
-
-
-@jax.jit
-@in_float64
-def _grams(gradients: jax.Array) -> jax.Array:
-    """G Gᵀ of each block of a tile, float64."""
-    return jax.lax.map(gram_matrix, gradients)
-
-
-@jax.jit
-@in_float64
-def _factors(grams: Grams, damping: jax.Array) -> Grams:
-    """The factors of all blocks, of all tiles in one loop, which is compiled once."""
-    every = jnp.concatenate(list(grams.values()))
-    shift = every.shape[1] * wide(damping)
-    together = max(1, BATCH_BYTES // (4 * every[0].size * every.dtype.itemsize))
-    found = map_blocks(lambda gram: shifted_factor(gram, shift), every, together)
-    ends = np.cumsum([len(gram) for gram in grams.values()])
-    return dict(zip(grams, jnp.split(found, ends[:-1]), strict=True))
-
-
-@jax.jit
-@in_float64
-def _grams_and_missing(
-    gradients: jax.Array,
-    support: jax.Array | None,
-    columns: jax.Array | None,
-    missing: jax.Array,
-    total: jax.Array,
-    right: jax.Array,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Adds Σ_B G_S G_Sᵀ and Σ_B G v over the blocks of a tile; and G_S G_Sᵀ of each.
-
-    S is given as True or by its columns.
-    """
-
-    def one_block(
-        block: tuple[jax.Array, jax.Array | None, jax.Array | None, jax.Array],
-    ) -> tuple[jax.Array, jax.Array]:
-        rows, kept, few, vector = block
-        products = along_rows(rows, wide(vector))
-        staying = rows if few is None else columns_at(rows, few)
-        if kept is not None:
-            staying = jnp.where(kept, staying, 0.0)
-        return gram_matrix(staying), products
-
-    grams, products = jax.lax.map(one_block, (gradients, support, columns, missing))
-    total, right = total + jnp.sum(grams, axis=0), right + jnp.sum(products, axis=0)
-    return total, right, grams
-
-
-@partial(jax.jit, static_argnames="mesh", donate_argnames="total")
-def _added(
-    total: jax.Array, values: jax.Array, index: jax.Array, mesh: Mesh | None
-) -> jax.Array:
-    """Adds what is known of some groups [blocks, groups * choices] to their rows."""
-    rows = held(values, mesh).reshape(-1, total.shape[1])
-    return total.at[index.reshape(-1)].add(rows, mode="drop")
-
-
-@partial(jax.jit, static_argnames="mesh", donate_argnames="vector")
-def _put(
-    vector: jax.Array, values: jax.Array, index: jax.Array, mesh: Mesh | None
-) -> jax.Array:
-    return blocks.scatter(vector, index, held(values, mesh))
-
-
-@partial(jax.jit, static_argnames="mesh")
-def _take(
-    vector: jax.Array | np.ndarray, index: jax.Array, mesh: Mesh | None
-) -> jax.Array:
-    return held(blocks.gather(jnp.asarray(vector), index), mesh, AXIS)
+        return programs.take(vector, tile.index, self.source.compute.mesh)

@@ -34,8 +34,9 @@ from woodfisher_jax.tracing.axes import Trace, traced
 from woodfisher_jax.trees import blocks
 from woodfisher_jax.trees import masks as masks_
 from woodfisher_jax.trees.axes import WeightAxes, given_axes
-from woodfisher_jax.trees.masks import Masks, Prunable
+from woodfisher_jax.trees.masks import Masks
 from woodfisher_jax.trees.paths import Params, leaves_by_path
+from woodfisher_jax.trees.prunable import Prunable, given_masks
 from woodfisher_jax.trees.samples import regroup
 
 
@@ -115,7 +116,7 @@ def checked_job(
     sample = samples if kept is None else kept
     known = _known_axes({} if axes is None else axes, loss_fn, params, sample, row)
     chosen = masks is not None or prunable is not None
-    masks = masks_.given_masks(params, masks, prunable, known.multiplied)
+    masks = given_masks(params, masks, prunable, known.multiplied)
     # The tree's own order, whatever jit or a checkpoint has made of the dict's.
     masks = {path: masks[path] for path in leaves_by_path(params) if path in masks}
     order = blocks.flat_order(masks, known.every or known.multiplied)

@@ -50,14 +50,9 @@ from woodfisher_jax.tracing.batch_statistics import training_mode
 from woodfisher_jax.tracing.segments import Program
 from woodfisher_jax.tracing.training_mode import explained
 from woodfisher_jax.trees.axes import Axes
-from woodfisher_jax.trees.masks import (
-    Masks,
-    Prunable,
-    given_masks,
-    left_out,
-    most_sparse,
-)
+from woodfisher_jax.trees.masks import Masks, left_out, most_sparse
 from woodfisher_jax.trees.paths import Params
+from woodfisher_jax.trees.prunable import Prunable, given_masks
 from woodfisher_jax.trees.samples import regroup, shapes_of
 
 

@@ -17,8 +17,9 @@ from woodfisher_jax.selection.named_patterns import (
 from woodfisher_jax.selection.structures import Member, Structures
 from woodfisher_jax.trees.axes import WeightAxes, given_axes
 from woodfisher_jax.trees.blocks import FlatOrder, as_read, flat_order
-from woodfisher_jax.trees.masks import Prunable, by_path, init_masks
+from woodfisher_jax.trees.masks import by_path
 from woodfisher_jax.trees.paths import Params, leaves_by_path
+from woodfisher_jax.trees.prunable import Prunable, init_masks
 
 
 class PatternError(ValueError):

@@ -58,9 +58,10 @@ from woodfisher_jax.selection.scope import sparser_layers
 from woodfisher_jax.tracing.axes import traced
 from woodfisher_jax.tracing.batch_statistics import training_mode
 from woodfisher_jax.tracing.training_mode import explained
-from woodfisher_jax.trees.masks import Masks, Prunable, given_masks
+from woodfisher_jax.trees.masks import Masks
 from woodfisher_jax.trees.masks import sparsity as sparsity_of
 from woodfisher_jax.trees.paths import Params
+from woodfisher_jax.trees.prunable import Prunable, given_masks
 from woodfisher_jax.trees.samples import on_host, regroup
 
 METHOD = "woodtaylor"

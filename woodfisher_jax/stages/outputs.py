@@ -44,8 +44,9 @@ from woodfisher_jax.stages.matching import (
 )
 from woodfisher_jax.tracing.batch_statistics import training_mode
 from woodfisher_jax.tracing.training_mode import explained
-from woodfisher_jax.trees.masks import Masks, Prunable
+from woodfisher_jax.trees.masks import Masks
 from woodfisher_jax.trees.paths import Params
+from woodfisher_jax.trees.prunable import Prunable
 from woodfisher_jax.trees.samples import regroup
 
 

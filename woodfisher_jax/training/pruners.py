@@ -5,7 +5,7 @@ from typing import Any
 import jax
 
 from woodfisher_jax.training.config import Config, ConfigError, PruneConfig
-from woodfisher_jax.trees import masks as masks_
+from woodfisher_jax.trees import prunable
 from woodfisher_jax.trees.axes import Axes
 from woodfisher_jax.trees.masks import Masks
 from woodfisher_jax.trees.paths import leaves_by_path
@@ -26,7 +26,7 @@ def selected_paths(
     """
     leaves = leaves_by_path(params)
     chosen = set(
-        jax.eval_shape(lambda p: masks_.init_masks(p, pruner.prunable, axes), params)
+        jax.eval_shape(lambda p: prunable.init_masks(p, pruner.prunable, axes), params)
     )
     if pruner.prune_biases:
         chosen |= {f"{path.rpartition('/')[0]}/bias" for path in chosen} & set(leaves)
@@ -58,7 +58,7 @@ def init_masks(params: Any, config: Config, axes: Axes | None = None) -> Masks:
                     f"select {path!r}; expected regular expressions that share none"
                 )
             owner[path] = name
-    return masks_.init_masks(params, lambda path, leaf: path in owner)
+    return prunable.init_masks(params, lambda path, leaf: path in owner)
 
 
 def _expression(config: Config, name: str) -> str:
