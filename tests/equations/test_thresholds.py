@@ -9,7 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from woodfisher_jax.equations.thresholds import keep_about, keep_highest, nth_highest
+from woodfisher_jax.equations.thresholds import (
+    keep_about,
+    keep_highest,
+    nth_highest,
+    running_count,
+)
 
 SIZES = (1, 2, 16)  # few, because each size compiles again
 
@@ -21,6 +26,12 @@ def test_the_nth_highest_is_that_of_a_sort(dtype) -> None:
     falling = np.sort(np.asarray(values, np.float32).ravel())[::-1]
     found = [nth_highest(values, n) for n in (1, 7, 15)]
     np.testing.assert_array_equal(np.float32(found), falling[[0, 6, 14]])
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 64, 100])
+def test_the_running_count_is_that_of_a_sum(size) -> None:
+    marks = np.arange(size) % 3 != 1
+    np.testing.assert_array_equal(running_count(jnp.asarray(marks)), np.cumsum(marks))
 
 
 def highest(scores: np.ndarray, mask: np.ndarray, kept: int) -> np.ndarray:

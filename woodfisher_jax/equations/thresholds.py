@@ -71,7 +71,7 @@ def keep_highest(
     if bounds is None or len(bounds) <= 2:
         stays = first_of(tied, room)
     else:
-        running = jnp.cumsum(tied)
+        running = running_count(tied)
         ends = running[np.asarray(bounds[1:]) - 1]
         most = jnp.diff(ends, prepend=0)
         limits = ends - most + _shared_out(room, most)
@@ -83,8 +83,8 @@ def keep_highest(
 def first_of(marks: jax.Array, number: jax.Array) -> jax.Array:
     """The longest range from the start with at most so many marks in it.
 
-    One pass for each bit of its length. A running sum, of which it could be read, takes
-    a compiler for TPUs ten times as long.
+    One pass for each bit of its length: half of the time of a running count, of which
+    it could be read, and less to compile.
 
     Args:
         marks: Bool [n].
@@ -102,6 +102,26 @@ def first_of(marks: jax.Array, number: jax.Array) -> jax.Array:
         return jnp.where(inside <= number, candidate, length)
 
     return places < jax.lax.fori_loop(0, bits, longer, jnp.zeros((), places.dtype))
+
+
+def running_count(marks: jax.Array) -> jax.Array:
+    """How many marks there are up to each place, itself included.
+
+    In rows of about the square root of the length: a running sum of 25 million entries
+    takes a compiler for TPUs 16 s, two of 5,000 take 3.6 s.
+
+    Args:
+        marks: Bool [n].
+
+    Returns:
+        Array [n], int32.
+    """
+    width = 1 << (marks.size.bit_length() // 2)
+    rows = jnp.pad(marks, (0, -marks.size % width)).reshape(-1, width)
+    counts = jnp.sum(rows, axis=1, dtype=jnp.int32)
+    before = jnp.cumsum(counts) - counts
+    running = jnp.cumsum(rows, axis=1, dtype=jnp.int32) + before[:, None]
+    return running.reshape(-1)[: marks.size]
 
 
 def _shared_out(number: jax.Array, most: jax.Array) -> jax.Array:
