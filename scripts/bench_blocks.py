@@ -3,7 +3,7 @@
     python scripts/bench_blocks.py [--plot=docs/images/cost.png]
 
 For each (c, N): the seconds of two [N, c] x [c, N] products alone; of diag(F⁻¹) and one
-product F⁻¹v, checked for precision, called for one block and for a panel of blocks; and
+product F⁻¹v, checked for precision, called for one block and for several; and
 of the sequential rank-1 recursion in plain NumPy, all in one process. With --plot, the
 cost of a step's curvature over c at fixed d, and over d at fixed c.
 """
@@ -30,21 +30,26 @@ from woodfisher_jax.report import environment
 
 SIZES = ((2000, 400), (500, 100), (2000, 100), (2000, 1000), (10000, 400), (784, 1000))
 DAMPING = 1e-2
-PANEL_NUMBERS = 2**25
+TOGETHER = 2**25
 
 
-def seconds(run: Callable[[], Any], repeats: int = 15, budget: float = 20.0) -> float:
-    """Median wall time of a call, after one that compiles."""
-    jax.block_until_ready(run())
-    found: list[float] = []
+def seconds(
+    *calls: Callable[[], Any], repeats: int = 15, budget: float = 20.0
+) -> list[float]:
+    """Median wall times of calls, in turn, after one of each that compiles."""
+    for call in calls:
+        jax.block_until_ready(call())
+    found: list[list[float]] = []
     started = time.perf_counter()
     while len(found) < repeats and (
         len(found) < 3 or time.perf_counter() - started < budget
     ):
-        start = time.perf_counter()
-        jax.block_until_ready(run())
-        found.append(time.perf_counter() - start)
-    return float(np.median(found))
+        found.append([])
+        for call in calls:
+            start = time.perf_counter()
+            jax.block_until_ready(call())
+            found[-1].append(time.perf_counter() - start)
+    return np.median(found, axis=0).tolist()
 
 
 @jax.jit
@@ -60,15 +65,16 @@ def ours(gradients: jax.Array, vectors: jax.Array) -> jax.Array:
     found = checked.checked_blocks(
         checked.diagonal, gradients, (), DAMPING, solver, names
     )
+    assert found.factor is not None
     others = (vectors / found.value, found.factor)
     return checked.checked_blocks(
-        checked.product, gradients, others, DAMPING, solver, names, again=1
+        checked.product, gradients, others, DAMPING, solver, names
     ).value
 
 
 def measure(width: int, num_samples: int, random: np.random.Generator) -> dict:
     """All times of one (c, N)."""
-    number = max(2, PANEL_NUMBERS // (num_samples * width))
+    number = max(2, TOGETHER // (num_samples * width))
     shape = (number, num_samples, width)
     blocks = jnp.asarray(random.standard_normal(shape, np.float32))
     vectors = jnp.asarray(random.standard_normal((number, width), np.float32))
@@ -79,14 +85,19 @@ def measure(width: int, num_samples: int, random: np.random.Generator) -> dict:
     inverse = sequential_inverse(array, DAMPING)
     inverse @ (np.asarray(vector[0]) / np.diagonal(inverse))
     sequential = time.perf_counter() - start
+    products, of_one, of_several = seconds(
+        lambda: two_products(first, second),
+        lambda: ours(one, vector),
+        lambda: ours(blocks, vectors),
+    )
     return {
         "c": width,
         "N": num_samples,
         "solver": choose_solver(num_samples, width),
-        "two_products": seconds(lambda: two_products(first, second)),
-        "one_block": seconds(lambda: ours(one, vector)),
-        "in_a_panel": seconds(lambda: ours(blocks, vectors)) / number,
-        "panel": number,
+        "two_products": products,
+        "one_block": of_one,
+        "of_several": of_several / number,
+        "several": number,
         "sequential": sequential,
     }
 
@@ -101,14 +112,14 @@ def show(rows: list[dict]) -> None:
         "two products, ms",
         "one block, ms",
         "x products",
-        "in a panel, ms",
+        "of several, ms",
         "x products",
         "sequential, ms",
         "faster by",
     ):
         table.add_column(heading, justify="right")
     for row in rows:
-        floor, panel = row["two_products"], row["in_a_panel"]
+        floor, several = row["two_products"], row["of_several"]
         table.add_row(
             str(row["c"]),
             str(row["N"]),
@@ -116,8 +127,8 @@ def show(rows: list[dict]) -> None:
             f"{1e3 * floor:.2f}",
             f"{1e3 * row['one_block']:.2f}",
             f"{row['one_block'] / floor:.2f}",
-            f"{1e3 * panel:.2f}",
-            f"{panel / floor:.2f}",
+            f"{1e3 * several:.2f}",
+            f"{several / floor:.2f}",
             f"{1e3 * row['sequential']:.0f}",
             f"{row['sequential'] / row['one_block']:.0f}",
         )
@@ -145,7 +156,7 @@ def plot(path: Path, random: np.random.Generator) -> None:
             numbers[: number * num_samples * width].reshape(number, num_samples, width)
         )
         vectors = jnp.ones((number, width), jnp.float32)
-        return seconds(lambda: ours(gradients, vectors), repeats=5)
+        return seconds(lambda: ours(gradients, vectors), repeats=5)[0]
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
     widths = (100, 200, 500, 1000, 2000, 5000, 10_000, 20_000)

@@ -19,7 +19,7 @@ import itertools
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -63,7 +63,7 @@ def write_photographs(root: Path) -> int:
     return round(sum(sizes) / len(sizes))
 
 
-def plain_loop(root: Path, batch_size: int) -> Iterator[np.ndarray]:
+def plain_loop(root: Path, batch_size: int) -> Generator[np.ndarray, None, None]:
     """The same work by Pillow alone: crop, flip, scale, normalise, stack."""
     from PIL import Image
 
@@ -89,7 +89,9 @@ def plain_loop(root: Path, batch_size: int) -> Iterator[np.ndarray]:
         yield (np.stack(images) - mean) / std
 
 
-def pipeline(dataset: data.DataSet, batch_size: int) -> Iterator[np.ndarray]:
+def pipeline(
+    dataset: data.DataSet, batch_size: int
+) -> Generator[np.ndarray, None, None]:
     """Training batches of an epoch."""
     steps = data.steps_per_epoch(dataset, batch_size)
     for batch in data.epoch_batches(

@@ -129,22 +129,26 @@ def main() -> None:
     samples = batches.fisher_samples(dataset, seed=0, draw=0, count=NUM_SAMPLES)
     loss_fn = frozen_loss(model, {})
 
-    options = {"method": "woodfisherblock", "damping": DAMPING, "sparsity": SPARSITY}
+    options: dict[str, Any] = {
+        "method": "woodfisherblock",
+        "damping": DAMPING,
+        "sparsity": SPARSITY,
+    }
 
-    def ours() -> Any:
+    def step() -> Any:
         return jax.block_until_ready(wf.prune(loss_fn, params, samples, **options)[:2])
 
     plain = in_torch(params, samples)
     seconds, in_turn = [], []
     for _ in range(1 + REPEATS):
-        seconds.append(timed(ours))
+        seconds.append(timed(step))
         in_turn.append(timed(plain) if plain else (np.nan, np.nan))
     (cold, cold_cpu), (warm, warm_cpu) = seconds[0], np.median(seconds[1:], axis=0)
     (torch_cold, _), (torch_warm, torch_cpu) = (
         in_turn[0],
         np.median(in_turn[1:], axis=0),
     )
-    pruned, masks = ours()
+    pruned, masks = step()
     peak = environment.peak_rss_bytes()
 
     order = blocks.flat_order(masks)

@@ -22,6 +22,7 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,7 @@ def run_row(arguments: argparse.Namespace, row: str) -> dict[str, Any]:
         return module.apply({"params": params}, tokens)  # type: ignore[return-value]
 
     original = params
+    small_fn: Callable[[Any, Any], Any] = net_fn
     start, cpu = time.perf_counter(), time.process_time()
     found: dict[str, Any] = {"row": row}
     if row != "dense":
@@ -101,14 +103,14 @@ def run_row(arguments: argparse.Namespace, row: str) -> dict[str, Any]:
     }
     kinds = [] if arguments.kept_apart else kinds[: len(evaluation)]
     if row != "dense" and structured(goal.get("pattern")):
-        whole, dense_fn = original, net_fn
-        net_fn, params = wf.shrunk(net_fn, params, masks, evaluation[:1])
+        whole = original
+        small_fn, params = wf.shrunk(net_fn, params, masks, evaluation[:1])
         found |= {
             "parameters": num_parameters(params) / num_parameters(whole),
-            "tokens_a_second": tokens_a_second(net_fn, params, evaluation),
-            "dense_tokens_a_second": tokens_a_second(dense_fn, whole, evaluation),
+            "tokens_a_second": tokens_a_second(small_fn, params, evaluation),
+            "dense_tokens_a_second": tokens_a_second(net_fn, whole, evaluation),
         }
-    text = perplexity(net_fn, jax.device_put(params), evaluation, kinds)
+    text = perplexity(small_fn, jax.device_put(params), evaluation, kinds)
     return found | {"perplexity": round(text.all, 2), **text.by_kind}
 
 

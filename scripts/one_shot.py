@@ -360,13 +360,14 @@ EXPERIMENTS = {
                 "method": "woodfisher",
                 "num_samples": 500,
                 "batch_size": 16,
-                **options,
+                "recompute": steps,
+                "recompute_schedule": schedule,
             }
-            for name, options in {
-                "one step": {},
-                "R = 15, linear": {"recompute": 15},
-                "R = 15, poly": {"recompute": 15, "recompute_schedule": "poly"},
-            }.items()
+            for name, steps, schedule in (
+                ("one step", 0, "linear"),
+                ("R = 15, linear", 15, "linear"),
+                ("R = 15, poly", 15, "poly"),
+            )
         },
         3,
     ),
@@ -440,7 +441,7 @@ def network(experiment: Experiment, checkpoint: Path) -> Network:
     """Reads model, data and checkpoint."""
     data_name, build = NETWORKS[experiment.model]
     model, dataset = build(), data.load(data_name)
-    image = np.zeros((1, *dataset.train.images.shape[1:]), np.float32)
+    image = np.zeros((1, *dataset.image_shape), np.float32)
     variables, _ = to_variables(
         read_state_dict(checkpoint),
         jax.eval_shape(model.init, jax.random.key(0), image),
@@ -478,7 +479,7 @@ def rows_of(
     outputs_fn, key = frozen_outputs(network.model, network.stats), jax.random.key(seed)
     outputs = outputs_of(outputs_fn, network.params, samples["image"])
     if source == "labels of the model":
-        drawn = wf.gradients.sample_labels(key, outputs)
+        drawn = wf.gradients.sample_labels(key, jnp.asarray(outputs))
         return loss_fn, {**samples, "label": np.asarray(drawn)}
     stage = wf.matching.Stage(outputs_fn, samples["image"], outputs)
     rows = wf.matching.matching_rows(stage, network.params, key, source)
@@ -494,6 +495,7 @@ def pruned(
     drawn = batches.fisher_samples(
         network.dataset, seed=seed, draw=0, count=size + kept_apart
     )
+    assert isinstance(drawn, dict)
     samples, held_out = (
         {name: array[part] for name, array in drawn.items()}
         for part in (slice(size), slice(size, None))
@@ -536,7 +538,7 @@ def layer_by_layer(
     network: Network, experiment: Experiment, arguments: dict[str, Any], images: Any
 ) -> Iterator[tuple[float, Any, dict[str, Any]]]:
     """Yields each target with the parameters that ``wf.prune_layerwise`` gives."""
-    options = {"batch_size": LAYERWISE_BATCH_SIZE}
+    options: dict[str, Any] = {"batch_size": LAYERWISE_BATCH_SIZE}
     options |= {
         name: value
         for name, value in arguments.items()

@@ -16,7 +16,7 @@ percent.
 import argparse
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,7 +46,13 @@ BATCH_NORM_IMAGES_STAGE = 2_000
 WAY = (0.5, 0.75, 1.0, 1.0)
 """Of the last row: share of the way to the pattern at each stage; one is a repair."""
 
-VIT = {"width": 64, "num_heads": 4, "depth": 4, "patch_size": 7, "num_classes": 10}
+VIT: dict[str, Any] = {
+    "width": 64,
+    "num_heads": 4,
+    "depth": 4,
+    "patch_size": 7,
+    "num_classes": 10,
+}
 
 ALONE = {"method": "woodfisherblock", "update": "none"}
 JOINT = {"method": "woodfisherblock", "update": "joint"}
@@ -133,7 +139,7 @@ def pruned(network: Network, arguments: dict[str, Any], seed: int) -> Any:
     return jax.block_until_ready(params)
 
 
-def axes_of(network: Network) -> dict[str, wf.WeightAxes]:
+def axes_of(network: Network) -> Mapping[str, wf.WeightAxes]:
     """What the axes of the weights are: magnitudes have no samples to tell."""
     variables = {"params": network.params, "batch_stats": network.batch_stats}
     return objective.axes_of(network.model, variables, network.dataset.image_shape)
@@ -148,13 +154,18 @@ def matched(network: Network, arguments: dict[str, Any], seed: int) -> Any:
         stats, augment = network.batch_stats, bool(network.batch_stats)
         if draw and stats:
             stats = statistics_of(network, params, seed, draw, BATCH_NORM_IMAGES_STAGE)
-        images = batches.fisher_samples(
+        drawn = batches.fisher_samples(
             network.dataset, seed=seed, draw=draw, count=number, augment=augment
-        )["image"]
+        )
+        assert isinstance(drawn, dict)
+        images = drawn["image"]
         wanted = outputs_of(dense, network.params, images)
         return Stage(frozen_outputs(network.model, stats), images, wanted)
 
-    goal = goal or wf.patterns.parse(arguments["pattern"]).sparsity
+    if goal is None:
+        pattern = wf.patterns.parse(arguments["pattern"])
+        assert pattern is not None
+        goal = pattern.sparsity
     params, masks, _ = wf.prune_matched(
         stage,
         network.params,

@@ -27,7 +27,7 @@ import numpy as np
 from woodfisher_jax import main
 from woodfisher_jax.progress import silent
 from woodfisher_jax.training import loop
-from woodfisher_jax.training.config import ConfigError
+from woodfisher_jax.training.config import Config, ConfigError
 from woodfisher_jax.training.resuming import checkpoint
 from woodfisher_jax.training.start import prepare
 
@@ -182,6 +182,7 @@ def try_saves(number: int, whole: Path, cache: Path, draw: random.Random) -> lis
     """Damages the latest save of a run and starts it again; rows of the table."""
     expected = outcome(whole)
     _, config = main.read_config([*RUN, f"--config.compile_cache_dir={cache}"])
+    assert isinstance(config, Config)
     latest = str(events(whole)[-1])
     files = [
         path.relative_to(whole)
@@ -222,6 +223,7 @@ def refused(override: str) -> str:
     """The message by which a config is refused; empty if it is not."""
     try:
         _, config = main.read_config([*RUN, f"--config.{override}"])
+        assert isinstance(config, Config)
         prepare(config, silent)
     except tuple(main.ERRORS) as error:
         code = next(c for kind, c in main.ERRORS.items() if isinstance(error, kind))

@@ -202,7 +202,7 @@ def setup(network: Network, checkpoint: Path) -> Setup:
     """Reads model, data and checkpoint."""
     model = models.build_model(network.model)
     dataset = data.load(network.dataset)
-    image = np.zeros((1, *dataset.train.images.shape[1:]), np.float32)
+    image = np.zeros((1, *dataset.image_shape), np.float32)
     variables, _ = to_variables(
         read_state_dict(checkpoint),
         jax.eval_shape(model.init, jax.random.key(0), image),
@@ -347,7 +347,8 @@ def repaired(
         augment=given.network.augment,
     )
     pairs = (
-        {"image": batch["image"], "wanted": wanted(batch["image"])} for batch in drawn
+        {"image": batch["image"], "wanted": wanted(jnp.asarray(batch["image"]))}
+        for batch in drawn
     )
     optimizer = optax.adam(optax.cosine_onecycle_schedule(count, rate, pct_start=0.1))
     return distil(

@@ -101,7 +101,7 @@ def network(name: str, checkpoint: Path, epochs: int, budget: str) -> Network:
     model, dataset = build(), data.load(data_name)
     # Times are those of a batch, counts those of one example.
     size = 64 if budget == "latency" else 1
-    image = np.zeros((size, *dataset.train.images.shape[1:]), np.float32)
+    image = np.zeros((size, *dataset.image_shape), np.float32)
     if not checkpoint.exists():
         variables = model.init(jax.random.key(0), image)
         variables = trained(model, dataset, variables, epochs, 0, from_nothing)
@@ -111,7 +111,7 @@ def network(name: str, checkpoint: Path, epochs: int, budget: str) -> Network:
     variables = jax.tree.map(jnp.asarray, dict(variables))
 
     def net_fn(variables: Any, images: jax.Array) -> jax.Array:
-        return model.apply(variables, images, train=False)  # type: ignore[return-value]
+        return model.apply(variables, images, train=False)
 
     found = wf.structures(net_fn, variables, image)
     shapes = {path: leaf.shape for path, leaf in leaves_by_path(variables).items()}
@@ -130,7 +130,8 @@ def by_magnitude(
     Li et al. 2017, arXiv:1608.08710.
     """
     del seed
-    leaves, losses = leaves_by_path(given.variables), {}
+    leaves = leaves_by_path(given.variables)
+    losses: dict[int, float] = {}
     for family in given.found.families:
         norms = np.zeros(len(family.units))
         for member in family.members:
@@ -181,6 +182,8 @@ def layer_by_layer(options: dict[str, Any]) -> Callable[..., tuple[Any, Any]]:
         drawn = batches.fisher_samples(
             given.dataset, seed=seed, draw=0, count=2000, augment=True
         )
+        assert isinstance(drawn, dict)
+        goal: dict[str, Any] = {budget: share}
         variables, masks, _ = wf.prune_layerwise(
             given.outputs,
             given.variables,
@@ -190,7 +193,7 @@ def layer_by_layer(options: dict[str, Any]) -> Callable[..., tuple[Any, Any]]:
             batch_size=100,
             damping=0.01,  # As in the figures of docs/benchmarks.md.
             progress=False,
-            **{budget: share},
+            **goal,
             **options,
         )
         return variables, masks
@@ -312,9 +315,9 @@ def run(
     start = time.process_time()
     variables, masks = METHODS[row](given, arguments.budget, share, seed)
     seconds = time.process_time() - start
-    image = jnp.asarray(
-        batches.fisher_samples(given.dataset, seed=0, draw=0, count=2)["image"]
-    )
+    drawn = batches.fisher_samples(given.dataset, seed=0, draw=0, count=2)
+    assert isinstance(drawn, dict)
+    image = jnp.asarray(drawn["image"])
     _, small = wf.shrunk(given.outputs, variables, masks, image)
     model = models.resized(given.model, small, image)
     account = given.found.account(given.found.gone(masks))
