@@ -47,31 +47,31 @@ def check_room(folder: str | os.PathLike[str], need: int = 0) -> None:
 
 
 def replace_file(
-    path: str | os.PathLike[str], content: str | bytes | bytearray
+    path: str | os.PathLike[str], *content: str | bytes | bytearray | memoryview
 ) -> None:
     """Writes a file so that at any moment the old one or the new one is there whole.
 
     Args:
         path: The file; its folder is made where absent.
-        content: All of it; a string is written as UTF-8.
+        *content: All of it, one after another; a string is written as UTF-8.
 
     Raises:
         WriteError: If the disk does not take it. An old file stays as it was.
     """
     path = Path(path)
-    data = content.encode() if isinstance(content, str) else content
+    parts = [part.encode() if isinstance(part, str) else part for part in content]
     partial = path.with_name(path.name + ".tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("wb") as file:
-            file.write(data)
+            file.writelines(parts)
             file.flush()
             os.fsync(file.fileno())  # Else a power cut can leave the new name empty.
         os.replace(partial, path)
     except OSError as error:
         needs = "expected a folder that can be written to"
         if error.errno in FULL:
-            needs = f"it needs {len(data):,} bytes{_free(path.parent)}"
+            needs = f"it needs {sum(map(len, parts)):,} bytes{_free(path.parent)}"
         raise WriteError(
             f"{path} cannot be written: {error.strerror or error}; {needs}"
         ) from error

@@ -325,6 +325,20 @@ def test_a_tied_embedding_that_is_asked_for_is_refused() -> None:
         wf.prune_layerwise(tied, TIED, TOKENS, sparsity=0.5, prunable=".")
 
 
+def test_all_that_are_no_layers_are_named_at_once() -> None:
+    params = {name: normal(i, 5, 5) for i, name in enumerate(("of", "u", "v"))}
+
+    def net(p, x):
+        step = lambda h, row: (jnp.tanh(h @ p["u"] + row @ p["v"]), None)  # noqa: E731
+        return jax.lax.scan(step, x, jnp.stack([x, x]))[0] @ p["of"]
+
+    message = (
+        r"'u' enters .* after 'scan' \(and 'v' as little\); leave them out by .*'v'"
+    )
+    with pytest.raises(wf.OptionError, match=message):
+        wf.prune_layerwise(net, params, X, sparsity=0.5)
+
+
 def test_a_weight_of_several_layers_is_refused() -> None:
     def net(params, x):
         return jnp.tanh(x @ params["w"]) @ params["w"]

@@ -14,7 +14,7 @@ from flax import nnx
 from traced_programs import IMAGES, B, C, D, H, S, X, attention, ones, roles
 
 import woodfisher_jax as wf
-from woodfisher_jax.tracing.axes import find_axes
+from woodfisher_jax.tracing.axes import find_axes, traced
 from woodfisher_jax.trees.axes import WeightAxes
 
 # ------------------------------------------------------------------------------ layers
@@ -316,3 +316,14 @@ def test_a_function_without_a_hash_is_walked() -> None:
     net = Net(jnp.ones(2))
     axes = find_axes(net, {"w": jnp.ones((3, 2))}, jnp.ones((4, 3)))
     assert axes["w"].roles == "io"
+
+
+def test_a_layer_without_neurons_is_none() -> None:
+    """As after one that was taken out whole."""
+    params = {"a": jnp.ones((3, 0)), "c": jnp.ones((0, 2)), "d": jnp.ones((3, 2))}
+
+    def net(p, x):
+        return jax.nn.relu(x @ p["a"]) @ p["c"] + x @ p["d"]
+
+    trace = traced(net, params, jnp.ones((4, 3)))
+    assert list(trace.axes()) == list(trace.all_axes()) == ["d"]

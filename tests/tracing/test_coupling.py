@@ -14,8 +14,10 @@ from woodfisher_jax.tracing.coupling import coupled
         lambda p, x: jax.jit(jax.checkpoint(jax.nn.silu))(x),
         lambda p, x: jax.lax.cond(jnp.array(True), jnp.tanh, jnp.negative, x),
         lambda p, x: jax.lax.fori_loop(0, 3, lambda i, h: h + jnp.sin(x) * i, x),
+        lambda p, x: (jnp.tanh(x), jnp.mean(x, axis=-1))[0],
+        lambda p, x: jax.lax.scan(lambda h, _: (h + 1, h.sum(-1)), x, None, 2)[0],
     ],
-    ids=["call", "branches", "loop"],
+    ids=["call", "branches", "loop", "a mean that is not used", "the same in a loop"],
 )
 def test_entries_that_pass_are_the_same(between) -> None:
     assert channels(between) == ONE_TO_ONE

@@ -25,6 +25,23 @@ def test_arrays_and_metadata_are_restored(tmp_path: Path) -> None:
         load_safetensors(path)
 
 
+def test_the_same_content_is_the_same_file(tmp_path: Path) -> None:
+    told = {name: f'"{name}"\n\u2028ü/\\' for name in "dbace"}
+    arrays = {"w": np.arange(5.0), "v": np.ones((2, 3), np.float16)}
+    save_safetensors(tmp_path / "one.safetensors", arrays, told)
+    backwards = dict(reversed(told.items()))
+    save_safetensors(tmp_path / "two.safetensors", arrays, backwards)
+    one, two = (tmp_path / f"{name}.safetensors" for name in ("one", "two"))
+    assert one.read_bytes() == two.read_bytes()
+    found, strings = load_safetensors(one)
+    assert strings == told
+    assert {name: array.tolist() for name, array in found.items()} == {
+        name: array.tolist() for name, array in arrays.items()
+    }
+    order = [one.read_bytes().index(f'"{name}":"'.encode()) for name in "abcde"]
+    assert order == sorted(order)
+
+
 @pytest.mark.parametrize(
     ("name", "error", "words"),
     [

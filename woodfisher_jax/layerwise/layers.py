@@ -53,10 +53,11 @@ def find_layers(
         OptionError: If a tensor is not the weight of layers that can be followed, or a
             pattern does not fit it.
     """
+    _check_uses({path: program.uses.get(path, ()) for path in masks})
     found: dict[Product, list[Layer]] = {}
     for path, mask in masks.items():
         shape = tuple(mask.shape)
-        products = _products(path, program.uses.get(path, ()))
+        products = [u for u in program.uses[path] if isinstance(u, Product)]
         order = flat_order({path: mask}, axes)
         _check_once(path, shape, products)
         for product in products:
@@ -82,18 +83,27 @@ def untied(axes: Axes, uses: Mapping[str, Sequence[Use]]) -> Axes:
     }
 
 
-def _products(path: str, uses: Sequence[Use]) -> list[Product]:
-    remedy = f"{left_out(path)}, or prune with wf.prune_outputs"
-    for use in uses:
-        if isinstance(use, Other):
-            raise OptionError(
-                "prunable", f"layer-wise pruning: {path!r} {use.reason}; {remedy}"
-            )
-    products = [use for use in uses if isinstance(use, Product)]
-    if not products or len(products) < len(uses):
-        what = "is no layer's weight" if uses else "is not used by net_fn"
-        raise OptionError("prunable", f"layer-wise pruning: {path!r} {what}; {remedy}")
-    return products
+def _check_uses(uses: Mapping[str, Sequence[Use]]) -> None:
+    """Raises unless all that reads the tensors are layers; with all that are not."""
+    refused = {path: why for path, own in uses.items() if (why := _no_layer(own))}
+    if not refused:
+        return
+    (path, why), *others = refused.items()
+    more = f" (and {', '.join(repr(p) for p, _ in others)} as little)" if others else ""
+    raise OptionError(
+        "prunable",
+        f"layer-wise pruning: {path!r} {why}{more}; {left_out(*refused)}, or prune "
+        "with wf.prune_outputs",
+    )
+
+
+def _no_layer(uses: Sequence[Use]) -> str:
+    """Why a tensor is not the weight of layers alone; "" if it is."""
+    if not uses:
+        return "is not used by net_fn"
+    others = (use.reason for use in uses if isinstance(use, Other))
+    products = all(isinstance(use, Product) for use in uses)
+    return next(others, "" if products else "is no layer's weight")
 
 
 def _check_once(path: str, shape: tuple[int, ...], products: list[Product]) -> None:

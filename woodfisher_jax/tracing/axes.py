@@ -153,7 +153,7 @@ class Trace:
         return {
             path: conventional(path, self._origins.shapes[path])._replace(doubt=other)
             for path in self._origins.raw
-            if path in self._walk.read
+            if path in self._walk.read and 0 not in self._origins.shapes[path]
         } | self.axes()
 
     def unused(self) -> tuple[str, ...]:
@@ -165,8 +165,10 @@ class Trace:
         )
 
     def axes_of(self, path: str) -> WeightAxes | None:
-        """The axes of a tensor; None if it is in no product."""
+        """The axes of a tensor; None if it is in no product, or has no entry."""
         shape, hidden = self._origins.shapes[path], self.hidden(path)
+        if 0 in shape:
+            return None
         own = [product for product in self.occurrences(path) if not product.factor]
         found = [self._layout(path, product.roles) for product in own]
         if hidden:

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+from jax.interpreters.partial_eval import dce_jaxpr
 
 from woodfisher_jax.tracing.entries import rules
 from woodfisher_jax.tracing.entries.products import EntryProducts
@@ -240,5 +241,8 @@ def coupled(f: Callable[[Params, Any], Any], params: Params, inputs: Any) -> Cou
     """
     with explained():
         program = jax.make_jaxpr(f)(params, inputs)
+    # What no output depends on keeps no channel whole.
+    live, _ = dce_jaxpr(program.jaxpr, True, instantiate=True)
+    program = ClosedJaxpr(live, program.consts)
     shapes = {p: tuple(leaf.shape) for p, leaf in leaves_by_path(params).items()}
     return Coupling(program, shapes)

@@ -1,5 +1,6 @@
 """Names of files to write, and the safetensors format."""
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -48,7 +49,13 @@ def save_safetensors(
     import safetensors.numpy
 
     # Not save_file: its files are for the owner alone, whatever the umask.
-    replace_file(path, safetensors.numpy.save(dict(arrays), dict(metadata)))
+    written = safetensors.numpy.save(dict(arrays), dict(metadata))
+    # It writes the strings in an order that differs from one process to the next.
+    start = 8 + int.from_bytes(written[:8], "little")
+    header = json.loads(written[8:start])
+    header["__metadata__"] = dict(sorted(metadata.items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    replace_file(path, written[:8], text.ljust(start - 8), memoryview(written)[start:])
 
 
 def load_safetensors(
