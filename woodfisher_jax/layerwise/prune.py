@@ -148,15 +148,17 @@ def prune_layerwise(
     if isinstance(solver, SingleWeights) and solver.sparser:
         said.append(stay_sparser(solver.sparser, solver.level))
     if sequence.emptied:
-        ways = "lower sparsity"
-        if isinstance(solver, SingleWeights) and sequence.settings.scope == "layer":
+        by_layer = sequence.settings.scope == "layer"
+        ways = "raise the budget" if isinstance(solver, Removal) else "lower sparsity"
+        if isinstance(solver, SingleWeights) and by_layer:
             most = most_sparse(min(sequence.emptied.values()))
             ways = f"lower sparsity={solver.level} to {most}, which leaves one in each"
             if not most:  # Of a single weight.
                 ways = "lower sparsity to 0"
+        other = ", or use scope='global'" if by_layer else ""
         said.append(
-            f"no weight is left of {list(sequence.emptied)}; {ways}, leave them out of "
-            "prunable, or use scope='global'"
+            f"no weight is left of {list(sequence.emptied)}; {ways}, or leave them out "
+            f"of prunable{other}"
         )
     warn_of_texts(said, stacklevel=3)  # The caller's line: a decorator is in between.
     return params, masks, info._replace(warnings=(*info.warnings, *said))
