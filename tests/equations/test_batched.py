@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from woodfisher_jax.curvature import checked, inverse
+from woodfisher_jax.curvature import checked, programs
 from woodfisher_jax.equations.batched import map_blocks
 from woodfisher_jax.equations.fisher import recursive_inverse
 from woodfisher_jax.equations.groups import group_forms
@@ -53,7 +53,7 @@ def forms(gradients):
     [
         (factors, MATRICES, {"3x3"}, {"2x3x3", "1x3x3"}),
         (
-            partial(inverse._factors.__wrapped__, damping=1.0),
+            partial(programs.factors.__wrapped__, damping=1.0),
             {0: MATRICES},
             {"3x3"},
             {"7x3x3"},

@@ -114,13 +114,13 @@ def running_count(marks: jax.Array) -> jax.Array:
         marks: Bool [n].
 
     Returns:
-        Array [n], int32.
+        Array [n] of the type that JAX counts in, int32 or int64.
     """
     width = 1 << (marks.size.bit_length() // 2)
     rows = jnp.pad(marks, (0, -marks.size % width)).reshape(-1, width)
-    counts = jnp.sum(rows, axis=1, dtype=jnp.int32)
+    counts = jnp.sum(rows, axis=1)
     before = jnp.cumsum(counts) - counts
-    running = jnp.cumsum(rows, axis=1, dtype=jnp.int32) + before[:, None]
+    running = jnp.cumsum(rows, axis=1) + before[:, None]
     return running.reshape(-1)[: marks.size]
 
 
