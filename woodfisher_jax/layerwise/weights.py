@@ -10,12 +10,7 @@ from woodfisher_jax.layerwise.sequence import Layers, Sequence
 from woodfisher_jax.options import OptionError
 from woodfisher_jax.selection.named_patterns import Pattern
 from woodfisher_jax.tracing.layers import Product
-from woodfisher_jax.trees.masks import (
-    Masks,
-    count,
-    most_sparse,
-    num_kept,
-)
+from woodfisher_jax.trees.masks import Masks, count, most_sparse, num_kept
 
 PENALTIES = (0.4, 0.7)
 """Penalties of ADMM in turn, in units of the second moment of an input."""

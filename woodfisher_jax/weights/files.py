@@ -55,7 +55,9 @@ def save_safetensors(
     header = json.loads(written[8:start])
     header["__metadata__"] = dict(sorted(metadata.items()))
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    replace_file(path, written[:8], text.ljust(start - 8), memoryview(written)[start:])
+    text += b" " * (-len(text) % 8)  # The format aligns what follows.
+    length = len(text).to_bytes(8, "little")
+    replace_file(path, length, text, memoryview(written)[start:])
 
 
 def load_safetensors(
