@@ -31,6 +31,7 @@ import woodfisher_jax as wf
 from woodfisher_jax import data, models
 from woodfisher_jax.data import batches
 from woodfisher_jax.layerwise.structures import counts_of, goal_of, readers
+from woodfisher_jax.models.convolutions import fast_weight_gradients
 from woodfisher_jax.models.vit import VisionTransformer
 from woodfisher_jax.selection.latencies import timed
 from woodfisher_jax.selection.structures import Structures
@@ -262,7 +263,8 @@ def trained(
 
     @jax.jit
     def step(params: Any, stats: Any, state: Any, batch: Any) -> tuple[Any, Any, Any]:
-        slopes, changed = jax.grad(loss_fn, has_aux=True)(params, stats, batch)
+        with fast_weight_gradients():
+            slopes, changed = jax.grad(loss_fn, has_aux=True)(params, stats, batch)
         updates, state = optimizer.update(slopes, state, params)
         return optax.apply_updates(params, updates), {**stats, **changed}, state
 
