@@ -28,6 +28,7 @@ from woodfisher_jax import main
 from woodfisher_jax.progress import silent
 from woodfisher_jax.training import loop
 from woodfisher_jax.training.config import Config, ConfigError
+from woodfisher_jax.training.config.arguments import read_config
 from woodfisher_jax.training.resuming import checkpoint
 from woodfisher_jax.training.start import prepare
 
@@ -181,7 +182,7 @@ DAMAGES: dict[str, Callable[[Path, random.Random], None]] = {
 def try_saves(number: int, whole: Path, cache: Path, draw: random.Random) -> list[str]:
     """Damages the latest save of a run and starts it again; rows of the table."""
     expected = outcome(whole)
-    _, config = main.read_config([*RUN, f"--config.compile_cache_dir={cache}"])
+    _, config = read_config([*RUN, f"--config.compile_cache_dir={cache}"])
     assert isinstance(config, Config)
     latest = str(events(whole)[-1])
     files = [
@@ -222,7 +223,7 @@ def kind_of(file: Path) -> str:
 def refused(override: str) -> str:
     """The message by which a config is refused; empty if it is not."""
     try:
-        _, config = main.read_config([*RUN, f"--config.{override}"])
+        _, config = read_config([*RUN, f"--config.{override}"])
         assert isinstance(config, Config)
         prepare(config, silent)
     except tuple(main.ERRORS) as error:

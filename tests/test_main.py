@@ -13,6 +13,7 @@ from command_lines import run_module
 
 from woodfisher_jax import main
 from woodfisher_jax.training.config import from_dict
+from woodfisher_jax.training.config.arguments import read_config
 from woodfisher_jax.training.resuming.preemption import Stopped
 
 ROOT = Path(__file__).parents[1]
@@ -165,12 +166,6 @@ def test_what_fails_on_the_way_is_exit_1_and_logged(
 # -------------------------------------------------------------------------- arguments
 
 
-def test_a_value_may_be_an_argument_of_its_own() -> None:
-    given = ["m", "--config", "digits", "--config.seed", "-1", "--config.x.y", "--plan"]
-    expected = ["m", "--config=digits", "--config.seed=-1", "--config.x.y", "--plan"]
-    assert main.joined(given) == expected
-
-
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -185,7 +180,7 @@ def test_the_config_may_be_named_without_a_flag(
     runs = []
     monkeypatch.setattr(main, "run_all", lambda *run: runs.append(run))
     assert command(*arguments)[0] == 0
-    assert runs == [(main.read_config([DIGITS, "--config.seed=3"])[1], Path("a"))]
+    assert runs == [(read_config([DIGITS, "--config.seed=3"])[1], Path("a"))]
 
 
 def test_settings_and_further_pruners_can_be_overridden(

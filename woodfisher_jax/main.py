@@ -6,14 +6,12 @@ Any field of the config is overridden by ``--config.<field>=<value>``.
 """
 
 import contextlib
-import copy
 import difflib
 import logging
 import os
 import re
 import shlex
 import sys
-import textwrap
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,7 +24,6 @@ from woodfisher_jax.curvature.checked import CurvatureError
 from woodfisher_jax.data import DataMissingError
 from woodfisher_jax.exit_codes import FAILED, USAGE, exits
 from woodfisher_jax.extras import MissingExtraError
-from woodfisher_jax.layerwise.arguments import unused
 from woodfisher_jax.progress import lines, live
 from woodfisher_jax.report import language
 from woodfisher_jax.report.elements import tables
@@ -36,6 +33,14 @@ from woodfisher_jax.rows.targets import TargetError, target
 from woodfisher_jax.training import config as config_
 from woodfisher_jax.training import distributed
 from woodfisher_jax.training.config import Config, ConfigError, LanguageConfig, files
+from woodfisher_jax.training.config.arguments import (
+    PROGRAM,
+    is_config,
+    joined,
+    listed,
+    names_config,
+    read_config,
+)
 from woodfisher_jax.training.language import one_shot
 from woodfisher_jax.training.language.targets import compile_language
 from woodfisher_jax.training.loop import (
@@ -75,8 +80,6 @@ QUIET = flags.DEFINE_bool(
     False,
     "Print a line for each result, and errors. The log is in the folder of the run.",
 )
-
-PROGRAM = "python -m woodfisher_jax.main"
 
 OTHER_COMMANDS = ("evaluate", "export", "report", "torch_weights")
 """Modules that somebody may take for words of this command."""
@@ -137,10 +140,10 @@ def parse(argv: Sequence[str]) -> list[str]:
         ``--config=NAME``), and stray ones.
     """
     given = joined(argv)
-    own = [argument for argument in given if _is_config(argument)]
-    rest = [argument for argument in given if not _is_config(argument)]
+    own = [argument for argument in given if is_config(argument)]
+    rest = [argument for argument in given if not is_config(argument)]
     if any(a in ("-h", "-help", "--help", "--helpshort") for a in rest):
-        print(HELP.format(program=PROGRAM, configs=_configs()), end="")
+        print(HELP.format(program=PROGRAM, configs=listed()), end="")
         raise SystemExit(0)
     with exits(ERRORS):
         try:
@@ -153,7 +156,7 @@ def parse(argv: Sequence[str]) -> list[str]:
             raise ConfigError(message) from error
         except flags.UnrecognizedFlagError as error:
             raise ConfigError(_unknown(error)) from error
-        if stray and not any(map(_names_config, own)):
+        if stray and not any(map(names_config, own)):
             name = stray.pop(0)
             if name in OTHER_COMMANDS:
                 raise ConfigError(
@@ -165,89 +168,6 @@ def parse(argv: Sequence[str]) -> list[str]:
             print(_full_help(own))
             raise SystemExit(0)
     return [program, *own, *stray]
-
-
-def joined(argv: Sequence[str]) -> list[str]:
-    """The arguments, ``--config.x value`` as ``--config.x=value``."""
-    left, given = list(argv), []
-    while left:
-        argument = left.pop(0)
-        is_open = re.fullmatch(r"--?config(\.[^=]+)?", argument)
-        if is_open and left and not left[0].startswith("--"):
-            argument += f"={left.pop(0)}"
-        given.append(argument)
-    return given
-
-
-def _names_config(argument: str) -> bool:
-    return re.match(r"--?config(=|$)", argument) is not None
-
-
-def _is_config(argument: str) -> bool:
-    return re.match(r"--?(config(\.|=|$)|noconfig\.)", argument) is not None
-
-
-def read_config(arguments: Sequence[str]) -> tuple[str, Config | LanguageConfig]:
-    """The config that a command line names, with its overrides, checked.
-
-    Args:
-        arguments: ``--config=NAME`` and ``--config.FIELD=VALUE``.
-
-    Returns:
-        The name or path, and the config.
-
-    Raises:
-        ConfigError: If there is none, or it cannot be run.
-    """
-    names = [a.partition("=")[2] for a in arguments if _names_config(a)]
-    if len(names) > 1:
-        raise ConfigError(f"--config is given {len(names)} times; expected one")
-    if not names or not names[0]:
-        raise ConfigError(
-            f"no config is given; expected one of\n{_configs()}\nor a file of your "
-            f"own, as in {PROGRAM} digits (--help says more)"
-        )
-    values = files.load_config(names[0])
-    shipped = copy.deepcopy(values) if files.is_shipped(names[0]) else {}
-    for argument in arguments:
-        if not _names_config(argument):
-            files.override(values, argument)
-    if config_.root_of(values) is LanguageConfig:
-        given = {argument.lstrip("-").partition("=")[0] for argument in arguments}
-        return names[0], _without_idle(values, shipped, given)
-    return names[0], config_.from_dict(values)
-
-
-def _without_idle(
-    values: dict[str, Any], shipped: dict[str, Any], given: set[str]
-) -> LanguageConfig:
-    """The config without what a shipped file states and overrides leave unused.
-
-    Else a run would warn of an option that its user has not set.
-
-    Args:
-        values: Of the config, with its overrides.
-        shipped: What the file states; nothing for a file of the user's own.
-        given: Names of the fields that the command line sets.
-    """
-    config = config_.build_language(values)
-    idle = [
-        name
-        for name in unused(config.prune)
-        if name in shipped.get("prune", {}) and f"config.prune.{name}" not in given
-    ]
-    for name in idle:
-        del values["prune"][name]
-    return config_.build_language(values)
-
-
-def _configs() -> str:
-    lines = files.shipped().items()
-    width = max(len(name) for name, _ in lines)
-    return "\n".join(
-        f"  {name:{width}}  {textwrap.shorten(summary, 76 - width, placeholder=' ...')}"
-        for name, summary in lines
-    )
 
 
 def _full_help(arguments: Sequence[str]) -> str:
@@ -278,7 +198,7 @@ def _unknown(error: flags.UnrecognizedFlagError) -> str:
 def main(argv: Sequence[str]) -> None:
     """Runs the config, then the methods to compare it with."""
     with exits(ERRORS):
-        own = [argument for argument in argv[1:] if _is_config(argument)]
+        own = [argument for argument in argv[1:] if is_config(argument)]
         stray = argv[1 + len(own) :]
         if stray:
             raise ConfigError(f"unexpected arguments {stray}; options start with --")

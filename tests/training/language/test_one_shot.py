@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 from llama_folders import TOKENS, llama_folder
 
-from woodfisher_jax import main
 from woodfisher_jax.report import language
 from woodfisher_jax.training.config import (
     ConfigError,
@@ -13,6 +12,7 @@ from woodfisher_jax.training.config import (
     build_language,
     to_dict,
 )
+from woodfisher_jax.training.config.arguments import read_config
 from woodfisher_jax.training.language.one_shot import run
 from woodfisher_jax.training.language.perplexity import perplexity
 from woodfisher_jax.weights.hugging_face import read_folder
@@ -163,7 +163,7 @@ def test_weights_that_cannot_be_pruned(tmp_path: Path) -> None:
 
 def test_the_command_line(tmp_path: Path) -> None:
     arguments = ["--config=smollm2", "--config.prune.pattern=2:4"]
-    name, config = main.read_config([*arguments, "--config.data.length=64"])
+    name, config = read_config([*arguments, "--config.data.length=64"])
     assert isinstance(config, LanguageConfig)
     assert (name, config.prune.sparsity, config.prune.pattern) == (
         "smollm2",
@@ -172,16 +172,16 @@ def test_the_command_line(tmp_path: Path) -> None:
     )
     assert config.data.length == 64
     with pytest.raises(ConfigError, match=r"did you mean config.prune.sparsity\?"):
-        main.read_config(["--config=smollm2", "--config.prune.sparsty=0.5"])
+        read_config(["--config=smollm2", "--config.prune.sparsty=0.5"])
 
 
 def test_a_default_of_the_shipped_config_is_no_option_of_the_user() -> None:
     given = ["--config=smollm2", "--config.prune.scope=layer"]
-    assert main.read_config(given)[1].prune.metric == "identity"
-    assert main.read_config(given[:1])[1].prune.metric == "softmax"
-    config = main.read_config([*given, "--config.prune.distil=1"])[1]
+    assert read_config(given)[1].prune.metric == "identity"
+    assert read_config(given[:1])[1].prune.metric == "softmax"
+    config = read_config([*given, "--config.prune.distil=1"])[1]
     assert config.prune.metric == "softmax"
-    config = main.read_config([*given, "--config.prune.metric=softmax"])[1]
+    config = read_config([*given, "--config.prune.metric=softmax"])[1]
     assert config.prune.metric == "softmax"  # and pruning warns of it
 
 
@@ -200,4 +200,4 @@ def test_a_wrong_option_is_named_as_it_is_given(tmp_path, field, message) -> Non
     given = [f"init_from={tmp_path}/dense", f"data.dir={tmp_path}/t.npz"]
     fields = [f"--config.{text}" for text in [*given, f"prune.{field}"]]
     with pytest.raises(ConfigError, match=f"^{message}"):
-        run(main.read_config(["--config=smollm2", *fields])[1], tmp_path / "run")
+        run(read_config(["--config=smollm2", *fields])[1], tmp_path / "run")
