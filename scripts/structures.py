@@ -78,7 +78,12 @@ LAYERWISE: dict[str, dict[str, Any]] = {
 }
 """Arguments of ``wf.prune_layerwise`` by the name of the row."""
 
-ROWS = ("magnitude filters", "woodfisher", *LAYERWISE)
+ROWS = (
+    "magnitude filters",
+    "woodfisher",
+    "woodfisher, four steps",
+    *LAYERWISE,
+)
 
 
 class Network(NamedTuple):
@@ -150,9 +155,13 @@ def by_magnitude(
 
 
 def by_woodfisher(
-    given: Network, budget: str, share: float, seed: int
+    given: Network, budget: str, share: float, seed: int, *, recompute: int = 0
 ) -> tuple[Any, Any]:
-    """Structures by their joint saliency, and the joint update, in one step."""
+    """Structures by their joint saliency, and the joint update.
+
+    In one step, or with so many more, each of which takes the same share of what is
+    left; the Fisher matrix is that of the network as it then is.
+    """
     if budget != "macs":
         raise SystemExit(f"woodfisher has no budget of {budget}; leave its row out")
     drawn = batches.fisher_samples(given.dataset, seed=seed, draw=0, count=1000)
@@ -171,6 +180,8 @@ def by_woodfisher(
         update="joint",
         damping="auto",
         num_samples=500,
+        recompute=recompute,
+        recompute_schedule="exponential",
         progress=False,
     )
     return variables, masks
@@ -210,6 +221,7 @@ def kernels(variables: Any) -> dict[str, Any]:
 METHODS: dict[str, Callable[..., tuple[Any, Any]]] = {
     "magnitude filters": by_magnitude,
     "woodfisher": by_woodfisher,
+    "woodfisher, four steps": partial(by_woodfisher, recompute=3),
     **{name: layer_by_layer(options) for name, options in LAYERWISE.items()},
 }
 

@@ -383,7 +383,12 @@ def shown(value: Any) -> str:
     return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
 
 
-OTHER_WORDS = {"amount": "sparsity", "flops": "flops_target", "macs": "flops_target"}
+OTHER_WORDS = {
+    "amount": "sparsity",
+    "flops": "flops_target",
+    "macs": "flops_target",
+    "parameters": "size",
+}
 """Names that other calls and libraries have for an option."""
 
 

@@ -13,6 +13,7 @@ from woodfisher_jax.equations.layerwise import (
     keep_of_each,
     layer_error,
     least_squares_on,
+    losses_in_turn,
     pruned_layer,
     without_inputs,
 )
@@ -191,6 +192,57 @@ def test_the_input_that_goes_is_that_of_the_lowest_objective(layer):
         for g in groups
     ]
     assert int(np.flatnonzero(~stays)[0]) == int(np.argmin(objective))
+
+
+def losses_of(layer, size, number, together=1, may_go=None, damping=0.01):
+    groups = jnp.ones(INPUTS // size, bool)
+    found = losses_in_turn(
+        *(jnp.asarray(layer[n], jnp.float32) for n in ("weights", "moment")),
+        groups,
+        groups if may_go is None else may_go,
+        jnp.float32(damping),
+        size=size,
+        number=number,
+        together=together,
+    )
+    return np.asarray(found)
+
+
+@pytest.mark.parametrize("together", [1, 2])
+def test_losses_in_turn_add_up_to_the_error_without_these_inputs(layer, together):
+    own = {**layer, "cross": layer["moment"]}
+    losses = losses_of(layer, 4, 2, together)
+    _, stays = taken_out(own, 4, 2, together)
+    assert np.isinf(losses[stays]).all()
+    left = np.flatnonzero(np.repeat(stays, 4))
+    whole = fitted(own, np.arange(INPUTS))[1]
+    error = fitted(own, left)[1] - whole
+    assert float(losses[~stays].sum()) == pytest.approx(error, rel=1e-3)
+
+
+def test_the_first_to_go_costs_what_it_is_worth_beside_all(layer):
+    own = {**layer, "cross": layer["moment"]}
+    whole = fitted(own, np.arange(INPUTS))[1]
+    each = [fitted(own, np.delete(np.arange(INPUTS), i))[1] - whole for i in range(4)]
+    losses = losses_of(layer, 1, 3, may_go=jnp.arange(INPUTS) < 4)
+    first = int(np.argmin(each))
+    assert losses[first] == pytest.approx(each[first], rel=1e-3)
+    # None costs less than it does beside all others, nor than the one before it.
+    gone = np.flatnonzero(np.isfinite(losses))
+    assert len(gone) == 3
+    assert gone.max() < 4
+    assert (losses[gone] >= np.array(each)[gone] * (1 - 1e-3)).all()
+    assert losses[gone].min() == losses[first]
+
+
+def test_equal_inputs_are_missed_with_the_last_of_them():
+    moment = np.ones((2, 2)) + 1e-6 * np.eye(2)
+    twice = {"weights": np.ones((1, 2)), "moment": np.pad(moment, (0, INPUTS - 2))}
+    twice["weights"] = np.pad(twice["weights"], ((0, 0), (0, INPUTS - 2)))
+    losses = losses_of(twice, 1, 2, may_go=jnp.arange(INPUTS) < 2, damping=1e-4)
+    least, most = sorted(losses[:2])
+    assert most > 100 * least
+    assert most == pytest.approx(4.0, rel=0.01)
 
 
 def test_inputs_that_have_gone_do_not_come_back(layer):

@@ -94,7 +94,7 @@ def test_repair_moves_what_is_left_alone(given):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "neither macs nor size"),
+        ({}, "sparsity=None with none of macs, size, latency; expected"),
         ({"macs": 2.0}, "above 0 and at most 1"),
         ({"macs": "half"}, "above 0 and at most 1"),
         ({"size": True}, "size=True; expected the share"),
@@ -105,7 +105,7 @@ def test_repair_moves_what_is_left_alone(given):
         ({"sparsity": "half"}, "sparsity='half'; expected a number"),
         ({"sparsity": [0.5]}, r"sparsity=\[0.5\]; expected a number"),
         ({"macs": 0.1}, "of the multiply-accumulates are left"),
-        ({"macs": 0.5, "sparsity": 0.5}, "expected either"),
+        ({"macs": 0.5, "sparsity": 0.5}, "sparsity=0.5 with macs=0.5; expected either"),
         ({"sparsity": 0.5, "prunable": "^a$"}, "no prunable layer reads"),
     ],
 )
@@ -118,7 +118,7 @@ def test_what_cannot_be_met_is_said(given, options, message):
     ("pattern", "message"),
     [
         (lambda found: "heads", "'heads': there are no heads; .*there is: neurons"),
-        (lambda found: found.of(["heads"]), "no channels or neurons or heads; .*N:M"),
+        (lambda found: found.of(["heads"]), "pattern is a Structures without any"),
     ],
 )
 def test_kinds_that_there_are_none_of_are_named(given, pattern, message):
@@ -268,6 +268,34 @@ def test_few_heads_do_not_overshoot(few_heads, cost, share, left) -> None:
         most = share * few_heads.account().left[cost]
         neuron = getattr(few_heads.families[0], cost)
         assert most - neuron < few_heads.account(gone).left[cost] <= most
+
+
+def test_copies_go_first_and_the_last_of_them_stays(given) -> None:
+    params, x = given
+    # Of 16 neurons 15 are worth nothing; which, no one of them tells.
+    copies = {**params, "b": jnp.tile(params["b"][:, :1], 16)}
+
+    def two(params, x):
+        h = jnp.tanh(x @ params["a"] + params["bias"])
+        h = h + jnp.tanh(h @ params["b"]) @ params["c"]
+        return (h + jnp.tanh(h @ params["e"]) @ params["f"]) @ params["d"]
+
+    copies |= {"e": params["b"], "f": params["c"]}
+    _, masks, info = wf.prune_layerwise(
+        two,
+        copies,
+        x,
+        pattern="neurons",
+        size=0.6,
+        scope="global",
+        spread=1.0,
+        damping=1e-4,
+    )
+    small = wf.shrink(two, copies, masks, x)
+    assert small["b"].shape == (10, 1)
+    # All 15, and the one more that the budget needs.
+    assert small["e"].shape == (10, 15)
+    assert info.costs["size"].left <= 0.6
 
 
 def test_what_is_left_of_a_budget_is_said(given) -> None:

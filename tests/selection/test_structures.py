@@ -112,6 +112,20 @@ def test_what_stays_whole_has_a_reason(found) -> None:
     assert {*reasons.values()} == {"belongs to the inputs"}
 
 
+def test_weights_of_what_is_not_returned_stay() -> None:
+    def net(params, x):
+        hidden = jax.nn.relu(x @ params["a"])
+        hidden @ params["unread"]
+        return hidden @ params["c"]
+
+    params = {"a": jnp.ones((3, 4)), "unread": jnp.ones((4, 5)), "c": jnp.ones((4, 2))}
+    found = wf.structures(net, params, jnp.ones((2, 3)))
+    (family,) = found.families
+    assert {(m.path, m.axis) for m in family.members} == {("a", 1), ("c", 0)}
+    reasons = {w.axis: w.reason for w in found.whole if w.path == "unread"}
+    assert reasons == dict.fromkeys((0, 1), "is read by nothing that is returned")
+
+
 def test_masks_take_structures_out_and_tell_which_are_gone(found) -> None:
     neurons, heads = found.families
     gone = {heads.units[1], neurons.units[3]}

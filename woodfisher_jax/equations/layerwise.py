@@ -345,19 +345,93 @@ def without_inputs(
     Source: Kurtic et al. 2023 (ZipLM, arXiv:2302.04089), algorithm 1, there one group
     at a time.
     """
-    inputs = moment.shape[0]
-    groups = inputs // size
-    mean = jnp.mean(jnp.diagonal(moment))
-    ridge = damping * jnp.where(mean > 0, mean, 1.0) * jnp.eye(inputs)
-
-    def damped(left: jax.Array) -> jax.Array:
-        """A on what is left, the identity elsewhere."""
-        both = left & left[:, None]
-        return jnp.where(both, moment + ridge, jnp.eye(inputs))
-
-    there = jnp.repeat(allowed, size)
-    inverse = inverse_of(damped(there)[None])[0] * there * there[:, None]
+    ridge = _ridge(moment, damping)
     wanted = matmul(weights, cross + ridge)
+    stays, _ = _in_turn(wanted, moment + ridge, allowed, may_go, size, number, together)
+    # Once more from the start, without the rounding of all steps.
+    left = jnp.repeat(stays, size)
+    damped = _on(left, moment + ridge)
+    return jnp.linalg.solve(damped, (wanted * left).T).T * left, stays
+
+
+@partial(jax.jit, static_argnames=("size", "number", "together"))
+def losses_in_turn(
+    weights: jax.Array,
+    moment: jax.Array,
+    allowed: jax.Array,
+    may_go: jax.Array,
+    damping: jax.Array,
+    *,
+    size: int,
+    number: int,
+    together: int,
+) -> jax.Array:
+    """What each group of inputs adds to a layer's error when it is its turn to go.
+
+    The losses of :func:`without_inputs`, whose sum over those that have gone is the
+    least-squares error without them. The later of two has the larger loss: that of the
+    earlier, where its own is smaller.
+
+    Args:
+        weights: W, [outputs, inputs], each row times the root of what its output is
+            worth; groups of inputs follow one another.
+        moment: E[x xᵀ], [inputs, inputs].
+        allowed: Groups that are there, bool [groups].
+        may_go: Groups of which the losses are asked, bool [groups].
+        damping: λ' relative to the mean of A's diagonal.
+        size: Inputs of a group.
+        number: Groups that go, fewer than may.
+        together: Groups that go at once; they have equal losses.
+
+    Returns:
+        [groups], infinite for those that stay.
+
+    Source: Kurtic et al. 2023 (ZipLM, arXiv:2302.04089), section 3.2.
+    """
+    ridge = _ridge(moment, damping)
+    wanted = matmul(weights, moment + ridge)
+    _, losses = _in_turn(
+        wanted, moment + ridge, allowed, may_go, size, number, together
+    )
+    return losses
+
+
+def _ridge(moment: jax.Array, damping: jax.Array) -> jax.Array:
+    mean = jnp.mean(jnp.diagonal(moment))
+    return damping * jnp.where(mean > 0, mean, 1.0) * jnp.eye(moment.shape[0])
+
+
+def _on(left: jax.Array, moment: jax.Array) -> jax.Array:
+    """A on what is left, the identity elsewhere."""
+    return jnp.where(left & left[:, None], moment, jnp.eye(moment.shape[0]))
+
+
+def _in_turn(
+    wanted: jax.Array,
+    moment: jax.Array,
+    allowed: jax.Array,
+    may_go: jax.Array,
+    size: int,
+    number: int,
+    together: int,
+) -> tuple[jax.Array, jax.Array]:
+    """Takes out groups of inputs, those of the lowest loss in each step.
+
+    Args:
+        wanted: B, [outputs, inputs].
+        moment: A, damped, [inputs, inputs].
+        allowed: Groups that are there, bool [groups].
+        may_go: Groups among which those that go are chosen, bool [groups].
+        size: Inputs of a group.
+        number: Groups that go.
+        together: Groups that go at once.
+
+    Returns:
+        Which groups stay, and the loss of each when it went, infinite if it stays.
+    """
+    groups = moment.shape[0] // size
+    there = jnp.repeat(allowed, size)
+    inverse = inverse_of(_on(there, moment)[None])[0] * there * there[:, None]
     found = matmul(wanted, inverse)
 
     def own(matrix: jax.Array) -> jax.Array:
@@ -367,10 +441,8 @@ def without_inputs(
 
     identity = jnp.eye(size)
 
-    def step(
-        i: int, state: tuple[jax.Array, jax.Array, jax.Array]
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        found, inverse, stays = state
+    def step(i: int, state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        found, inverse, stays, known, last = state
         parts = found.reshape(-1, groups, size)
         energy = jnp.einsum("ogi,ogj->gij", parts, parts)
         blocks = jnp.where(stays[:, None, None], own(inverse), identity)
@@ -383,15 +455,18 @@ def without_inputs(
         columns = jnp.where(real, inverse[:, index], 0.0)
         block = jnp.where(real[:, None] & real, columns[index], jnp.eye(len(index)))
         solved = jnp.linalg.solve(block, columns.T)
-        found = found - matmul(jnp.where(real, found[:, index], 0.0), solved)
+        gone = jnp.where(real, found[:, index], 0.0)
+        joint = jnp.sum(jnp.linalg.solve(block, gone.T) * gone.T)
+        last = jnp.maximum(last, joint / jnp.sum(goes))
+        known = known.at[ranked].set(jnp.where(goes, last, known[ranked]))
+        found = found - matmul(gone, solved)
         inverse = inverse - matmul(columns, solved)
         stays = stays & ~jnp.zeros(groups, bool).at[ranked].set(goes)
         left = jnp.repeat(stays, size)
         # Exactly, for what cancels leaves rounding.
-        return found * left, inverse * left * left[:, None], stays
+        return found * left, inverse * left * left[:, None], stays, known, last
 
-    state = (found, inverse, allowed)
-    _, _, stays = jax.lax.fori_loop(0, -(-number // together), step, state)
-    # Once more from the start, without the rounding of all steps.
-    left = jnp.repeat(stays, size)
-    return jnp.linalg.solve(damped(left), (wanted * left).T).T * left, stays
+    none = jnp.full(groups, jnp.inf, found.dtype)
+    state = (found, inverse, allowed, none, jnp.zeros((), found.dtype))
+    state = jax.lax.fori_loop(0, -(-number // together), step, state)
+    return state[2], state[3]

@@ -3,8 +3,11 @@
 import jax
 import numpy as np
 
-from woodfisher_jax.equations.layerwise import layer_error, without_inputs
-from woodfisher_jax.layerwise.budgets import scores_of
+from woodfisher_jax.equations.layerwise import (
+    layer_error,
+    losses_in_turn,
+    without_inputs,
+)
 from woodfisher_jax.layerwise.sequence import Layers, Sequence
 from woodfisher_jax.layerwise.settings import CostShare
 from woodfisher_jax.layerwise.structures import Reader, counts_of
@@ -47,17 +50,52 @@ class Removal:
 
     def allocate(self, sequence: Sequence) -> None:
         """Decides how many structures each layer no longer reads."""
-        losses: dict[int, float] | None = None
+        losses = None
         if sequence.settings.scope == "global":
             sequence.look()
-            losses = {}
-            for product, (layer,) in sequence.layers.items():
-                weights = sequence.original[product.path]
-                scores = scores_of(weights, layer, sequence.found[product])
-                losses |= self.readers[product.path].losses(layer, scores)
+            losses = dict[int, float]()
+            for product, moment in sequence.unpruned():
+                losses |= self._losses(sequence, product, moment)
         spread = sequence.settings.spread
         counts = counts_of(self.found, self.level, self.budget, losses, spread)
         self._gone = dict(zip(self.found.units, counts, strict=True))
+
+    def _losses(
+        self, sequence: Sequence, product: Product, moment: jax.Array
+    ) -> dict[int, float]:
+        """What the structures that a layer reads are worth to the outputs.
+
+        ``Σ_o E[g_o²] Δ_o``, Δ the squares by which the layer's outputs change when a
+        structure goes in its turn, the others before it gone and made up for: what a
+        layer's last structures are worth is more than what they are worth beside all.
+        """
+        (layer,), reader = sequence.layers[product], self.readers[product.path]
+        columns = reader.columns(layer)
+        entries = layer.entries()[0][:, columns]
+        leaf = np.asarray(sequence.original[reader.path])
+        slopes = np.asarray(sequence.found[product].outputs)[layer.groups][0]
+        weights = leaf.reshape(-1)[entries].astype(np.float32)
+        stays = reader.there(sequence.masks[reader.path], layer)
+        losses: dict[int, float] = {}
+        start_at = 0
+        for family in reader.families:
+            mine = np.zeros(len(stays), bool)
+            mine[start_at : start_at + len(family.units)] = True
+            start_at += len(family.units)
+            number = int((mine & stays).sum()) - 1
+            found = losses_in_turn(
+                weights * np.sqrt(slopes)[:, None],
+                moment[0][np.ix_(columns, columns)],
+                stays,
+                mine & stays,
+                np.float32(sequence.settings.damping),
+                size=len(columns) // len(stays),
+                number=number,
+                together=-(-number // STEPS) or 1,
+            )
+            values = np.where(stays, np.asarray(found), 0.0)[mine].tolist()
+            losses |= dict(zip(family.units, values, strict=True))
+        return losses
 
     def costs(self, masks: Masks) -> dict[str, CostShare]:
         """What masks leave of each cost that has a budget."""

@@ -1,6 +1,7 @@
 """A network run in segments, whose layers are pruned on the way."""
 
 import time
+from collections.abc import Iterator
 from functools import partial
 from typing import Any, Protocol
 
@@ -300,6 +301,28 @@ class Sequence:
     def measured(self, stage: list[Product]) -> dict[Any, Product]:
         """A layer for each input of the layers of a stage, by what its rows are."""
         return {self._key(product): product for product in stage}
+
+    def unpruned(self) -> Iterator[tuple[Product, jax.Array]]:
+        """E[x xᵀ] of each layer's inputs in the unpruned network, in their order."""
+        states = list(self.batches)
+        # Without what comes after the last stage.
+        for stage, segment in zip(self.stages, self.segments, strict=False):
+            values, products = segment.values(self.original), self.measured(stage)
+            sums: dict[Any, jax.Array] = {}
+            rows = dict.fromkeys(products, 0)
+            for i, state in enumerate(states):
+                states[i], given = segment.run(values, state)
+                place = dict(zip(segment.inputs, given, strict=True))
+                for key, product in products.items():
+                    x = place[key[0]]
+                    part = summed_moment(product.anywhere(), x, x)
+                    sums[key] = sums[key] + part if i else part
+                    rows[key] += _positions(product, x)
+            for product in stage:
+                key = self._key(product)
+                moment = sums[key] / rows[key]
+                _check_finite(product.path, moment)
+                yield product, moment
 
     def _key(self, product: Product) -> Any:
         return self.program.operand(product), _operand_key(product)

@@ -73,17 +73,6 @@ class Reader(NamedTuple):
             )
         return number > 0
 
-    def losses(self, layer: Layer, scores: np.ndarray) -> dict[int, float]:
-        """What each unit is worth: the sum over the weights that read it.
-
-        Args:
-            layer: Of these weights.
-            scores: Of its weights, in their order.
-        """
-        labels = self.labels.reshape(-1)[layer.entries()].reshape(-1)
-        sums = np.bincount(labels, scores)
-        return dict(zip(self.units, map(float, sums), strict=False))
-
 
 def asked_for(given: Structures, rule: Pattern, params: Params) -> Structures:
     """The structures of the kinds that a pattern names.
@@ -107,6 +96,12 @@ def asked_for(given: Structures, rule: Pattern, params: Params) -> Structures:
         )
     given.check_fits({path: leaf.shape for path, leaf in leaves.items()})
     found = given.of(rule.kinds)
+    if rule.structures is not None and not given.families:
+        raise OptionError(
+            "pattern",
+            "pattern is a Structures without any; expected some of those that "
+            "wf.structures(net_fn, params, inputs) finds",
+        )
     if not found.families:
         there = ", ".join(dict.fromkeys(family.kind for family in given.families))
         ways = f"a kind that there is: {there}" if there else "single weights or N:M"
@@ -215,9 +210,11 @@ def checked_goal(
     sparsity = checked(fields_of(Goal)["sparsity"], sparsity)
     given = {name: plain(share) for name, share in shares.items() if share is not None}
     if (sparsity is None) == (not given):
+        stated = ", ".join(f"{name}={share}" for name, share in given.items())
+        stated = stated or f"none of {', '.join(shares)}"
         raise OptionError(
             "sparsity",
-            f"sparsity={sparsity} with {given or 'neither macs nor size'}; expected "
+            f"sparsity={sparsity} with {stated}; expected "
             "either the share of each layer's structures that go, such as 0.5, or what "
             "may be left of the network, such as macs=0.5",
         )

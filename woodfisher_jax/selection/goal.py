@@ -45,8 +45,8 @@ class Goal(Options):
         "Weights that are kept or removed together: 2:4 (any N:M of consecutive "
         "inputs), 4x1 (any block of inputs by outputs), filters, heads, structures "
         "(channels, neurons and heads that can be taken out, with what makes and reads "
-        "them), in Python also a function (path, shape) -> group numbers; default "
-        "single weights.",
+        "them) or channels or neurons of these, in Python also a function (path, "
+        "shape) -> group numbers; default single weights.",
     )
     flops_power: float = option(
         0.0,

@@ -431,7 +431,10 @@ def _whole(
                 continue
             if any(free_entries(coupling, axis)):
                 if len(axes) > 1 and (coupling.read[path] or coupling.made[path]):
-                    reason = "is made and read by one tensor, or by none that is known"
+                    reason = (
+                        "is made and read by one tensor, or stands between weights "
+                        "alone"
+                    )
                     yield Whole(path, i, reason)
             elif role:
                 (first, *_) = coupling.units.classes(axis[0]) or (None,)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var
 from jax.interpreters.partial_eval import dce_jaxpr
 
 from woodfisher_jax.tracing.entries import rules
@@ -74,6 +74,11 @@ class Coupling:
             ),
         ]
         self.held[()] = held
+        read = {atom for e in jaxpr.eqns for atom in e.invars if isinstance(atom, Var)}
+        for variable, array in zip(jaxpr.invars, arrays, strict=True):
+            # What was made of it is no equation of the program any more.
+            if variable not in read.union(jaxpr.outvars):
+                self.units.fix_array(array, "is read by nothing that is returned")
         for output in self._walk(jaxpr, arrays, held, (), 1):
             self.units.fix_array(output, "belongs to the outputs")
         self._one_unit_each()

@@ -135,8 +135,9 @@ def check_masks(params: Params, masks: MasksLike) -> Masks:
             raise ValueError(f"masks[{path!r}] has no entries; leave it out of masks")
         if jnp.shape(mask) != leaves[path].shape:
             raise ValueError(
-                f"masks[{path!r}] has shape {jnp.shape(mask)} but the parameter has "
-                f"{leaves[path].shape}"
+                f"masks[{path!r}] has shape {jnp.shape(mask)}; expected that of the "
+                f"parameter, {leaves[path].shape}: masks are those of another network "
+                "or of one that is smaller by now"
             )
     return found
 

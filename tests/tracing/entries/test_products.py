@@ -6,6 +6,7 @@ import numpy as np
 from coupled_channels import ONE_TO_ONE, channels, shape
 
 from woodfisher_jax.tracing.coupling import coupled
+from woodfisher_jax.tracing.entries.products import BETWEEN
 
 
 def test_what_a_product_gives_goes_with_what_it_is_added_to() -> None:
@@ -14,7 +15,7 @@ def test_what_a_product_gives_goes_with_what_it_is_added_to() -> None:
 
 def test_what_two_activations_are_summed_over_stays() -> None:
     found = channels(lambda p, x: x @ x.mT @ x)
-    assert found == ["is summed between two activations"] * 4
+    assert found == [BETWEEN] * 4
 
 
 def grouped(groups: int, n: int, m: int):

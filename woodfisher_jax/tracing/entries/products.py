@@ -8,6 +8,12 @@ from woodfisher_jax.tracing.entries.rules import unknown
 from woodfisher_jax.tracing.entries.units import Array, Axis, Units
 from woodfisher_jax.tracing.primitives import convolution_positions
 
+BETWEEN = (
+    "is summed between two activations, such as queries and keys, or a weight that the "
+    "inputs choose"
+)
+"""Why what is in a head, or what an expert that is looked up reads, stays."""
+
 
 class Cost(NamedTuple):
     """What one product takes.
@@ -81,7 +87,7 @@ class EntryProducts:
             )
             for a in summed[0]:
                 # Such as what is in a head, whose size scales the scores.
-                self._units.fix(left.axes[a], "is summed between two activations")
+                self._units.fix(left.axes[a], BETWEEN)
             # A constant times what depends on the inputs is none.
             self._units.mark_varying(*free[0], *free[1])
         if left.active != right.active:
