@@ -8,7 +8,9 @@ Prunes the channels (or heads and neurons) inside the blocks of the dense networ
 each share of its MACs (or, with ``--budget=latency``, of the time of its products on
 this machine, for 64 images), takes them out, estimates batch-norm statistics again
 where the network has them, and judges the small network on the test split: as it is,
-and after some epochs of training. Nothing is chosen by the test split. Prints a
+and after some epochs of training. Nothing is chosen by the test split: to choose
+something, ``--apart=3000`` judges by so many training images, which are then not used
+for anything else (but by the checkpoint, if that has seen them). Prints a
 Markdown table; ``--out`` keeps every run as a line of JSON. A checkpoint that is not
 there is trained and written.
 """
@@ -87,12 +89,14 @@ ROWS = (
 
 
 class Network(NamedTuple):
-    """A dense network and its data."""
+    """A dense network and its data, and how it is pruned layer by layer."""
 
     model: Any
     dataset: Any
     variables: Any
     found: Structures
+    images: int
+    spread: float
 
     def outputs(self, variables: Any, images: jax.Array) -> jax.Array:
         """Logits in evaluation mode."""
@@ -101,15 +105,17 @@ class Network(NamedTuple):
         return logits
 
 
-def network(name: str, checkpoint: Path, epochs: int, budget: str) -> Network:
+def network(arguments: argparse.Namespace) -> Network:
     """Reads model, data and checkpoint; the structures are those inside blocks."""
-    data_name, build = NETWORKS[name]
+    checkpoint, budget = arguments.checkpoint, arguments.budget
+    data_name, build = NETWORKS[arguments.network]
     model, dataset = build(), data.load(data_name)
     # Times are those of a batch, counts those of one example.
     size = 64 if budget == "latency" else 1
     image = np.zeros((size, *dataset.image_shape), np.float32)
     if not checkpoint.exists():
         variables = model.init(jax.random.key(0), image)
+        epochs = arguments.dense_epochs
         variables = trained(model, dataset, variables, epochs, 0, from_nothing)
         save_safetensors(checkpoint, to_state_dict(variables), {})
     shapes = jax.eval_shape(model.init, jax.random.key(0), image)
@@ -125,7 +131,22 @@ def network(name: str, checkpoint: Path, epochs: int, budget: str) -> Network:
     found = found._replace(families=inside)
     if budget == "latency":
         found = timed(found)
-    return Network(model, dataset, variables, found)
+    if arguments.apart:
+        dataset = kept_apart(dataset, arguments.apart)
+    images, spread = arguments.images, arguments.spread
+    return Network(model, dataset, variables, found, images, spread)
+
+
+def kept_apart(dataset: Any, number: int) -> Any:
+    """The data set with so many training images in place of its test split."""
+    order = np.random.default_rng(0).permutation(dataset.train.size)
+    test, train = (
+        dataset.train._replace(
+            images=dataset.train.images[chosen], labels=dataset.train.labels[chosen]
+        )
+        for chosen in (order[:number], order[number:])
+    )
+    return dataset._replace(train=train, test=test)
 
 
 def by_magnitude(
@@ -192,10 +213,12 @@ def layer_by_layer(options: dict[str, Any]) -> Callable[..., tuple[Any, Any]]:
 
     def run(given: Network, budget: str, share: float, seed: int) -> tuple[Any, Any]:
         drawn = batches.fisher_samples(
-            given.dataset, seed=seed, draw=0, count=2000, augment=True
+            given.dataset, seed=seed, draw=0, count=given.images, augment=True
         )
         assert isinstance(drawn, dict)
         goal: dict[str, Any] = {budget: share}
+        if options.get("scope") == "global":
+            goal["spread"] = given.spread
         variables, masks, _ = wf.prune_layerwise(
             given.outputs,
             given.variables,
@@ -346,6 +369,8 @@ def run(
         "size_left": models.num_parameters(small["params"])
         / models.num_parameters(given.variables["params"]),
         "seed": seed,
+        "spread": given.spread,
+        "apart": arguments.apart,
         "cpu_seconds": round(seconds, 1),
         "top1_stored": judged(model, given.dataset, small),
     }
@@ -431,14 +456,18 @@ def main() -> None:
         help="of training where --checkpoint is not there",
     )
     parser.add_argument("--latency", action="store_true", help="time forward passes")
+    parser.add_argument(
+        "--apart", type=int, default=0, help="training images that judge"
+    )
+    parser.add_argument(
+        "--images", type=int, default=2000, help="that prune layer by layer"
+    )
+    parser.add_argument(
+        "--spread", type=float, default=0.2, help="of the rows with global in them"
+    )
     parser.add_argument("--out", type=Path, help="file for one JSON line a run")
     arguments = parser.parse_args()
-    given = network(
-        arguments.network,
-        arguments.checkpoint,
-        arguments.dense_epochs,
-        arguments.budget,
-    )
+    given = network(arguments)
     dense = judged(given.model, given.dataset, given.variables)
     print(f"dense: {dense:.2f}, {given.found.macs:,.0f} MACs", flush=True)
     records = []
