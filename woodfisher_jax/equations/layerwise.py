@@ -368,9 +368,9 @@ def losses_in_turn(
 ) -> jax.Array:
     """What each group of inputs adds to a layer's error when it is its turn to go.
 
-    The losses of :func:`without_inputs`, whose sum over those that have gone is the
-    least-squares error without them. The later of two has the larger loss: that of the
-    earlier, where its own is smaller.
+    Groups go in the order of :func:`without_inputs`. Their losses add up to the
+    least-squares error without them, unless one is below that of the group before it:
+    it is then raised to that, so that losses never fall along the order.
 
     Args:
         weights: W, [outputs, inputs], each row times the root of what its output is

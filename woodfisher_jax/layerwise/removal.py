@@ -77,11 +77,7 @@ class Removal:
         weights = leaf.reshape(-1)[entries].astype(np.float32)
         stays = reader.there(sequence.masks[reader.path], layer)
         losses: dict[int, float] = {}
-        start_at = 0
-        for family in reader.families:
-            mine = np.zeros(len(stays), bool)
-            mine[start_at : start_at + len(family.units)] = True
-            start_at += len(family.units)
+        for family, mine in reader.parts():
             number = int((mine & stays).sum()) - 1
             found = losses_in_turn(
                 weights * np.sqrt(slopes)[:, None],
@@ -122,11 +118,7 @@ class Removal:
         order = np.ix_(columns, columns)
         own, other = moment[0][order], cross[0][order]
         stays = reader.there(sequence.masks[reader.path], layer)
-        start_at = 0
-        for family in reader.families:
-            mine = np.zeros(len(stays), bool)
-            mine[start_at : start_at + len(family.units)] = True
-            start_at += len(family.units)
+        for family, mine in reader.parts():
             number = max(0, self._gone[family.units] - int((mine & ~stays).sum()))
             pruned, stays = without_inputs(
                 weights,

@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -46,6 +46,14 @@ class Reader(NamedTuple):
     def units(self) -> tuple[int, ...]:
         """Of all structures, in the order of their numbers."""
         return tuple(unit for family in self.families for unit in family.units)
+
+    def parts(self) -> Iterator[tuple[Family, np.ndarray]]:
+        """Each family, and which numbers are its structures, bool [numbers]."""
+        owners = np.repeat(
+            np.arange(len(self.families)), [len(f.units) for f in self.families]
+        )
+        for number, family in enumerate(self.families):
+            yield family, owners == number
 
     def columns(self, layer: Layer) -> np.ndarray:
         """The order of a layer's inputs in which those of a structure are together."""

@@ -74,10 +74,11 @@ class Coupling:
             ),
         ]
         self.held[()] = held
-        read = {atom for e in jaxpr.eqns for atom in e.invars if isinstance(atom, Var)}
+        read = {a for e in jaxpr.eqns for a in e.invars if isinstance(a, Var)}
+        read.update(a for a in jaxpr.outvars if isinstance(a, Var))
         for variable, array in zip(jaxpr.invars, arrays, strict=True):
             # What was made of it is no equation of the program any more.
-            if variable not in read.union(jaxpr.outvars):
+            if variable not in read:
                 self.units.fix_array(array, "is read by nothing that is returned")
         for output in self._walk(jaxpr, arrays, held, (), 1):
             self.units.fix_array(output, "belongs to the outputs")

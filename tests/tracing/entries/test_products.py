@@ -6,7 +6,6 @@ import numpy as np
 from coupled_channels import ONE_TO_ONE, channels, shape
 
 from woodfisher_jax.tracing.coupling import coupled
-from woodfisher_jax.tracing.entries.products import BETWEEN
 
 
 def test_what_a_product_gives_goes_with_what_it_is_added_to() -> None:
@@ -15,7 +14,11 @@ def test_what_a_product_gives_goes_with_what_it_is_added_to() -> None:
 
 def test_what_two_activations_are_summed_over_stays() -> None:
     found = channels(lambda p, x: x @ x.mT @ x)
-    assert found == [BETWEEN] * 4
+    reason = (
+        "is summed between two activations, such as queries and keys, or a weight that "
+        "the inputs choose"
+    )
+    assert found == [reason] * 4
 
 
 def grouped(groups: int, n: int, m: int):

@@ -65,18 +65,18 @@ def read_config(arguments: Sequence[str]) -> tuple[str, Config | LanguageConfig]
             f"own, as in {PROGRAM} digits (--help says more)"
         )
     values = load_config(names[0])
-    shipped = copy.deepcopy(values) if is_shipped(names[0]) else {}
+    stated = copy.deepcopy(values) if is_shipped(names[0]) else {}
     for argument in arguments:
         if not names_config(argument):
             override(values, argument)
     if root_of(values) is LanguageConfig:
         given = {argument.lstrip("-").partition("=")[0] for argument in arguments}
-        return names[0], _without_idle(values, shipped, given)
+        return names[0], _without_idle(values, stated, given)
     return names[0], from_dict(values)
 
 
 def _without_idle(
-    values: dict[str, Any], shipped: dict[str, Any], given: set[str]
+    values: dict[str, Any], stated: dict[str, Any], given: set[str]
 ) -> LanguageConfig:
     """The config without what a shipped file states and overrides leave unused.
 
@@ -84,14 +84,14 @@ def _without_idle(
 
     Args:
         values: Of the config, with its overrides.
-        shipped: What the file states; nothing for a file of the user's own.
+        stated: By a shipped file; nothing for a file of the user's own.
         given: Names of the fields that the command line sets.
     """
     config = build_language(values)
     idle = [
         name
         for name in unused(config.prune)
-        if name in shipped.get("prune", {}) and f"config.prune.{name}" not in given
+        if name in stated.get("prune", {}) and f"config.prune.{name}" not in given
     ]
     for name in idle:
         del values["prune"][name]
