@@ -33,10 +33,10 @@ import woodfisher_jax as wf
 from woodfisher_jax import data, models
 from woodfisher_jax.data import batches
 from woodfisher_jax.layerwise.structures import counts_of, goal_of, readers
-from woodfisher_jax.models.convolutions import fast_weight_gradients
 from woodfisher_jax.models.vit import VisionTransformer
 from woodfisher_jax.selection.latencies import timed
 from woodfisher_jax.selection.structures import Structures
+from woodfisher_jax.tracing.convolutions import fast_weight_gradients
 from woodfisher_jax.training.evaluate import evaluate
 from woodfisher_jax.training.network.batch_norm import reestimate
 from woodfisher_jax.training.network.objective import cross_entropy

@@ -10,6 +10,7 @@ import optax
 
 from woodfisher_jax.layerwise.settings import Layerwise
 from woodfisher_jax.options import OptionError
+from woodfisher_jax.tracing.convolutions import fast_weight_gradients
 from woodfisher_jax.tracing.segments import Compiled, Program, Segment, floats, mixed
 
 ADAM = optax.scale_by_adam()
@@ -188,7 +189,8 @@ class Window:
             def forward(weights: list[jax.Array], floating: list[Any]) -> list[Any]:
                 return floats(self._outputs(weights, fixed, mixed(taken, floating)))
 
-            found, pull = jax.vjp(forward, weights, floats(taken))
+            with fast_weight_gradients():
+                found, pull = jax.vjp(forward, weights, floats(taken))
             own, before = pull(slopes_of(found, floats(given)))
             own = jax.tree.map(lambda g, m: g * m, own, masks)
             moves, state = ADAM.update(own, state)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax.core import FrozenDict
 from jax.typing import DTypeLike
 
-from woodfisher_jax.models.convolutions import convolution
+from woodfisher_jax.tracing.convolutions import convolution
 
 he_normal_by_output = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 """Normal with standard deviation sqrt(2 / (kernel height * kernel width * out))."""

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from woodfisher_jax.models.convolutions import fast_weight_gradients
+from woodfisher_jax.tracing.convolutions import fast_weight_gradients
 from woodfisher_jax.training.network.objective import cross_entropy, variables_of
 from woodfisher_jax.trees import masks as masks_
 from woodfisher_jax.trees.masks import Masks

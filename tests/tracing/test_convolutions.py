@@ -1,12 +1,15 @@
-"""The weight gradient of training against JAX's own."""
+"""The weight gradient of training and of fits against JAX's own."""
+
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from woodfisher_jax.models.convolutions import convolve, fast_weight_gradients
 from woodfisher_jax.models.layers import conv
+from woodfisher_jax.tracing.convolutions import convolve, fast_weight_gradients
 
 
 @pytest.mark.parametrize(
@@ -48,6 +51,57 @@ NHWC = ("NHWC", "HWIO", "NHWC")
 IMAGES = jnp.asarray(np.random.default_rng(0).normal(size=(2, 9, 8, 4)), jnp.float32)
 KERNEL = jnp.asarray(np.random.default_rng(1).normal(size=(3, 3, 4, 5)), jnp.float32)
 PADS = ((1, 1), (1, 1))
+
+
+@pytest.mark.parametrize(
+    "layout", [None, ("NCHW", "HWIO", "NHWC"), ("CWHN", "IOWH", "HNWC")]
+)
+def test_any_layout_has_the_gradients_of_jax(layout: tuple[str, ...] | None) -> None:
+    rng = np.random.default_rng(1)
+    sizes = {"N": 4, "C": 3, "H": 8, "W": 7}, {"O": 5, "I": 3, "H": 3, "W": 2}
+    images, kernel = (
+        jnp.asarray(rng.standard_normal([size[axis] for axis in spec]), jnp.float32)
+        for spec, size in zip(layout or ("NCHW", "OIHW"), sizes, strict=False)
+    )
+
+    def loss(function: Any, images: jax.Array, kernel: jax.Array) -> jax.Array:
+        outputs = function(
+            images, kernel, (2, 1), ((1, 0), (0, 2)), dimension_numbers=layout
+        )
+        return jnp.sum(jnp.sin(outputs))
+
+    gradient = jax.value_and_grad(loss, argnums=(1, 2))
+    expected = gradient(jax.lax.conv_general_dilated, images, kernel)
+    found = gradient(convolve, images, kernel)
+    for one, other in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
+    text = str(jax.make_jaxpr(partial(gradient, convolve))(images, kernel))
+    assert "platform_index" in text
+
+
+@pytest.mark.parametrize(
+    ("shape", "options"),
+    [
+        ((2, 9, 4), {"dimension_numbers": ("NWC", "WIO", "NWC")}),
+        ((4, 9, 8, 4), {"dimension_numbers": NHWC, "batch_group_count": 2}),
+        (
+            (2, 9, 8, 4),
+            {"dimension_numbers": NHWC, "preferred_element_type": jnp.float64},
+        ),
+    ],
+)
+def test_what_has_no_patches_is_that_of_jax(
+    shape: tuple[int, ...], options: dict[str, Any]
+) -> None:
+    space = len(shape) - 2
+    images, kernel = jnp.ones(shape), jnp.ones((*(3,) * space, 4, 6))
+    window = {"window_strides": (1,) * space, "padding": ((1, 1),) * space}
+    with jax.enable_x64(True):
+        found, expected = (
+            str(jax.make_jaxpr(partial(f, **window, **options))(images, kernel))
+            for f in (convolve, jax.lax.conv_general_dilated)
+        )
+    assert found == expected
 
 
 def test_the_precision_is_that_of_every_product() -> None:

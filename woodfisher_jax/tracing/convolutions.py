@@ -1,4 +1,4 @@
-"""Convolutions whose weight gradient is fast on a CPU, for training.
+"""Convolutions whose weight gradient is fast on a CPU, for training and for fits.
 
 XLA's CPU backend computes the gradient of a convolution's weights as a convolution with
 a kernel as large as the images, for which it has no fast code.
@@ -9,15 +9,13 @@ import contextvars
 import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 Pads = tuple[tuple[int, int], ...]
-
-_NHWC = ("NHWC", "HWIO", "NHWC")
 
 _CHUNK = 4
 """Images at a time: their patches stay in the cache."""
@@ -32,9 +30,14 @@ def convolution() -> Callable[..., jax.Array]:
     return _convolution.get()
 
 
+def are_fast() -> bool:
+    """Whether :func:`fast_weight_gradients` is on."""
+    return convolution() is convolve
+
+
 @contextlib.contextmanager
 def fast_weight_gradients() -> Iterator[None]:
-    """Lets models that are applied inside call :func:`convolve`.
+    """Lets models and segments of programs traced inside call :func:`convolve`.
 
     Their derivatives can then be taken in reverse mode only.
     """
@@ -55,70 +58,84 @@ def convolve(
     """``jax.lax.conv_general_dilated`` with another weight gradient on CPUs.
 
     On a CPU ``∂L/∂W = Σ_images gᵀ X`` with patches X [positions, kernel entries] that
-    are cut out of a few images at a time; on other platforms, and for groups of
-    channels or dilations, what JAX computes.
+    are cut out of a few images at a time; on other platforms, and with groups,
+    dilations, an output type of its own, or other than two axes of space, what JAX
+    computes.
 
     Args:
-        lhs: Images [B, H, W, C].
-        rhs: Kernel [h, w, C, K].
+        lhs: Images, by default [B, C, H, W] as in JAX.
+        rhs: Kernel, by default [K, C, h, w].
         window_strides: Of height and width.
         padding: (low, high) of height and width.
-        **others: As in JAX; without groups and dilations only ``precision`` counts,
-            for axes are as above.
+        **others: As in JAX.
 
     Returns:
-        [B, H', W', K].
+        By default [B, K, H', W'].
     """
     dilations = [
         *(others.get("lhs_dilation") or ()),
         *(others.get("rhs_dilation") or ()),
     ]
-    if others.get("feature_group_count", 1) > 1 or any(d > 1 for d in dilations):
+    if (
+        lhs.ndim != 4
+        or others.get("feature_group_count", 1) > 1
+        or others.get("batch_group_count", 1) > 1
+        or others.get("preferred_element_type") not in (None, lhs.dtype)
+        or any(d > 1 for d in dilations)
+    ):
         return lax.conv_general_dilated(lhs, rhs, window_strides, padding, **others)
-    strides, pads = tuple(window_strides), tuple(map(tuple, padding))
-    return _convolve(lhs, rhs, strides, pads, others.get("precision"))
+    numbers = lax.conv_dimension_numbers(
+        lhs.shape, rhs.shape, others.get("dimension_numbers")
+    )
+    pads = tuple(map(tuple, padding))
+    how = _How(tuple(window_strides), pads, numbers, others.get("precision"))
+    return _convolve(how, lhs, rhs)
 
 
-def _own(
-    images: jax.Array, kernel: jax.Array, strides: Any, pads: Any, precision: Any
-) -> jax.Array:
+class _How(NamedTuple):
+    """What a convolution does with its arrays."""
+
+    strides: tuple[int, ...]
+    pads: Pads
+    numbers: lax.ConvDimensionNumbers
+    precision: Any
+
+
+def _own(how: _How, images: jax.Array, kernel: jax.Array) -> jax.Array:
     return lax.conv_general_dilated(
-        images, kernel, strides, pads, dimension_numbers=_NHWC, precision=precision
+        images,
+        kernel,
+        how.strides,
+        how.pads,
+        dimension_numbers=how.numbers,
+        precision=how.precision,
     )
 
 
-_convolve = jax.custom_vjp(_own, nondiff_argnums=(2, 3, 4))
+_convolve = jax.custom_vjp(_own, nondiff_argnums=(0,))
 
 
 def _forward(
-    images: jax.Array,
-    kernel: jax.Array,
-    strides: tuple[int, int],
-    pads: Pads,
-    precision: Any,
+    how: _How, images: jax.Array, kernel: jax.Array
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return _own(images, kernel, strides, pads, precision), (images, kernel)
+    return _own(how, images, kernel), (images, kernel)
 
 
 def _backward(
-    strides: tuple[int, int],
-    pads: Pads,
-    precision: Any,
-    known: tuple[jax.Array, jax.Array],
-    slope: jax.Array,
+    how: _How, known: tuple[jax.Array, jax.Array], slope: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     images, kernel = known
     (of_images,) = jax.linear_transpose(
-        lambda images: _own(images, kernel, strides, pads, precision), images
+        lambda images: _own(how, images, kernel), images
     )(slope)
 
     def transposed(images: jax.Array, slope: jax.Array) -> jax.Array:
         of_kernel = jax.linear_transpose(
-            lambda kernel: _own(images, kernel, strides, pads, precision), kernel
+            lambda kernel: _own(how, images, kernel), kernel
         )
         return of_kernel(slope)[0]
 
-    by_patches = functools.partial(_by_patches, kernel, strides, pads, precision)
+    by_patches = functools.partial(_by_patches, how, kernel)
     of_kernel = lax.platform_dependent(
         images, slope, cpu=by_patches, default=transposed
     )
@@ -129,25 +146,29 @@ _convolve.defvjp(_forward, _backward)
 
 
 def _by_patches(
-    kernel: jax.Array,
-    strides: tuple[int, int],
-    pads: Pads,
-    precision: Any,
-    images: jax.Array,
-    slope: jax.Array,
+    how: _How, kernel: jax.Array, images: jax.Array, slope: jax.Array
 ) -> jax.Array:
     """The gradient of the kernel, summed over chunks of images."""
-    height, width, _, outputs = kernel.shape
+    # The specs have the axes of batch (or outputs) and channels first.
+    (b, c, *space), (k, i, *window), (b_out, k_out, *space_out) = how.numbers
+    images = jnp.transpose(images, (b, *space, c))
+    slope = jnp.transpose(slope, (b_out, *space_out, k_out))
+    order = (*window, i, k)
+    height, width, _, outputs = shape = tuple(kernel.shape[axis] for axis in order)
     chunk = math.gcd(images.shape[0], _CHUNK)
     # Every k-th image: with several devices none moves.
     parts = [array.reshape(chunk, -1, *array.shape[1:]) for array in (images, slope)]
 
     def add(total: jax.Array, number: jax.Array) -> tuple[jax.Array, None]:
-        padded = jnp.pad(parts[0][:, number], ((0, 0), *pads, (0, 0)))
+        padded = jnp.pad(parts[0][:, number], ((0, 0), *how.pads, (0, 0)))
         slope = parts[1][:, number]
-        ends = [1 + (n - 1) * s for n, s in zip(slope.shape[1:3], strides, strict=True)]
+        ends = [
+            1 + (n - 1) * s for n, s in zip(slope.shape[1:3], how.strides, strict=True)
+        ]
         patches = [
-            padded[:, i : i + ends[0] : strides[0], j : j + ends[1] : strides[1]]
+            padded[
+                :, i : i + ends[0] : how.strides[0], j : j + ends[1] : how.strides[1]
+            ]
             for i in range(height)
             for j in range(width)
         ]
@@ -156,11 +177,12 @@ def _by_patches(
         found = jnp.matmul(
             slope.reshape(-1, outputs).T,
             inputs,
-            precision=precision,
+            precision=how.precision,
             preferred_element_type=total.dtype,
         )
         return total + found, None
 
-    zero = jnp.zeros((outputs, math.prod(kernel.shape[:3])), jnp.float32)
+    zero = jnp.zeros((outputs, math.prod(shape[:3])), jnp.float32)
     total, _ = lax.scan(add, zero, jnp.arange(parts[0].shape[1]))
-    return total.T.reshape(kernel.shape).astype(kernel.dtype)
+    found = total.T.reshape(shape).astype(kernel.dtype)
+    return jnp.transpose(found, tuple(map(order.index, range(4))))
