@@ -87,7 +87,7 @@ def convolve(
     numbers = lax.conv_dimension_numbers(
         lhs.shape, rhs.shape, others.get("dimension_numbers")
     )
-    pads = tuple(map(tuple, padding))
+    pads = tuple((low, high) for low, high in padding)
     how = _How(tuple(window_strides), pads, numbers, others.get("precision"))
     return _convolve(how, lhs, rhs)
 
