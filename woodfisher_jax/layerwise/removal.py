@@ -3,11 +3,8 @@
 import jax
 import numpy as np
 
-from woodfisher_jax.equations.layerwise import (
-    layer_error,
-    losses_in_turn,
-    without_inputs,
-)
+from woodfisher_jax.equations.layerwise import layer_error
+from woodfisher_jax.equations.removal import losses_in_turn, without_inputs
 from woodfisher_jax.layerwise.sequence import Layers, Sequence
 from woodfisher_jax.layerwise.settings import CostShare
 from woodfisher_jax.layerwise.structures import Reader, counts_of
