@@ -66,7 +66,7 @@ def test_any_layout_has_the_gradients_of_jax(layout: tuple[str, ...] | None) -> 
 
     def loss(function: Any, images: jax.Array, kernel: jax.Array) -> jax.Array:
         outputs = function(
-            images, kernel, (2, 1), ((1, 0), (0, 2)), dimension_numbers=layout
+            images, kernel, (2, 1), ((1, -1), (-1, 2)), dimension_numbers=layout
         )
         return jnp.sum(jnp.sin(outputs))
 

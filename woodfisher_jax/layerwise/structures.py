@@ -261,7 +261,8 @@ def goal_of(
                 name,
                 f"{name}={given[name]}; with one structure of each layer "
                 f"{left[name] / whole[name]:.3f} of the {COSTS[name]} are left, "
-                "expected a larger share, more kinds, or more tensors in prunable",
+                "expected a larger share, or more that may go: a pattern of more "
+                "kinds, such as 'structures', or more tensors in prunable",
             )
     return _within(found, budget)[0], budget
 

@@ -160,7 +160,10 @@ def _by_patches(
     parts = [array.reshape(chunk, -1, *array.shape[1:]) for array in (images, slope)]
 
     def add(total: jax.Array, number: jax.Array) -> tuple[jax.Array, None]:
-        padded = jnp.pad(parts[0][:, number], ((0, 0), *how.pads, (0, 0)))
+        images = parts[0][:, number]
+        # Not jnp.pad: a pad may be negative.
+        pads = [(low, high, 0) for low, high in ((0, 0), *how.pads, (0, 0))]
+        padded = lax.pad(images, jnp.zeros((), images.dtype), pads)
         slope = parts[1][:, number]
         ends = [
             1 + (n - 1) * s for n, s in zip(slope.shape[1:3], how.strides, strict=True)
