@@ -125,3 +125,18 @@ def test_dilations_are_those_of_jax(which: str) -> None:
     expected = jax.lax.conv_general_dilated(*arguments, **options)
     found = convolve(*arguments, **options)
     np.testing.assert_array_equal(found, expected)
+
+
+def test_float64_stays_so() -> None:
+    def loss(function: Any, kernel: jax.Array) -> jax.Array:
+        images = IMAGES.astype(jnp.float64)
+        outputs = function(images, kernel, (1, 1), PADS, dimension_numbers=NHWC)
+        return jnp.sum(jnp.sin(outputs))
+
+    with jax.enable_x64(True):
+        kernel = KERNEL.astype(jnp.float64)
+        expected, found = (
+            jax.grad(partial(loss, function))(kernel)
+            for function in (jax.lax.conv_general_dilated, convolve)
+        )
+        np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-10)

@@ -185,7 +185,9 @@ def _by_patches(
         )
         return total + found, None
 
-    zero = jnp.zeros((outputs, math.prod(shape[:3])), jnp.float32)
+    # Sums of half precision in float32, those of float64 in that.
+    wide = jnp.promote_types(kernel.dtype, jnp.float32)
+    zero = jnp.zeros((outputs, math.prod(shape[:3])), wide)
     total, _ = lax.scan(add, zero, jnp.arange(parts[0].shape[1]))
     found = total.T.reshape(shape).astype(kernel.dtype)
     return jnp.transpose(found, tuple(map(order.index, range(4))))
