@@ -150,8 +150,11 @@ def test_budgets_need_structures(given):
         wf.prune_layerwise(net, *given, macs=0.5)
 
 
-@pytest.mark.slow
-def test_what_is_read_through_a_concatenation_goes(given):
+@pytest.mark.parametrize(
+    "options",
+    [{}, pytest.param({"scope": "global", "spread": 0.0}, marks=pytest.mark.slow)],
+)
+def test_what_is_read_through_a_concatenation_goes(given, options):
     def net(params, x):
         parts = [jnp.tanh(x @ params["a"]), x, jnp.tanh(x @ params["b"])]
         return jnp.concatenate(parts, -1) @ params["c"]
@@ -162,7 +165,7 @@ def test_what_is_read_through_a_concatenation_goes(given):
         for number, (path, shape) in enumerate(shapes.items())
     }
     pruned, masks, _ = wf.prune_layerwise(
-        net, params, given[1], pattern="structures", sparsity=0.5
+        net, params, given[1], pattern="structures", sparsity=0.5, **options
     )
     small = wf.shrink(net, pruned, masks, given[1])
     assert {p: a.shape for p, a in small.items()} == {

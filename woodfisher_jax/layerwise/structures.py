@@ -49,11 +49,12 @@ class Reader(NamedTuple):
 
     def parts(self) -> Iterator[tuple[Family, np.ndarray]]:
         """Each family, and which numbers are its structures, bool [numbers]."""
-        owners = np.repeat(
-            np.arange(len(self.families)), [len(f.units) for f in self.families]
-        )
-        for number, family in enumerate(self.families):
-            yield family, owners == number
+        numbers = np.arange(int(self.labels.max()) + 1)
+        start = 0
+        for family in self.families:
+            end = start + len(family.units)
+            yield family, (start <= numbers) & (numbers < end)
+            start = end
 
     def columns(self, layer: Layer) -> np.ndarray:
         """The order of a layer's inputs in which those of a structure are together."""
