@@ -219,6 +219,16 @@ def test_a_factor_that_float64_cannot_give_is_none(solver) -> None:
     assert not np.isfinite(SOLVERS[solver].factorize(g, 1e-9)).any()
 
 
+def test_a_damping_that_rounding_hides_is_refused_in_sample_space() -> None:
+    """With as many samples as weights S is well conditioned, and F is not."""
+    random = np.random.default_rng(0)
+    g = 1e3 * (1 + 1e-2 * random.standard_normal((WIDTH, WIDTH))).astype(np.float32)
+    assert np.linalg.cond(g.astype(np.float64)) ** 2 < 1e9
+    factorize = SOLVERS["sample_space"].factorize
+    assert np.isfinite(np.asarray(factorize(g, 1e-6))).all()
+    assert np.isnan(np.asarray(factorize(g, 1e-9))).all()
+
+
 def test_rounding_of_a_vector_in_the_span_is_divided_by_the_damping() -> None:
     g, v = jnp.asarray(gradients_of(5)), jnp.asarray(gradients_of(1, seed=1)[0])
     unit = change_by_rounding(lambda u: u, v, v)

@@ -119,8 +119,14 @@ def fisher_product(
 
 def _sample_space_factorize(gradients: jax.Array, damping: jax.Array) -> jax.Array:
     """L⁻¹ [N, N] for the Cholesky factor L of S = N λ I + G Gᵀ."""
-    shift = len(gradients) * wide(damping)
-    return shifted_factor(gram_matrix(gradients), shift)
+    number, width = gradients.shape
+    shift, gram = number * wide(damping), gram_matrix(gradients)
+    factor = shifted_factor(gram, shift)
+    if number < width:
+        return factor
+    # The gradients reach every weight, so that all of 1 - h is what λ adds to S: it is
+    # noise where rounding of G Gᵀ changes S as much, however well S is conditioned.
+    return jnp.where(10 * EPS * jnp.linalg.norm(gram) < shift, factor, jnp.nan)
 
 
 def _sample_space_diagonal(
