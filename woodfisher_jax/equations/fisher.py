@@ -124,8 +124,8 @@ def _sample_space_factorize(gradients: jax.Array, damping: jax.Array) -> jax.Arr
     factor = shifted_factor(gram, shift)
     if number < width:
         return factor
-    # The gradients reach every weight, so that all of 1 - h is what λ adds to S: it is
-    # noise where rounding of G Gᵀ changes S as much, however well S is conditioned.
+    # As many gradients as weights: what 1 - h leaves is due to λ alone. It is noise
+    # where rounding of G Gᵀ changes S by a tenth of N λ, however well S is conditioned.
     return jnp.where(10 * EPS * jnp.linalg.norm(gram) < shift, factor, jnp.nan)
 
 
