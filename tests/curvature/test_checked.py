@@ -342,6 +342,16 @@ def test_a_block_that_cannot_be_inverted_names_its_tensor_and_a_remedy(solver) -
             assert part in str(caught.value)
 
 
+@pytest.mark.parametrize("solver", ["sample_space", "recursion"])
+def test_a_fisher_of_full_rank_is_left_to_the_dense_solver(solver) -> None:
+    rows = np.random.default_rng(0).standard_normal((1, 100, WIDTH)).astype(np.float32)
+    with pytest.raises(CurvatureError, match="take solver='dense'"):
+        inverse_diagonals(rows, 1e-14, solver, ["w"])
+    inverse = np.linalg.inv(rows[0].T.astype(float) @ rows[0].astype(float) / 100)
+    found = np.asarray(inverse_diagonals(rows, 1e-14, "dense", ["w"]))
+    np.testing.assert_allclose(found[0], np.diagonal(inverse), rtol=1e-5)
+
+
 # ------------------------------------------------------------ other formulas of a block
 
 

@@ -59,6 +59,15 @@ def test_it_is_the_constrained_minimum(solver, num_samples, target) -> None:
     np.testing.assert_allclose(delta, expected, rtol=1e-5, atol=1e-5)
 
 
+def test_pruned_weights_do_not_make_the_fisher_ill_conditioned() -> None:
+    """Of F alone; with zeros for their gradients λ is all that is left of them."""
+    gradients, weights, kept = problem(40)
+    targets, damping = np.zeros(40), 1e-15
+    expected = oracle(gradients, weights, kept, targets, damping)
+    delta = found(gradients, weights, kept, targets, damping, "dense")
+    np.testing.assert_allclose(delta, expected, rtol=1e-5, atol=1e-5)
+
+
 @BOTH
 def test_of_one_weight_it_is_optimal_brain_surgeon(solver) -> None:
     gradients, weights, _ = problem()

@@ -175,6 +175,46 @@ def test_what_is_read_through_a_concatenation_goes(given, options):
     }
 
 
+def test_structures_of_several_sizes_go_where_one_layer_reads_them() -> None:
+    """Channels of flattened images, a number that is no multiple of their pixels."""
+
+    def net(params, x):
+        images = jax.lax.conv_general_dilated(
+            x["images"],
+            params["k"],
+            (1, 1),
+            "SAME",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        rows = jnp.tanh(x["rows"] @ params["t"])
+        pixels = jnp.tanh(images).reshape(len(rows), -1)
+        parts = [rows, pixels, jnp.ones((len(rows), 2))]
+        return jnp.concatenate(parts, -1) @ params["c"]
+
+    shapes = {"k": (1, 1, 3, 4), "t": (3, 5), "c": (5 + 4 * 6 + 2, 3)}
+    params = {p: normal(n, *shape) for n, (p, shape) in enumerate(shapes.items())}
+    x = {"images": normal(8, 60, 2, 3, 3), "rows": normal(9, 60, 3)}
+    options = {"pattern": "structures", "progress": False}
+    pruned, masks, info = wf.prune_layerwise(net, params, x, sparsity=0.5, **options)
+    assert info.whole == ()
+    small = wf.shrink(net, pruned, masks, x)
+    assert {p: a.shape for p, a in small.items()} == {
+        "k": (1, 1, 3, 2),
+        "t": (3, 2),
+        "c": (2 + 2 * 6 + 2, 3),
+    }
+    wanted = net(params, x)
+
+    def off(other):
+        return float(jnp.mean((net(other, x) - wanted) ** 2))
+
+    assert off(pruned) < 0.8 * off(wf.apply_masks(params, masks))
+    _, again, _ = wf.prune_layerwise(
+        net, pruned, x, macs=0.3, masks=masks, scope="global", **options
+    )
+    assert all(not np.any(again[path] & ~masks[path]) for path in masks)
+
+
 @pytest.mark.slow
 def test_its_own_masks_are_accepted_where_layers_follow_one_another() -> None:
     """A pruned layer between two others loses rows to one and columns to the other."""

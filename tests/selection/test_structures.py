@@ -101,6 +101,23 @@ def test_a_family_says_what_goes_and_what_that_saves(found) -> None:
     assert found.macs == 7 * (4 * 24 + 40 + 20) + 2 * 7 * 7 * 6
 
 
+def test_constants_that_a_weight_reads_stay() -> None:
+    def net(params, x):
+        h = jnp.tanh(x @ params["a"])
+        parts = [jnp.ones((len(x), 2)), jnp.pad(h, ((0, 0), (0, 3))), jnp.arange(5) * x]
+        return jnp.concatenate(parts, -1) @ params["b"]
+
+    params = {"a": jnp.ones((5, 4)), "b": jnp.ones((2 + 4 + 3 + 5, 3))}
+    found = structures(net, params, jnp.ones((2, 5)))
+    assert [family.name for family in found.families] == ["a"]
+    assert found.number == 4
+    # Rows of zeros that read them are left in place.
+    masks = {"b": jnp.ones((14, 3), bool).at[jnp.array([0, 2, 3, 6, 8])].set(False)}
+    pruned = wf.apply_masks(params, masks)
+    small = wf.shrink(net, pruned, masks, jnp.ones((2, 5)))
+    assert {path: a.shape for path, a in small.items()} == {"a": (5, 2), "b": (12, 3)}
+
+
 def test_what_stays_whole_has_a_reason(found) -> None:
     reasons = {(w.path, w.axis): w.reason for w in found.whole}
     assert reasons.keys() == {

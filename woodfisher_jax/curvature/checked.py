@@ -269,11 +269,14 @@ def checked_blocks(
     doubtful = np.flatnonzero(~(errors <= TOLERANCE))
     if len(doubtful):
         num_blocks, num_samples, width = gradients.shape
+        # The others divide by λ, which loses digits that a Fisher of full rank has.
+        other = solver != "dense" and num_samples >= width
+        ways = "take solver='dense', raise damping" if other else "raise damping"
         raise CurvatureError(
             f"the damped Fisher of {len(doubtful)} of {num_blocks} blocks, the first "
             f"in {names[doubtful[0]]!r}, is too ill conditioned to invert even in "
-            f"float64 (solver {solver!r}, {num_samples} gradients, width {width}); "
-            "raise damping, or scale the loss down"
+            f"float64 by solver {solver!r} ({num_samples} gradients, width {width}); "
+            f"{ways}, or scale the loss down"
         )
     return found
 

@@ -76,6 +76,10 @@ def shifted_factor(gram: jax.Array, shift: jax.Array) -> jax.Array:
     gram, shift = wide(gram), wide(shift)
     matrix = gram + shift * jnp.eye(len(gram))
     inverse = inverse_factor(matrix)
-    # An estimate of the condition number, from the diagonal of the inverse.
-    condition = jnp.linalg.norm(matrix) * jnp.max(jnp.sum(inverse * inverse, axis=0))
+    # An estimate of the condition number with rows and columns scaled to a diagonal of
+    # ones, for scales lose nothing: where X has zeros, the diagonal is s alone.
+    scales = jnp.diagonal(matrix)
+    scaled = matrix / jnp.sqrt(scales) / jnp.sqrt(scales)[:, None]
+    left = scales * jnp.sum(inverse * inverse, axis=0)
+    condition = jnp.linalg.norm(scaled) * jnp.max(left)
     return jnp.where(EPS * condition < MOST_LOST, inverse, jnp.nan)

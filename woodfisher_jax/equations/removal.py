@@ -13,16 +13,15 @@ from woodfisher_jax.equations.layerwise import inverse_of
 from woodfisher_jax.equations.precision import matmul
 
 
-@partial(jax.jit, static_argnames=("size", "number", "together"))
+@partial(jax.jit, static_argnames=("number", "together"))
 def without_inputs(
     weights: jax.Array,
     moment: jax.Array,
     cross: jax.Array,
-    allowed: jax.Array,
-    may_go: jax.Array,
+    there: jax.Array,
+    groups: jax.Array,
     damping: jax.Array,
     *,
-    size: int,
     number: int,
     together: int,
 ) -> tuple[jax.Array, jax.Array]:
@@ -37,40 +36,38 @@ def without_inputs(
     solution on what is left; A⁻¹ follows alike.
 
     Args:
-        weights: W, [outputs, inputs]; groups of inputs follow one another.
+        weights: W, [outputs, inputs].
         moment: E[x xᵀ], [inputs, inputs].
         cross: E[z xᵀ], of the same shape.
-        allowed: Groups that are there, bool [groups].
-        may_go: Groups among which those that go are chosen, bool [groups].
+        there: Inputs that are there, bool [inputs].
+        groups: The inputs of each group that may go, [groups, size], no input twice;
+            they are all there, or the group is gone already.
         damping: λ' relative to the mean of A's diagonal.
-        size: Inputs of a group.
-        number: Groups that go, fewer than may.
+        number: Groups that go, fewer than are there.
         together: Groups that go at once.
 
     Returns:
-        P, zero where inputs have gone, and which groups stay, bool [groups].
+        P, zero where inputs have gone, and which inputs stay, bool [inputs].
 
     Source: Kurtic et al. 2023 (ZipLM, arXiv:2302.04089), algorithm 1, there one group
     at a time.
     """
     ridge = _ridge(moment, damping)
     wanted = matmul(weights, cross + ridge)
-    stays, _ = _in_turn(wanted, moment + ridge, allowed, may_go, size, number, together)
+    stays, _ = _in_turn(wanted, moment + ridge, there, groups, number, together)
     # Once more from the start, without the rounding of all steps.
-    left = jnp.repeat(stays, size)
-    damped = _on(left, moment + ridge)
-    return jnp.linalg.solve(damped, (wanted * left).T).T * left, stays
+    damped = _on(stays, moment + ridge)
+    return jnp.linalg.solve(damped, (wanted * stays).T).T * stays, stays
 
 
-@partial(jax.jit, static_argnames=("size", "number", "together"))
+@partial(jax.jit, static_argnames=("number", "together"))
 def losses_in_turn(
     weights: jax.Array,
     moment: jax.Array,
-    allowed: jax.Array,
-    may_go: jax.Array,
+    there: jax.Array,
+    groups: jax.Array,
     damping: jax.Array,
     *,
-    size: int,
     number: int,
     together: int,
 ) -> jax.Array:
@@ -82,25 +79,22 @@ def losses_in_turn(
 
     Args:
         weights: W, [outputs, inputs], each row times the root of what its output is
-            worth; groups of inputs follow one another.
+            worth.
         moment: E[x xᵀ], [inputs, inputs].
-        allowed: Groups that are there, bool [groups].
-        may_go: Groups of which the losses are asked, bool [groups].
+        there: Inputs that are there, bool [inputs].
+        groups: The inputs of each group, as for :func:`without_inputs`.
         damping: λ' relative to the mean of A's diagonal.
-        size: Inputs of a group.
-        number: Groups that go, fewer than may.
+        number: Groups that go, fewer than are there.
         together: Groups that go at once; they have equal losses.
 
     Returns:
-        [groups], infinite for those that stay.
+        [groups], infinite for those that stay or are gone already.
 
     Source: Kurtic et al. 2023 (ZipLM, arXiv:2302.04089), section 3.2.
     """
     ridge = _ridge(moment, damping)
     wanted = matmul(weights, moment + ridge)
-    _, losses = _in_turn(
-        wanted, moment + ridge, allowed, may_go, size, number, together
-    )
+    _, losses = _in_turn(wanted, moment + ridge, there, groups, number, together)
     return losses
 
 
@@ -117,9 +111,8 @@ def _on(left: jax.Array, moment: jax.Array) -> jax.Array:
 def _in_turn(
     wanted: jax.Array,
     moment: jax.Array,
-    allowed: jax.Array,
-    may_go: jax.Array,
-    size: int,
+    there: jax.Array,
+    groups: jax.Array,
     number: int,
     together: int,
 ) -> tuple[jax.Array, jax.Array]:
@@ -128,37 +121,31 @@ def _in_turn(
     Args:
         wanted: B, [outputs, inputs].
         moment: A, damped, [inputs, inputs].
-        allowed: Groups that are there, bool [groups].
-        may_go: Groups among which those that go are chosen, bool [groups].
-        size: Inputs of a group.
+        there: Inputs that are there, bool [inputs].
+        groups: The inputs of each group that may go, [groups, size].
         number: Groups that go.
         together: Groups that go at once.
 
     Returns:
-        Which groups stay, and the loss of each when it went, infinite if it stays.
+        Which inputs stay, bool [inputs], and the loss of each group when it went,
+        infinite if it stays.
     """
-    groups = moment.shape[0] // size
-    there = jnp.repeat(allowed, size)
+    count, size = groups.shape
     inverse = inverse_of(_on(there, moment)[None])[0] * there * there[:, None]
-    found = matmul(wanted, inverse)
-
-    def own(matrix: jax.Array) -> jax.Array:
-        """Blocks of a matrix on its diagonal, [groups, size, size]."""
-        parts = matrix.reshape(groups, size, groups, size)
-        return jnp.moveaxis(jnp.diagonal(parts, axis1=0, axis2=2), -1, 0)
-
     identity = jnp.eye(size)
 
     def step(i: int, state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-        found, inverse, stays, known, last = state
-        parts = found.reshape(-1, groups, size)
+        found, inverse, left, known, last = state
+        stays = left[groups[:, 0]]
+        parts = found[:, groups]
         energy = jnp.einsum("ogi,ogj->gij", parts, parts)
-        blocks = jnp.where(stays[:, None, None], own(inverse), identity)
+        blocks = inverse[groups[:, :, None], groups[:, None, :]]
+        blocks = jnp.where(stays[:, None, None], blocks, identity)
         losses = jnp.trace(jnp.linalg.solve(blocks, energy), axis1=1, axis2=2)
-        ranked = jnp.argsort(jnp.where(stays & may_go, losses, jnp.inf))[:together]
+        ranked = jnp.argsort(jnp.where(stays, losses, jnp.inf))[:together]
         # The last step may take fewer.
         goes = jnp.arange(together) < number - i * together
-        index = (ranked[:, None] * size + jnp.arange(size)).reshape(-1)
+        index = groups[ranked].reshape(-1)
         real = jnp.repeat(goes, size)
         columns = jnp.where(real, inverse[:, index], 0.0)
         block = jnp.where(real[:, None] & real, columns[index], jnp.eye(len(index)))
@@ -169,12 +156,12 @@ def _in_turn(
         known = known.at[ranked].set(jnp.where(goes, last, known[ranked]))
         found = found - matmul(gone, solved)
         inverse = inverse - matmul(columns, solved)
-        stays = stays & ~jnp.zeros(groups, bool).at[ranked].set(goes)
-        left = jnp.repeat(stays, size)
+        left = left.at[index].set(left[index] & ~real)
         # Exactly, for what cancels leaves rounding.
-        return found * left, inverse * left * left[:, None], stays, known, last
+        return found * left, inverse * left * left[:, None], left, known, last
 
-    none = jnp.full(groups, jnp.inf, found.dtype)
-    state = (found, inverse, allowed, none, jnp.zeros((), found.dtype))
+    found = matmul(wanted, inverse)
+    none = jnp.full(count, jnp.inf, found.dtype)
+    state = (found, inverse, there, none, jnp.zeros((), found.dtype))
     state = jax.lax.fori_loop(0, -(-number // together), step, state)
     return state[2], state[3]

@@ -67,26 +67,24 @@ class Removal:
         layer's last structures are worth is more than what they are worth beside all.
         """
         (layer,), reader = sequence.layers[product], self.readers[product.path]
-        columns = reader.columns(layer)
-        entries = layer.entries()[0][:, columns]
         leaf = np.asarray(sequence.original[reader.path])
         slopes = np.asarray(sequence.found[product].outputs)[layer.groups][0]
-        weights = leaf.reshape(-1)[entries].astype(np.float32)
-        stays = reader.there(sequence.masks[reader.path], layer)
+        weights = leaf.reshape(-1)[layer.entries()[0]].astype(np.float32)
+        there = reader.there(sequence.masks[reader.path], layer)
         losses: dict[int, float] = {}
-        for family, mine in reader.parts():
-            number = int((mine & stays).sum()) - 1
+        for family, groups in reader.parts(layer):
+            stays = there[groups[:, 0]]
+            number = max(0, int(stays.sum()) - 1)
             found = losses_in_turn(
                 weights * np.sqrt(slopes)[:, None],
-                moment[0][np.ix_(columns, columns)],
-                stays,
-                mine & stays,
+                moment[0],
+                there,
+                groups,
                 np.float32(sequence.settings.damping),
-                size=len(columns) // len(stays),
                 number=number,
                 together=-(-number // STEPS) or 1,
             )
-            values = np.where(stays, np.asarray(found), 0.0)[mine].tolist()
+            values = np.where(stays, np.asarray(found), 0.0).tolist()
             losses |= dict(zip(family.units, values, strict=True))
         return losses
 
@@ -108,28 +106,25 @@ class Removal:
     ) -> None:
         """Takes out of a layer what it reads, and of those that make it."""
         (layer,), reader = sequence.layers[product], self.readers[product.path]
-        columns = reader.columns(layer)
         leaf = np.array(sequence.leaves[reader.path])
-        entries = layer.entries()[0][:, columns]
+        (entries,) = layer.entries()
         weights = leaf.reshape(-1)[entries].astype(np.float32)
-        order = np.ix_(columns, columns)
-        own, other = moment[0][order], cross[0][order]
-        stays = reader.there(sequence.masks[reader.path], layer)
-        for family, mine in reader.parts():
-            number = max(0, self._gone[family.units] - int((mine & ~stays).sum()))
+        left = reader.there(sequence.masks[reader.path], layer)
+        for family, groups in reader.parts(layer):
+            gone = int((~left[groups[:, 0]]).sum())
+            number = max(0, self._gone[family.units] - gone)
             pruned, stays = without_inputs(
                 weights,
-                own,
-                other,
-                stays,
-                mine,
+                moment[0],
+                cross[0],
+                left,
+                groups,
                 np.float32(sequence.settings.damping),
-                size=len(columns) // len(stays),
                 number=number,
                 together=-(-number // STEPS) or 1,
             )
-            stays = np.asarray(stays)
-            units = np.array(family.units)[~stays[mine]]
+            left = np.asarray(stays)
+            units = np.array(family.units)[~left[groups[:, 0]]]
             family.take_out(sequence.masks, set(units.tolist()))
         leaf.reshape(-1)[entries] = np.asarray(pruned).astype(leaf.dtype)
         sequence.leaves[reader.path] = leaf
@@ -138,6 +133,5 @@ class Removal:
             leaf = np.array(sequence.leaves[path])
             leaf[~sequence.masks[path]] = 0
             sequence.leaves[path] = leaf
-        error = layer_error(weights[None], pruned[None], own[None])
-        left = float(np.mean(stays))
-        sequence.done(reader.path, layer.number, 1 - left, error)
+        error = layer_error(weights[None], pruned[None], moment)
+        sequence.done(reader.path, layer.number, 1 - float(np.mean(left)), error)

@@ -35,7 +35,8 @@ class Reader(NamedTuple):
         path: Of the layer's weights.
         families: Whose structures they are; several where arrays are concatenated.
         labels: The number of the structure that each weight reads, of the tensor's
-            shape, family after family; higher numbers for what else it reads.
+            shape, family after family; higher numbers for each entry of what else it
+            reads.
     """
 
     path: str
@@ -47,22 +48,19 @@ class Reader(NamedTuple):
         """Of all structures, in the order of their numbers."""
         return tuple(unit for family in self.families for unit in family.units)
 
-    def parts(self) -> Iterator[tuple[Family, np.ndarray]]:
-        """Each family, and which numbers are its structures, bool [numbers]."""
-        numbers = np.arange(int(self.labels.max()) + 1)
+    def parts(self, layer: Layer) -> Iterator[tuple[Family, np.ndarray]]:
+        """Each family, and a layer's inputs of each structure [structures, inputs]."""
+        labels = self._by_input(layer)
+        order = np.argsort(labels, kind="stable")
         start = 0
         for family in self.families:
-            end = start + len(family.units)
-            yield family, (start <= numbers) & (numbers < end)
-            start = end
-
-    def columns(self, layer: Layer) -> np.ndarray:
-        """The order of a layer's inputs in which those of a structure are together."""
-        labels = self.labels.reshape(-1)[layer.entries()]
-        return np.argsort(labels[0, 0], kind="stable")
+            number = len(family.units)
+            own = (start <= labels[order]) & (labels[order] < start + number)
+            yield family, order[own].reshape(number, -1)
+            start += number
 
     def there(self, mask: np.ndarray, layer: Layer) -> np.ndarray:
-        """What the layer still reads, bool [numbers].
+        """Which inputs the layer still reads, bool [inputs].
 
         Raises:
             OptionError: If it reads a structure in part.
@@ -80,7 +78,11 @@ class Reader(NamedTuple):
                 "all that read a structure: take structures out first, and prune what "
                 "is left then",
             )
-        return number > 0
+        return (number > 0)[self._by_input(layer)]
+
+    def _by_input(self, layer: Layer) -> np.ndarray:
+        """The numbers of what a layer's inputs are of, [inputs]."""
+        return self.labels.reshape(-1)[layer.entries()[0, 0]]
 
 
 def asked_for(given: Structures, rule: Pattern, params: Params) -> Structures:
@@ -160,7 +162,7 @@ def readers(
         own = [member for member in family.members if member.role == "inputs"]
         if len(own) == 1 and own[0].path in shapes:
             read.setdefault(own[0].path, []).append((family, own[0]))
-    chosen = {p: r for p, own in read.items() if (r := _reader(p, own, shapes[p]))}
+    chosen = {path: _reader(path, own, shapes[path]) for path, own in read.items()}
     if not chosen:
         raise OptionError(
             "pattern",
@@ -175,27 +177,18 @@ def readers(
 
 def _reader(
     path: str, read: Sequence[tuple[Family, Member]], shape: tuple[int, ...]
-) -> Reader | None:
-    """A layer and the families of structures that have as many entries as the first.
-
-    None where what else it reads is no multiple of that.
-    """
-    axis, size = read[0][1].axis, read[0][1].entries.shape[1]
-    alike = [
-        (family, member)
-        for family, member in read
-        if member.axis == axis and member.entries.shape[1] == size
-    ]
+) -> Reader:
+    """A layer and the families of structures along the axis of the first."""
+    axis = read[0][1].axis
+    alike = [(family, member) for family, member in read if member.axis == axis]
     along = np.full(shape[axis], -1)
     start = 0
     for _, member in alike:
-        numbers = np.arange(start, start + len(member.entries))
-        along[member.entries.reshape(-1)] = np.repeat(numbers, size)
-        start += len(numbers)
+        number, size = member.entries.shape
+        along[member.entries.reshape(-1)] = np.repeat(start + np.arange(number), size)
+        start += number
     others = np.flatnonzero(along < 0)
-    if len(others) % size:
-        return None
-    along[others] = start + np.arange(len(others)) // size
+    along[others] = start + np.arange(len(others))
     wide = [-1 if i == axis else 1 for i in range(len(shape))]
     labels = np.broadcast_to(along.reshape(wide), shape)
     return Reader(path, tuple(family for family, _ in alike), labels)

@@ -8,7 +8,7 @@ meet: those of a weight's inputs those of what it multiplies
 """
 
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,7 +17,7 @@ from jax.interpreters.partial_eval import dce_jaxpr
 
 from woodfisher_jax.tracing.entries import rules
 from woodfisher_jax.tracing.entries.products import EntryProducts
-from woodfisher_jax.tracing.entries.units import Array, Units
+from woodfisher_jax.tracing.entries.units import Array, Axis, Units
 from woodfisher_jax.tracing.primitives import (
     CALLS,
     PRODUCTS,
@@ -82,7 +82,24 @@ class Coupling:
                 self.units.fix_array(array, "is read by nothing that is returned")
         for output in self._walk(jaxpr, arrays, held, (), 1):
             self.units.fix_array(output, "belongs to the outputs")
+        self._keep_what_is_only_read()
         self._one_unit_each()
+
+    def _keep_what_is_only_read(self) -> None:
+        """Leaves entries whole that weights read and none makes, such as constants.
+
+        They stand in the function's code, which would not run with fewer.
+        """
+
+        def classes(axes: Iterable[Axis]) -> set[int]:
+            return {c for axis in axes for e in axis for c in self.units.classes(e)}
+
+        read, made = set[int](), set[int]()
+        for path, axes in self.weights.items():
+            only_read = classes(self.read[path]) - classes(self.made[path])
+            read |= only_read
+            made |= classes(axes) - only_read
+        self.units.fix([(c,) for c in read - made], "is made by no weight")
 
     def _one_unit_each(self) -> None:
         """Leaves one unit that can go to each entry of a weight.
