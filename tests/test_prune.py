@@ -444,7 +444,7 @@ def test_a_tensor_of_which_nothing_is_left_is_named() -> None:
             {
                 "pattern": "1x2",
                 "scope": "layer",
-                "axes": {"fc2/w": "oi", "out": "koi"},
+                "axes": {"fc1/kernel": "io", "fc2/w": "oi", "out": "koi"},
             },
             marks=SLOW,
         ),
