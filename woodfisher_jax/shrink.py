@@ -78,19 +78,16 @@ def shrink(net_fn: NetFn, params: Params, masks: MasksLike, inputs: Any) -> Para
     """
     check_concrete("wf.shrink", net_fn, params, masks, inputs)
     taken = _taken_out(net_fn, params, masks, inputs)
-    other = (
-        "wf.shrunk returns a function that runs them, whatever net_fn takes its shapes "
-        "from"
-    )
+    other = "wf.shrunk returns a function that runs them all the same"
     try:
         outputs = _outputs(net_fn, taken.small, inputs)
     except Exception as error:
         raise OptionError(
             "net_fn",
             f"net_fn does not run with {_counted(taken.gone)} taken out "
-            f"({_first_line(error)}); expected a function that takes all "
-            "shapes from params, with statistics of batch norms among them, which a "
-            f"module that says its widths does not; {other}",
+            f"({_first_line(error)}); expected a function that takes all shapes from "
+            "params: without widths or places of a split in its code, as a Linen "
+            f"module has them, and with statistics of batch norms in params; {other}",
         ) from error
     _check_same(outputs, taken, f"net_fn run with the smaller arrays; {other}")
     return taken.small

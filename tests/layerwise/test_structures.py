@@ -349,7 +349,7 @@ def test_what_is_left_of_a_budget_is_said(given) -> None:
     assert f"macs: {left:.4f} left, 0.7 asked" in str(info)
     # The residual stream.
     assert info.whole == ("a",)
-    assert "whole    a\n" in str(info)
+    assert "whole    a: no prunable layer alone reads them\n" in str(info)
 
 
 @pytest.mark.slow

@@ -142,7 +142,7 @@ class LayerwiseInfo(NamedTuple):
         costs: Of structures, what is left of each cost that was given, by "macs",
             "size" and "latency".
         whole: Families of structures that stay, by the name of the first tensor whose
-            outputs they are: no layer alone reads them along its inputs.
+            outputs they are: no prunable layer alone reads them along its inputs.
     """
 
     sparsity: float
@@ -206,6 +206,7 @@ class LayerwiseInfo(NamedTuple):
         if self.empty_outputs:
             lines.append(f"empty    {emptied_line(self.empty_outputs)}")
         if self.whole:
-            lines.append(f"whole    {', '.join(self.whole)}")
+            stay = ", ".join(self.whole)
+            lines.append(f"whole    {stay}: no prunable layer alone reads them")
         lines.append(f"seconds  {phases}")
         return "\n".join(lines + [f"warning  {text}" for text in self.warnings])
