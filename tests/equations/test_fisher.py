@@ -223,10 +223,21 @@ def test_a_damping_that_rounding_hides_is_refused_in_sample_space() -> None:
     """With as many samples as weights S is well conditioned, and F is not."""
     random = np.random.default_rng(0)
     g = 1e3 * (1 + 1e-2 * random.standard_normal((WIDTH, WIDTH))).astype(np.float32)
-    assert np.linalg.cond(g.astype(np.float64)) ** 2 < 1e9
-    factorize = SOLVERS["sample_space"].factorize
-    assert np.isfinite(np.asarray(factorize(g, 1e-6))).all()
-    assert np.isnan(np.asarray(factorize(g, 1e-9))).all()
+    exact = g.astype(np.float64)
+    assert np.linalg.cond(exact) ** 2 < 1e9
+    solver, v = SOLVERS["sample_space"], np.ones(WIDTH, np.float32)
+    for damping, known in ((1e-3, True), (1e-9, False)):
+        factor = solver.factorize(g, damping)
+        diagonal = np.asarray(solver.diagonal(factor, g, damping))
+        product = np.asarray(solver.product(factor, g, damping, v))
+        inverse = np.linalg.inv(damping * np.eye(WIDTH) + exact.T @ exact / WIDTH)
+        if known:
+            np.testing.assert_allclose(diagonal, np.diag(inverse), rtol=1e-4)
+            most = 1e-4 * np.abs(inverse @ v).max()
+            np.testing.assert_allclose(product, inverse @ v, atol=most)
+        else:
+            assert not np.isfinite(diagonal).any()
+            assert not np.isfinite(product).any()
 
 
 def test_rounding_of_a_vector_in_the_span_is_divided_by_the_damping() -> None:

@@ -30,6 +30,7 @@ from woodfisher_jax.equations.precision import (
     MOST_LOST,
     in_float64,
     matmul,
+    random_signs,
     wide,
 )
 from woodfisher_jax.equations.products import (
@@ -42,6 +43,9 @@ from woodfisher_jax.equations.products import (
 WORST = 64
 """Entries of a diagonal, at least, that are taken in float64: those in which most
 cancels. N entries are taken where that is more."""
+
+CHECKED = 16
+"""Of these, those of which the rounding is followed."""
 
 RECURSION_RANK = 32
 """Gradients in one step of the recursion: matrix products, not rank-one updates."""
@@ -119,14 +123,13 @@ def fisher_product(
 
 def _sample_space_factorize(gradients: jax.Array, damping: jax.Array) -> jax.Array:
     """L⁻¹ [N, N] for the Cholesky factor L of S = N λ I + G Gᵀ."""
-    number, width = gradients.shape
-    shift, gram = number * wide(damping), gram_matrix(gradients)
-    factor = shifted_factor(gram, shift)
-    if number < width:
-        return factor
-    # As many gradients as weights: what 1 - h leaves is due to λ alone. It is noise
-    # where rounding of G Gᵀ changes S by a tenth of N λ, however well S is conditioned.
-    return jnp.where(10 * EPS * jnp.linalg.norm(gram) < shift, factor, jnp.nan)
+    return shifted_factor(gram_matrix(gradients), len(gradients) * wide(damping))
+
+
+def _rounding(gradients: jax.Array, damping: jax.Array) -> jax.Array:
+    """Vector r [N]: rounding, that of several operations, changes S_mn by r_m r_n."""
+    squares = jnp.sum(jnp.square(wide(gradients)), axis=1)
+    return 2.0 * jnp.sqrt(EPS * (len(gradients) * damping + squares))
 
 
 def _sample_space_diagonal(
@@ -136,9 +139,15 @@ def _sample_space_diagonal(
     # cancels.
     def exact(columns: jax.Array) -> jax.Array:
         left = 1.0 - leverages(factor, wide(columns))
-        return jnp.where(left > LEAST_LEFT, left, jnp.nan)
+        # What rounding of S changes h by where least is left.
+        _, worst = jax.lax.top_k(-left, min(CHECKED, len(left)))
+        along = matmul(factor.T, matmul(factor, wide(columns[:, worst])))
+        changes = jnp.sum(jnp.square(rounding[:, None] * along), axis=0)
+        sound = jnp.all(changes <= MOST_LOST * left[worst])
+        return jnp.where(sound & (left > LEAST_LEFT), left, jnp.nan)
 
     number, width = gradients.shape
+    rounding = _rounding(gradients, damping)
     some = max(WORST, number)
     if width <= 2 * some:
         return exact(gradients) / damping
@@ -154,7 +163,12 @@ def _sample_space_product(
     whitened = matmul(factor, along_rows(gradients, vector)[:, None])
     along = matmul(factor.T, whitened)[:, 0]
     left = vector - sum_of_rows(along, gradients)
-    lost = EPS * jnp.max(jnp.abs(vector))
+    # What rounding of S changes, by any signs.
+    rounding = _rounding(gradients, damping)
+    change = random_signs(len(along)) * rounding * jnp.linalg.norm(rounding * along)
+    change = matmul(factor.T, matmul(factor, change[:, None]))[:, 0]
+    moved = jnp.max(jnp.abs(sum_of_rows(change, gradients)))
+    lost = jnp.maximum(EPS * jnp.max(jnp.abs(vector)), moved)
     sound = lost <= MOST_LOST * jnp.max(jnp.abs(left))
     return jnp.where(sound, left / damping, jnp.nan)
 

@@ -51,7 +51,7 @@ def wide(array: Any) -> jax.Array:
     return jnp.asarray(array, jnp.float64)
 
 
-def _random_signs(number: int) -> jax.Array:
+def random_signs(number: int) -> jax.Array:
     """The same pseudo-random signs each time: the top bits of hashed indices.
 
     MurmurHash3's final mix. jax.random takes a quarter of a second to compile.
@@ -75,7 +75,7 @@ def change_by_rounding(
     Returns:
         The largest change, by the largest entry of the result (scalar).
     """
-    lost = jnp.finfo(vector.dtype).eps / 2 * _random_signs(len(vector)) * vector
+    lost = jnp.finfo(vector.dtype).eps / 2 * random_signs(len(vector)) * vector
     largest = jnp.max(jnp.abs(result))
     change = jnp.max(jnp.abs(product(lost)))
     return change / jnp.where(largest > 0, largest, 1.0)
