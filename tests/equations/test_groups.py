@@ -26,7 +26,9 @@ def problem(num_samples, seed=0, scale=1.0):
 
 
 def fisher(gradients, damping=DAMPING):
-    return damping * np.eye(WIDTH) + gradients.T @ gradients / len(gradients)
+    return damping * np.eye(gradients.shape[1]) + gradients.T @ gradients / len(
+        gradients
+    )
 
 
 def oracle(gradients, weights, group, damping=DAMPING):
@@ -103,3 +105,18 @@ def test_every_choice_of_n_of_m_is_compared() -> None:
         for group in table
     ]
     np.testing.assert_allclose(values, expected, rtol=1e-5, atol=1e-7)
+
+
+def test_what_rounding_moves_is_refused() -> None:
+    """With as many samples as weights, all alike, λ is all that F⁻¹ is read from."""
+    random = np.random.default_rng(0)
+    rows = 1e3 * (1 + 1e-2 * random.standard_normal((8, 8)))
+    weights, table = random.standard_normal(8), np.arange(8, dtype=np.int32)[None]
+    for damping, known in ((1e-1, True), (1e-9, False)):
+        given = single(rows, weights)
+        (found,) = forms(*given, [table[:, :4]], np.float32(damping))
+        expected = oracle(np.float64(given[0]), weights, np.arange(4), damping)
+        if known:
+            np.testing.assert_allclose(found[0, 0], expected, rtol=1e-4)
+        else:
+            assert np.isnan(found).all()

@@ -126,10 +126,36 @@ def _sample_space_factorize(gradients: jax.Array, damping: jax.Array) -> jax.Arr
     return shifted_factor(gram_matrix(gradients), len(gradients) * wide(damping))
 
 
-def _rounding(gradients: jax.Array, damping: jax.Array) -> jax.Array:
-    """Vector r [N]: rounding, that of several operations, changes S_mn by r_m r_n."""
+def rounding_of(gradients: jax.Array, damping: jax.Array) -> jax.Array:
+    """Vector r [N]: rounding, that of several operations, changes S_mn by r_m r_n.
+
+    Args:
+        gradients: G, [N, c].
+        damping: λ > 0.
+    """
     squares = jnp.sum(jnp.square(wide(gradients)), axis=1)
     return 2.0 * jnp.sqrt(EPS * (len(gradients) * damping + squares))
+
+
+def changes_by_rounding(
+    factor: jax.Array, rounding: jax.Array, columns: jax.Array, left: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """What rounding of S changes 1 - h by, where least is left.
+
+    With u = S⁻¹ g of a column g, uᵀ δS u is ``Σ_n r_n² u_n²`` in the mean square.
+
+    Args:
+        factor: L⁻¹, [N, N].
+        rounding: r, [N].
+        columns: Of G, [N, k].
+        left: 1 - h of them, [k].
+
+    Returns:
+        The :data:`CHECKED` columns of least 1 - h, and the change of each.
+    """
+    _, worst = jax.lax.top_k(-left, min(CHECKED, len(left)))
+    along = matmul(factor.T, matmul(factor, wide(columns[:, worst])))
+    return worst, jnp.sum(jnp.square(rounding[:, None] * along), axis=0)
 
 
 def _sample_space_diagonal(
@@ -139,15 +165,12 @@ def _sample_space_diagonal(
     # cancels.
     def exact(columns: jax.Array) -> jax.Array:
         left = 1.0 - leverages(factor, wide(columns))
-        # What rounding of S changes h by where least is left.
-        _, worst = jax.lax.top_k(-left, min(CHECKED, len(left)))
-        along = matmul(factor.T, matmul(factor, wide(columns[:, worst])))
-        changes = jnp.sum(jnp.square(rounding[:, None] * along), axis=0)
+        worst, changes = changes_by_rounding(factor, rounding, columns, left)
         sound = jnp.all(changes <= MOST_LOST * left[worst])
         return jnp.where(sound & (left > LEAST_LEFT), left, jnp.nan)
 
     number, width = gradients.shape
-    rounding = _rounding(gradients, damping)
+    rounding = rounding_of(gradients, damping)
     some = max(WORST, number)
     if width <= 2 * some:
         return exact(gradients) / damping
@@ -164,7 +187,7 @@ def _sample_space_product(
     along = matmul(factor.T, whitened)[:, 0]
     left = vector - sum_of_rows(along, gradients)
     # What rounding of S changes, by any signs.
-    rounding = _rounding(gradients, damping)
+    rounding = rounding_of(gradients, damping)
     change = random_signs(len(along)) * rounding * jnp.linalg.norm(rounding * along)
     change = matmul(factor.T, matmul(factor, change[:, None]))[:, 0]
     moved = jnp.max(jnp.abs(sum_of_rows(change, gradients)))

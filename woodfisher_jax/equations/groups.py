@@ -19,8 +19,18 @@ import jax.numpy as jnp
 
 from woodfisher_jax.equations.batched import map_blocks
 from woodfisher_jax.equations.factors import inverse_factor
-from woodfisher_jax.equations.fisher import SOLVERS
-from woodfisher_jax.equations.precision import LEAST_LEFT, in_float64, matmul, wide
+from woodfisher_jax.equations.fisher import (
+    SOLVERS,
+    changes_by_rounding,
+    rounding_of,
+)
+from woodfisher_jax.equations.precision import (
+    LEAST_LEFT,
+    MOST_LOST,
+    in_float64,
+    matmul,
+    wide,
+)
 
 ELIMINATED = 16
 """Largest group that is solved by elimination, in batches of groups."""
@@ -204,7 +214,14 @@ def group_forms(
     inverse = _inverse_of(solver, factor, wide(gradients), wide(damping))
     weights = wide(weights)
     found = [_forms(inverse, columns, weights, removals) for columns in tables]
-    least = LEAST_LEFT if inverse.sign < 0 else 0.0
+    least = jnp.zeros(())
+    if inverse.sign < 0:
+        left = 1.0 - jnp.sum(jnp.square(inverse.rows), axis=1)
+        rounding = rounding_of(gradients, damping)
+        _, changes = changes_by_rounding(factor, rounding, gradients, left)
+        # Less strict than for the diagonal, for the changes are of other columns than
+        # the smallest pivot.
+        least = jnp.maximum(LEAST_LEFT, jnp.max(changes) / (10 * MOST_LOST))
     sound = [jnp.all(f.pivots > least) & jnp.all(f.forms >= 0) for f in found]
     scale = jnp.where(jnp.all(jnp.stack(sound)), wide(damping) / 2, jnp.nan)
     return [(scale * f.forms).astype(gradients.dtype) for f in found]
