@@ -153,7 +153,7 @@ def changes_by_rounding(
     Returns:
         The :data:`CHECKED` columns of least 1 - h, and the change of each.
     """
-    _, worst = jax.lax.top_k(-left, min(CHECKED, len(left)))
+    _, worst = jax.lax.top_k(-left.astype(jnp.float32), min(CHECKED, len(left)))
     along = matmul(factor.T, matmul(factor, wide(columns[:, worst])))
     return worst, jnp.sum(jnp.square(rounding[:, None] * along), axis=0)
 
