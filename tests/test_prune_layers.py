@@ -357,10 +357,8 @@ def test_a_repair_chooses_one_damping() -> None:
     given |= {"sparsity": 1 - ACTIVE.mean(), "damping": "auto"}
     found, ranked = run(**given), run(**given, diagnostics=True)
     assert_same(found, ranked)
+    assert found[2].dampings == ranked[2].dampings
     assert len(found[2].dampings) == 2
-    for one, other in zip(found[2].dampings, ranked[2].dampings, strict=True):
-        # Other programs sum in another order.
-        assert one == pytest.approx(other, rel=1e-12)
 
 
 @pytest.mark.slow

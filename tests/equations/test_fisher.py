@@ -226,6 +226,7 @@ def test_a_damping_that_rounding_hides_is_refused_in_sample_space() -> None:
     exact = g.astype(np.float64)
     assert np.linalg.cond(exact) ** 2 < 1e9
     solver, v = SOLVERS["sample_space"], np.ones(WIDTH, np.float32)
+    assert np.isfinite(np.asarray(solver.factorize(g, 1e-6))).all()
     for damping, known in ((1e-3, True), (1e-9, False)):
         factor = solver.factorize(g, damping)
         diagonal = np.asarray(solver.diagonal(factor, g, damping))

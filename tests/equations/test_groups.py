@@ -26,9 +26,8 @@ def problem(num_samples, seed=0, scale=1.0):
 
 
 def fisher(gradients, damping=DAMPING):
-    return damping * np.eye(gradients.shape[1]) + gradients.T @ gradients / len(
-        gradients
-    )
+    number, width = gradients.shape
+    return damping * np.eye(width) + gradients.T @ gradients / number
 
 
 def oracle(gradients, weights, group, damping=DAMPING):

@@ -126,18 +126,21 @@ def _sample_space_factorize(gradients: jax.Array, damping: jax.Array) -> jax.Arr
     return shifted_factor(gram_matrix(gradients), len(gradients) * wide(damping))
 
 
-def rounding_of(gradients: jax.Array, damping: jax.Array) -> jax.Array:
+def gram_rounding(gradients: jax.Array, damping: jax.Array) -> jax.Array:
     """Vector r [N]: rounding, that of several operations, changes S_mn by r_m r_n.
 
     Args:
         gradients: G, [N, c].
         damping: λ > 0.
+
+    Returns:
+        r, float64 [N].
     """
     squares = jnp.sum(jnp.square(wide(gradients)), axis=1)
     return 2.0 * jnp.sqrt(EPS * (len(gradients) * damping + squares))
 
 
-def changes_by_rounding(
+def leverage_changes(
     factor: jax.Array, rounding: jax.Array, columns: jax.Array, left: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """What rounding of S changes 1 - h by, where least is left.
@@ -165,12 +168,12 @@ def _sample_space_diagonal(
     # cancels.
     def exact(columns: jax.Array) -> jax.Array:
         left = 1.0 - leverages(factor, wide(columns))
-        worst, changes = changes_by_rounding(factor, rounding, columns, left)
+        worst, changes = leverage_changes(factor, rounding, columns, left)
         sound = jnp.all(changes <= MOST_LOST * left[worst])
         return jnp.where(sound & (left > LEAST_LEFT), left, jnp.nan)
 
     number, width = gradients.shape
-    rounding = rounding_of(gradients, damping)
+    rounding = gram_rounding(gradients, damping)
     some = max(WORST, number)
     if width <= 2 * some:
         return exact(gradients) / damping
@@ -187,7 +190,7 @@ def _sample_space_product(
     along = matmul(factor.T, whitened)[:, 0]
     left = vector - sum_of_rows(along, gradients)
     # What rounding of S changes, by any signs.
-    rounding = rounding_of(gradients, damping)
+    rounding = gram_rounding(gradients, damping)
     change = random_signs(len(along)) * rounding * jnp.linalg.norm(rounding * along)
     change = matmul(factor.T, matmul(factor, change[:, None]))[:, 0]
     moved = jnp.max(jnp.abs(sum_of_rows(change, gradients)))

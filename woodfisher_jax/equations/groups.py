@@ -21,8 +21,8 @@ from woodfisher_jax.equations.batched import map_blocks
 from woodfisher_jax.equations.factors import inverse_factor
 from woodfisher_jax.equations.fisher import (
     SOLVERS,
-    changes_by_rounding,
-    rounding_of,
+    gram_rounding,
+    leverage_changes,
 )
 from woodfisher_jax.equations.precision import (
     LEAST_LEFT,
@@ -217,8 +217,8 @@ def group_forms(
     least = jnp.zeros(())
     if inverse.sign < 0:
         left = 1.0 - jnp.sum(jnp.square(inverse.rows), axis=1)
-        rounding = rounding_of(gradients, damping)
-        _, changes = changes_by_rounding(factor, rounding, gradients, left)
+        rounding = gram_rounding(gradients, damping)
+        _, changes = leverage_changes(factor, rounding, gradients, left)
         # Less strict than for the diagonal, for the changes are of other columns than
         # the smallest pivot.
         least = jnp.maximum(LEAST_LEFT, jnp.max(changes) / (10 * MOST_LOST))
