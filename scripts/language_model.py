@@ -72,10 +72,11 @@ def run_row(arguments: argparse.Namespace, row: str) -> dict[str, Any]:
     """Prunes by one row, and measures."""
     module, params = read_folder(arguments.folder)
     with np.load(arguments.tokens) as file:
-        calibration = file["calibration"][: arguments.calibration].astype(np.int32)
+        sequences = np.roll(file["calibration"], -arguments.first, axis=0)
+        calibration = sequences[: arguments.calibration].astype(np.int32)
         evaluation = file["evaluation"][: arguments.evaluation].astype(np.int32)
         if arguments.kept_apart:
-            rest = file["calibration"][2 * arguments.calibration :]
+            rest = sequences[2 * arguments.calibration :]
             evaluation = rest[: arguments.evaluation].astype(np.int32)
         kinds = [str(k) for k in file["kinds"]] if "kinds" in file else []
 
@@ -162,8 +163,9 @@ def layer_rows(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     module, params = read_folder(arguments.folder)
     with np.load(arguments.tokens) as file:
         number = arguments.calibration
-        own = file["calibration"][:number].astype(np.int32)
-        other = file["calibration"][number : 2 * number].astype(np.int32)
+        sequences = np.roll(file["calibration"], -arguments.first, axis=0)
+        own = sequences[:number].astype(np.int32)
+        other = sequences[number : 2 * number].astype(np.int32)
 
     def net_fn(params: Any, tokens: jax.Array) -> jax.Array:
         return module.apply({"params": params}, tokens)  # type: ignore[return-value]
@@ -230,6 +232,12 @@ def main() -> None:
     parser.add_argument("tokens", type=Path)
     parser.add_argument("--rows", nargs="+", required=True)
     parser.add_argument("--calibration", type=int, default=32, help="sequences")
+    parser.add_argument(
+        "--first",
+        type=int,
+        default=0,
+        help="calibration sequence to begin with; behind the last comes the first",
+    )
     parser.add_argument("--evaluation", type=int, default=12, help="sequences")
     parser.add_argument(
         "--kept-apart",
@@ -248,7 +256,7 @@ def main() -> None:
     else:
         own = [str(arguments.folder), str(arguments.tokens), "--alone"]
         own += [f"--calibration={arguments.calibration}"]
-        own += [f"--evaluation={arguments.evaluation}"]
+        own += [f"--evaluation={arguments.evaluation}", f"--first={arguments.first}"]
         own += ["--kept-apart"] * arguments.kept_apart
         lines = []
         for row in arguments.rows:
