@@ -236,7 +236,7 @@ def main() -> None:
         "--first",
         type=int,
         default=0,
-        help="calibration sequence to begin with; behind the last comes the first",
+        help="calibration sequence to begin with; the first follows the last",
     )
     parser.add_argument("--evaluation", type=int, default=12, help="sequences")
     parser.add_argument(
