@@ -22,7 +22,7 @@ tracing.dimensions tracing.entries
 tracing
 rows
 info selection
-curvature
+curvature removal
 methods loss_model
 step
 driver

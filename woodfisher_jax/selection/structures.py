@@ -78,6 +78,11 @@ class Family(NamedTuple):
         made = [m.path for m in self.members if m.role == "outputs"]
         return (made or [m.path for m in self.members])[0]
 
+    @property
+    def is_read(self) -> bool:
+        """Whether a weight reads them, and not an array of the function alone."""
+        return any(member.role in ("inputs", "both") for member in self.members)
+
     def take_out(self, masks: dict[str, np.ndarray], gone: set[int]) -> None:
         """Writes False where masks have some of the structures.
 
@@ -205,6 +210,10 @@ class Structures(NamedTuple):
             if own:
                 found.update(np.array(family.units)[~left].tolist())
         return found
+
+    def names(self, gone: set[int]) -> list[str]:
+        """Of the families that some units belong to, in the order of the alphabet."""
+        return sorted({f.name for f in self.families if gone.intersection(f.units)})
 
     @property
     def units(self) -> tuple[tuple[int, ...], ...]:

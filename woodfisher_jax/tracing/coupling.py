@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var
 from jax.interpreters.partial_eval import dce_jaxpr
 
@@ -67,7 +68,7 @@ class Coupling:
         held = [self.units.array(v.aval.shape) for v in jaxpr.constvars]
         given = jaxpr.invars[len(shapes) :]
         arrays = [
-            *(Array(a, of=frozenset([path])) for path, a in self.weights.items()),
+            *(Array(a, False, frozenset([p]), True) for p, a in self.weights.items()),
             *(
                 self.units.array(v.aval.shape, True, "belongs to the inputs")
                 for v in given
@@ -137,7 +138,8 @@ class Coupling:
         def read(atom: Any) -> Array:
             if isinstance(atom, Literal):
                 shape = getattr(atom.aval, "shape", ())
-                return self.units.array(shape, reason="is a number of the program")
+                number = self.units.array(shape, reason="is a number of the program")
+                return number._replace(vanishes=not np.any(atom.val))
             return known[atom]
 
         for i, equation in enumerate(jaxpr.eqns):
@@ -145,7 +147,10 @@ class Coupling:
             outputs = self._step(equation, inputs, (*position, i), rounds)
             if equation.primitive.name not in CALLS:
                 of = frozenset().union(*(a.of for a in inputs))
-                outputs = [a if a.active else a._replace(of=of) for a in outputs]
+                zero = rules.vanishes(equation, inputs)
+                outputs = [
+                    a if a.active else a._replace(of=of, vanishes=zero) for a in outputs
+                ]
             self.outcomes[*position, i] = outputs
             known.update(zip(equation.outvars, outputs, strict=True))
         return [read(atom) for atom in jaxpr.outvars]

@@ -86,6 +86,16 @@ sign sin sinh sqrt square stop_gradient sub tan tanh xor
 ELEMENTWISE = frozenset((*_ELEMENTWISE.split(), *SAME))
 """Primitives whose operands meet entry by entry."""
 
+_NOT_OF_ZERO = """
+acos acosh cos cosh digamma eq eq_to erfc exp exp2 ge is_finite le le_to lgamma log
+logistic not population_count rsqrt
+"""
+NOT_OF_ZERO = frozenset(_NOT_OF_ZERO.split())
+"""Elementwise primitives that are not zero where all their operands are."""
+
+SUMS = ("add", "add_any", "complex", "select_n", "sub")
+"""Elementwise primitives that are zero only where all their operands are."""
+
 
 def opened(jaxpr: Any) -> Jaxpr:
     """The jaxpr without its constants, if it has them."""

@@ -14,6 +14,11 @@ BETWEEN = (
 )
 """Why what is in a head, or what an expert that is looked up reads, stays."""
 
+NEVER_ZERO = (
+    "is read through an operation that is not zero where its weight is, such as 1 + w"
+)
+"""Why what such a weight reads stays: masks cannot make it contribute nothing."""
+
 
 class Cost(NamedTuple):
     """What one product takes.
@@ -144,6 +149,9 @@ class EntryProducts:
     def _multiplied(
         self, weight: Array, summed: Sequence[Axis], free: Sequence[Axis]
     ) -> None:
+        if weight.of and not weight.vanishes:
+            for axis in summed:
+                self._units.fix(axis, NEVER_ZERO)
         for path in weight.of:
             self.read[path] += summed
             self.made[path] += free

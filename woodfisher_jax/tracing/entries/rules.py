@@ -9,7 +9,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from woodfisher_jax.tracing.entries.units import STAYS, Array, Axis, Units
-from woodfisher_jax.tracing.primitives import ALONG, ELEMENTWISE, REDUCTIONS
+from woodfisher_jax.tracing.primitives import (
+    ALONG,
+    ELEMENTWISE,
+    NOT_OF_ZERO,
+    REDUCTIONS,
+    SUMS,
+)
 
 
 def followed(units: Units, equation: Any, inputs: Sequence[Array]) -> list[Array]:
@@ -40,6 +46,26 @@ def followed(units: Units, equation: Any, inputs: Sequence[Array]) -> list[Array
     if name.startswith(("reduce_window", "cumred")):
         return [_windows(units, equation, inputs, active)]
     return unknown(units, equation, inputs, f"enters {name!r}")
+
+
+def vanishes(equation: Any, inputs: Sequence[Array]) -> bool:
+    """Whether results are zero where the tensors are that operands are computed from.
+
+    As of ``w * scale`` or ``w - mean(w)``, but not of ``1 + w``. Of an operation that
+    is not followed nothing else is assumed.
+
+    Args:
+        equation: With any primitive that calls nothing.
+        inputs: Its operands.
+    """
+    name = equation.primitive.name
+    zero = [array.vanishes for array in inputs]
+    if name in NOT_OF_ZERO or equation.params.get("y", 1) == 0:
+        return False
+    if name in SUMS:
+        # What select_n chooses by is no term.
+        return all(zero[1:] if name == "select_n" else zero)
+    return any(zero[:1] if name in ("div", "pow", "rem") else zero)
 
 
 def _met(

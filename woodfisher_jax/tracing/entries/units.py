@@ -27,11 +27,13 @@ class Array(NamedTuple):
         axes: Its entries, axis by axis.
         active: Whether it depends on the inputs.
         of: If not, the tensors that it is computed from.
+        vanishes: If so, whether it is zero where these are, as far as is known.
     """
 
     axes: tuple[Axis, ...]
     active: bool = False
     of: frozenset[str] = frozenset()
+    vanishes: bool = False
 
 
 class Units:

@@ -1,0 +1,1 @@
+"""What taking structures out of a network needs: constants to fold, a comparison."""
