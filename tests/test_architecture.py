@@ -22,7 +22,7 @@ tracing.dimensions tracing.entries
 tracing
 rows
 info selection
-curvature removal
+curvature shrinking
 methods loss_model
 step
 driver

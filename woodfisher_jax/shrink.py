@@ -9,8 +9,6 @@ import numpy as np
 
 from woodfisher_jax.info import PruneWarning
 from woodfisher_jax.options import OptionError
-from woodfisher_jax.removal.comparison import Comparison, any_nan, outputs_of
-from woodfisher_jax.removal.constants import folded
 from woodfisher_jax.rows.inputs import (
     check_concrete,
     check_net,
@@ -18,6 +16,8 @@ from woodfisher_jax.rows.inputs import (
     named_not_finite,
 )
 from woodfisher_jax.selection.structures import Structures, structures
+from woodfisher_jax.shrinking.comparison import Comparison, any_nan, outputs_of
+from woodfisher_jax.shrinking.constants import folded
 from woodfisher_jax.tracing.batch_statistics import training_mode
 from woodfisher_jax.tracing.coupling import coupled
 from woodfisher_jax.tracing.smaller import Smaller

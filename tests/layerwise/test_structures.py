@@ -345,11 +345,19 @@ def test_what_is_left_of_a_budget_is_said(given) -> None:
     _, masks, info = prune(given, macs=0.7)
     found = wf.structures(net, *given)
     left = found.account(found.gone(masks)).left["macs"] / found.macs
-    assert info.costs == {"macs": (pytest.approx(0.7), pytest.approx(left))}
+    assert info.costs == {"macs": (0.7, pytest.approx(left))}
     assert f"macs: {left:.4f} left, 0.7 asked" in str(info)
     # The residual stream.
     assert info.whole == ("a",)
     assert "whole    a: no prunable layer alone reads them\n" in str(info)
+
+
+def test_a_budget_that_what_stays_forbids_names_it(given) -> None:
+    message = (
+        r"macs=0\.1; with .*more that may go: those made by \['a'\], which wf\.prune"
+    )
+    with pytest.raises(ValueError, match=message):
+        prune(given, macs=0.1)
 
 
 @pytest.mark.slow

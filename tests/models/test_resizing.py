@@ -204,3 +204,11 @@ def test_what_does_not_go_together_is_refused():
         check_widths({"conv9": 12}, small)
     with pytest.raises(ValueError, match=r"widths=.*expected whole numbers .*by path"):
         build_model("mlp", widths={"fc1": 0})
+
+
+def test_parameters_alone_in_place_of_variables_are_named() -> None:
+    model, x = build_model("resnet20"), jnp.ones((1, 32, 32, 3))
+    variables = jax.eval_shape(model.init, jax.random.key(0), x)
+    message = r"'layer3'\]; expected {'batch_stats': \.\.\., 'params': \.\.\.}"
+    with pytest.raises(ValueError, match=message):
+        resized(model, variables["params"], x)

@@ -181,8 +181,13 @@ def test_kinds_that_do_not_exist_are_refused(found, kinds) -> None:
     [
         (PARAMS, PARAMS, shape(2, 7, 4), "is of type dict; expected a function"),
         (gated_attention, PARAMS, shape(), "no array with examples along its first"),
-        (gated_attention, PARAMS, shape(0, 7, 4), "no array with examples along its"),
-        (gated_attention, PARAMS, iter([shape(2, 7, 4)]), "inputs, of type list_iter"),
+        (gated_attention, PARAMS, shape(0, 7, 4), r"inputs=float32\[0, 7, 4\]"),
+        (
+            gated_attention,
+            PARAMS,
+            iter([shape(2, 7, 4)]),
+            "inputs=a list_iterator has no array",
+        ),
         (gated_attention, PARAMS | {"e": 0.1}, shape(2, 7, 4), "a float at 'e'"),
     ],
 )
@@ -223,18 +228,48 @@ def test_roles_are_known_of_tensors_in_several_products_or_after_others() -> Non
     }
 
 
-def test_heads_that_meet_one_head_of_keys_are_heads() -> None:
+@pytest.mark.parametrize("flat", [True, False])
+def test_heads_that_meet_one_head_of_keys_are_heads(flat) -> None:
     def net(params, x):
-        queries = (x @ params["q"]).reshape(*x.shape[:2], 3, 4)
+        queries = jnp.tensordot(x, params["q"], 1).reshape(*x.shape[:2], 3, 4)
         keys, values = x @ params["k"], x @ params["v"]
         scores = jnp.einsum("bthd,bsd->bhts", queries, keys)
         mixed = jnp.einsum("bhts,bsd->bthd", jax.nn.softmax(scores), values)
-        return mixed.reshape(*x.shape[:2], -1) @ params["o"]
+        if flat:
+            return mixed.reshape(*x.shape[:2], -1) @ params["o"]
+        return jnp.einsum("bthd,hde->bte", mixed, params["o"])
 
     params = {"q": shape(6, 12), "k": shape(6, 4), "v": shape(6, 4), "o": shape(12, 6)}
-    (family,) = structures(net, params, shape(2, 5, 6)).families
+    if not flat:
+        params |= {"q": shape(6, 3, 4), "o": shape(3, 4, 6)}
+    family, *others = structures(net, params, shape(2, 5, 6)).families
     assert (family.kind, len(family.units)) == ("heads", 3)
     assert {m.path for m in family.members} == {"q", "o"}
+    # Values of a head may go in all of them at once, where they have an axis.
+    assert [(f.kind, f.name, len(f.units)) for f in others] == (
+        [] if flat else [("neurons", "v", 4)]
+    )
+
+
+def test_heads_of_flattened_weights_share_repeated_keys() -> None:
+    """The weights have axes of heads, of queries and of keys, and are flattened."""
+
+    def net(params, x):
+        def heads(name: str, number: int):
+            h = x @ params[name].reshape(6, -1)
+            h = h.reshape(*x.shape[:2], number, 4)
+            return jnp.repeat(h, 6 // number, axis=2)
+
+        queries, keys, values = heads("q", 6), heads("k", 3), heads("v", 3)
+        scores = jnp.einsum("bthd,bshd->bhts", queries, keys)
+        mixed = jnp.einsum("bhts,bshd->bthd", jax.nn.softmax(scores), values)
+        return mixed.reshape(*x.shape[:2], -1) @ params["o"].reshape(-1, 6)
+
+    params = {"q": shape(6, 6, 4), "k": shape(6, 3, 4), "v": shape(6, 3, 4)}
+    params["o"] = shape(6, 4, 6)
+    families = structures(net, params, shape(2, 5, 6)).families
+    assert [(f.kind, len(f.units)) for f in families] == [("heads", 3), ("neurons", 4)]
+    assert {m.path for m in families[0].members} == {*"qkvo"}
 
 
 @pytest.mark.parametrize("flat", [False, True])

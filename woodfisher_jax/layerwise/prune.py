@@ -288,4 +288,4 @@ def _removal(
         progress("latency", 1, 1)
     units = set(found.units)
     whole = tuple(f.name for f in asked.families if f.units not in units)
-    return Removal(found, read, *goal_of(found, sparsity, budgets), whole)
+    return Removal(found, read, *goal_of(found, sparsity, budgets, whole), whole)

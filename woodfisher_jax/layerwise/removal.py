@@ -92,8 +92,9 @@ class Removal:
         """What masks leave of each cost that has a budget."""
         all_of = self.found.account().left
         left = self.found.account(self.found.gone(masks)).left
+        # The share as it was given, without the rounding of a product and a quotient.
         return {
-            name: CostShare(most / all_of[name], left[name] / all_of[name])
+            name: CostShare(round(most / all_of[name], 12), left[name] / all_of[name])
             for name, most in self.budget.items()
         }
 

@@ -232,7 +232,10 @@ def checked_goal(
 
 
 def goal_of(
-    found: Structures, sparsity: float | None, given: Mapping[str, float]
+    found: Structures,
+    sparsity: float | None,
+    given: Mapping[str, float],
+    whole: Sequence[str] = (),
 ) -> tuple[float, Budget]:
     """The share of each family that goes, and what may be left in all.
 
@@ -240,25 +243,37 @@ def goal_of(
         found: Structures that may go.
         sparsity: That share, if it is given.
         given: Else of costs of the network what may be left.
+        whole: Families of the pattern that stay, since not one layer alone reads them.
 
     Raises:
         OptionError: If structures cannot meet a share.
     """
     if sparsity is not None:
         return sparsity, {}
-    whole = found.account().left
-    budget = {name: share * whole[name] for name, share in given.items()}
+    total = found.account().left
+    budget = {name: share * total[name] for name, share in given.items()}
     left = found.account(_first(found, _counts(found, 1.0))).left
     for name, most in budget.items():
         if left[name] > most:
             raise OptionError(
                 name,
                 f"{name}={given[name]}; with one structure of each layer "
-                f"{left[name] / whole[name]:.3f} of the {COSTS[name]} are left, "
-                "expected a larger share, or more that may go: a pattern of more "
-                "kinds, such as 'structures', or more tensors in prunable",
+                f"{left[name] / total[name]:.3f} of the {COSTS[name]} are left, "
+                "expected a larger share, or more that may go: "
+                f"{_taken_by_prune(whole)}a pattern of more kinds, such as "
+                "'structures', or more tensors in prunable",
             )
     return _within(found, budget)[0], budget
+
+
+def _taken_by_prune(whole: Sequence[str]) -> str:
+    if not whole:
+        return ""
+    more = f" and {len(whole) - 3} more" if whole[3:] else ""
+    return (
+        f"those made by {[*whole[:3]]}{more}, which wf.prune(..., "
+        "pattern='structures') takes out, for not one layer alone reads them; "
+    )
 
 
 def counts_of(

@@ -41,7 +41,12 @@ def resized(model: nn.Module, variables: Any, *inputs: Any) -> nn.Module:
         >>> dict(resized(build_model("mlp"), {"params": small}, images).widths)
         {'fc1': 30}
     """
-    found, usual = layer_outputs(variables), layer_outputs(_shapes(model, inputs))
+    expected = _shapes(model, inputs)
+    if not isinstance(variables, Mapping) or variables.keys() != expected.keys():
+        names = [*variables] if isinstance(variables, Mapping) else type(variables)
+        collections = ", ".join(f"{name!r}: ..." for name in expected)
+        raise ValueError(f"variables has {names}; expected {{{collections}}}")
+    found, usual = layer_outputs(variables), layer_outputs(expected)
     widths = {k: found[k] for k, n in usual.items() if found.get(k, n) != n}
     small = model
     if widths and isinstance(model, Resizable):

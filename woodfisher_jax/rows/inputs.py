@@ -20,7 +20,7 @@ from woodfisher_jax.tracing.training_mode import (
     called_with,
     expected_of,
     explained,
-    kinds,
+    types_and_shapes,
 )
 from woodfisher_jax.trees.paths import Params, leaf_name, leaves_by_path
 from woodfisher_jax.trees.samples import (
@@ -326,8 +326,8 @@ def counted_inputs(inputs: Any) -> int:
         )
         raise OptionError(
             "inputs",
-            f"{where} inputs={kinds(inputs)}; expected one batch (array, tuple or dict "
-            "of arrays with one or more examples) or a list of batches",
+            f"{where} inputs={types_and_shapes(inputs)}; expected one batch (array, "
+            "tuple or dict of arrays with one or more examples) or a list of batches",
         )
     return number
 

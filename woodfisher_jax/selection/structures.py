@@ -19,6 +19,7 @@ from woodfisher_jax.selection.accounts import Account, Speed, free_entries
 from woodfisher_jax.tracing.axes import traced
 from woodfisher_jax.tracing.coupling import Coupling, coupled
 from woodfisher_jax.tracing.entries.units import Axis
+from woodfisher_jax.tracing.training_mode import types_and_shapes
 from woodfisher_jax.trees.axes import WeightAxes
 from woodfisher_jax.trees.paths import Params, leaves_by_path, weight_name
 
@@ -308,11 +309,13 @@ def structures(
     given = [] if isinstance(inputs, Iterator) else jax.tree.leaves(inputs)
     lengths = [leaf.shape[0] for leaf in given if getattr(leaf, "shape", ())]
     if not any(lengths):
+        got = f"a {type(inputs).__name__}"
+        if not isinstance(inputs, Iterator):
+            got = types_and_shapes(inputs)
         raise OptionError(
             "inputs",
-            f"inputs, of type {type(inputs).__name__}, has no array with examples "
-            "along its first axis; expected one batch, such as images [examples, "
-            "height, width, channels]",
+            f"inputs={got} has no array with examples along its first axis; expected "
+            "one batch, such as images [examples, height, width, channels]",
         )
     leaves = leaves_by_path(params)
     for path, leaf in leaves.items():

@@ -133,12 +133,12 @@ def called_with(name: str, batch: Any, remark: str = "") -> Iterator[None]:
         )
         raise OptionError(
             name,
-            f"{name} fails on {kinds(batch)} ({type(error).__name__}: {first_line}); "
-            f"{expected}",
+            f"{name} fails on {types_and_shapes(batch)} ({type(error).__name__}: "
+            f"{first_line}); {expected}",
         ) from error
 
 
-def kinds(batch: Any) -> str:
+def types_and_shapes(batch: Any) -> str:
     """The arrays of a batch by type and shape."""
 
     def kind(leaf: Any) -> str:

@@ -55,6 +55,27 @@ def test_an_axis_that_is_joined_and_cut_otherwise_stays() -> None:
         assert all(units.reason(u) for e in axis for u in units.classes(e))
 
 
+def test_rows_of_several_axes_meet_rows_of_one() -> None:
+    """Keys by their queries by what is in a head, and heads by what is in them."""
+    units = Units()
+    keys, queries, heads = units.axis(3), units.axis(2), units.axis(6)
+    inside, other = units.axis(4), units.axis(4)
+    (flat,) = units.reshaped([keys, queries, inside], (24,))
+    (read,) = units.reshaped([heads, other], (24,))
+    units.unify(read, flat)
+    assert [units.classes(e) for e in inside] == [units.classes(e) for e in other]
+    assert [{*units.classes(e)} for e in heads] == [
+        {*units.classes(k), *units.classes(q)} for k in keys for q in queries
+    ]
+    assert not any(units.reason(c) for e in flat for c in units.classes(e))
+    # Of which the rows do not fit one another.
+    a, b = units.axis(4), units.axis(6)
+    (cut,) = units.reshaped([units.axis(2), units.axis(4), units.axis(3)], (24,))
+    (otherwise,) = units.reshaped([a, b], (24,))
+    units.unify(cut, otherwise)
+    assert all(units.reason(u) for e in otherwise for u in units.classes(e))
+
+
 def test_products_that_meet_products_go_part_by_part() -> None:
     units = Units()
     a, b = units.axis(6), units.axis(6)

@@ -125,21 +125,26 @@ class EntryProducts:
         if any(map(self._goes, shared)):
             return
         for axis in free:
-            if any(self._of_one_axis(axis, inside) for inside in summed):
+            if any(self._of_one_weight(axis, inside) for inside in summed):
                 self._queries.append(axis)
 
-    def _of_one_axis(self, first: Axis, second: Axis) -> bool:
-        """Whether two axes that may go are parts of one axis of a weight."""
+    def _of_one_weight(self, first: Axis, second: Axis) -> bool:
+        """Whether two axes that may go are outputs of one weight, or parts of some."""
         if not (self._goes(first) and self._goes(second)):
             return False
         one, other = (self._units.classes(axis[0]) for axis in (first, second))
         wanted = {*one, *other}
-        return len(wanted) > 1 and any(
-            wanted <= {*self._units.classes(entry)}
+        within = (
+            {*self._units.classes(entry)}
             for axes in self._weights.values()
             for axis in axes
             for entry in axis
         )
+        beside = (
+            {c for axis in axes for c in self._units.classes(axis[0])}
+            for axes in self.made.values()
+        )
+        return len(wanted) > 1 and any(wanted <= own for own in (*within, *beside))
 
     def _goes(self, axis: Axis) -> bool:
         """Whether some entry of an axis may go by now."""

@@ -123,11 +123,32 @@ class Units:
 
     def unify(self, first: Axis, second: Axis) -> None:
         """Says that entries of two axes of one length meet one to one."""
-        if first is second:
+        if not first or first is second or self._unify_products(first, second):
             return
         for a, b in zip(first, second, strict=True):
             if a != b:
                 self._meet(self.classes(a), self.classes(b))
+
+    def _unify_products(self, first: Axis, second: Axis) -> bool:
+        """Whether both are products of several axes, not of equally many.
+
+        As heads of queries times what is in them, where each head is one of keys times
+        one of its queries: rows meet rows then, and columns meet columns.
+        """
+        short, long = sorted([first, second], key=lambda a: len(self.classes(a[0])))
+        few, many = (len(self.classes(axis[0])) for axis in (short, long))
+        if few < 2 or few == many:
+            return False
+        units = [{c for e in axis for c in self.classes(e)} for axis in (short, long)]
+        number = len({self.classes(entry)[:1] for entry in short})
+        if units[0] & units[1] or len(short) % number:
+            return False
+        rows, columns = zip(
+            self.divided(short, number), self.divided(long, number), strict=True
+        )
+        self.unify(*rows)
+        self.unify(*columns)
+        return True
 
     def _meet(self, first: Entry, second: Entry) -> None:
         common = {*first} & {*second}

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from structure_zoo import normal
 
-from woodfisher_jax.removal.comparison import Comparison, any_nan
+from woodfisher_jax.shrinking.comparison import Comparison, any_nan
 
 PARAMS = {"w": normal(0, 3, 4)}
 X = normal(1, 5, 3)
