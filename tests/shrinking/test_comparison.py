@@ -1,5 +1,10 @@
 """What a smaller network changes: nothing but rounding, or a clause that says what."""
 
+import os
+import subprocess
+import sys
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -68,6 +73,82 @@ def test_what_rounding_parameters_changes_is_no_difference() -> None:
     assert change(shifted(0.0), shifted(3e-4)) == ""
     assert change(net, lambda p, x: net(p, x) + 3e-4) != ""
     assert change(shifted(0.0), shifted(0.1)).startswith("outputs by 0.1")
+
+
+def test_an_output_of_rounding_alone_hides_no_other() -> None:
+    def both(by: float):
+        return lambda p, x: (
+            by * net(p, x),
+            jax.nn.softmax(net(p, x)).sum(-1) - 1,
+        )
+
+    assert change(both(1.0), both(1.0)) == ""
+    assert change(both(1.0), both(1.01)).startswith("outputs by 0.01")
+    assert change(both(1.0), both(1.01), jnp.zeros((1, 3))) != ""
+
+
+@pytest.mark.parametrize(
+    ("whole", "inputs"),
+    [
+        # A step that turns negative would never end.
+        (
+            lambda p, d: jax.lax.while_loop(
+                lambda s: s[0] < 1,
+                lambda s: (s[0] + d["dt"][0], s[1] / 2),
+                (0.0, net(p, d["x"])),
+            )[1],
+            {"x": X, "dt": jnp.array([0.25])},
+        ),
+        # Types that give way to others.
+        (
+            lambda p, d: jax.lax.scan(
+                lambda h, _: (h * d["dt"], None),
+                net(jax.tree.map(lambda a: a.astype(jnp.bfloat16), p), d["x"]),
+                None,
+                2,
+            )[0],
+            {"x": X.astype(jnp.bfloat16), "dt": jnp.asarray(0.1)},
+        ),
+        (lambda p, x: jnp.log(x) @ p["w"], np.ones((2, 3), np.float32)),
+    ],
+    ids=["loop", "weak type", "numpy"],
+)
+def test_other_inputs_are_such_as_the_function_takes(whole, inputs) -> None:
+    assert change(whole, whole, inputs) == ""
+
+
+def test_a_function_that_refuses_other_inputs_is_not_asked() -> None:
+    def positive(x):
+        if (x < 0).any():
+            raise ValueError("x < 0")
+        return x
+
+    def checked(params, x):
+        kind = jax.ShapeDtypeStruct(x.shape, x.dtype)
+        return net(params, jax.pure_callback(positive, kind, x))
+
+    assert change(checked, checked, jnp.abs(X)) == ""
+
+
+@pytest.mark.slow
+def test_other_inputs_lie_where_the_given_ones_have_to() -> None:
+    """And nowhere else: parameters on another device draw inputs there."""
+    code = """
+import jax, jax.numpy as jnp
+from woodfisher_jax.shrinking.comparison import Comparison
+net = lambda p, x: x @ p
+mesh = jax.sharding.Mesh(jax.devices(), ("d",))
+over = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("d"))
+each = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+w, x = jnp.ones((3, 4)), jnp.ones((4, 3))
+there = jax.device_put(w, jax.devices()[1])
+copies = jax.device_put(w, each)
+for params, inputs in ((there, x), (copies, x), (w, jax.device_put(x, over))):
+    assert Comparison(net, params, inputs).change(net, params) == ""
+    assert Comparison(net, params, 0 * inputs).change(lambda p, x: 2 * x @ p, params)
+"""
+    settings = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | settings)
 
 
 def test_any_nan_looks_into_all_outputs() -> None:

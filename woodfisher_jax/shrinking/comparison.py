@@ -6,13 +6,16 @@ difference is relative to the largest output that depends on the parameters: a s
 that is masked by -1e9 says nothing of the others.
 """
 
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import Jaxpr
 
+from woodfisher_jax.tracing.primitives import inner_jaxprs
 from woodfisher_jax.trees.paths import Params
 
 NetFn = Callable[[Params, Any], Any]
@@ -24,12 +27,14 @@ ROUNDED = 4
 """As many roundings of the outputs' own type, where that is coarser."""
 
 MOST_ROUNDED = 1e-2
-"""What rounding parameters otherwise may explain on the given inputs, relative to the
-largest output."""
+"""What rounding parameters otherwise may explain, relative to the largest output; on
+other inputs more, if no output tells more."""
 
-EXAMPLES = 16
+EXAMPLES = 8
 """Examples of either kind of other numbers, at least: in a single one the neurons that
 stay may all be silent."""
+
+_PRECISE = functools.partial(jax.default_matmul_precision, "highest")
 
 
 def outputs_of(net_fn: NetFn, params: Params, inputs: Any) -> Any:
@@ -40,7 +45,7 @@ def outputs_of(net_fn: NetFn, params: Params, inputs: Any) -> Any:
         params: Any pytree of arrays.
         inputs: One batch.
     """
-    with jax.default_matmul_precision("highest"):
+    with _PRECISE():
         return jax.jit(net_fn)(params, inputs)
 
 
@@ -78,44 +83,82 @@ class Comparison:
             A clause that follows "changes".
         """
         found = outputs_of(small_fn, small, self._inputs)
-        change = self._differs(found, self.wanted, self._inputs, MOST_ROUNDED)
+        change = self._differs([self._inputs], [found], [self.wanted], MOST_ROUNDED)
         if change:
             return change
+        others, wanted, found = [], [], []
         # Eager checks of numbers, such as for NaN, are for the caller's inputs.
         with jax.debug_nans(False), jax.debug_infs(False):
-            for others in _others(self._inputs):
-                wanted = outputs_of(self._net_fn, self._params, others)
-                if any_nan(wanted):
-                    continue  # Such as the logarithm of a negative number.
-                found = outputs_of(small_fn, small, others)
-                change = self._differs(found, wanted, others, np.inf)
-                if change:
-                    return f"{change}, with other numbers in the inputs' places"
-        return ""
+            for inputs in self._others:
+                own = self._outputs_if_any(inputs)
+                if own is not None:
+                    others.append(inputs)
+                    wanted.append(own)
+                    found.append(outputs_of(small_fn, small, inputs))
+            change = self._differs(others, found, wanted, np.inf)
+        return f"{change}, with other numbers in the inputs' places" if change else ""
 
-    def _differs(self, found: Any, wanted: Any, inputs: Any, rounded: float) -> str:
-        """Clause by clause of :meth:`change`, for one batch."""
-        pairs = list(zip(*map(jax.tree.leaves, (found, wanted)), strict=True))
-        for new, old in pairs:
-            if new.shape != old.shape:
-                return f"outputs of shape {old.shape} into {new.shape}"
-        if all(_close(_wide(new), _wide(old), _allowed(old)) for new, old in pairs):
+    @functools.cached_property
+    def _others(self) -> list[Any]:
+        """Other inputs; none where a loop might not end on them."""
+        with _PRECISE():
+            # As traced before, for the outputs.
+            program = jax.jit(self._net_fn).trace(self._params, self._inputs).jaxpr
+        return [] if _may_not_end(program.jaxpr) else list(_others(self._inputs))
+
+    def _outputs_if_any(self, inputs: Any) -> Any:
+        """What the masked network says, unless it refuses or gives no numbers."""
+        try:
+            own = jax.block_until_ready(outputs_of(self._net_fn, self._params, inputs))
+        except Exception:
+            # The function may check its inputs, in its own way.
+            return None
+        return None if any_nan(own) else own  # Such as the logarithm of -1.
+
+    def _differs(
+        self,
+        inputs: Sequence[Any],
+        found: Sequence[Any],
+        wanted: Sequence[Any],
+        rounded: float,
+    ) -> str:
+        """Clause by clause of :meth:`change`, for batches on one scale.
+
+        Args:
+            inputs: Batches.
+            found: Outputs of the smaller network.
+            wanted: Those of the masked one.
+            rounded: What rounding parameters otherwise may explain.
+        """
+        new, old = _stacked(found), _stacked(wanted)
+        for a, b in zip(new, old, strict=True):
+            if a.shape != b.shape:
+                return f"outputs of shape {b.shape[1:]} into {a.shape[1:]}"
+        most = [_allowed(leaf) for leaf in jax.tree.leaves(wanted[:1])]
+        if all(map(_close, new, old, most)):
             return ""
-        moved = outputs_of(self._net_fn, _all_rounded(self._params), inputs)
-        # Of all outputs, so that one that rounding spares by chance is judged alike.
+        with_rounding = _all_rounded(self._params)
+        moved = [outputs_of(self._net_fn, with_rounding, batch) for batch in inputs]
         shares = []
-        for (new, old), other in zip(pairs, jax.tree.leaves(moved), strict=True):
-            a, b, c = map(_wide, (new, old, other))
+        for a, b, c, allowed in zip(new, old, _stacked(moved), most, strict=True):
             largest = _largest(b, c != b) or _largest(b, a != b) or 1.0
-            shares.append((_off(a, b) / largest, _off(c, b) / largest, _allowed(old)))
-        # A deep network may round as much by itself.
-        most = min(ROUNDED * max(own for _, own, _ in shares), rounded)
-        for off, _, allowed in shares:
-            if not (off <= allowed or off <= most):
+            # A deep network may round as much by itself.
+            own = ROUNDED * _off(c, b) / largest
+            shares.append((_off(a, b) / largest, own, allowed))
+        # An output that is nothing but rounding says nothing beside others.
+        telling = [share for share in shares if share[1] <= MOST_ROUNDED] or shares
+        for off, own, allowed in telling:
+            if not (off <= allowed or off <= min(own, rounded)):
                 return (
                     f"outputs by {off:.2g} of the largest, expected at most {allowed:g}"
                 )
         return ""
+
+
+def _stacked(batches: Sequence[Any]) -> list[np.ndarray]:
+    """Each output of all batches, in 64 bits, with an axis of batches before others."""
+    leaves = zip(*map(jax.tree.leaves, batches), strict=True)
+    return [np.stack([*map(_wide, own)]) for own in leaves]
 
 
 def _close(new: np.ndarray, old: np.ndarray, allowed: float) -> bool:
@@ -123,13 +166,25 @@ def _close(new: np.ndarray, old: np.ndarray, allowed: float) -> bool:
     return bool(_off(new, old) <= allowed * _largest(old, new != old))
 
 
+def _may_not_end(jaxpr: Jaxpr) -> bool:
+    """Whether a program has a loop whose rounds are not counted."""
+    return any(
+        equation.primitive.name == "while"
+        or any(map(_may_not_end, inner_jaxprs(equation)))
+        for equation in jaxpr.eqns
+    )
+
+
 def _others(inputs: Any) -> Iterator[Any]:
-    """Batches with other numbers: smaller ones of the same signs, then of any sign."""
+    """Batches with other numbers: smaller ones of the same signs, then of any sign.
+
+    A number of all examples, such as the size of a step, stays.
+    """
     leaves, tree = jax.tree.flatten(inputs)
+    examples = max([np.shape(leaf)[0] for leaf in leaves if np.ndim(leaf)], default=1)
+    chance = np.random.default_rng(0)
     if not any(map(_is_real, leaves)):
         return
-    chance = np.random.default_rng(0)
-    examples = max([np.shape(leaf)[0] for leaf in leaves if np.ndim(leaf)], default=1)
     for least in (0.0, -1.0) * -(-EXAMPLES // max(examples, 1)):
         new = []
         for leaf in leaves:
@@ -138,15 +193,22 @@ def _others(inputs: Any) -> Iterator[Any]:
                 values = np.asarray(leaf, np.float64)
                 values = np.where(values == 0, factor, values * factor)
                 own = values.astype(leaf.dtype)
-                # Where the given array lies, for nothing is compiled again then.
-                place = leaf.sharding if isinstance(leaf, jax.Array) else None
-                leaf = own if place is None else jax.device_put(own, place)
+                # Where the given array has to lie, if it has to lie anywhere.
+                if isinstance(leaf, jax.Array):
+                    own = jax.device_put(own, leaf.sharding if leaf.committed else None)
+                leaf = own
             new.append(leaf)
         yield jax.tree.unflatten(tree, new)
 
 
 def _is_real(leaf: Any) -> bool:
-    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)
+    """Whether a leaf holds real numbers of examples.
+
+    Not one whose type gives way to others, which NumPy does not keep.
+    """
+    dtype = getattr(leaf, "dtype", None)
+    real = dtype is not None and jnp.issubdtype(dtype, jnp.floating)
+    return real and np.ndim(leaf) > 0 and not getattr(leaf, "weak_type", False)
 
 
 def _rounded(array: jax.Array) -> jax.Array:

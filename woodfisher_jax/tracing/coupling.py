@@ -16,6 +16,7 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var
 from jax.interpreters.partial_eval import dce_jaxpr
 
+from woodfisher_jax.tracing import values
 from woodfisher_jax.tracing.entries import rules
 from woodfisher_jax.tracing.entries.products import EntryProducts
 from woodfisher_jax.tracing.entries.units import Array, Axis, Units
@@ -65,16 +66,19 @@ class Coupling:
         self.costs, self.read = self._products.costs, self._products.read
         self.made = self._products.made
         jaxpr = program.jaxpr
-        held = [self.units.array(v.aval.shape) for v in jaxpr.constvars]
+        held = self._held_arrays(program.consts)
         given = jaxpr.invars[len(shapes) :]
         arrays = [
-            *(Array(a, False, frozenset([p]), True) for p, a in self.weights.items()),
+            *(
+                Array(a, False, frozenset([p]), len(a) > 1, values.masked(v.aval))
+                for (p, a), v in zip(self.weights.items(), jaxpr.invars, strict=False)
+            ),
             *(
                 self.units.array(v.aval.shape, True, "belongs to the inputs")
                 for v in given
             ),
         ]
-        self.held[()] = held
+        self.held[()] = [array._replace(value=None) for array in held]
         read = {a for e in jaxpr.eqns for a in e.invars if isinstance(a, Var)}
         read.update(a for a in jaxpr.outvars if isinstance(a, Var))
         for variable, array in zip(jaxpr.invars, arrays, strict=True):
@@ -139,7 +143,9 @@ class Coupling:
             if isinstance(atom, Literal):
                 shape = getattr(atom.aval, "shape", ())
                 number = self.units.array(shape, reason="is a number of the program")
-                return number._replace(vanishes=not np.any(atom.val))
+                return number._replace(
+                    vanishes=not np.any(atom.val), value=values.known(atom.val)
+                )
             return known[atom]
 
         for i, equation in enumerate(jaxpr.eqns):
@@ -148,10 +154,13 @@ class Coupling:
             if equation.primitive.name not in CALLS:
                 of = frozenset().union(*(a.of for a in inputs))
                 zero = rules.vanishes(equation, inputs)
+                numbers = values.results(equation, inputs)
                 outputs = [
-                    a if a.active else a._replace(of=of, vanishes=zero) for a in outputs
+                    a if a.active else a._replace(of=of, vanishes=zero, value=value)
+                    for a, value in zip(outputs, numbers, strict=True)
                 ]
-            self.outcomes[*position, i] = outputs
+            # Without what would keep all numbers.
+            self.outcomes[*position, i] = [a._replace(value=None) for a in outputs]
             known.update(zip(equation.outvars, outputs, strict=True))
         return [read(atom) for atom in jaxpr.outvars]
 
@@ -163,17 +172,23 @@ class Coupling:
         position: Position,
         rounds: int,
     ) -> list[Array]:
-        held = [self.units.array(jax.numpy.shape(value)) for value in constants]
-        self.held[position] = held
+        held = self._held_arrays(constants)
+        self.held[position] = [array._replace(value=None) for array in held]
         return self._walk(jaxpr, inputs, held, position, rounds)
+
+    def _held_arrays(self, constants: Sequence[Any]) -> list[Array]:
+        return [
+            self.units.array(jax.numpy.shape(value))._replace(value=values.known(value))
+            for value in constants
+        ]
 
     def _step(
         self, equation: Any, inputs: list[Array], position: Position, rounds: int
     ) -> list[Array]:
         name = equation.primitive.name
         if name in CALLS:
-            inner, values = called(equation)
-            return self._called(inner, values, inputs, position, rounds)
+            inner, constants = called(equation)
+            return self._called(inner, constants, inputs, position, rounds)
         if name == "scan":
             return self._scan(equation, inputs, position, rounds)
         if name == "cond":
@@ -193,8 +208,12 @@ class Coupling:
         for array in stacks:
             self.units.fix(array.axes[0], "counts the rounds of a loop")
         flags = _active_carry(body.jaxpr, consts, state, stacks)
-        carry = [a._replace(active=flag) for a, flag in zip(state, flags, strict=True)]
-        parts = [a._replace(axes=a.axes[1:]) for a in stacks]
+        # Numbers of the first round are not those of the others.
+        carry = [
+            a._replace(active=flag, vanishes=False, value=None)
+            for a, flag in zip(state, flags, strict=True)
+        ]
+        parts = [a._replace(axes=a.axes[1:], value=values.row(a)) for a in stacks]
         outputs = self._called(
             body.jaxpr,
             body.consts,

@@ -86,15 +86,15 @@ sign sin sinh sqrt square stop_gradient sub tan tanh xor
 ELEMENTWISE = frozenset((*_ELEMENTWISE.split(), *SAME))
 """Primitives whose operands meet entry by entry."""
 
-_NOT_OF_ZERO = """
-acos acosh cos cosh digamma eq eq_to erfc exp exp2 ge is_finite le le_to lgamma log
-logistic not population_count rsqrt
+_KEEPS_ZERO = """
+abs add add_any concatenate neg pad reduce_sum rev slice split stack sub tile transpose
+unstack
 """
-NOT_OF_ZERO = frozenset(_NOT_OF_ZERO.split())
-"""Elementwise primitives that are not zero where all their operands are."""
+KEEPS_ZERO = frozenset((*_KEEPS_ZERO.split(), *SAME, *RESHAPES))
+"""Primitives that are zero where all their operands are."""
 
-SUMS = ("add", "add_any", "complex", "select_n", "sub")
-"""Elementwise primitives that are zero only where all their operands are."""
+FIRST_ZERO = ("div", "dynamic_slice", "gather")
+"""Primitives that are zero where their first operand is."""
 
 
 def opened(jaxpr: Any) -> Jaxpr:

@@ -4,6 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from woodfisher_jax.tracing.entries.rules import unknown
 from woodfisher_jax.tracing.entries.units import Array, Axis, Units
 from woodfisher_jax.tracing.primitives import convolution_positions
@@ -17,7 +19,7 @@ BETWEEN = (
 NEVER_ZERO = (
     "is read through an operation that is not zero where its weight is, such as 1 + w"
 )
-"""Why what such a weight reads stays: masks cannot make it contribute nothing."""
+"""Why what such a weight reads stays."""
 
 
 class Cost(NamedTuple):
@@ -98,7 +100,7 @@ class EntryProducts:
         if left.active != right.active:
             side = int(left.active)
             weight = inputs[side]
-            self._multiplied(weight, [weight.axes[i] for i in summed[side]], free[side])
+            self._multiplied(weight, summed[side], free[side])
         axes = (*(left.axes[a] for a in shared[0]), *free[0], *free[1])
         active = left.active or right.active
         if active:
@@ -152,14 +154,26 @@ class EntryProducts:
         return any(not self._units.reason(c) for classes in found for c in classes)
 
     def _multiplied(
-        self, weight: Array, summed: Sequence[Axis], free: Sequence[Axis]
+        self, weight: Array, summed: Sequence[int], free: Sequence[Axis]
     ) -> None:
-        if weight.of and not weight.vanishes:
-            for axis in summed:
-                self._units.fix(axis, NEVER_ZERO)
+        """Notes what a weight is summed over, by number, and what it gives.
+
+        What it reads stays where it is not zero though the weights that it is made of
+        are: no mask of theirs makes it contribute nothing.
+        """
         for path in weight.of:
-            self.read[path] += summed
+            self.read[path] += [weight.axes[i] for i in summed]
             self.made[path] += free
+        # A tensor of one axis that reads is the weight itself, not part of its form.
+        formed = any(len(self._weights[path]) > 1 for path in weight.of)
+        if formed and not weight.vanishes and weight.value is not None:
+            numbers = np.asarray(weight.value())
+            # Divided by their norm, weights that are all zero are no numbers.
+            nonzero = (numbers != 0) & ~np.isnan(numbers)
+            for i in summed:
+                rest = tuple(j for j in range(nonzero.ndim) if j != i)
+                entries = np.flatnonzero(nonzero.any(axis=rest))
+                self._units.fix([weight.axes[i][k] for k in entries], NEVER_ZERO)
 
     def _convolution(
         self, equation: Any, inputs: Sequence[Array], rounds: int
@@ -180,7 +194,7 @@ class EntryProducts:
         features = images.axes[numbers.lhs_spec[1]]
         per_group = kernel.axes[numbers.rhs_spec[1]]
         self._grouped(features, per_group, outputs, groups)
-        self._multiplied(kernel, [per_group], [outputs])
+        self._multiplied(kernel, [numbers.rhs_spec[1]], [outputs])
         axes = [self._units.axis(n, reason) for n in shape]
         axes[numbers.out_spec[0]] = images.axes[numbers.lhs_spec[0]]
         axes[numbers.out_spec[1]] = outputs

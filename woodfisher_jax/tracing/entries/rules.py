@@ -12,9 +12,10 @@ from woodfisher_jax.tracing.entries.units import STAYS, Array, Axis, Units
 from woodfisher_jax.tracing.primitives import (
     ALONG,
     ELEMENTWISE,
-    NOT_OF_ZERO,
+    FIRST_ZERO,
+    KEEPS_ZERO,
+    PRODUCTS,
     REDUCTIONS,
-    SUMS,
 )
 
 
@@ -49,10 +50,9 @@ def followed(units: Units, equation: Any, inputs: Sequence[Array]) -> list[Array
 
 
 def vanishes(equation: Any, inputs: Sequence[Array]) -> bool:
-    """Whether results are zero where the tensors are that operands are computed from.
+    """Whether results are plainly zero where weights among their operands are.
 
-    As of ``w * scale`` or ``w - mean(w)``, but not of ``1 + w``. Of an operation that
-    is not followed nothing else is assumed.
+    As those of ``w * scale`` or ``w - mean(w)``. Of others numbers have to tell.
 
     Args:
         equation: With any primitive that calls nothing.
@@ -60,12 +60,11 @@ def vanishes(equation: Any, inputs: Sequence[Array]) -> bool:
     """
     name = equation.primitive.name
     zero = [array.vanishes for array in inputs]
-    if name in NOT_OF_ZERO or equation.params.get("y", 1) == 0:
-        return False
-    if name in SUMS:
-        # What select_n chooses by is no term.
-        return all(zero[1:] if name == "select_n" else zero)
-    return any(zero[:1] if name in ("div", "pow", "rem") else zero)
+    if name in ("mul", *PRODUCTS):
+        return any(zero)
+    if name in FIRST_ZERO:
+        return zero[0]
+    return name in KEEPS_ZERO and all(zero)
 
 
 def _met(

@@ -7,8 +7,8 @@ row i and one of column j.
 """
 
 import math
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 Entry = tuple[int, ...]
 """Units, any of which takes the entry out; none for an entry that always stays."""
@@ -27,13 +27,15 @@ class Array(NamedTuple):
         axes: Its entries, axis by axis.
         active: Whether it depends on the inputs.
         of: If not, the tensors that it is computed from.
-        vanishes: If so, whether it is zero where these are, as far as is known.
+        vanishes: If so, whether it is plainly zero where weights among these are.
+        value: If so, its numbers there, as far as they are known.
     """
 
     axes: tuple[Axis, ...]
     active: bool = False
     of: frozenset[str] = frozenset()
     vanishes: bool = False
+    value: Callable[[], Any] | None = None
 
 
 class Units:
