@@ -100,6 +100,26 @@ def test_numbers_are_computed_when_they_are_asked_for_and_once() -> None:
     assert values.masked(jax.eval_shape(jax.random.key, 0)) is None
 
 
+def test_numbers_that_cannot_be_computed_say_nothing() -> None:
+    """The form is taken to be zero then."""
+
+    def fails(w):
+        raise RuntimeError
+
+    def form(w):
+        return jax.pure_callback(fails, jax.ShapeDtypeStruct(w.shape, w.dtype), w) + 1
+
+    jaxpr = jax.make_jaxpr(form)(jnp.ones((4, 4))).jaxpr
+    (made,) = values.results(jaxpr.eqns[0], [Array((), value=lambda: jnp.ones((4, 4)))])
+    assert made is not None
+    assert made() is None
+    (more,) = values.results(
+        jaxpr.eqns[1], [Array((), value=made), Array((), value=lambda: 1.0)]
+    )
+    assert more is not None
+    assert more() is None
+
+
 def test_what_a_caller_s_jit_holds_is_not_known() -> None:
     """Then the form is taken to be zero."""
 

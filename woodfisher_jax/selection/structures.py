@@ -285,7 +285,8 @@ def structures(
 
     Channels go through sums, concatenations, norms, reshapes, slices, loops and calls;
     where they are summed over without a weight, enter an operation that is not
-    followed, or are inputs or outputs of the function, they stay. Nothing is executed.
+    followed, or are inputs or outputs of the function, they stay. The network is not
+    executed.
 
     Args:
         net_fn: (params, inputs) -> outputs, in evaluation mode. Statistics of batch

@@ -279,7 +279,7 @@ def _active_carry(
 
 
 def coupled(f: Callable[[Params, Any], Any], params: Params, inputs: Any) -> Coupling:
-    """Walks the program of a function; nothing is executed.
+    """Walks the program of a function, which is not executed.
 
     Args:
         f: (params, inputs) -> any pytree of arrays.

@@ -5,6 +5,7 @@ where the weight is. They are computed if they are asked for, which is rare: mos
 keep zero plainly (:func:`woodfisher_jax.tracing.entries.rules.vanishes`).
 """
 
+import contextlib
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -19,10 +20,11 @@ STAYING = 3
 """In place of each number of a tensor of one axis, as a zero point: it has no mask."""
 
 Value = Callable[[], Any]
+"""Gives numbers, or None where they cannot be computed."""
 
 
 class _Once:
-    """What a function gives, computed at the first call."""
+    """What a function gives, computed at the first call; None if it fails."""
 
     def __init__(self, make: Value) -> None:
         self._make: Value | None = make
@@ -30,7 +32,9 @@ class _Once:
 
     def __call__(self) -> Any:
         if self._make is not None:
-            with jax.ensure_compile_time_eval():
+            # An operation may not run here, or not on zeros; the network is not asked
+            # to: it is only listed.
+            with contextlib.suppress(Exception), jax.ensure_compile_time_eval():
                 self._made = self._make()
             self._make = None
         return self._made
@@ -74,4 +78,5 @@ def row(array: Array) -> Value | None:
 
 
 def _part(made: Value, i: int) -> Any:
-    return made()[i]
+    whole = made()
+    return None if whole is None else whole[i]

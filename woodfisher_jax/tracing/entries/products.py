@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -146,7 +147,7 @@ class EntryProducts:
             {c for axis in axes for c in self._units.classes(axis[0])}
             for axes in self.made.values()
         )
-        return len(wanted) > 1 and any(wanted <= own for own in (*within, *beside))
+        return len(wanted) > 1 and any(wanted <= own for own in chain(beside, within))
 
     def _goes(self, axis: Axis) -> bool:
         """Whether some entry of an axis may go by now."""
@@ -166,10 +167,12 @@ class EntryProducts:
             self.made[path] += free
         # A tensor of one axis that reads is the weight itself, not part of its form.
         formed = any(len(self._weights[path]) > 1 for path in weight.of)
-        if formed and not weight.vanishes and weight.value is not None:
-            numbers = np.asarray(weight.value())
+        if not formed or weight.vanishes or weight.value is None:
+            return
+        numbers = weight.value()
+        if numbers is not None:
             # Divided by their norm, weights that are all zero are no numbers.
-            nonzero = (numbers != 0) & ~np.isnan(numbers)
+            nonzero = np.nan_to_num(np.abs(numbers).astype(float)) != 0
             for i in summed:
                 rest = tuple(j for j in range(nonzero.ndim) if j != i)
                 entries = np.flatnonzero(nonzero.any(axis=rest))
