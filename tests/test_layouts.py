@@ -384,7 +384,10 @@ def test_any_layout_is_pruned_as_its_twin(net, pattern, scope, size, method) -> 
     assert_same_parts(
         on_twin(net, order, blocks_of(order, size)), blocks_of(twin, size)
     )
-    options = {"block_size": size, "damping": 1e-2} if "fisherblock" in method else {}
+    options = {}
+    if "fisherblock" in method:
+        # Gradients of deep ones are 1e5; the other solvers refuse such a damping then.
+        options = {"block_size": size, "damping": 1e-2, "solver": "dense"}
     if method == "magnitude":
         method = {"global": "globalmagni", "layer": "magni"}[scope]
     if next(EXAMPLE) % 10 == 9:
