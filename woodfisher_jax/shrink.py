@@ -16,7 +16,7 @@ from woodfisher_jax.rows.inputs import (
     named_not_finite,
 )
 from woodfisher_jax.selection.structures import Structures, structures
-from woodfisher_jax.shrinking.comparison import Comparison, any_nan, outputs_of
+from woodfisher_jax.shrinking.comparison import Comparison, any_nan
 from woodfisher_jax.shrinking.constants import folded
 from woodfisher_jax.tracing.batch_statistics import training_mode
 from woodfisher_jax.tracing.coupling import coupled
@@ -43,8 +43,8 @@ def shrink(net_fn: NetFn, params: Params, masks: MasksLike, inputs: Any) -> Para
         masks: From path to bool, or a pytree of the structure of ``params``, as
             ``wf.prune`` and ``wf.prune_layerwise`` with ``pattern="structures"`` return
             them.
-        inputs: One batch, on which outputs are compared, as they are on other numbers
-            in the places of its floating-point ones.
+        inputs: One batch. Outputs are compared on it, and on other numbers in the
+            places of its floating-point ones.
 
     Returns:
         A pytree like ``params`` with smaller arrays, as :func:`woodfisher_jax.prune`
@@ -67,7 +67,7 @@ def shrink(net_fn: NetFn, params: Params, masks: MasksLike, inputs: Any) -> Para
     check_concrete("wf.shrink", net_fn, params, masks, inputs)
     taken = _taken_out(net_fn, params, masks, inputs)
     try:
-        outputs_of(net_fn, taken.small, inputs)
+        change = taken.comparison.change(net_fn, taken.small)
     except Exception as error:
         raise OptionError(
             "net_fn",
@@ -77,7 +77,6 @@ def shrink(net_fn: NetFn, params: Params, masks: MasksLike, inputs: Any) -> Para
             "module has them, and with statistics of batch norms in params"
             f"{_also(net_fn, taken)}",
         ) from error
-    change = taken.comparison.change(net_fn, taken.small)
     if change:
         raise _changed(
             taken,

@@ -27,8 +27,8 @@ ROUNDED = 4
 """As many roundings of the outputs' own type, where that is coarser."""
 
 MOST_ROUNDED = 1e-2
-"""What rounding parameters otherwise may explain, relative to the largest output; on
-other inputs more, if no output tells more."""
+"""What rounding parameters otherwise may explain on the given inputs, relative to the
+largest output. Other inputs may be such that an output is nothing but rounding."""
 
 EXAMPLES = 8
 """Examples of either kind of other numbers, at least: in a single one the neurons that
@@ -122,7 +122,7 @@ class Comparison:
         wanted: Sequence[Any],
         rounded: float,
     ) -> str:
-        """Clause by clause of :meth:`change`, for batches on one scale.
+        """The clause of :meth:`change` for some batches, on one scale.
 
         Args:
             inputs: Batches.
@@ -139,15 +139,10 @@ class Comparison:
             return ""
         with_rounding = _all_rounded(self._params)
         moved = [outputs_of(self._net_fn, with_rounding, batch) for batch in inputs]
-        shares = []
         for a, b, c, allowed in zip(new, old, _stacked(moved), most, strict=True):
             largest = _largest(b, c != b) or _largest(b, a != b) or 1.0
+            off, own = _off(a, b) / largest, ROUNDED * _off(c, b) / largest
             # A deep network may round as much by itself.
-            own = ROUNDED * _off(c, b) / largest
-            shares.append((_off(a, b) / largest, own, allowed))
-        # An output that is nothing but rounding says nothing beside others.
-        telling = [share for share in shares if share[1] <= MOST_ROUNDED] or shares
-        for off, own, allowed in telling:
             if not (off <= allowed or off <= min(own, rounded)):
                 return (
                     f"outputs by {off:.2g} of the largest, expected at most {allowed:g}"
@@ -178,7 +173,7 @@ def _may_not_end(jaxpr: Jaxpr) -> bool:
 def _others(inputs: Any) -> Iterator[Any]:
     """Batches with other numbers: smaller ones of the same signs, then of any sign.
 
-    A number of all examples, such as the size of a step, stays.
+    Numbers without an axis, such as the size of a step, stay.
     """
     leaves, tree = jax.tree.flatten(inputs)
     examples = max([np.shape(leaf)[0] for leaf in leaves if np.ndim(leaf)], default=1)
@@ -204,7 +199,7 @@ def _others(inputs: Any) -> Iterator[Any]:
 def _is_real(leaf: Any) -> bool:
     """Whether a leaf holds real numbers of examples.
 
-    Not one whose type gives way to others, which NumPy does not keep.
+    An array of weak type does not count, for NumPy would not keep that.
     """
     dtype = getattr(leaf, "dtype", None)
     real = dtype is not None and jnp.issubdtype(dtype, jnp.floating)

@@ -32,8 +32,8 @@ class _Once:
 
     def __call__(self) -> Any:
         if self._make is not None:
-            # An operation may not run here, or not on zeros; the network is not asked
-            # to: it is only listed.
+            # An operation may fail here, or on zeros. That is no error, for the network
+            # is only listed.
             with contextlib.suppress(Exception), jax.ensure_compile_time_eval():
                 self._made = self._make()
             self._make = None

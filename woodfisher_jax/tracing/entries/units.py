@@ -132,10 +132,13 @@ class Units:
                 self._meet(self.classes(a), self.classes(b))
 
     def _unify_products(self, first: Axis, second: Axis) -> bool:
-        """Whether both are products of several axes, not of equally many.
+        """Lets rows meet rows, and columns columns, of two products of several axes.
 
         As heads of queries times what is in them, where each head is one of keys times
-        one of its queries: rows meet rows then, and columns meet columns.
+        one of its queries.
+
+        Returns:
+            Whether both are such products, not of equally many axes.
         """
         short, long = sorted([first, second], key=lambda a: len(self.classes(a[0])))
         few, many = (len(self.classes(axis[0])) for axis in (short, long))
